@@ -1,0 +1,42 @@
+"""Video-JEPA pretraining, frozen evaluation and few-shot recognition.
+
+Importing the package costs milliseconds: torch comes with the first use of a submodule or of a name below.
+"""
+__version__ = "0.1.0"
+
+_SUBMODULES = (
+    "config", "data", "errors", "evaluation", "kernels", "masks", "models", "objectives", "ops", "reference", "study",
+    "trainer",
+)
+_NAMES = {"load_encoder": "models", "build_encoder": "models", "build_predictor": "models"}
+
+
+def _source_tree():
+    # In a checkout vjepa_fast.kernels lies beside this package, in ../kernels (a wheel puts it in place). This lets
+    # PYTHONPATH=., `python -m pytest` and every kind of editable install find it.
+    import os
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    root = os.path.dirname(here)
+    if not os.path.isdir(os.path.join(here, "kernels")) and os.path.isfile(os.path.join(root, "kernels", "__init__.py")):
+        __path__.append(root)
+
+
+_source_tree()
+del _source_tree
+
+
+def __getattr__(name):
+    import importlib
+
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _NAMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_SUBMODULES, *_NAMES})
