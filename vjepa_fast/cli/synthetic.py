@@ -1,0 +1,40 @@
+"""``vjepa-fast synthetic``: render synthetic suites to real video and image files."""
+from __future__ import annotations
+
+HELP = "render synthetic suites to H.264 .mp4 and .jpg with manifests"
+NAMES = ("motion8", "dive", "order", "objects", "fewshot")
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("suite", choices=(*NAMES, "all"), help="which suite; all renders each to a folder of its name")
+    parser.add_argument("out", help="folder to write")
+    parser.add_argument("--train", type=int, default=1000, help="clips of the training part (default %(default)s)")
+    parser.add_argument("--val", type=int, default=200, help="clips of the validation part (default %(default)s)")
+    parser.add_argument("--test", type=int, default=400, help="clips of the test part (default %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="pixels of each side (default %(default)s)")
+    parser.add_argument("--frames", type=int, default=16, help="frames of each video (default %(default)s)")
+    parser.add_argument("--fps", type=int, default=8, help="frames per second of each video (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
+
+
+def run(args) -> int:
+    import os
+
+    from rich.progress import Progress
+
+    from ..data.synthetic import render_suite
+
+    splits = {"train": args.train, "val": args.val, "test": args.test}
+    written = {}
+    with Progress(transient=True) as progress:
+        for name in NAMES if args.suite == "all" else (args.suite,):
+            task = progress.add_task(name, total=sum(splits.values()))
+            folder = os.path.join(args.out, name) if args.suite == "all" else args.out
+            written[name] = render_suite(
+                name, folder, splits=splits, size=args.size, frames=args.frames, fps=args.fps, seed=args.seed,
+                workers=args.workers, on_progress=lambda done, total, task=task: progress.update(task, completed=done))
+    for name, manifests in written.items():
+        for split, path in manifests.items():
+            print(f"{name} {split}: {splits[split]} clips, manifest {path}")
+    return 0

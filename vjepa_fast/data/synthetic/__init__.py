@@ -1,0 +1,10 @@
+"""Synthetic suites: videos and images whose appearance and motion vary apart, rendered to real files.
+
+``render_clip`` gives arrays; ``render_suite`` writes .mp4 / .jpg with manifests.
+"""
+from .render import render_clip
+from .suites import SUITES, Dive, FewShot, Motion8, Objects, Order, Suite, TextureConfig
+from .write import render_suite
+
+__all__ = ["SUITES", "Dive", "FewShot", "Motion8", "Objects", "Order", "Suite", "TextureConfig", "render_clip",
+           "render_suite"]

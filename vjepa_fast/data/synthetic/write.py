@@ -1,0 +1,187 @@
+"""Rendering a suite to a folder of real files: H.264 .mp4 or .jpg, manifests, class names.
+
+    FOLDER/suite.json             parameters of the rendering
+    FOLDER/classes.json           class names; the label is the position
+    FOLDER/train.csv, ...         manifests: <path relative to the manifest> <label>
+    FOLDER/train_attributes.json  what each clip was drawn with, in the manifest's order
+    FOLDER/train/000000.mp4 ...
+
+Every clip is a function of (seed, suite, split, index), whatever the number of workers. Clips are written to a
+temporary name and renamed, manifests after their last clip, so an interrupted rendering is completed by repeating it.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Callable, Mapping
+
+import numpy as np
+
+from ...errors import DataError
+from .render import render_clip
+from .suites import SUITES, Suite
+
+FORMAT = 1  # to be raised when the same parameters give other clips
+_CHUNK = 32
+
+
+def render_suite(name: str | Suite, folder: str | os.PathLike, *, splits: Mapping[str, int], size: int = 64,
+                 frames: int = 16, fps: int = 8, seed: int = 0, workers: int = 1,
+                 on_progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
+    """Render a suite, or what is missing of it.
+
+    Args:
+        name: motion8, dive, order, objects or fewshot, or a suite's dataclass with other parameters.
+        splits: number of clips of each split, for example ``{"train": 1000, "val": 200, "test": 400}``. Labels are
+            balanced. A split of 0 clips is left out. No clip is in two splits.
+        size: pixels of each side, even. frames, fps: of each video; images have one frame.
+        workers: processes.
+        on_progress: called with (clips done, clips in all).
+
+    Returns:
+        Split -> path of its manifest.
+
+    Raises:
+        DataError: unknown suite, odd size, folder not writable or full, or one that holds another rendering.
+    """
+    suite = _find(name)
+    _check(suite, splits, size, frames, fps)
+    folder = Path(folder)
+    parameters = {"format": FORMAT, "suite": suite.name, "size": size, "frames": frames, "fps": fps, "seed": seed,
+                  "suite_parameters": dataclasses.asdict(suite)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _claim(folder, json.loads(json.dumps(parameters)))
+        _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress or (lambda done, total: None))
+        _write_json(folder / "classes.json", list(suite.classes))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write the suite ({error.strerror or error}); "
+                        "choose a writable folder with free space") from None
+    return {split: str(folder / f"{split}.csv") for split, count in splits.items() if count}
+
+
+def _find(name: str | Suite) -> Suite:
+    if isinstance(name, Suite):
+        return name
+    if name not in SUITES:
+        raise DataError(f"unknown suite {name!r}: choose one of {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+def _check(suite: Suite, splits: Mapping[str, int], size: int, frames: int, fps: int) -> None:
+    for key, value, least in (("size", size, 16), ("frames", frames, 2), ("fps", fps, 1)):
+        if value < least:
+            raise DataError(f"synthetic {suite.name}: {key} is {value}, must be at least {least}")
+    if size % 2:
+        raise DataError(f"synthetic {suite.name}: size is {size}, must be even (H.264 stores colour at half resolution)")
+    for split, count in splits.items():
+        if count < 0:
+            raise DataError(f"synthetic {suite.name}: {split} is {count}, must be 0 or more clips")
+        try:
+            suite.split_labels(split)
+        except ValueError as error:
+            raise DataError(f"synthetic {error}") from None
+
+
+def _claim(folder: Path, parameters: dict) -> None:
+    """Note the parameters, or refuse a folder that was rendered with others."""
+    path = folder / "suite.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        changed = [k for k in parameters if found.get(k) != parameters[k]] if isinstance(found, dict) else ["everything"]
+        if changed:
+            raise DataError(f"{folder}: already holds a suite rendered with another {', '.join(changed)}; "
+                            "choose another folder or remove this one")
+    else:
+        _write_json(path, parameters)
+
+
+def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress) -> None:
+    chunks = [(split, start, min(start + _CHUNK, count))
+              for split, count in splits.items() for start in range(0, count, _CHUNK)]
+    for split, count in splits.items():
+        if count:
+            (folder / split).mkdir(exist_ok=True)
+    job = partial(_render_chunk, suite, folder, size, frames, fps, seed)
+    total, done, rows = sum(splits.values()), 0, {split: [] for split in splits}
+    workers = min(workers, len(chunks))
+    if workers > 1:
+        # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            results = pool.map(job, chunks)
+            for (split, start, end), part in zip(chunks, results):
+                rows[split] += part
+                done += end - start
+                on_progress(done, total)
+    else:
+        for split, start, end in chunks:
+            rows[split] += job((split, start, end))
+            done += end - start
+            on_progress(done, total)
+    for split, part in rows.items():
+        if part:
+            _write_json(folder / f"{split}_attributes.json", [attributes for _, _, attributes in part])
+            _write_text(folder / f"{split}.csv", "".join(f"{path} {label}\n" for path, label, _ in part))
+
+
+def _render_chunk(suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int,
+                  chunk: tuple[str, int, int]) -> list[tuple[str, int, dict]]:
+    split, start, end = chunk
+    labels = suite.split_labels(split)
+    suffix = "mp4" if suite.modality == "video" else "jpg"
+    write = partial(write_video, fps=fps) if suite.modality == "video" else write_image
+    rows = []
+    for index in range(start, end):
+        rng = np.random.default_rng([seed, zlib.crc32(suite.name.encode()), zlib.crc32(split.encode()), index])
+        clip, label, attributes = render_clip(suite, rng, size, frames, label=labels[index % len(labels)])
+        name = f"{split}/{index:06d}.{suffix}"
+        if not (folder / name).exists():
+            write(folder / name, clip)
+        rows.append((name, label, attributes))
+    return rows
+
+
+def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = 8, crf: int = 18, gop: int = 8) -> None:
+    """Write uint8 RGB frames ``[F, H, W, 3]`` as H.264 (yuv420p), through a temporary name. The same frames give the
+    same file."""
+    import av
+
+    temporary = f"{path}.tmp.mp4"
+    with av.open(temporary, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(temporary, path)
+
+
+def write_image(path: str | os.PathLike, clip: np.ndarray, quality: int = 95) -> None:
+    """Write the first frame of uint8 RGB ``[1, H, W, 3]`` as JPEG, through a temporary name."""
+    from PIL import Image
+
+    temporary = f"{path}.tmp"
+    Image.fromarray(clip[0]).save(temporary, format="JPEG", quality=quality)
+    os.replace(temporary, path)
+
+
+def _write_json(path: Path, value) -> None:
+    _write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
