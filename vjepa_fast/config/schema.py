@@ -1,7 +1,7 @@
 """What can be configured: one frozen dataclass per section of a recipe.
 
 Section and key names are those of the FAIR V-JEPA 2.1 YAML wherever it has them. Loading, overrides and checks live in
-``load.py``; the translation of published YAML in ``fair.py``.
+``load.py``, ``convert.py`` and ``checks.py``; the translation of published YAML in ``fair.py``.
 """
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class ModelConfig:
 class LossConfig:
     """``context_warmup`` replaces ``objectives.context.warmup``: ints are steps, floats fractions of the run."""
 
-    context_warmup: tuple[float, float] | None = None
+    context_warmup: tuple[int | float, int | float] | None = None
 
 
 @dataclass(frozen=True)

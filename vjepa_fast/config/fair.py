@@ -1,0 +1,308 @@
+"""The published YAML (``app: vjepa_2_1``) in our own keys.
+
+The FAIR V-JEPA 2.1 app and the study's fork of it (arXiv:2605.17165) share one format. `translate` reads it unchanged:
+most keys keep their names, ``<term>_coeff`` and ``<term>_<field>`` become entries of ``objectives``, keys that change
+nothing here are named in one warning, and keys that would change the result but are not supported are refused.
+"""
+from __future__ import annotations
+
+import logging
+
+from ..errors import ConfigError
+from .convert import from_dict, number, unknown_key
+
+_log = logging.getLogger("vjepa_fast")
+
+# Keys taken over under the same name; their types are checked by our own schema.
+_SAME = {
+    "data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "patch_size", "tubelet_size",
+             "fps", "frame_sample_rate", "duration", "num_workers", "pin_mem"),
+    "data_aug": ("random_resize_aspect_ratio", "random_resize_scale"),
+    "model": ("model_name", "pred_depth", "pred_embed_dim", "pred_num_heads", "uniform_power", "zero_init_mask_tokens",
+              "use_rope", "interpolate_rope", "use_silu", "wide_silu", "img_temporal_dim_size", "modality_embedding",
+              "normalize_predictor", "use_activation_checkpointing"),
+    "optimization": ("epochs", "ipe", "ipe_scale", "lr", "start_lr", "final_lr", "warmup", "weight_decay",
+                     "final_weight_decay", "betas", "eps"),
+    "img_data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "num_workers"),
+}
+# Keys read by the code below.
+_READ = {
+    "loss": ("loss_exp", "predict_all", "weight_distance_loss", "offset_context_loss"),
+    "meta": ("dtype", "seed"),
+    "model": ("use_pred_silu", "levels_predictor", "lambda_value_img", "lambda_value_vid", "lambda_progressive",
+              "compile_model"),
+    "optimization": ("ema", "disable_ema"),
+    "img_data": ("rank_ratio",),
+}
+# What applies when a key is absent, where that is not our own default.
+_ABSENT = {
+    "data": {"num_workers": 1, "pin_mem": False},
+    "data_aug": {"random_resize_aspect_ratio": [3 / 4, 4 / 3]},
+    "model": {"uniform_power": False, "use_rope": False, "interpolate_rope": False, "img_temporal_dim_size": None,
+              "modality_embedding": False},
+    "optimization": {},
+    "img_data": {"crop_size": 512},
+}
+_REQUIRED = {
+    "data": ("datasets", "dataset_fpcs", "batch_size", "patch_size", "tubelet_size"),
+    "loss": ("loss_exp",),
+    "meta": ("dtype",),
+    "model": ("model_name", "pred_depth", "pred_embed_dim"),
+    "optimization": ("ema", "epochs", "ipe", "lr", "start_lr", "final_lr", "warmup", "weight_decay",
+                     "final_weight_decay"),
+    "img_data": ("datasets", "dataset_fpcs", "batch_size"),
+}
+# Launching, logging and loading: without effect here, whatever the value.
+_NO_EFFECT = {
+    "": ("nodes", "tasks_per_node", "cpus_per_task", "mem_per_gpu", "exclusive", "evals"),
+    "data": ("dataset_type", "persistent_workers"),
+    "meta": ("eval_freq", "load_checkpoint", "save_every_freq", "use_sdpa", "sync_gc", "skip_batches"),
+    "loss": ("gram_HighRes", "gram_ckpt", "gram_loss_weight"),
+    "optimization": ("anneal_ckpt", "resume_anneal", "loss_reg_num_tracking_steps", "loss_reg_min_epoch"),
+    "img_data": ("dataset_type", "persistent_workers", "pin_mem"),
+}
+# Without effect at these values; another value would change the result and is refused.
+_OFF = {
+    "data_aug": {"auto_augment": (False,), "motion_shift": (False,), "reprob": (0,)},
+    "loss": {"reg_coeff": (0,), "shift_by_n": (0, None), "computing_gram_loss": (False,)},
+    "meta": {"read_checkpoint": (None,)},
+    "model": {"has_cls_first": (False,), "is_causal": (False,), "pred_is_causal": (False,), "n_registers": (0,),
+              "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,), "init_type": ("default",),
+              "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)},
+    "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
+}
+# term -> {published key without the "<term>_" prefix: our field}; values absent from the file take our defaults,
+# which are the published ones.
+_TERMS = {
+    "hw": ("temp",), "fwm_static": (), "fwm_orth": (), "ld": ("hidden_dim",), "delta": (), "ltc": ("margin",),
+    "spectral": (), "ac": ("target_dim", "hidden_dim"), "kinematic": ("type", "split_ratio", "anneal"),
+    "velgate": ("percentile",), "hamiltonian": ("dt", "hidden_dim"), "sigreg": ("num_slices",),
+}
+_WITH_LOSS_EXP = ("hw", "hamiltonian")
+_MASK_KEYS = ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio", "max_temporal_keep", "max_keep",
+              "full_complement", "pred_full_complement", "inv_block", "motion_guided", "motion_guided_strength",
+              "motion_guided_random_rate")
+_SECTIONS = ("data", "data_aug", "loss", "mask", "model", "meta", "optimization", "img_data", "img_mask")
+_ENCODER_HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12, "vit_large": 16, "vit_huge": 16, "vit_giant": 16,
+                  "vit_giant_xformers": 22, "vit_gigantic_xformers": 26}
+CONTEXT_WARMUP = [15000, 30000]  # steps; fixed in the published code, whatever the length of the run
+
+
+def is_fair(values: dict) -> bool:
+    """Whether a file is in the published format: it names an ``app``, ours never does."""
+    return "app" in values
+
+
+def translate(values: dict, *, source: str = "config") -> dict:
+    """Published keys to ours: a dictionary for `from_dict`.
+
+    Keys without effect are logged in one warning. ``compat`` (ours) may stand at the top; it defaults to ``intended``.
+
+    Raises:
+        ConfigError: unknown key (with a suggestion), missing section or key, wrong type, unsupported setting.
+    """
+    return _Translation(values, source).run()
+
+
+class _Translation:
+    def __init__(self, values: dict, source: str) -> None:
+        self.source = source
+        self.values = values
+        self.idle: list[str] = []  # keys without effect
+
+    def run(self) -> dict:
+        self._top()
+        objectives = self._objectives()
+        out = {
+            "data": self._same("data"),
+            "data_aug": self._same("data_aug"),
+            "masks": self._masks("mask"),
+            "model": self._model(),
+            "objectives": objectives,
+            "target": {"mode": "online" if self._flag("optimization", "disable_ema", False) else "ema",
+                       "ema": self._get("optimization", "ema")},
+            "optimization": self._same("optimization"),
+            "runtime": {"dtype": self._dtype(), "compile": self._flag("model", "compile_model", False)},
+            "compat": self.values.get("compat", "intended"),
+            "seed": self._get("meta", "seed", 0),
+        }
+        if self.values.get("folder") is not None:
+            out["folder"] = self.values["folder"]
+        if self.values.get("img_data") is not None:
+            out["img_data"] = self._images(out)
+            if self.values.get("img_mask") is not None:
+                out["img_masks"] = self._masks("img_mask")
+        try:
+            from_dict(out, source=self.source, checked=False)
+        except ConfigError as error:
+            raise ConfigError(_published_names(str(error))) from None
+        if self.idle:
+            _log.warning("%s: keys without effect here: %s", self.source, ", ".join(self.idle))
+        return out
+
+    def _fail(self, path: str, message: str) -> None:
+        raise ConfigError(f"{self.source}: {path}: {message}")
+
+    def _top(self) -> None:
+        if self.values["app"] != "vjepa_2_1":
+            self._fail("app", f"only vjepa_2_1 is read, got {self.values['app']!r}")
+        accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
+        for key in self.values:
+            if key not in accepted:
+                raise unknown_key(self.source, "", key, accepted)
+        self.idle += [key for key in self.values if key in _NO_EFFECT[""]]
+        for section in _SECTIONS:
+            if section in ("mask", "img_mask"):
+                continue
+            values = self.values.get(section)
+            if values is None and section == "img_data":
+                continue
+            if not isinstance(values, dict):
+                self._fail(section, "missing; expected a section of keys")
+            self._section(section, values)
+
+    def _section(self, section: str, values: dict) -> None:
+        off = _OFF.get(section, {})
+        idle = _NO_EFFECT.get(section, ())
+        used = [*_SAME.get(section, ()), *_READ.get(section, ()), *self._term_keys(section)]
+        for key, value in values.items():
+            if key in idle:
+                self.idle.append(f"{section}.{key}")
+            elif key in off:
+                if value not in off[key]:
+                    self._fail(f"{section}.{key}", f"{value!r} is not supported; only {off[key][0]!r} is")
+                self.idle.append(f"{section}.{key}")
+            elif key not in used:
+                raise unknown_key(self.source, section, key, (*used, *off, *idle))
+        for key in _REQUIRED.get(section, ()):
+            if values.get(key) is None:
+                self._fail(f"{section}.{key}", "missing")
+
+    @staticmethod
+    def _term_keys(section: str) -> list[str]:
+        if section != "optimization":
+            return []
+        keys = [f"{term}_{field}" for term, fields in _TERMS.items() for field in ("coeff", *fields)]
+        return [*keys, "fwm_app_ratio", "fwm_split", "fwm_normalize"]
+
+    def _get(self, section: str, key: str, default=None):
+        return self.values[section].get(key, default)
+
+    def _flag(self, section: str, key: str, default: bool) -> bool:
+        value = self._get(section, key, default)
+        if not isinstance(value, bool):
+            self._fail(f"{section}.{key}", f"expected true or false, got {value!r}")
+        return value
+
+    def _value(self, section: str, key: str, default: float) -> float:
+        value = self._get(section, key, default)
+        value = default if value is None else value
+        parsed = None if isinstance(value, bool) else number(value)
+        if parsed is None:
+            self._fail(f"{section}.{key}", f"expected a number, got {value!r}")
+        return parsed
+
+    def _same(self, section: str) -> dict:
+        given = self.values[section]
+        out = dict(_ABSENT.get(section, {}))
+        out.update({key: given[key] for key in _SAME[section] if key in given})
+        return out
+
+    def _dtype(self) -> str:
+        dtype = self._get("meta", "dtype")
+        accepted = ("bfloat16", "float32")
+        if not isinstance(dtype, str) or dtype.lower() not in accepted:
+            self._fail("meta.dtype", f"{dtype!r} is not supported; accepted: {', '.join(accepted)}")
+        return dtype.lower()
+
+    def _model(self) -> dict:
+        model = self._same("model")
+        model["pred_use_silu"] = self._flag("model", "use_pred_silu", False)
+        model["levels"] = self._get("model", "levels_predictor", 4)
+        model["predict_all"] = self._flag("loss", "predict_all", True)
+        if model.get("pred_num_heads") is None:
+            if model["model_name"] not in _ENCODER_HEADS:
+                self._fail("model.pred_num_heads", "missing")
+            model["pred_num_heads"] = _ENCODER_HEADS[model["model_name"]]
+        return model
+
+    def _masks(self, section: str) -> dict:
+        specs = self.values.get(section)
+        if not isinstance(specs, list) or not specs:
+            self._fail(section, "missing; expected a list of masks")
+        for i, spec in enumerate(specs):
+            if not isinstance(spec, dict):
+                self._fail(f"{section}.{i}", f"expected a section of keys, got {spec!r}")
+            for key in spec:
+                if key not in _MASK_KEYS:
+                    raise unknown_key(self.source, f"{section}.{i}", key, _MASK_KEYS)
+            for key in ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio"):
+                if spec.get(key) is None:
+                    self._fail(f"{section}.{i}.{key}", "missing")
+        return {"specs": [dict(spec) for spec in specs]}
+
+    def _images(self, out: dict) -> dict:
+        """A share ``rank_ratio`` of the published ranks reads images; here each process reads its share of them."""
+        images = self._same("img_data")
+        ratio = self._value("img_data", "rank_ratio", 0.25)
+        if not 0 < ratio < 1:
+            self._fail("img_data.rank_ratio", f"must lie between 0 and 1, got {ratio:g}")
+        images.setdefault("num_workers", out["data"]["num_workers"])
+        images["pin_mem"] = out["data"]["pin_mem"]
+        images["patch_size"] = out["data"]["patch_size"]
+        images["tubelet_size"] = out["data"]["tubelet_size"] if out["model"]["img_temporal_dim_size"] is None else 1
+        if isinstance(images["batch_size"], int):
+            images["batch_size"] = max(1, round(images["batch_size"] * ratio))
+        return images
+
+    def _objectives(self) -> dict:
+        loss_exp = self._value("loss", "loss_exp", 1.0)
+        terms = {"pred": {"loss_exp": loss_exp}}
+        if self._flag("loss", "predict_all", True):
+            terms.update(self._context(loss_exp))
+        given = self.values["optimization"]
+        coeffs = {term: self._value("optimization", f"{term}_coeff", 0.0) for term in _TERMS}
+        fwm = coeffs["fwm_static"] > 0 or coeffs["fwm_orth"] > 0
+        split = {name: given[f"fwm_{name}"] for name in ("app_ratio", "split", "normalize")
+                 if given.get(f"fwm_{name}") is not None}
+        for term, names in _TERMS.items():
+            present = [name for name in names if given.get(f"{term}_{name}") is not None]
+            if coeffs[term] == 0:
+                keys = (f"{term}_{name}" for name in ("coeff", *names))
+                self.idle += [f"optimization.{key}" for key in keys if key in given]
+                continue
+            fields = {"coeff": coeffs[term], **{name: given[f"{term}_{name}"] for name in present}}
+            if term in _WITH_LOSS_EXP:
+                fields["loss_exp"] = loss_exp
+            if term in ("fwm_static", "fwm_orth"):
+                fields.update(split)
+            if term in ("ld", "ac") and fwm:
+                fields["channels"] = "dynamics"
+                if "app_ratio" in split:
+                    fields["app_ratio"] = split["app_ratio"]
+            if term == "ld" and coeffs["hw"] > 0:
+                fields["hard_weighting"] = self._value("optimization", "hw_temp", 1.0)
+            terms[term] = fields
+        if not fwm:
+            self.idle += [f"optimization.fwm_{name}" for name in split]
+        return terms
+
+    def _context(self, loss_exp: float) -> dict:
+        coeff = self._value("model", "lambda_value_vid", 0.0)
+        fields = {"coeff": coeff, "loss_exp": loss_exp,
+                  "warmup": list(CONTEXT_WARMUP) if self._flag("model", "lambda_progressive", True) else [0, 0],
+                  "weight_distance": self._flag("loss", "weight_distance_loss", False),
+                  "offset": self._flag("loss", "offset_context_loss", False)}
+        coeff_img = self._value("model", "lambda_value_img", 0.0)
+        if self.values.get("img_data") is not None:
+            fields["coeff_img"] = coeff_img
+        elif "lambda_value_img" in self.values["model"]:
+            self.idle.append("model.lambda_value_img")
+        return {"context": fields} if coeff or fields.get("coeff_img") else {}
+
+
+def _published_names(message: str) -> str:
+    for ours, theirs in ((": img_masks.specs", ": img_mask"), (": masks.specs", ": mask"), (": seed:", ": meta.seed:"),
+                         (": target.ema", ": optimization.ema"), (": model.levels", ": model.levels_predictor")):
+        message = message.replace(ours, theirs)
+    return message

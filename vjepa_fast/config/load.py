@@ -1,0 +1,210 @@
+"""From a file or recipe name and ``--set`` overrides to a checked `Config`."""
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from pathlib import Path
+
+from ..errors import ConfigError
+from . import fair
+from .checks import check
+from .convert import from_dict, to_dict, unknown_key
+from .schema import Config
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def load(path_or_recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read a configuration.
+
+    Args:
+        path_or_recipe: a YAML file (ours, or a published one with ``app: vjepa_2_1``), a run folder that holds a
+            ``config.yaml``, or the name of a recipe that comes with the package (`list_recipes`).
+        overrides: ``"section.key=value"`` texts, applied in order; values are YAML, list entries are reached by index
+            (``masks.specs.0.num_blocks=4``), ``objectives.context=null`` takes a term out.
+
+    Raises:
+        ConfigError: one line that names the file or override, the key, and what is accepted.
+    """
+    path = _resolve(path_or_recipe)
+    config = from_dict(_read_merged(path, ()), source=str(path), checked=False)
+    for text in overrides:
+        config = _override(config, text)
+    check(config, str(path))
+    return config
+
+
+def dump_yaml(config: Config) -> str:
+    """``config`` as YAML that `load` reads back to an equal one."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Sections in lines, lists of scalars in brackets."""
+
+    def sequence(dumper, values):
+        flow = not any(isinstance(v, (dict, list)) for v in values)
+        return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
+
+    Dumper.add_representer(list, sequence)
+    return yaml.dump(to_dict(config), Dumper=Dumper, sort_keys=False, default_flow_style=False, width=120)
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(p.stem for p in RECIPES.glob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of recipe ``name``; `ConfigError` with the nearest names if there is none."""
+    path = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
+    if not path.is_file():
+        import difflib
+
+        near = difflib.get_close_matches(path.stem, list_recipes(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`vjepa-fast config list` names them"
+        raise ConfigError(f"{name}: no such file, and no recipe of that name; {hint}")
+    return path
+
+
+def _resolve(where: str | Path, beside: Path | None = None) -> Path:
+    given = Path(where).expanduser()
+    candidates = [beside / given, given] if beside is not None else [given]
+    for path in candidates:
+        if path.is_file():
+            return path
+        if path.is_dir() and (path / "config.yaml").is_file():
+            return path / "config.yaml"
+    if given.is_dir():
+        raise ConfigError(f"{where}: is a folder without config.yaml; name a YAML file or a recipe")
+    if len(given.parts) > 1:
+        raise ConfigError(f"{where}: no such file")
+    return recipe_path(str(where))
+
+
+def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict:
+    """The file's values over those of its ``base``, in our own keys."""
+    path_id = path.resolve()
+    if path_id in seen:
+        raise ConfigError(f"{path}: base: the file is its own base")
+    values = read_yaml(path)
+    if fair.is_fair(values):
+        return fair.translate(values, source=str(path))
+    base = values.pop("base", None)
+    if base is None:
+        from_dict(values, source=str(path), checked=False)
+        return values
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected a file or recipe name, got {base!r}")
+    below = _read_merged(_resolve(base, beside=path.parent), (*seen, path_id))
+    return _merge_file(below, values, str(path))
+
+
+def _merge_file(below: dict, values: dict, source: str) -> dict:
+    terms = values.get("objectives")
+    removed = [t for t, fields in terms.items() if fields is None] if isinstance(terms, dict) else []
+    for term in removed:
+        if term not in below.get("objectives", {}):
+            raise ConfigError(f"{source}: objectives.{term}: null removes a term of the base, which has none of that "
+                              "name; write {} for a term with its defaults")
+    kept = {**values, "objectives": {t: v for t, v in terms.items() if v is not None}} if removed else values
+    from_dict(kept, source=source, checked=False)  # errors name the file that holds the key
+    merged = _merge(below, kept)
+    for term in removed:
+        del merged["objectives"][term]
+    return merged
+
+
+def _merge(below, above):
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return copy.deepcopy(above)
+    out = copy.deepcopy(below)
+    for key, value in above.items():
+        out[key] = _merge(out[key], value) if key in out else copy.deepcopy(value)
+    return out
+
+
+def _override(config: Config, text: str) -> Config:
+    key, equals, value_text = text.partition("=")
+    key = key.strip()
+    source = f"--set {text}"
+    if not equals or not key:
+        raise ConfigError(f"{source}: expected section.key=value, such as optimization.lr=3e-4")
+    value = parse_value(value_text, source)
+    values = to_dict(config)
+    parts = key.split(".")
+    if parts[0] == "objectives" and len(parts) == 2 and value is None:
+        if parts[1] not in values["objectives"]:
+            raise unknown_key(source, "objectives", parts[1], values["objectives"])
+        del values["objectives"][parts[1]]
+    else:
+        _place(values, parts, value, source)
+    return from_dict(values, source=source, checked=False)
+
+
+def _place(values: dict, parts: list[str], value, source: str) -> None:
+    node = values
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        where = ".".join(parts[: depth + 1])
+        if isinstance(node, list):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise ConfigError(f"{source}: {where}: no such entry; the list has {len(node)} (0 to {len(node) - 1})")
+            part = int(part)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"{source}: {'.'.join(parts[:depth])}: is a single value and has no keys")
+        if last:
+            node[part] = value
+        else:
+            if isinstance(node, dict) and node.get(part) is None:
+                node[part] = {}  # a section not given so far (img_data), a new term, or a key that is refused below
+            node = node[part]
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in a YAML file. ``3e-4`` is a number, a repeated key is refused."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a YAML mapping of sections; "
+                          f"the file {'is empty' if values is None else 'holds something else'}")
+    return values
+
+
+def parse_value(text: str, source: str):
+    """The value of one override, read as YAML."""
+    return _parse(text, source)
+
+
+def _parse(text: str, source: str):
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+@functools.lru_cache(maxsize=1)
+def _loader():
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader with decimal exponents as in YAML 1.2, and without silently repeated keys."""
+
+    def mapping(loader, node, deep=True):
+        keys = [loader.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if isinstance(key, (dict, list)) or keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice or is no text",
+                                                        node.start_mark)
+        loader.flatten_mapping(node)
+        return loader.construct_mapping(node, deep=deep)
+
+    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float",
+                                 re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+    return Loader
