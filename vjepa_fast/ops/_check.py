@@ -1,0 +1,55 @@
+"""Argument errors of the ops: a ``ValueError`` that names the argument, what is expected and what came."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def shape_of(x: object) -> str:
+    if isinstance(x, torch.Tensor):
+        return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+    return repr(x)
+
+
+def require(ok: bool, op: str, argument: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ValueError(f"{op}: {argument}: expected {expected}, got {shape_of(got)}")
+
+
+def clip(op: str, x: torch.Tensor, tubelet: int = 1, patch: int = 1) -> tuple[int, int, int]:
+    """Checks a clip [B,C,F,H,W] and returns its token grid (T, H, W)."""
+    require(isinstance(x, torch.Tensor) and x.dim() == 5, op, "clip", "a tensor [B,C,F,H,W]", x)
+    require(x.dtype == torch.uint8 or x.is_floating_point(), op, "clip", "uint8 or a floating dtype", x)
+    require(isinstance(tubelet, int) and tubelet > 0, op, "tubelet", "a positive int", tubelet)
+    require(isinstance(patch, int) and patch > 0, op, "patch", "a positive int", patch)
+    f, height, width = x.shape[2:]
+    require(f % tubelet == 0, op, "clip", f"frames in multiples of tubelet={tubelet}", x)
+    require(height % patch == 0 and width % patch == 0, op, "clip", f"height and width in multiples of patch={patch}", x)
+    return f // tubelet, height // patch, width // patch
+
+
+def grid(op: str, value: Sequence[int]) -> tuple[int, int, int]:
+    good = isinstance(value, (tuple, list, torch.Size)) and len(value) == 3 and all(int(v) == v and v > 0 for v in value)
+    require(good, op, "grid", "three positive ints (T, H, W)", value)
+    return int(value[0]), int(value[1]), int(value[2])
+
+
+def indices(op: str, argument: str, idx: torch.Tensor, batch: int | None = None) -> None:
+    ok = isinstance(idx, torch.Tensor) and idx.dim() == 2 and idx.dtype == torch.int64
+    require(ok, op, argument, "an int64 tensor [B,K]", idx)
+    require(batch is None or idx.shape[0] == batch, op, argument, f"a batch of {batch}", idx)
+
+
+def in_range(op: str, argument: str, idx: torch.Tensor, n: int) -> None:
+    """Token indices lie in [0, n). Looked at on the CPU only: elsewhere it would wait for the device."""
+    if idx.device.type == "cpu" and idx.numel():
+        low, high = torch.aminmax(idx)
+        require(bool(low >= 0) and bool(high < n), op, argument, f"token indices in [0, {n})", [int(low), int(high)])
+
+
+def channel_stats(op: str, mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[list[float], list[float]]:
+    for name, value in (("mean", mean), ("std", std)):
+        require(len(value) == channels, op, name, f"{channels} values, one per channel", value)
+    require(all(s > 0 for s in std), op, "std", "positive values", std)
+    return [float(m) for m in mean], [float(s) for s in std]

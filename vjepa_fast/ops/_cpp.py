@@ -1,0 +1,42 @@
+"""Loads the CPU kernels of csrc/, which register themselves under ``torch.ops.vjepa_fast_cpp``.
+
+``LOADED`` tells whether they are there and ``REASON`` why not.
+"""
+from __future__ import annotations
+
+import ctypes
+import pathlib
+
+import torch  # first: the library takes its symbols from the libtorch that this loads
+
+PATH = pathlib.Path(__file__).resolve().parent.parent / "_C.so"
+
+
+def _load(path: pathlib.Path) -> str:
+    """Returns why the library cannot serve; empty if it can."""
+    if not path.is_file():
+        return "vjepa_fast/_C.so was not built (no C++ compiler, not Linux, or VJEPA_FAST_BUILD=0)"
+    try:
+        failed = ctypes.CDLL(str(path)).vjepa_fast_register()
+    except (OSError, AttributeError) as e:
+        return f"vjepa_fast/_C.so does not load: {str(e).splitlines()[0]}"
+    if failed:
+        return "vjepa_fast/_C.so could not register its ops (another copy is loaded, or torch is older than 2.11)"
+    return ""
+
+
+REASON = _load(PATH)
+LOADED = not REASON
+
+
+def objections(*tensors: torch.Tensor) -> list[str]:
+    """Why the kernels cannot serve these tensors; without arguments, why they cannot serve at all."""
+    reasons = [] if LOADED else [REASON]
+    if any(t.device.type != "cpu" for t in tensors):
+        reasons.append("cpp serves tensors on the CPU only")
+    return reasons
+
+
+def status() -> str:
+    """One line for people: is the extension there, and if not, why."""
+    return f"C++ extension: {'in use, ' + str(PATH) if LOADED else 'not in use, eager PyTorch serves: ' + REASON}"

@@ -1,0 +1,114 @@
+"""3-D rotary position embedding of packed queries and keys.
+
+Legend: B batch, K tokens, H heads, d channels of a head, E = H*d, R <= d rotated channels.
+
+Table layout: float32 ``[K, 2, R]``, or ``[B, K, 2, R]`` where the samples hold different tokens; ``table[..., 0, :]``
+are cosines, ``table[..., 1, :]`` sines, one per *channel*. Channels c >= R pass unchanged. Channels pair up as (2i, 2i+1):
+
+    out[2i]   = x[2i]   * cos[2i]   - x[2i+1] * sin[2i]
+    out[2i+1] = x[2i+1] * cos[2i+1] + x[2i]   * sin[2i+1]
+
+In variant ``v2.1`` both channels of a pair carry the same angle (a rotation); in ``v2`` the angles of an axis are
+repeated in halves, so those of a pair differ and the map is linear but no rotation. The table tells them apart; this
+op does not.
+"""
+from __future__ import annotations
+
+import torch
+
+from vjepa_fast.ops import _backend, _check
+
+
+def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Rotate the queries and keys of ``qkv`` by their positions (V-JEPA 2, arXiv:2506.09985, section 2.1).
+
+    Args:
+        qkv: [B,K,3*E], any floating dtype: what the packed linear layer returns (order q, k, v; then head; then channel).
+        table: float32 [K,2,R] or [B,K,2,R], cosines and sines (see the module). No gradient reaches it.
+        num_heads: H, a divisor of E.
+    Returns:
+        A new tensor [B,K,3*E] of qkv's dtype; computed in promote_types(dtype, float32).
+    Raises:
+        ValueError: a shape or dtype does not fit; the message names the argument.
+    """
+    _check_rope("rope3d", qkv, table, num_heads)
+    return _rope3d(qkv, table, num_heads)
+
+
+def rope3d_(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """``rope3d`` in place, without autograd, for the target encoder. Returns ``qkv``."""
+    _check_rope("rope3d_", qkv, table, num_heads)
+    if qkv.requires_grad and torch.is_grad_enabled():
+        raise ValueError("rope3d_: qkv: expected a tensor without gradient, got one that requires grad; use rope3d")
+    _rope3d_inplace(qkv, table, num_heads)
+    return qkv
+
+
+def _check_rope(op: str, qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> None:
+    ok = qkv.dim() == 3 and qkv.is_floating_point() and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0
+    _check.require(ok, op, "qkv", f"a floating tensor [B,K,3*E] with E a multiple of num_heads={num_heads}", qkv)
+    b, k, e3 = qkv.shape
+    d = e3 // (3 * num_heads)
+    ok = table.dtype == torch.float32 and table.dim() in (3, 4) and table.shape[-3:-1] == (k, 2)
+    ok = ok and table.shape[-1] % 2 == 0 and table.shape[-1] <= d and (table.dim() == 3 or table.shape[0] == b)
+    _check.require(ok, op, "table", f"float32 [{k},2,R] or [{b},{k},2,R] with R even and at most {d}", table)
+
+
+def _turn(x_BKPHd: torch.Tensor, table: torch.Tensor, transpose: bool) -> torch.Tensor:
+    """The rotated channels of queries and keys, in the compute dtype; ``transpose`` gives the gradient's map."""
+    x = x_BKPHd[:, :, :2, :, : table.shape[-1]]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    cos, sin = table.unbind(-2)
+    cos, sin = (t[..., None, None, :] for t in (cos, sin))  # over q/k and heads
+    even, odd = (x * sin if transpose else x).unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((odd, -even) if transpose else (-odd, even), -1).flatten(-2)
+    return x * cos + (turned if transpose else turned * sin)
+
+
+def _split(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return qkv.unflatten(-1, (3, num_heads, -1))
+
+
+@_backend.register("rope3d", "eager")
+def _eager(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> torch.Tensor:
+    _split(out, num_heads)[:, :, :2, :, : table.shape[-1]] = _turn(_split(qkv, num_heads), table, transpose).to(qkv.dtype)
+    return out
+
+
+def _copy(qkv: torch.Tensor) -> torch.Tensor:
+    return qkv.clone(memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("vjepa_fast::rope3d", mutates_args=())
+def _rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return _backend.call("rope3d", qkv, table, num_heads, False, _copy(qkv))
+
+
+@torch.library.custom_op("vjepa_fast::rope3d_transpose", mutates_args=())
+def _rope3d_transpose(grad: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+    return _backend.call("rope3d", grad, table, num_heads, True, _copy(grad))
+
+
+@torch.library.custom_op("vjepa_fast::rope3d_", mutates_args=("qkv",))
+def _rope3d_inplace(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> None:
+    _backend.call("rope3d", qkv, table, num_heads, False, qkv)
+
+
+@_rope3d.register_fake
+@_rope3d_transpose.register_fake
+def _(qkv, table, num_heads):
+    return torch.empty_like(qkv, memory_format=torch.contiguous_format)
+
+
+@_rope3d_inplace.register_fake
+def _(qkv, table, num_heads):
+    return None
+
+
+def _save(ctx, inputs, output):
+    _, table, ctx.num_heads = inputs
+    ctx.save_for_backward(table)
+
+
+_rope3d.register_autograd(lambda ctx, g: (_rope3d_transpose(g, *ctx.saved_tensors, ctx.num_heads), None, None), setup_context=_save)
+_rope3d_transpose.register_autograd(lambda ctx, g: (_rope3d(g, *ctx.saved_tensors, ctx.num_heads), None, None), setup_context=_save)
