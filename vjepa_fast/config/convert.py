@@ -119,7 +119,7 @@ def _tuple(kind, value, path: str, source: str):
     if not isinstance(value, (list, tuple)) or not (variable or len(value) == len(members)):
         raise ConfigError(f"{source}: {path}: expected {_name(kind)}, got {_show(value)}")
     each = [members[0]] * len(value) if variable else members
-    return tuple(_convert(m, v, _join(path, i), source) for i, (m, v) in enumerate(zip(each, value)))
+    return tuple(_convert(m, v, _join(path, i), source) for i, (m, v) in enumerate(zip(each, value, strict=True)))
 
 
 def _terms(value, path: str, source: str) -> dict:

@@ -67,8 +67,8 @@ _OFF = {
     "loss": {"reg_coeff": (0,), "shift_by_n": (0, None), "computing_gram_loss": (False,)},
     "meta": {"read_checkpoint": (None,)},
     "model": {"has_cls_first": (False,), "is_causal": (False,), "pred_is_causal": (False,), "n_registers": (0,),
-              "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,), "init_type": ("default",),
-              "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)},
+              "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,),
+              "init_type": ("default",), "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)},
     "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
 }
 # term -> {published key without the "<term>_" prefix: our field}; values absent from the file take our defaults,

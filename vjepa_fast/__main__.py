@@ -1,0 +1,7 @@
+"""``python -m vjepa_fast``, the same as the ``vjepa-fast`` command."""
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

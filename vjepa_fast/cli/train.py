@@ -1,0 +1,40 @@
+"""``vjepa-fast train``: pretrain from a recipe or a YAML file, or go on with a run that was stopped."""
+from __future__ import annotations
+
+HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("config", help="YAML file (ours or published), recipe name, or run folder to go on with")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+                        help="override one value, such as optimization.lr=3e-4; may be repeated")
+    parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (short for --set runtime.device=...)")
+    parser.add_argument("--folder", help="where the run is written (short for --set folder=...)")
+    parser.add_argument("--no-resume", action="store_true",
+                        help="start over instead of going on from the folder's newest checkpoint")
+    parser.add_argument("--max-steps", type=int, metavar="N",
+                        help="stop after step N of the schedule; the next start goes on from there")
+
+
+def run(args) -> int:
+    import dataclasses
+
+    from .. import config
+    from ..errors import UserError
+
+    if args.max_steps is not None and args.max_steps < 1:
+        raise UserError(f"--max-steps: must be at least 1, got {args.max_steps}")
+    overrides = list(args.overrides)
+    if args.device is not None:
+        overrides.append(f"runtime.device={args.device}")
+    cfg = config.load(args.config, overrides)
+    if args.folder is not None:
+        cfg = dataclasses.replace(cfg, folder=args.folder)
+
+    from .. import trainer
+
+    result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps)
+    print(f"step {result.step}: {result.folder}")
+    if result.checkpoint is not None:
+        print(f"checkpoint: {result.checkpoint}")
+    return 0
