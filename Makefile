@@ -1,0 +1,40 @@
+# Everything runs in .venv, which `make install` creates once; later calls install nothing until the build files change.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
+
+.PHONY: help install test demo bench lint clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else \
+	  "error: Python 3.10 to 3.13 is needed, found %d.%d; choose another with make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+
+$(STAMP): $(BUILD) | $(PY)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## create .venv, build and install the package
+	@$(PY) -c 'from vjepa_fast.ops import _cpp; print(_cpp.status())'
+
+test: install  ## run the tests (ARGS="-k name" passes on to pytest)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+
+demo: install  ## videos, pretraining, evaluation, report in runs/demo
+	$(VENV)/bin/vjepa-fast demo $(ARGS)
+
+bench: install  ## the CPU benchmarks
+	$(VENV)/bin/vjepa-fast bench $(ARGS)
+
+lint: install  ## ruff
+	$(PY) -m ruff check .
+
+clean:  ## remove .venv and build products
+	rm -rf $(VENV) build *.egg-info vjepa_fast/_C.so
