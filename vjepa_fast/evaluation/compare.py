@@ -1,0 +1,99 @@
+"""Rows of an accuracy table: every probe of every encoder, each set against the random-init control on the same samples."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from vjepa_fast.evaluation.features import Features
+from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
+from vjepa_fast.evaluation.intervals import mean_ci95, paired_difference
+from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe
+
+PROBES = {"linear": linear_probe, "knn": knn_probe}
+KINDS = ("pretrained", "random", "pixels", "supervised")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One accuracy in [0, 1] with its 95 % interval, and its difference from the control where there is one.
+
+    ``hits``: right or wrong (1, 0) per test sample, or accuracy per episode, in the order that all rows of a suite share.
+    ``difference``: {"value", "low", "high", "p"}, accuracy minus the control's, paired by test sample or episode.
+    """
+
+    label: str
+    kind: str  # one of KINDS
+    suite: str
+    probe: str  # linear | knn | supervised | 1-shot | 5-shot
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    chance: float
+    chosen: dict = field(default_factory=dict)
+    hits: tuple = field(default=(), repr=False)
+    difference: dict | None = None
+
+    @property
+    def verdict(self) -> str:
+        """"above", "below" or "level" with the control by the 95 % interval of the difference; "" without a control."""
+        if self.difference is None:
+            return ""
+        return "above" if self.difference["low"] > 0 else "below" if self.difference["high"] < 0 else "level"
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON."""
+        return {**asdict(self), "hits": list(self.hits)}
+
+
+def row_of(result: ProbeResult, *, label: str, kind: str, suite: str, probe: str, chance: float) -> Row:
+    """The Row of a probe's result."""
+    hits = tuple(int(v) for v in result.correct)
+    return Row(label, kind, suite, probe, result.accuracy, *result.ci95, result.n, chance, dict(result.chosen), hits)
+
+
+def probe_rows(
+    label: str, kind: str, suite: str, train: Features, val: Features | None, test: Features, *, probes=tuple(PROBES), seed: int = 0
+) -> list[Row]:
+    """Linear and kNN rows of one encoder on one suite. Chance is the share of the commonest class in the test part."""
+    chance = float(np.unique(test.y, return_counts=True)[1].max() / len(test.y))
+    return [
+        row_of(PROBES[name](train, val, test, seed=seed), label=label, kind=kind, suite=suite, probe=name, chance=chance)
+        for name in probes
+    ]
+
+
+def episode_rows(
+    label: str, kind: str, suite: str, novel: Features, *, way: int = 5, shots=(1, 5), queries: int = 15, episodes: int = 1000,
+    seed: int = 0,
+) -> list[Row]:
+    """Nearest-prototype rows, one per number of shots, on episodes that depend on the labels and ``seed`` alone."""
+    rows = []
+    for shot in shots:
+        r = prototype_episodes(novel, way, shot, queries, episodes, seed)
+        rows.append(Row(label, kind, suite, f"{shot}-shot", r.mean, max(0.0, r.mean - r.ci95), min(1.0, r.mean + r.ci95), episodes,
+                        1 / way, {"way": way, "queries": queries}, tuple(round(float(a), 6) for a in r.accuracies)))
+    return rows
+
+
+def against(rows: list[Row], controls: list[Row], seed: int = 0) -> list[Row]:
+    """``rows`` with the difference from the control row of the same suite and probe filled in (bootstrap over test
+    samples; 1.96 std / sqrt(n) over episodes). The random-init rows themselves, and rows without a control, stay as they are.
+    A supervised row is set against the linear control.
+    """
+    by_key = {(c.suite, c.probe): c for c in controls}
+    out = []
+    for row in rows:
+        control = by_key.get((row.suite, "linear" if row.probe == "supervised" else row.probe))
+        if control is None or row.kind == "random" or len(control.hits) != len(row.hits):
+            out.append(row)
+            continue
+        if row.probe.endswith("-shot"):
+            value, half = mean_ci95(np.asarray(row.hits) - np.asarray(control.hits))
+            difference = {"value": value, "low": value - half, "high": value + half, "p": None}
+        else:
+            pair = paired_difference(row.hits, control.hits, seed=seed)
+            difference = {"value": pair.difference, "low": pair.ci95[0], "high": pair.ci95[1], "p": pair.p_value}
+        out.append(replace(row, difference=difference))
+    return out

@@ -1,0 +1,4 @@
+"""Few-shot recognition with frozen features."""
+from vjepa_fast.evaluation.fewshot.prototype import EpisodeResult, Episodes, prototype_episodes, sample_episodes
+
+__all__ = ["EpisodeResult", "Episodes", "prototype_episodes", "sample_episodes"]
