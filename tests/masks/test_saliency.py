@@ -1,0 +1,115 @@
+"""Motion maps against the published ones, and their properties."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops import motion_saliency
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDENS / "masks.npz") as file:
+        return {name: file[name] for name in file.files if name.startswith("motion/")}
+
+
+def small_clip(golden):
+    return torch.from_numpy(golden["motion/small/video_u8"]).float()
+
+
+def batch_of_eight(golden):
+    generator = torch.Generator().manual_seed(777)
+    clip = torch.randint(0, 40, (8, 3, 16, 112, 112), generator=generator).float()
+    for b in range(8):
+        for t in range(16):
+            top, left = 8 + (3 * t + 7 * b) % 60, 10 + 8 * b
+            clip[b, :, t, top : top + 28, left : left + 24] += 40.0 * (b + 1)
+    clip[5] = clip[5, :, :1]
+    assert clip.double().sum().item() == pytest.approx(float(golden["motion/b8/input_sum_f64"]), rel=1e-12)
+    return clip
+
+
+def test_small_clip_matches_golden(golden):
+    got = motion_saliency(small_clip(golden), (8, 7, 7))
+    torch.testing.assert_close(got, torch.from_numpy(golden["motion/small/map"]), rtol=1e-5, atol=1e-6)
+
+
+def test_each_sample_is_scaled_by_its_own_maximum(golden):
+    clip = batch_of_eight(golden)
+    got = motion_saliency(clip, (8, 7, 7), normalize="sample")
+    torch.testing.assert_close(got, torch.from_numpy(golden["motion/b8/map_per_sample"]), rtol=1e-5, atol=1e-6)
+    assert got[5].eq(0).all()  # the still clip
+
+
+def test_published_normalisation_mixes_samples_and_times(golden):
+    clip = batch_of_eight(golden)
+    got = motion_saliency(clip, (8, 7, 7), normalize="published")
+    want = torch.from_numpy(golden["motion/b8/map_LITERAL_BUGGY"])
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    assert got[:, 5].max() > 1e6  # slice 5 of every sample was divided by the floor of still sample 5
+    alone = motion_saliency(clip[:1], (8, 7, 7), normalize="published")
+    assert torch.equal(alone, motion_saliency(clip[:1], (8, 7, 7)))
+    with pytest.raises(ConfigError, match="batch of 1 or of 8"):
+        motion_saliency(clip[:2], (8, 7, 7), normalize="published")
+
+
+def test_large_maps(golden):
+    generator = torch.Generator().manual_seed(4321)
+    noise = torch.randn(2, 3, 16, 224, 224, generator=generator)
+    np.testing.assert_array_equal(noise.flatten()[:16].numpy(), golden["motion/large/input_head"])
+    got = motion_saliency(noise, (8, 14, 14))
+    torch.testing.assert_close(got, torch.from_numpy(golden["motion/large/map"]), rtol=1e-5, atol=1e-6)
+    blob = 0.2 * noise
+    for t in range(16):
+        blob[0, :, t, 20 + 8 * t : 60 + 8 * t, 40:100] += 2.0
+        blob[1, :, t, 120:180, 10 + 10 * t : 50 + 10 * t] -= 1.5
+    got = motion_saliency(blob, (8, 14, 14))
+    torch.testing.assert_close(got, torch.from_numpy(golden["motion/large_blob/map"]), rtol=1e-5, atol=1e-6)
+
+
+def test_static_clip_and_single_frame_are_zero(golden):
+    still = torch.randint(0, 255, (1, 3, 1, 112, 112), dtype=torch.uint8).expand(-1, -1, 16, -1, -1)
+    got = motion_saliency(still, (8, 7, 7), None, (0.2, 0.2, 0.2))
+    np.testing.assert_array_equal(got.numpy(), golden["motion/static/map"])
+    assert motion_saliency(still[:, :, :1], (1, 7, 7)).eq(0).all()
+
+
+@pytest.mark.parametrize(
+    "frames,size,grid",
+    [(16, (96, 64), (8, 6, 4)), (5, (33, 47), (2, 5, 7)), (4, (8, 8), (4, 8, 8)), (2, (6, 9), (5, 8, 12))],
+)
+def test_trilinear_is_interpolate_of_the_whole_difference(frames, size, grid):
+    clip = torch.randn(2, 3, frames, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    change = clip.diff(dim=2).abs().mean(1, keepdim=True)
+    change = torch.cat([change[:, :, :1], change], dim=2)
+    for mode, kwargs in (("trilinear", {"align_corners": False}), ("area", {})):
+        want = F.interpolate(change, size=grid, mode=mode, **kwargs)[:, 0]
+        want = want / want.amax((1, 2, 3), keepdim=True)
+        got = motion_saliency(clip, grid, mode=mode)
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["trilinear", "area"])
+def test_uint8_equals_its_normalised_float(mode):
+    mean, std = (0.485, 0.456, 0.406), (0.1, 0.2, 0.4)
+    clip = torch.randint(0, 256, (2, 3, 8, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    shape = (1, 3, 1, 1, 1)
+    normalised = (clip / 255.0 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    got = motion_saliency(clip, (4, 4, 4), mean, std, mode=mode)
+    torch.testing.assert_close(got, motion_saliency(normalised, (4, 4, 4), mode=mode), rtol=1e-5, atol=1e-6)
+    assert math.isclose(got.amax(), 1.0)
+
+
+def test_unknown_modes_are_refused():
+    clip = torch.zeros(1, 3, 2, 8, 8)
+    with pytest.raises(ConfigError, match="trilinear"):
+        motion_saliency(clip, (1, 2, 2), mode="cubic")
+    with pytest.raises(ConfigError, match="sample"):
+        motion_saliency(clip, (1, 2, 2), normalize="batch")

@@ -1,0 +1,87 @@
+"""Masks of a batch of clips, as the trainer needs them."""
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..ops.block_masks import check_spec, sample_block_masks
+from . import motion
+
+
+class MaskSampler:
+    """Draws the context and prediction masks of a batch; stateless, so a resumed run draws the same.
+
+    Args:
+        cfg: config.MasksConfig (``specs``, ``truncate``, ``saliency``).
+        crop_size, patch_size: pixels. tubelet_size: frames.
+        seed: 64-bit key of all draws.
+        mean, std: of the clip's normalisation, per channel in [0, 1] units.
+        compat: ``published`` normalises motion maps as the released code does.
+
+    Raises:
+        ConfigError: a field of a mask is out of range, the crop is no multiple of the patch, or ``truncate: none``.
+    """
+
+    def __init__(self, cfg, *, crop_size: int, patch_size: int, tubelet_size: int, seed: int, mean, std, compat: str):
+        if cfg.truncate == "none":
+            raise ConfigError(
+                "masks.truncate: 'none' needs the packed encoder, which is not available yet; use 'batch' or 'random'"
+            )
+        if cfg.truncate not in ("batch", "random"):
+            raise ConfigError(f"masks.truncate: unknown value {cfg.truncate!r}; use 'batch' or 'random'")
+        if cfg.saliency not in ("trilinear", "area"):
+            raise ConfigError(f"masks.saliency: unknown value {cfg.saliency!r}; use 'trilinear' or 'area'")
+        if not cfg.specs:
+            raise ConfigError("masks.specs: at least one mask is needed")
+        for s, spec in enumerate(cfg.specs):
+            check_spec(spec, f"masks.specs[{s}]")
+        if crop_size % patch_size:
+            raise ConfigError(f"data.crop_size: {crop_size} is not a multiple of data.patch_size {patch_size}")
+        self.specs = tuple(cfg.specs)
+        self.truncate = cfg.truncate
+        self.saliency = cfg.saliency
+        self.patch_size = patch_size
+        self.tubelet_size = tubelet_size
+        self.seed = seed
+        self.mean, self.std = mean, std
+        self.compat = compat
+
+    def grid(self, clip_shape) -> tuple[int, int, int]:
+        """(T, H, W) of a clip ``[B,C,F,Y,X]``; a single frame is one time step."""
+        frames, height, width = clip_shape[2:]
+        if frames > 1 and frames % self.tubelet_size:
+            raise ConfigError(
+                f"data.dataset_fpcs: {frames} frames are not a multiple of data.tubelet_size {self.tubelet_size}"
+            )
+        patch = self.patch_size
+        if height % patch or width % patch:
+            raise ConfigError(f"data.crop_size: {height}x{width} is not a multiple of data.patch_size {patch}")
+        return max(1, frames // self.tubelet_size), height // patch, width // patch
+
+    def __call__(self, clip, *, step: int, first_sample: int, group: int = 0):
+        """Masks of one group of clips.
+
+        Args:
+            clip: ``[B,C,F,Y,X]``, uint8 or normalised float; its pixels matter to motion-guided masks only.
+            step: of the run. first_sample: global index of ``clip[0]`` within the step.
+            group: which of a step's groups of clips (by frames per clip) this is; groups draw independently.
+
+        Returns:
+            (masks_enc, masks_pred): lists with one int64 ``[B,K]`` of ascending token indices per mask.
+
+        Raises:
+            ConfigError: no context is left, naming the mask; or the clip does not divide into tokens.
+        """
+        grid = self.grid(clip.shape)
+        saliency = motion.guide(self.specs, clip, grid, self.mean, self.std, self.saliency, self.compat)
+        masks = sample_block_masks(
+            clip.shape[0],
+            grid,
+            self.specs,
+            saliency,
+            seed=self.seed,
+            step=step,
+            first_sample=first_sample,
+            truncate=self.truncate,
+            first_spec=group * len(self.specs),
+            device=clip.device,
+        )
+        return masks.trim()

@@ -1,0 +1,284 @@
+"""Multi-block 3-D masks (V-JEPA, arXiv:2404.08471, section 3.2; motion-guided: arXiv:2605.17165), drawn by counter.
+
+A mask is a pure function of its keys (``philox.py`` has the layout), so it does not depend on which batch, process or
+machine draws it, and a resumed run draws the same ones. Shapes: S specs, B samples, P blocks, token grid T x H x W,
+N = T*H*W, token index n = (t*H + h)*W + w, O origins of a block, enumerated by start, then top, then left.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import ConfigError
+from . import philox
+
+MAX_REDRAWS = 32  # of a mask that leaves no context
+_SCORE_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One mask: the union of ``num_blocks`` blocks is predicted, the rest is context. Fields of config.MaskConfig."""
+
+    num_blocks: int = 8
+    spatial_scale: tuple[float, float] = (0.15, 0.15)  # share of the H x W tokens that a block covers
+    temporal_scale: tuple[float, float] = (1.0, 1.0)  # share of the T tokens that a block spans
+    aspect_ratio: tuple[float, float] = (0.75, 1.5)  # height / width
+    max_temporal_keep: float = 1.0  # context lies in the first share of the time steps; later ones are predicted
+    max_keep: int | None = None  # context tokens at most
+    full_complement: bool = False  # predict everything that is not context after truncation
+    pred_full_complement: bool = False  # context is everything that is not predicted after truncation
+    inv_block: bool = False  # swap context and prediction
+    motion_guided: bool = False  # origins follow the saliency
+    motion_guided_strength: float = 2.0  # exponent of a block's mean saliency
+    motion_guided_random_rate: float = 0.1  # share of uniform origins
+
+
+@dataclass(frozen=True)
+class BlockMasks:
+    """Token indices, ascending; int64. Entries at and past a length are 0, so that a gather stays in range."""
+
+    enc: torch.Tensor  # [S,B,N]
+    pred: torch.Tensor  # [S,B,N]
+    enc_len: torch.Tensor  # [S,B]
+    pred_len: torch.Tensor  # [S,B]
+
+    def trim(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec. Copies 2*S*B lengths to the host.
+
+        Raises:
+            ValueError: the samples of a spec differ in length (``truncate="none"``).
+        """
+        lengths = torch.stack([self.enc_len, self.pred_len]).tolist()
+        dense = []
+        for indices, length_SB in zip((self.enc, self.pred), lengths):
+            if any(len(set(length_B)) > 1 for length_B in length_SB):
+                raise ValueError("masks of truncate='none' differ in length within a batch; use enc_len and pred_len")
+            dense.append([mask[:, : length_B[0]].contiguous() for mask, length_B in zip(indices, length_SB)])
+        return dense[0], dense[1]
+
+
+def check_spec(spec, name: str = "mask") -> None:
+    """Raise a ConfigError that names the field of ``spec`` that makes no sense."""
+
+    def require(ok: bool, field: str, wanted: str) -> None:
+        if not ok:
+            raise ConfigError(f"{name}.{field}: {wanted}, got {getattr(spec, field)!r}")
+
+    require(1 <= spec.num_blocks < philox.MAX_BLOCKS, "num_blocks", f"must be in 1..{philox.MAX_BLOCKS - 1}")
+    for field in ("spatial_scale", "temporal_scale"):
+        low, high = getattr(spec, field)
+        require(0 < low <= high <= 1, field, "must be [low, high] with 0 < low <= high <= 1")
+    low, high = spec.aspect_ratio
+    require(0 < low <= high, "aspect_ratio", "must be [low, high] with 0 < low <= high")
+    require(0 < spec.max_temporal_keep <= 1, "max_temporal_keep", "must be in (0, 1]")
+    require(spec.max_keep is None or spec.max_keep >= 1, "max_keep", "must be null or at least 1")
+    require(spec.motion_guided_strength >= 0, "motion_guided_strength", "must not be negative")
+    require(0 <= spec.motion_guided_random_rate <= 1, "motion_guided_random_rate", "must be in [0, 1]")
+
+
+def block_size(grid, spec, u_time: float, u_space: float, u_aspect: float) -> tuple[int, int, int]:
+    """(t, h, w) of a block from three uniforms in [0, 1), as published, but at least one token along each axis."""
+    duration, height, width = grid
+
+    def between(bounds, u):
+        return bounds[0] + u * (bounds[1] - bounds[0])
+
+    t = int(duration * between(spec.temporal_scale, u_time))
+    area = int(height * width * between(spec.spatial_scale, u_space))
+    aspect = between(spec.aspect_ratio, u_aspect)
+    h = min(round(math.sqrt(area * aspect)), height)
+    w = min(round(math.sqrt(area / aspect)), width)
+    return max(t, 1), max(h, 1), max(w, 1)
+
+
+def sample_block_sizes(grid, specs, *, seed: int, step: int, first_spec: int = 0) -> list[tuple[int, int, int]]:
+    """The (t, h, w) of each spec's blocks at this step, shared by the batch: keyed by (seed, step, spec) alone."""
+    spec_S = torch.arange(first_spec, first_spec + len(specs))
+    words = philox.words(seed, step, torch.zeros_like(spec_S), _stream(philox.SIZE, spec_S))
+    uniforms = [[word / 2.0**32 for word in column.tolist()] for column in words[:3]]
+    return [block_size(grid, spec, *u) for spec, *u in zip(specs, *uniforms)]
+
+
+def origin_probabilities(saliency, block, strength: float, random_rate: float) -> torch.Tensor:
+    """Probability of each origin of a block under a motion map.
+
+    (1 - random_rate) * score^strength / sum + random_rate / O, where score is the mean of the map inside the block, at
+    least 1e-6 (arXiv:2605.17165, motion-guided masking). Box sums come from a summed-area table.
+
+    Args:
+        saliency: ``[T,H,W]`` or ``[B,T,H,W]``, not negative.
+        block: (t, h, w).
+
+    Returns:
+        float64 (float32 on devices without it) ``[O]`` or ``[B,O]``, O = (T-t+1)*(H-h+1)*(W-w+1), row-major.
+    """
+    if saliency.dim() == 3:
+        return origin_probabilities(saliency[None], block, strength, random_rate)[0]
+    dtype = torch.float32 if saliency.device.type == "mps" else torch.float64
+    table = torch.nn.functional.pad(saliency.to(dtype), (1, 0, 1, 0, 1, 0))
+    for dim, size in zip((1, 2, 3), block):
+        table = table.cumsum(dim)
+        table = table.narrow(dim, size, table.shape[dim] - size) - table.narrow(dim, 0, table.shape[dim] - size)
+    score_BO = (table.flatten(1) / math.prod(block)).clamp_min(_SCORE_FLOOR)
+    weight_BO = (score_BO / score_BO.amax(1, keepdim=True)) ** strength  # relative to the best: no underflow
+    guided_BO = weight_BO / weight_BO.sum(1, keepdim=True)
+    return (1.0 - random_rate) * guided_BO + random_rate / score_BO.shape[1]
+
+
+def sample_block_masks(
+    B: int,
+    grid,
+    specs,
+    saliency=None,
+    *,
+    seed: int,
+    step: int,
+    first_sample: int = 0,
+    truncate: str = "batch",
+    first_spec: int = 0,
+    device=None,
+) -> BlockMasks:
+    """Draw one mask per spec and sample.
+
+    A block's size is keyed by (seed, step, spec) and shared by the batch; its origin also by the global sample index
+    ``first_sample + b``. A sample whose context comes out empty is drawn again with the attempt in the counter.
+
+    Args:
+        B: samples.
+        grid: (T, H, W).
+        specs: objects with the fields of BlockSpec.
+        saliency: ``[B,T,H,W]`` for the specs with ``motion_guided``; None, and for every other spec: uniform origins.
+        seed, step: keys; seed is taken modulo 2**64, step must be under 2**32.
+        truncate: how the samples of a batch get one length. ``batch``: each keeps its earliest tokens, down to the
+            shortest of the batch, as published; ``random``: a random subset of that size; ``none``: everything is kept.
+            Context and prediction are cut separately; ``max_keep`` cuts the context further.
+        first_spec: key of ``specs[0]``; lets several groups of clips in one step draw independently.
+        device: where the masks live; that of ``saliency`` by default, else the CPU.
+
+    Raises:
+        ConfigError: a field of a spec is out of range, or no context is left after 32 redraws.
+    """
+    if truncate not in ("batch", "random", "none"):
+        raise ConfigError(f"masks.truncate: unknown value {truncate!r}; use 'batch', 'random' or 'none'")
+    if first_spec + len(specs) > philox.MAX_SPECS:
+        raise ConfigError(f"masks.specs: at most {philox.MAX_SPECS} masks over all groups of clips")
+    if saliency is not None and tuple(saliency.shape) != (B, *grid):
+        raise ValueError(f"saliency must be [B,T,H,W] = {(B, *grid)}, got {tuple(saliency.shape)}")
+    if device is None:
+        device = saliency.device if saliency is not None else torch.device("cpu")
+    for s, spec in enumerate(specs):
+        check_spec(spec, f"masks.specs[{s}]")
+    sizes = sample_block_sizes(grid, specs, seed=seed, step=step, first_spec=first_spec)
+    sample_B = torch.arange(first_sample, first_sample + B, device=device)
+    encs, preds = [], []
+    for s, (spec, size) in enumerate(zip(specs, sizes)):
+        key = first_spec + s
+        predicted_BN = _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key, f"masks.specs[{s}]")
+        enc_BN, pred_BN = _truncate(spec, predicted_BN, truncate, sample_B, seed, step, key)
+        encs.append(enc_BN)
+        preds.append(pred_BN)
+    enc, enc_len = _compact(torch.stack(encs))
+    pred, pred_len = _compact(torch.stack(preds))
+    return BlockMasks(enc=enc, pred=pred, enc_len=enc_len, pred_len=pred_len)
+
+
+def _stream(kind: int, spec, low=0):
+    return (kind << 28) | (spec << 20) | low
+
+
+def _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key, name) -> torch.Tensor:
+    """``[B,N]`` bool, True where predicted; every row has at least one False."""
+    cdf_BO = None
+    if spec.motion_guided and saliency is not None:
+        rate, strength = spec.motion_guided_random_rate, spec.motion_guided_strength
+        cdf_BO = origin_probabilities(saliency, size, strength, rate).cumsum(1)
+    predicted_BN = _draw(spec, size, grid, cdf_BO, sample_B, seed, step, key, attempt=0)
+    for attempt in range(1, MAX_REDRAWS + 1):
+        empty = predicted_BN.all(1).nonzero()[:, 0]
+        if len(empty) == 0:
+            return predicted_BN
+        cdf = None if cdf_BO is None else cdf_BO[empty]
+        predicted_BN[empty] = _draw(spec, size, grid, cdf, sample_B[empty], seed, step, key, attempt)
+    if predicted_BN.all(1).any():
+        raise ConfigError(
+            f"{name}: no context is left after {MAX_REDRAWS} redraws ({spec.num_blocks} blocks of "
+            f"{size[0]}x{size[1]}x{size[2]} tokens on a grid of {grid[0]}x{grid[1]}x{grid[2]}); "
+            "lower spatial_scale or num_blocks, or raise data.crop_size"
+        )
+    return predicted_BN
+
+
+def _draw(spec, size, grid, cdf_BO, sample_B, seed, step, key, attempt) -> torch.Tensor:
+    """``[B,N]`` bool, True in the union of the blocks and in the time steps that context may not use."""
+    block_P = torch.arange(spec.num_blocks, device=sample_B.device)
+    stream_P = _stream(philox.ORIGIN, key, (attempt << 14) | block_P)
+    words_BP = philox.words(seed, step, sample_B[:, None], stream_P[None, :])
+    counts = [extent - length + 1 for extent, length in zip(grid, size)]
+    if cdf_BO is None:
+        origins = [(word * count) >> 32 for word, count in zip(words_BP, counts)]
+    else:
+        u_BP = ((words_BP[3] >> 8).to(torch.float32) / 2.0**24).to(cdf_BO.dtype)  # 24 bits are exact in float32 too
+        flat = torch.searchsorted(cdf_BO, u_BP, right=True).clamp_max_(cdf_BO.shape[1] - 1)
+        origins = [flat // (counts[1] * counts[2]), flat // counts[2] % counts[1], flat % counts[2]]
+    inside_t, inside_h, inside_w = (
+        _inside(origin, length, extent) for origin, length, extent in zip(origins, size, grid)
+    )
+    inside = inside_t[:, :, :, None, None] & inside_h[:, :, None, :, None] & inside_w[:, :, None, None, :]
+    predicted = inside.any(1)
+    predicted[:, max(1, int(grid[0] * spec.max_temporal_keep)) :] = True
+    return predicted.flatten(1)
+
+
+def _inside(origin_BP, length: int, extent: int) -> torch.Tensor:
+    offset = torch.arange(extent, device=origin_BP.device) - origin_BP[..., None]
+    return (offset >= 0) & (offset < length)
+
+
+def _truncate(spec, predicted_BN, truncate, sample_B, seed, step, key) -> tuple[torch.Tensor, torch.Tensor]:
+    """Context and prediction as bool ``[B,N]`` after truncation, complements and swap, in the published order."""
+    pred_BN, enc_BN = predicted_BN, ~predicted_BN
+    enc_len, pred_len = enc_BN.sum(1), pred_BN.sum(1)
+    if truncate != "none":
+        enc_len, pred_len = enc_len.amin().expand_as(enc_len), pred_len.amin().expand_as(pred_len)
+    if spec.max_keep is not None:
+        enc_len = enc_len.clamp_max(spec.max_keep)
+    if truncate == "random":
+        enc_BN = _keep_random(enc_BN, enc_len, sample_B, seed, step, _stream(philox.TRUNCATE_ENC, key))
+        pred_BN = _keep_random(pred_BN, pred_len, sample_B, seed, step, _stream(philox.TRUNCATE_PRED, key))
+    else:
+        enc_BN, pred_BN = _keep_first(enc_BN, enc_len), _keep_first(pred_BN, pred_len)
+    if spec.full_complement:
+        pred_BN = ~enc_BN
+    elif spec.pred_full_complement:
+        enc_BN = ~pred_BN
+    return (pred_BN, enc_BN) if spec.inv_block else (enc_BN, pred_BN)
+
+
+def _keep_first(mask_BN, length_B) -> torch.Tensor:
+    return mask_BN & (mask_BN.cumsum(1) <= length_B[:, None])
+
+
+def _keep_random(mask_BN, length_B, sample_B, seed, step, stream) -> torch.Tensor:
+    """The ``length_B`` True entries of lowest random word (ties by index); a word is keyed by sample and token."""
+    tokens = mask_BN.shape[1]
+    group = torch.arange((tokens + 3) // 4, device=mask_BN.device)
+    words = philox.words(seed, step, sample_B[:, None], (stream | group)[None, :])
+    word = torch.stack(words, dim=2).flatten(1)[:, :tokens]
+    rank_key = (word << 22) | torch.arange(tokens, device=mask_BN.device)
+    rank_key = torch.where(mask_BN, rank_key, torch.iinfo(torch.int64).max)
+    last = rank_key.sort(1).values.gather(1, (length_B[:, None] - 1).clamp_min(0))
+    return mask_BN & (rank_key <= last) & (length_B[:, None] > 0)
+
+
+def _compact(mask_SBN) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ascending indices of the True entries, followed by zeros, and their number."""
+    tokens = mask_SBN.shape[-1]
+    token_N = torch.arange(tokens, device=mask_SBN.device).expand(mask_SBN.shape)
+    count = mask_SBN.cumsum(-1)
+    slot = torch.where(mask_SBN, count - 1, tokens)  # one spare slot takes what is not kept
+    packed = token_N.new_zeros((*mask_SBN.shape[:-1], tokens + 1)).scatter_(-1, slot, token_N)
+    packed[..., tokens] = 0
+    return packed[..., :tokens].contiguous(), count[..., -1].contiguous()

@@ -1,0 +1,103 @@
+"""Motion saliency: where and when a clip changes, on the token grid (the motion-guided masks of arXiv:2605.17165).
+
+Shapes: B clips, C channels, F frames, Y x X pixels, token grid T x H x W.
+"""
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from ..errors import ConfigError
+
+_FLOOR = 1e-6  # of the maximum by which a map is divided
+
+
+def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize="sample") -> torch.Tensor:
+    """Size of the change between frames, resampled to the token grid and scaled to a maximum of 1.
+
+    The absolute difference of successive frames of the normalised clip, averaged over channels, its first entry
+    repeated to have F entries again, is resampled to the grid.
+
+    Args:
+        clip: ``[B,C,F,Y,X]``; uint8 means /255, divided by ``std`` (``mean`` cancels); float is taken as normalised.
+        grid: (T, H, W), the tokens along each axis.
+        mean, std: per channel; used for uint8 clips only.
+        mode: ``trilinear`` as published (samples between pixels, no antialiasing: reads 2 x 2 pixels of a patch) or
+            ``area`` (mean over the patch).
+        normalize: ``sample`` divides each map by its own maximum, at least 1e-6. ``published`` divides time slice t of
+            every map by the maximum of *sample* t, as the released code does; it needs B in {1, T}.
+
+    Returns:
+        float32 ``[B,T,H,W]`` (float64 for a float64 clip); zeros for a single frame.
+
+    Raises:
+        ConfigError: unknown ``mode`` or ``normalize``; ``published`` with another B.
+    """
+    if clip.dim() != 5:
+        raise ValueError(f"motion_saliency needs a clip [B,C,F,Y,X], got shape {tuple(clip.shape)}")
+    batch, channels, frames = clip.shape[:3]
+    t_tokens = grid[0]
+    if mode not in ("trilinear", "area"):
+        raise ConfigError(f"masks.saliency: unknown mode {mode!r}; use 'trilinear' or 'area'")
+    if normalize not in ("sample", "published"):
+        raise ConfigError(f"motion_saliency: unknown normalize {normalize!r}; use 'sample' or 'published'")
+    if normalize == "published" and batch not in (1, t_tokens):
+        raise ConfigError(
+            f"compat published: motion maps need a batch of 1 or of {t_tokens} (the temporal tokens), got {batch}; "
+            "change data.batch_size or set compat: intended"
+        )
+    weight_C = _channel_weights(clip, std, channels)
+    if frames == 1:
+        return clip.new_zeros((batch, *grid), dtype=weight_C.dtype)
+    if mode == "trilinear":
+        map_BTHW = _trilinear(clip, grid, weight_C)
+    else:
+        change_BFYX = _repeat_first(_change(clip, weight_C))
+        map_BTHW = F.adaptive_avg_pool3d(change_BFYX[:, None], tuple(grid))[:, 0]
+    peak_B = map_BTHW.amax(dim=(1, 2, 3)).clamp_min(_FLOOR)
+    return map_BTHW / (peak_B[:, None, None] if normalize == "published" else peak_B[:, None, None, None])
+
+
+def _channel_weights(clip, std, channels: int) -> torch.Tensor:
+    """Factor of each channel's absolute difference in the mean over channels."""
+    dtype = torch.float32 if clip.dtype == torch.uint8 else torch.promote_types(clip.dtype, torch.float32)
+    weight_C = torch.full((channels,), 1.0 / channels, dtype=dtype, device=clip.device)
+    if clip.dtype == torch.uint8 and std is not None:
+        weight_C = weight_C / (255.0 * torch.as_tensor(std, dtype=dtype).to(clip.device))
+    return weight_C
+
+
+def _change(clip, weight_C) -> torch.Tensor:
+    """``[B,F-1,Y,X]``, weighted mean over channels of the absolute frame differences."""
+    total = None
+    for c in range(clip.shape[1]):  # one channel at a time: a third of the memory
+        frames_BFYX = clip[:, c].to(weight_C.dtype)
+        part = (frames_BFYX[:, 1:] - frames_BFYX[:, :-1]).abs_().mul_(weight_C[c])
+        total = part if total is None else total.add_(part)
+    return total
+
+
+def _repeat_first(change) -> torch.Tensor:
+    return torch.cat([change[:, :1], change], dim=1)
+
+
+def _taps(size: int, out: int, device, dtype):
+    """The two source positions of each output position and the weight of the second (half-pixel centres)."""
+    source = ((torch.arange(out, device=device, dtype=torch.float32) + 0.5) * (size / out) - 0.5).clamp_min_(0.0)
+    low = source.floor().long().clamp_max_(size - 1)
+    return torch.stack([low, (low + 1).clamp_max_(size - 1)], dim=1), (source - low).to(dtype)
+
+
+def _trilinear(clip, grid, weight_C) -> torch.Tensor:
+    """Same as F.interpolate(mode="trilinear", align_corners=False), on the pixels that it would read only."""
+    frames, height, width = clip.shape[2:]
+    dtype, device = weight_C.dtype, clip.device
+    (t_index, t_frac), (y_index, y_frac), (x_index, x_frac) = (
+        _taps(size, out, device, dtype) for size, out in zip((frames, height, width), grid)
+    )
+    small = clip.index_select(3, y_index.flatten()).index_select(4, x_index.flatten())
+    change = _repeat_first(_change(small, weight_C)).index_select(1, t_index.flatten())
+    change = change.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [B,T,2,H,2,W,2]
+    change = torch.lerp(change[..., 0], change[..., 1], x_frac)
+    change = torch.lerp(change[..., 0, :], change[..., 1, :], y_frac[:, None])
+    return torch.lerp(change[:, :, 0], change[:, :, 1], t_frac[:, None, None])
