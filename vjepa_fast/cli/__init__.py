@@ -81,7 +81,7 @@ def _top_parser() -> _Parser:
     lines = [f"  {name:<11}{importlib.import_module(module).HELP}" for name, module in COMMANDS.items()]
     parser = _Parser(prog="vjepa-fast", usage="vjepa-fast [--version] COMMAND ...",
                      description="Video-JEPA pretraining, frozen evaluation and few-shot recognition.",
-                     epilog="commands:\n" + "\n".join(lines) + "\n\n`vjepa-fast COMMAND --help` tells about one command.",
+                     epilog="commands:\n" + "\n".join(lines) + "\n\n`vjepa-fast COMMAND --help` tells more.",
                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"vjepa-fast {__version__}")
     return parser

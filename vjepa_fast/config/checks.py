@@ -135,7 +135,8 @@ def _mask(c: _Checker, path: str, spec: MaskConfig) -> None:
 
 def _model(c: _Checker, model: ModelConfig) -> None:
     c.choice("model.rope_variant", model.rope_variant)
-    c.choice("model.mask_token_index", model.mask_token_index)
+    if model.mask_token_index is not None:
+        c.choice("model.mask_token_index", model.mask_token_index)
     c.at_least(1, "model", model, "embed_dim", "depth", "num_heads", "levels", "pred_embed_dim", "pred_depth",
                "pred_num_heads", "num_mask_tokens", "img_temporal_dim_size")
     for dim, heads in (("embed_dim", "num_heads"), ("pred_embed_dim", "pred_num_heads")):

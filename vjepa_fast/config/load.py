@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import re
 from pathlib import Path
@@ -32,7 +33,18 @@ def load(path_or_recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()
     for text in overrides:
         config = _override(config, text)
     check(config, str(path))
-    return config
+    return _settle_mask_tokens(config)
+
+
+def _settle_mask_tokens(config: Config) -> Config:
+    """The published predictor has a mask token per mask and dataset, of which it uses the first only."""
+    model, published = config.model, config.compat == "published"
+    number, index = model.num_mask_tokens, model.mask_token_index
+    if number is None and published:
+        number = len(config.masks.specs) * len(config.data.dataset_fpcs)
+    if index is None:
+        index = "zero" if published else "mask"
+    return dataclasses.replace(config, model=dataclasses.replace(model, num_mask_tokens=number, mask_token_index=index))
 
 
 def dump_yaml(config: Config) -> str:

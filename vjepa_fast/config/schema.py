@@ -74,8 +74,8 @@ class ModelConfig:
     pred_embed_dim: int = 256
     pred_depth: int = 8
     pred_num_heads: int = 8
-    num_mask_tokens: int | None = None  # None: one per mask
-    mask_token_index: str = "mask"  # mask: one token per mask; zero: token 0 for all, as published
+    num_mask_tokens: int | None = None  # None: one per mask; under compat published, masks x datasets
+    mask_token_index: str | None = None  # mask: one token per mask; zero: token 0 for all; None: zero under published
     use_rope: bool = True
     interpolate_rope: bool = True
     rope_variant: str = "v2.1"  # v2 | v2.1
