@@ -1,0 +1,171 @@
+"""The V-JEPA 2.1 predictor: fills in target features at masked positions from context features.
+
+Legend: B batch, Ke context tokens, Kp predicted tokens, D = levels * embed_dim of the encoder, E predictor width.
+"""
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vjepa_fast import ops
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.models import rope
+from vjepa_fast.models.attention import Block, init_weights, run_block
+from vjepa_fast.models.vit import VisionTransformer, check_heads
+
+_HIERARCHY = {4: (0, 1, 2, 3), 8: (1, 3, 5, 7), 12: (2, 5, 8, 11), 20: (4, 9, 14, 19), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
+
+
+def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
+    """The blocks that the published code associates with the levels. It counts them only: no output is taken there."""
+    if levels == 4 and depth in _HIERARCHY:
+        return _HIERARCHY[depth]
+    return tuple(max(0, (level + 1) * depth // levels - 1) for level in range(levels))
+
+
+class Predictor(nn.Module):
+    """Made by ``build_predictor``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code."""
+
+    def __init__(
+        self, encoder: VisionTransformer, *, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, levels: int,
+        out_embed_dim: int, num_mask_tokens: int, zero_init_mask_tokens: bool, return_all_tokens: bool, use_silu: bool,
+        wide_silu: bool, normalize: bool, use_activation_checkpointing: bool,
+    ):
+        super().__init__()
+        self.embed_dim, self.num_heads, self.levels = embed_dim, num_heads, levels
+        self.num_mask_tokens, self.return_all_tokens, self.normalize = num_mask_tokens, return_all_tokens, normalize
+        self.hierarchical_layers = predictor_levels(depth, levels)
+        self.patch_size, self.built_grid = encoder.patch_size, encoder.built_grid
+        self.use_rope, self.rope_variant = encoder.use_rope, encoder.rope_variant
+        self.rope_base = rope.base_grid(encoder.patch_size) if encoder.interpolate_rope else None
+        self.modality_embedding = encoder.modality_embedding and encoder.img_temporal_dim_size is not None
+        self.use_activation_checkpointing = use_activation_checkpointing
+
+        width = encoder.embed_dim
+        if levels == 1:
+            self.predictor_embed = nn.Linear(width, embed_dim)
+        else:
+            act = nn.SiLU() if use_silu else nn.GELU()
+            self.predictor_embed = nn.Sequential(nn.Linear(levels * width, width), act, nn.Linear(width, embed_dim))
+        self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(1, 1, embed_dim)) for _ in range(num_mask_tokens))
+        if not self.use_rope:
+            embed = rope.sincos_3d(embed_dim, self.built_grid, encoder.uniform_power)
+            self.predictor_pos_embed = nn.Parameter(torch.empty(embed.shape).copy_(embed), requires_grad=False)
+        self.predictor_blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, use_silu, wide_silu) for _ in range(depth)
+        )
+        self.predictor_norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.predictor_proj = nn.Linear(embed_dim, levels * out_embed_dim)
+        if return_all_tokens:
+            self.predictor_proj_context = nn.Linear(embed_dim, levels * out_embed_dim)
+        init_weights(self, self.predictor_blocks)
+        if not zero_init_mask_tokens:
+            for token in self.mask_tokens:
+                nn.init.trunc_normal_(token, std=0.02)
+        if self.modality_embedding:
+            self.video_mod_embed = nn.Parameter(torch.empty(1, 1, embed_dim).normal_(std=1e-6))
+            self.img_mod_embed = nn.Parameter(torch.empty(1, 1, embed_dim).normal_(std=1e-6))
+
+    def forward(
+        self,
+        z_BKD: torch.Tensor,
+        idx_enc: torch.Tensor,
+        idx_pred: torch.Tensor,
+        mask_index: int = 0,
+        modality: str = "video",
+        *,
+        grid: rope.Grid | None = None,
+        context: bool = True,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Predict features (V-JEPA 2, arXiv:2506.09985, section 2).
+
+        Tokens carry their positions, so their order does not matter and nothing is sorted.
+
+        Args:
+            z_BKD: encoder output of the context [B,Ke,D].
+            idx_enc, idx_pred: int64 [B,Ke], [B,Kp]: token ids of context and of what to predict.
+            mask_index: which mask token to use, taken modulo their number.
+            modality: "video" or "image".
+            grid: (T,H,W) of the clip, where it differs from the configured one.
+            context: False skips the second output.
+        Returns:
+            z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``).
+        """
+        if modality not in ("video", "image"):
+            raise ValueError(f"predictor: modality: expected 'video' or 'image', got {modality!r}")
+        grid = self.built_grid if grid is None else tuple(grid)
+        x = self.predictor_embed(z_BKD)
+        mask = self.mask_tokens[mask_index % self.num_mask_tokens]
+        if self.modality_embedding:
+            mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
+            x, mask = x + mod, mask + mod
+        x = torch.cat((x, mask.expand(idx_pred.shape[0], idx_pred.shape[1], -1)), 1)
+        idx_BK = torch.cat((idx_enc, idx_pred), 1).long()
+        table = None
+        if self.use_rope:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            head_dim = self.embed_dim // self.num_heads
+            full = rope.rope_table(grid, head_dim, self.rope_variant, self.rope_base, dtype, x.device)
+            table = rope.take(full, idx_BK)
+        else:
+            pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
+            x = x + rope.take(pos[0], idx_BK)
+        for block in self.predictor_blocks:
+            x = run_block(block, x, table, self.use_activation_checkpointing)
+        n = idx_enc.shape[1]
+        z_pred = self._out(self.predictor_proj, x[:, n:])
+        if not (self.return_all_tokens and context):
+            return z_pred, None
+        return z_pred, self._out(self.predictor_proj_context, x[:, :n])
+
+    def _out(self, proj: nn.Linear, x_BKE: torch.Tensor) -> torch.Tensor:
+        z = proj(self.predictor_norm(x_BKE))
+        return ops.target_norm(z, self.levels) if self.normalize else z
+
+
+def build_predictor(
+    encoder: VisionTransformer,
+    *,
+    embed_dim: int = 256,
+    depth: int = 8,
+    num_heads: int = 8,
+    mlp_ratio: float = 4.0,
+    num_mask_tokens: int = 2,
+    return_all_tokens: bool = True,
+    levels: int | None = None,
+    out_embed_dim: int | None = None,
+    zero_init_mask_tokens: bool = True,
+    use_silu: bool = False,
+    wide_silu: bool = True,
+    normalize: bool = False,
+    use_activation_checkpointing: bool = False,
+    device: torch.device | str | None = None,
+) -> Predictor:
+    """Build the predictor that fits an encoder (grid, rotary positions, modalities and levels are the encoder's).
+
+    Args:
+        embed_dim, depth, num_heads, mlp_ratio: of the predictor's blocks.
+        num_mask_tokens: learnt tokens, one per mask. return_all_tokens: predict the context tokens too.
+        levels: None: the encoder's. out_embed_dim: width of one level's target; None: the encoder's.
+        normalize: layer-normalise each level of the outputs (``model.normalize_predictor``).
+        device: None: the encoder's.
+    Raises:
+        ConfigError: names the key, its value and what is accepted.
+    """
+    if num_mask_tokens < 1:
+        raise ConfigError(f"model.num_mask_tokens: {num_mask_tokens}; at least 1 is needed")
+    if depth < 1:
+        raise ConfigError(f"model.pred_depth: {depth}; at least 1 is needed")
+    if encoder.use_rope:
+        check_heads("model.pred", embed_dim, num_heads, encoder.rope_variant)
+    elif embed_dim % num_heads:
+        raise ConfigError(f"model.pred_num_heads: {num_heads} does not divide model.pred_embed_dim {embed_dim}")
+    with torch.device(device if device is not None else encoder.norms_block[0].weight.device):
+        return Predictor(
+            encoder, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
+            levels=encoder.levels if levels is None else levels,
+            out_embed_dim=encoder.embed_dim if out_embed_dim is None else out_embed_dim,
+            num_mask_tokens=num_mask_tokens, zero_init_mask_tokens=zero_init_mask_tokens,
+            return_all_tokens=return_all_tokens, use_silu=use_silu, wide_silu=wide_silu, normalize=normalize,
+            use_activation_checkpointing=use_activation_checkpointing,
+        )

@@ -1,0 +1,97 @@
+"""Angles of 3-D rotary position embedding and fixed sine-cosine position embedding.
+
+Legend: B batch, K tokens, d channels of a head, R = 3 * 2*((d//3)//2) rotated channels, grid (T,H,W), N = T*H*W.
+Token id n = (t*H + h)*W + w. Each axis rotates R/3 channels with base 10000; channels from R on are left alone.
+"""
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+Grid = tuple[int, int, int]
+VARIANTS = ("v2", "v2.1")
+
+
+def base_grid(patch_size: int) -> int:
+    """Patches per side that ``interpolate_rope`` maps every grid to: 16 at patch 16, 18 at patch 14."""
+    return 18 if patch_size == 14 else round(256 / patch_size)
+
+
+def rotated_channels(head_dim: int) -> int:
+    """R, the number of rotated channels of a head."""
+    return 3 * 2 * ((head_dim // 3) // 2)
+
+
+@lru_cache(maxsize=64)
+def rope_table(
+    grid: Grid, head_dim: int, variant: str, base: int | None, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Rotation of every token of a grid (V-JEPA 2, arXiv:2506.09985, section 2.1; computed once per grid and kept).
+
+    Args:
+        grid: (T,H,W). head_dim: d, even. variant: ``v2.1`` gives both channels of a pair (2i, 2i+1) one angle; ``v2``
+            repeats the frequencies of an axis in halves, as the V-JEPA 2 weights were trained.
+        base: with ``interpolate_rope``, the patches per side that h and w are stretched to; None leaves them.
+        dtype: float32 or float64, of the angles whatever autocast says.
+    Returns:
+        ``v2.1`` on the CPU, or in float64: complex [N, d/2], the unit rotor of each channel pair (1 where not rotated).
+        Otherwise float32 [N, 2, R], cosines and sines by channel: what ``ops.rope3d`` takes.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        angles = _angles(grid, head_dim, base)
+        if variant == "v2.1" and (device.type in ("cpu", "meta") or dtype == torch.float64):
+            angles = torch.nn.functional.pad(angles.flatten(1), (0, head_dim // 2 - rotated_channels(head_dim) // 2))
+            table = torch.polar(torch.ones_like(angles), angles)
+            return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64).to(device)
+        angles = angles.repeat(1, 1, 2) if variant == "v2" else angles.repeat_interleave(2, -1)
+        angles = angles.flatten(1)
+        return torch.stack((angles.cos(), angles.sin()), 1).to(torch.float32).to(device)
+
+
+def _angles(grid: Grid, head_dim: int, base: int | None) -> torch.Tensor:
+    """float64 [N, 3, R/6]: position times frequency, for the axes t, h, w."""
+    def axis(n: int, stretch: bool) -> torch.Tensor:
+        scale = (base - 1) / (n - 1) if stretch and base is not None and n > 1 else 1.0
+        return torch.arange(n, dtype=torch.float64, device="cpu") * scale
+
+    pairs = rotated_channels(head_dim) // 6
+    freq = 10000.0 ** -(torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
+    positions = torch.cartesian_prod(*(axis(n, i > 0) for i, n in enumerate(grid)))
+    return positions[:, :, None] * freq
+
+
+def take(table: torch.Tensor, idx_BK: torch.Tensor) -> torch.Tensor:
+    """The rows of a table or position embedding [N, ...] at token ids [B,K] -> [B,K,...]."""
+    return table[idx_BK]
+
+
+def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool) -> torch.Tensor:
+    """Fixed position embedding [1, N, embed_dim] float32 for ``use_rope=False`` (V-JEPA, arXiv:2404.08471).
+
+    Channels are split over t, h, w: evenly with ``uniform_power``, else a half, a quarter and a quarter.
+    """
+    if uniform_power:
+        dims = (-(-embed_dim // 6) * 2,) * 3
+    else:
+        dims = (embed_dim // 2, embed_dim // 4, embed_dim // 4)
+
+    def encode(pos: torch.Tensor, dim: int) -> torch.Tensor:
+        freq = 10000.0 ** -(torch.arange(dim // 2, dtype=torch.float64, device="cpu") / (dim / 2))
+        phase = pos[:, None] * freq
+        return torch.cat((phase.sin(), phase.cos()), 1)
+
+    axes = (torch.arange(n, dtype=torch.float64, device="cpu") for n in grid)
+    positions = torch.cartesian_prod(*axes)
+    embed = torch.cat([encode(positions[:, i], dim) for i, dim in enumerate(dims)], 1)
+    return embed[None, :, :embed_dim].float()
+
+
+def resize_sincos(embed_1NE: torch.Tensor, built: Grid, grid: Grid) -> torch.Tensor:
+    """The position embedding of another grid: cut where only T is smaller, else resized trilinearly."""
+    if grid == built:
+        return embed_1NE
+    if grid[1:] == built[1:] and grid[0] < built[0]:
+        return embed_1NE[:, : grid[0] * grid[1] * grid[2]]
+    volume = embed_1NE.transpose(1, 2).unflatten(2, built)
+    return torch.nn.functional.interpolate(volume, size=grid, mode="trilinear").flatten(2).transpose(1, 2)

@@ -1,0 +1,285 @@
+"""The V-JEPA 2.1 encoder: a video vision transformer that returns several depths of itself.
+
+Legend: B batch, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, E embed_dim, L levels, P pixels of a tubelet.
+"""
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.models import rope
+from vjepa_fast.models.attention import Block, init_weights, run_block
+
+
+@dataclass(frozen=True)
+class Size:
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+
+
+SIZES = {
+    "vit_tiny": Size(192, 12, 3),
+    "vit_small": Size(384, 12, 6),
+    "vit_base": Size(768, 12, 12),
+    "vit_large": Size(1024, 24, 16),
+    "vit_huge": Size(1280, 32, 16),
+    "vit_giant": Size(1408, 40, 16, 48 / 11),
+    "vit_giant_xformers": Size(1408, 40, 22, 48 / 11),
+    "vit_gigantic": Size(1664, 48, 16, 64 / 13),
+    "vit_gigantic_xformers": Size(1664, 48, 26, 64 / 13),
+}
+
+
+def level_blocks(depth: int, levels: int) -> tuple[int, ...]:
+    """The blocks (from 0) whose outputs are the levels; the last one is always the last block."""
+    if not 1 <= levels <= depth:
+        raise ConfigError(f"model.levels: {levels} levels of {depth} blocks; accepted: 1 to {depth}")
+    if (depth, levels) == (48, 4):
+        return (11, 23, 37, 47)
+    return tuple((level + 1) * depth // levels - 1 for level in range(levels))
+
+
+class PatchEmbed3D(nn.Module):
+    """Tubelets to tokens: the weights of a strided Conv3d (``proj``), applied as one matrix product."""
+
+    def __init__(self, tubelet: int, patch: int, in_chans: int, embed_dim: int):
+        super().__init__()
+        self.tubelet, self.patch = tubelet, patch
+        size = (tubelet, patch, patch)
+        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=size, stride=size)
+
+    def forward(self, clip: torch.Tensor, idx_BK: torch.Tensor | None) -> torch.Tensor:
+        """clip [B,C,F,height,width], idx int [B,K] or None (all) -> [B,K,E]; only the kept tubelets are read."""
+        x = clip.unflatten(4, (-1, self.patch)).unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.tubelet))
+        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7)  # [B,T,H,W,C,tubelet,patch,patch]
+        if idx_BK is None:
+            patches_BKP = x.flatten(4).flatten(1, 3)
+        else:
+            h, w = x.shape[2:4]
+            batch = torch.arange(x.shape[0], device=x.device)[:, None]
+            row = idx_BK // w
+            patches_BKP = x[batch, row // h, row % h, idx_BK % w].flatten(2)
+        weight = self.proj.weight.flatten(1)
+        return F.linear(patches_BKP.to(weight.dtype), weight, self.proj.bias)
+
+
+class VisionTransformer(nn.Module):
+    """Encoder; made by ``build_encoder``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code.
+
+    Attributes:
+        embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.
+        built_grid: the grid (T,H,W) of a clip of the configured size.
+    """
+
+    def __init__(
+        self, size: Size, *, img_size: tuple[int, int], patch_size: int, num_frames: int, tubelet_size: int, in_chans: int,
+        levels: int, use_rope: bool, interpolate_rope: bool, rope_variant: str, use_silu: bool, wide_silu: bool,
+        uniform_power: bool, modality_embedding: bool, img_temporal_dim_size: int | None, use_activation_checkpointing: bool,
+    ):
+        super().__init__()
+        self.embed_dim, self.num_heads, self.mlp_ratio = size.embed_dim, size.num_heads, size.mlp_ratio
+        self.levels, self.num_features = levels, levels * size.embed_dim
+        self.level_blocks = level_blocks(size.depth, levels)
+        self.img_size, self.patch_size = img_size, patch_size
+        self.num_frames, self.tubelet_size = num_frames, tubelet_size
+        self.built_grid = (num_frames // tubelet_size, img_size[0] // patch_size, img_size[1] // patch_size)
+        self.use_rope, self.rope_variant, self.interpolate_rope = use_rope, rope_variant, interpolate_rope
+        self.uniform_power, self.modality_embedding = uniform_power, modality_embedding
+        self.img_temporal_dim_size = img_temporal_dim_size
+        self.use_activation_checkpointing = use_activation_checkpointing
+
+        self.patch_embed = PatchEmbed3D(tubelet_size, patch_size, in_chans, size.embed_dim)
+        self.patch_embed_img = None
+        if img_temporal_dim_size is not None:
+            self.patch_embed_img = PatchEmbed3D(1, patch_size, in_chans, size.embed_dim)
+        if not use_rope:
+            embed = rope.sincos_3d(size.embed_dim, self.built_grid, uniform_power)
+            self.pos_embed = nn.Parameter(torch.empty(embed.shape).copy_(embed), requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(size.embed_dim, size.num_heads, size.mlp_ratio, use_silu, wide_silu) for _ in range(size.depth)
+        )
+        self.norms_block = nn.ModuleList(nn.LayerNorm(size.embed_dim, eps=1e-6) for _ in range(levels))
+        init_weights(self, self.blocks)
+        if modality_embedding:
+            self.img_mod_embed = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=1e-6))
+            self.video_mod_embed = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=1e-6))
+
+    def is_image(self, num_frames: int) -> bool:
+        """Whether a clip of so many frames goes through the image patch embedding."""
+        return self.img_temporal_dim_size is not None and num_frames == self.img_temporal_dim_size
+
+    def grid(self, clip_shape: tuple[int, ...]) -> rope.Grid:
+        """(T,H,W) of a clip of shape [B,C,F,height,width]; ConfigError where patches or tubelets do not fit."""
+        frames, height, width = clip_shape[-3:]
+        tubelet = 1 if self.is_image(frames) else self.tubelet_size
+        if height % self.patch_size or width % self.patch_size or not height or not width:
+            raise ConfigError(
+                f"clip of {height}x{width} pixels: both must be multiples of data.patch_size {self.patch_size}"
+            )
+        if frames % tubelet or not frames:
+            raise ConfigError(
+                f"clip of {frames} frames: must be a multiple of data.tubelet_size {tubelet}; "
+                "for still images set model.img_temporal_dim_size: 1 or repeat the frame"
+            )
+        return frames // tubelet, height // self.patch_size, width // self.patch_size
+
+    def forward(
+        self, clip: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None, hierarchical: bool = True
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Encode a clip (V-JEPA 2, arXiv:2506.09985, section 2; levels as in the study, arXiv:2605.17165).
+
+        Args:
+            clip: float [B,C,F,height,width], normalised (``ops.normalize_clip``); F = ``img_temporal_dim_size`` is an image.
+                Fewer frames and other sizes than configured are accepted where patches fit.
+            masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass each.
+            hierarchical: True returns all levels, concatenated; False the last one.
+        Returns:
+            [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list.
+        """
+        if not clip.is_floating_point():
+            raise TypeError(f"encoder takes a normalised float clip, got {clip.dtype}: pass it through ops.normalize_clip")
+        grid = self.grid(clip.shape)
+        if not isinstance(masks, list | tuple):
+            x = self._embed(clip, grid, masks)
+            return self._blocks(x, self._rope(x, grid, masks), hierarchical)
+        masks = [m.long() for m in masks]
+        tokens = self._embed(clip, grid, torch.cat(masks, 1)).split([m.shape[1] for m in masks], 1)
+        return [self._blocks(x, self._rope(x, grid, m), hierarchical) for x, m in zip(tokens, masks)]
+
+    def _embed(self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor:
+        image = self.is_image(clip.shape[2])
+        x = (self.patch_embed_img if image else self.patch_embed)(clip, idx_BK)
+        if self.modality_embedding:
+            x = x + (self.img_mod_embed if image else self.video_mod_embed).to(x.dtype)
+        if not self.use_rope:
+            pos = rope.resize_sincos(self.pos_embed, self.built_grid, grid).to(x.dtype)
+            x = x + (pos if idx_BK is None else rope.take(pos[0], idx_BK))
+        return x
+
+    def _rope(self, x: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor | None:
+        if not self.use_rope:
+            return None
+        table = self.rope_table(grid, x.dtype, x.device)
+        return table if idx_BK is None else rope.take(table, idx_BK)
+
+    def rope_table(self, grid: rope.Grid, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The table of ``rope.rope_table`` for this encoder's heads."""
+        base = rope.base_grid(self.patch_size) if self.interpolate_rope else None
+        dtype = torch.promote_types(dtype, torch.float32)
+        return rope.rope_table(grid, self.embed_dim // self.num_heads, self.rope_variant, base, dtype, device)
+
+    def _blocks(self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool) -> torch.Tensor:
+        outs = []
+        for i, block in enumerate(self.blocks):
+            x = run_block(block, x, table, self.use_activation_checkpointing)
+            if hierarchical and i in self.level_blocks:
+                outs.append(self.norms_block[len(outs)](x))
+        if not hierarchical:
+            return self.norms_block[-1](x)
+        return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+
+
+def build_encoder(
+    name: str | None = None,
+    *,
+    img_size: int | tuple[int, int] = 224,
+    patch_size: int = 16,
+    num_frames: int = 16,
+    tubelet_size: int = 2,
+    in_chans: int = 3,
+    embed_dim: int | None = None,
+    depth: int | None = None,
+    num_heads: int | None = None,
+    mlp_ratio: float | None = None,
+    levels: int = 4,
+    use_rope: bool = True,
+    interpolate_rope: bool = True,
+    rope_variant: str = "v2.1",
+    use_silu: bool = False,
+    wide_silu: bool = True,
+    uniform_power: bool = True,
+    modality_embedding: bool = True,
+    img_temporal_dim_size: int | None = 1,
+    use_activation_checkpointing: bool = False,
+    n_registers: int = 0,
+    has_cls_first: bool = False,
+    device: torch.device | str | None = None,
+) -> VisionTransformer:
+    """Build a V-JEPA 2.1 encoder with fresh weights (global torch generator).
+
+    Args:
+        name: one of ``SIZES``; ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` replace its values, or stand alone.
+        img_size: pixels, int or (height, width); patch_size: pixels; num_frames, tubelet_size: frames.
+        levels: depths whose outputs are concatenated. rope_variant: ``v2.1``, or ``v2`` for V-JEPA 2 weights.
+        use_rope: False adds fixed sine-cosine positions instead (``uniform_power``: channels split evenly over t, h, w).
+        img_temporal_dim_size: frames of a still image, which has its own patch embedding; None: images pass as video.
+        device: where to create the parameters; "meta" allocates nothing.
+    Raises:
+        ConfigError: names the key, its value and what is accepted.
+    """
+    if n_registers or has_cls_first:
+        key = "model.n_registers" if n_registers else "model.has_cls_first"
+        raise ConfigError(f"{key}: the published encoder has no weights for register or cls tokens; use 0 / false")
+    size = _resolve_size(name, embed_dim, depth, num_heads, mlp_ratio)
+    img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    for pixels in img_size:
+        if pixels < patch_size or pixels % patch_size:
+            near = max(patch_size, pixels // patch_size * patch_size)
+            raise ConfigError(f"data.crop_size: {pixels} is not a multiple of data.patch_size {patch_size}; try {near}")
+    if num_frames != img_temporal_dim_size and (num_frames < tubelet_size or num_frames % tubelet_size):
+        near = max(tubelet_size, num_frames // tubelet_size * tubelet_size)
+        raise ConfigError(
+            f"data.dataset_fpcs: {num_frames} frames is not a multiple of data.tubelet_size {tubelet_size}; try {near}"
+        )
+    if use_rope:
+        check_heads("model", size.embed_dim, size.num_heads, rope_variant)
+    elif size.embed_dim % size.num_heads:
+        raise ConfigError(f"model.num_heads: {size.num_heads} does not divide model.embed_dim {size.embed_dim}")
+    with torch.device(device if device is not None else torch.get_default_device()):
+        return VisionTransformer(
+            size, img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet_size=tubelet_size,
+            in_chans=in_chans, levels=levels, use_rope=use_rope, interpolate_rope=interpolate_rope,
+            rope_variant=rope_variant, use_silu=use_silu, wide_silu=wide_silu, uniform_power=uniform_power,
+            modality_embedding=modality_embedding, img_temporal_dim_size=img_temporal_dim_size,
+            use_activation_checkpointing=use_activation_checkpointing,
+        )
+
+
+def check_heads(section: str, embed_dim: int, num_heads: int, rope_variant: str) -> None:
+    """Refuse heads that rotary positions cannot serve; ``section`` is the prefix of the key to name."""
+    if rope_variant not in rope.VARIANTS:
+        raise ConfigError(f"model.rope_variant: {rope_variant!r}; accepted: {', '.join(rope.VARIANTS)}")
+    head_dim = embed_dim // num_heads
+    if embed_dim % num_heads or head_dim % 2 or rotated_too_few(head_dim):
+        raise ConfigError(
+            f"{section}.num_heads: {embed_dim} channels in {num_heads} heads; each head needs an even number of channels, 6 or more"
+        )
+
+
+def rotated_too_few(head_dim: int) -> bool:
+    return rope.rotated_channels(head_dim) == 0
+
+
+def _resolve_size(name, embed_dim, depth, num_heads, mlp_ratio) -> Size:
+    if name is None:
+        if embed_dim is None or depth is None or num_heads is None:
+            raise ConfigError("model.model_name: without a name give embed_dim, depth and num_heads, all three")
+        return Size(embed_dim, depth, num_heads, 4.0 if mlp_ratio is None else mlp_ratio)
+    if name not in SIZES:
+        near = difflib.get_close_matches(name, SIZES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"model.model_name: unknown {name!r}; accepted: {', '.join(SIZES)}{hint}")
+    given = SIZES[name]
+    return Size(
+        given.embed_dim if embed_dim is None else embed_dim,
+        given.depth if depth is None else depth,
+        given.num_heads if num_heads is None else num_heads,
+        given.mlp_ratio if mlp_ratio is None else mlp_ratio,
+    )
