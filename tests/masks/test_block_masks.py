@@ -9,7 +9,15 @@ import torch
 from scipy import stats
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import BlockSpec, motion_saliency, origin_probabilities, philox, sample_block_masks
+from vjepa_fast.ops import (
+    BackendError,
+    BlockSpec,
+    motion_saliency,
+    origin_probabilities,
+    philox,
+    sample_block_masks,
+    use_backend,
+)
 from vjepa_fast.ops import block_masks as module
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -276,5 +284,29 @@ def test_still_clip_is_masked_uniformly():
 
 def test_the_counter_has_room_for_every_draw():
     assert module.MAX_REDRAWS < philox.MAX_ATTEMPTS
-    with pytest.raises(ConfigError, match="at most 256 masks"):
+    with pytest.raises(ConfigError, match="from 1 to 256 masks"):
         sample_block_masks(1, GRID, [M8, M8], seed=0, step=0, first_spec=255)
+
+
+def test_specs_survive_the_schema_of_the_op():
+    for spec in (M8, replace(M2, max_keep=7, inv_block=True, motion_guided=True, motion_guided_random_rate=0.0)):
+        assert module._unflatten(module._flatten(spec)) == spec
+
+
+def test_seeds_beyond_63_bits_are_keys_too():
+    draws = [sample_block_masks(2, GRID, [M8], seed=seed, step=0).enc for seed in (-1, (1 << 64) - 1, 1 << 63, 0)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[2], draws[3])
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_is_a_proper_torch_op(guided):
+    saliency = torch.rand(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    specs = module._flatten(replace(M8, motion_guided=guided)) + module._flatten(M2)
+    args = (saliency if guided else None, 2, [4, 6, 6], specs, [1, 2, 3, 0], "batch", torch.device("cpu"))
+    torch.library.opcheck(torch.ops.vjepa_fast.block_masks.default, args)
+
+
+def test_a_backend_that_cannot_serve_is_refused():
+    with use_backend("triton"), pytest.raises(BackendError, match="block_masks"):
+        sample_block_masks(1, GRID, [M8], seed=0, step=0)

@@ -113,3 +113,11 @@ def test_unknown_modes_are_refused():
         motion_saliency(clip, (1, 2, 2), mode="cubic")
     with pytest.raises(ConfigError, match="sample"):
         motion_saliency(clip, (1, 2, 2), normalize="batch")
+
+
+@pytest.mark.parametrize("mode", ["trilinear", "area"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_is_a_proper_torch_op(mode, dtype):
+    clip = torch.randint(0, 256, (2, 3, 4, 8, 12), generator=torch.Generator().manual_seed(0)).to(dtype)
+    args = (clip, [2, 4, 3], [0.2, 0.3, 0.4], mode, "sample")
+    torch.library.opcheck(torch.ops.vjepa_fast.motion_saliency.default, args)

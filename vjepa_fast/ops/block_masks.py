@@ -7,12 +7,13 @@ N = T*H*W, token index n = (t*H + h)*W + w, O origins of a block, enumerated by 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 
-from ..errors import ConfigError
-from . import philox
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops import _backend, _check, philox
 
 MAX_REDRAWS = 32  # of a mask that leaves no context
 _SCORE_FLOOR = 1e-6
@@ -46,7 +47,7 @@ class BlockMasks:
     pred_len: torch.Tensor  # [S,B]
 
     def trim(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec. Copies 2*S*B lengths to the host.
+        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec. Copies the lengths to the host.
 
         Raises:
             ValueError: the samples of a spec differ in length (``truncate="none"``).
@@ -161,18 +162,63 @@ def sample_block_masks(
     Raises:
         ConfigError: a field of a spec is out of range, or no context is left after 32 redraws.
     """
+    grid = _check.grid("sample_block_masks", grid)
     if truncate not in ("batch", "random", "none"):
         raise ConfigError(f"masks.truncate: unknown value {truncate!r}; use 'batch', 'random' or 'none'")
-    if first_spec + len(specs) > philox.MAX_SPECS:
-        raise ConfigError(f"masks.specs: at most {philox.MAX_SPECS} masks over all groups of clips")
+    if not 0 < len(specs) <= philox.MAX_SPECS - first_spec:
+        raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {len(specs)}")
     if saliency is not None and tuple(saliency.shape) != (B, *grid):
-        raise ValueError(f"saliency must be [B,T,H,W] = {(B, *grid)}, got {tuple(saliency.shape)}")
-    if device is None:
-        device = saliency.device if saliency is not None else torch.device("cpu")
+        raise ValueError(f"sample_block_masks: saliency: expected [B,T,H,W] = {[B, *grid]}, got {list(saliency.shape)}")
     for s, spec in enumerate(specs):
         check_spec(spec, f"masks.specs[{s}]")
+    if device is None:
+        device = saliency.device if saliency is not None else "cpu"
+    signed_seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    flat = [number for spec in specs for number in _flatten(spec)]
+    keys = [signed_seed, step, first_sample, first_spec]
+    return BlockMasks(*_block_masks(saliency, B, grid, flat, keys, truncate, torch.device(device)))
+
+
+def _flatten(spec) -> list[float]:
+    """The fields of ``spec`` in order, as numbers (an op's schema has no dataclasses); ``max_keep`` None is 0."""
+    values = [getattr(spec, field.name) or 0 for field in fields(BlockSpec)]
+    return [float(x) for value in values for x in (value if isinstance(value, (tuple, list)) else (value,))]
+
+
+def _unflatten(numbers: list[float]) -> BlockSpec:
+    blocks, s0, s1, t0, t1, a0, a1, keep_time, max_keep, full, pred_full, inverse, guided, strength, rate = numbers
+    return BlockSpec(
+        int(blocks), (s0, s1), (t0, t1), (a0, a1), keep_time, int(max_keep) or None, bool(full), bool(pred_full),
+        bool(inverse), bool(guided), strength, rate,
+    )
+
+
+@torch.library.custom_op("vjepa_fast::block_masks", mutates_args=())
+def _block_masks(
+    saliency: torch.Tensor | None, batch: int, grid: Sequence[int], specs: Sequence[float], keys: Sequence[int],
+    truncate: str, device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _backend.call("block_masks", saliency, batch, grid, specs, keys, truncate, device)
+
+
+@_block_masks.register_fake
+def _(saliency, batch, grid, specs, keys, truncate, device):
+    shape = (len(specs) // len(_flatten(BlockSpec())), batch)
+    indices = torch.empty((*shape, math.prod(grid)), dtype=torch.int64, device=device)
+    lengths = torch.empty(shape, dtype=torch.int64, device=device)
+    return indices, torch.empty_like(indices), lengths, torch.empty_like(lengths)
+
+
+@_backend.register("block_masks", "eager")
+def _eager(
+    saliency: torch.Tensor | None, batch: int, grid: list[int], flat: list[float], keys: list[int], truncate: str,
+    device: torch.device,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    seed, step, first_sample, first_spec = keys
+    length = len(_flatten(BlockSpec()))
+    specs = [_unflatten(flat[i : i + length]) for i in range(0, len(flat), length)]
     sizes = sample_block_sizes(grid, specs, seed=seed, step=step, first_spec=first_spec)
-    sample_B = torch.arange(first_sample, first_sample + B, device=device)
+    sample_B = torch.arange(first_sample, first_sample + batch, device=device)
     encs, preds = [], []
     for s, (spec, size) in enumerate(zip(specs, sizes)):
         key = first_spec + s
@@ -182,7 +228,7 @@ def sample_block_masks(
         preds.append(pred_BN)
     enc, enc_len = _compact(torch.stack(encs))
     pred, pred_len = _compact(torch.stack(preds))
-    return BlockMasks(enc=enc, pred=pred, enc_len=enc_len, pred_len=pred_len)
+    return enc, pred, enc_len, pred_len
 
 
 def _stream(kind: int, spec, low=0):

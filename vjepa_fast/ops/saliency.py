@@ -4,10 +4,13 @@ Shapes: B clips, C channels, F frames, Y x X pixels, token grid T x H x W.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional as F
 
-from ..errors import ConfigError
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops import _backend, _check
 
 _FLOOR = 1e-6  # of the maximum by which a map is divided
 
@@ -28,27 +31,43 @@ def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize
             every map by the maximum of *sample* t, as the released code does; it needs B in {1, T}.
 
     Returns:
-        float32 ``[B,T,H,W]`` (float64 for a float64 clip); zeros for a single frame.
+        float32 ``[B,T,H,W]`` (float64 for a float64 clip), without gradient; zeros for a single frame.
 
     Raises:
         ConfigError: unknown ``mode`` or ``normalize``; ``published`` with another B.
     """
-    if clip.dim() != 5:
-        raise ValueError(f"motion_saliency needs a clip [B,C,F,Y,X], got shape {tuple(clip.shape)}")
-    batch, channels, frames = clip.shape[:3]
-    t_tokens = grid[0]
+    _check.clip("motion_saliency", clip)
+    grid = _check.grid("motion_saliency", grid)
     if mode not in ("trilinear", "area"):
         raise ConfigError(f"masks.saliency: unknown mode {mode!r}; use 'trilinear' or 'area'")
     if normalize not in ("sample", "published"):
         raise ConfigError(f"motion_saliency: unknown normalize {normalize!r}; use 'sample' or 'published'")
-    if normalize == "published" and batch not in (1, t_tokens):
+    if normalize == "published" and clip.shape[0] not in (1, grid[0]):
         raise ConfigError(
-            f"compat published: motion maps need a batch of 1 or of {t_tokens} (the temporal tokens), got {batch}; "
-            "change data.batch_size or set compat: intended"
+            f"compat published: motion maps need a batch of 1 or of {grid[0]} (the temporal tokens), "
+            f"got {clip.shape[0]}; change data.batch_size or set compat: intended"
         )
-    weight_C = _channel_weights(clip, std, channels)
-    if frames == 1:
-        return clip.new_zeros((batch, *grid), dtype=weight_C.dtype)
+    std = [1.0] * clip.shape[1] if std is None else _check.channel_stats("motion_saliency", std, std, clip.shape[1])[1]
+    return _motion_saliency(clip.detach(), grid, std, mode, normalize)
+
+
+@torch.library.custom_op("vjepa_fast::motion_saliency", mutates_args=())
+def _motion_saliency(
+    clip: torch.Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str
+) -> torch.Tensor:
+    return _backend.call("motion_saliency", clip, grid, std, mode, normalize)
+
+
+@_motion_saliency.register_fake
+def _(clip, grid, std, mode, normalize):
+    return clip.new_empty((clip.shape[0], *grid), dtype=torch.promote_types(clip.dtype, torch.float32))
+
+
+@_backend.register("motion_saliency", "eager")
+def _eager(clip: torch.Tensor, grid: list[int], std: list[float], mode: str, normalize: str) -> torch.Tensor:
+    weight_C = _channel_weights(clip, std)
+    if clip.shape[2] == 1:
+        return clip.new_zeros((clip.shape[0], *grid), dtype=weight_C.dtype)
     if mode == "trilinear":
         map_BTHW = _trilinear(clip, grid, weight_C)
     else:
@@ -58,13 +77,10 @@ def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize
     return map_BTHW / (peak_B[:, None, None] if normalize == "published" else peak_B[:, None, None, None])
 
 
-def _channel_weights(clip, std, channels: int) -> torch.Tensor:
+def _channel_weights(clip, std) -> torch.Tensor:
     """Factor of each channel's absolute difference in the mean over channels."""
-    dtype = torch.float32 if clip.dtype == torch.uint8 else torch.promote_types(clip.dtype, torch.float32)
-    weight_C = torch.full((channels,), 1.0 / channels, dtype=dtype, device=clip.device)
-    if clip.dtype == torch.uint8 and std is not None:
-        weight_C = weight_C / (255.0 * torch.as_tensor(std, dtype=dtype).to(clip.device))
-    return weight_C
+    scale = [1.0 / len(std) / (255.0 * s if clip.dtype == torch.uint8 else 1.0) for s in std]
+    return torch.tensor(scale, dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device)
 
 
 def _change(clip, weight_C) -> torch.Tensor:
