@@ -1,0 +1,206 @@
+"""What an objective term is: a frozen dataclass of its fields, registered by name, with its formula in ``value``.
+
+Adding a term takes one file in ``terms/`` (found by itself) and one test; see docs/objectives.md. Terms never import
+each other: what they share is in ``state.py`` (cached views of the features) and ``reduce.py`` (means, weights).
+"""
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from vjepa_fast.errors import ConfigError
+
+_REGISTRY: dict[str, type[Objective]] = {}
+
+
+@dataclass(frozen=True)
+class TermContext:
+    """What a term may know of the plan it is part of."""
+
+    levels: int
+    embed_dim: int
+    compat: str = "intended"  # intended | published
+    seed: int = 0
+
+    @property
+    def dim(self) -> int:
+        """Feature channels D = levels * embed_dim."""
+        return self.levels * self.embed_dim
+
+
+# -- fields: a default, a check and the words that say what is accepted ------------------------------------------------
+def number(
+    default: float | None,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    integer: bool = False,
+    above: float = -math.inf,
+    optional: bool = False,
+) -> Any:
+    """A numeric field: ``low <= x <= high`` and ``x > above``; ``optional`` also accepts null."""
+    words = "an integer" if integer else "a number"
+    for text, bound, unset in ((">=", low, -math.inf), (">", above, -math.inf), ("<=", high, math.inf)):
+        words += f" {text} {bound:g}" if bound != unset else ""
+
+    def check(x: Any) -> bool:
+        if x is None:
+            return optional
+        kinds = int if integer else (int, float)
+        if isinstance(x, bool) or not isinstance(x, kinds):
+            return False
+        return math.isfinite(x) and low <= x <= high and x > above
+
+    return checked(default, words + (" or null" if optional else ""), check)
+
+
+def choice(default: str | None, *values: str | None) -> Any:
+    """A field that takes one of ``values``."""
+    words = "one of " + ", ".join("null" if v is None else v for v in values)
+    return checked(default, words, lambda x: any(x is v or (isinstance(x, str) and x == v) for v in values))
+
+
+def flag(default: bool) -> Any:
+    """A boolean field."""
+    return checked(default, "true or false", lambda x: isinstance(x, bool))
+
+
+def checked(
+    default: Any, accepts: str, check: Callable[[Any], bool], convert: Callable[[Any], Any] | None = None
+) -> Any:
+    """A field with a check of its own; ``accepts`` is shown to the user where the check fails."""
+    return field(default=default, metadata={"accepts": accepts, "check": check, "convert": convert})
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One term of the loss. A subclass is a frozen dataclass whose fields are the keys of its recipe section.
+
+    Class attributes:
+        access: how the term walks over memory: TOKEN, PAIR (t, t+1), COLUMN (over T) or GLOBAL.
+        needs: the ``LatentState`` fields it reads.
+        gradient_to: in words, which inputs its gradient reaches.
+    """
+
+    name: ClassVar[str] = ""
+    access: ClassVar[str] = "TOKEN"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    gradient_to: ClassVar[str] = ""
+
+    coeff: float = number(1.0, low=0.0)
+
+    def value(self, state, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        """The unweighted term, a scalar in promote_types(input, float32), without a host sync."""
+        raise NotImplementedError(f"objective {self.name} has no formula")
+
+    def weight(self, state) -> float:
+        """The coefficient in force at ``state.step`` / ``state.epoch``."""
+        return self.coeff
+
+    def build_head(self, ctx: TermContext, generator: torch.Generator) -> nn.Module | None:
+        """The learnable part, drawn from ``generator``; None for most terms."""
+        return None
+
+    def refusal(self, ctx: TermContext, target_grad: bool) -> str | None:
+        """Why no gradient can reach this term in this set-up, or None if one can."""
+        return None
+
+    def lower(self):
+        """Optional: what a fused kernel of this term's access class needs. None means: run ``value``.
+
+        A term that lowers defines its ``@triton.jit`` device function inside this method, so that the file imports
+        where Triton is absent. ``value`` stays the oracle either way.
+        """
+        return None
+
+
+def objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
+    """Class decorator: registers a frozen ``Objective`` dataclass as the term ``name``."""
+
+    def register(cls: type[Objective]) -> type[Objective]:
+        if name in _REGISTRY:
+            first = _REGISTRY[name].__module__
+            raise ValueError(f"objective {name!r} is registered twice: {first} and {cls.__module__}")
+        if not issubclass(cls, Objective) or not cls.__dataclass_params__.frozen:
+            raise TypeError(f"objective {name!r} must be a frozen dataclass derived from Objective")
+        cls.name = name
+        _REGISTRY[name] = cls
+        return cls
+
+    return register
+
+
+def registry() -> dict[str, type[Objective]]:
+    """Every term by name. Imports all modules of ``terms/`` on the first call."""
+    from . import terms
+
+    for module in pkgutil.iter_modules(terms.__path__):
+        importlib.import_module(f"{terms.__name__}.{module.name}")
+    return dict(_REGISTRY)
+
+
+def make_objective(name: str, values: dict[str, Any] | None, path: str = "objectives") -> Objective:
+    """The term ``name`` with the fields of a recipe section.
+
+    Raises ConfigError with the key's path, what is accepted and a suggestion.
+    """
+    known = registry()
+    if name not in known:
+        raise ConfigError(f"{path}.{name}: unknown term; terms are {', '.join(sorted(known))}{_suggest(name, known)}")
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}.{name}: takes a mapping of fields, not {values!r}; {{}} keeps the defaults")
+    specs = {f.name: f for f in fields(known[name])}
+    ready = {}
+    for key, x in values.items():
+        if key not in specs:
+            raise ConfigError(
+                f"{path}.{name}.{key}: unknown field; {name} takes {', '.join(specs)}{_suggest(str(key), specs)}"
+            )
+        meta = specs[key].metadata
+        if not meta["check"](x):
+            raise ConfigError(f"{path}.{name}.{key}: {x!r} cannot be used; give {meta['accepts']}")
+        ready[key] = meta["convert"](x) if meta["convert"] else x
+    assert all(f.default is not MISSING for f in specs.values()), f"every field of {name} needs a default"
+    return known[name](**ready)
+
+
+def _suggest(word: str, known) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+# -- learnable parts --------------------------------------------------------------------------------------------------
+def head_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator for the head of term ``name``: the same weights whatever other terms are in the plan."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    """``nn.Linear`` with PyTorch's default distribution (the published heads use it), drawn from ``generator`` alone.
+
+    Weight and bias are uniform in +-1/sqrt(n_in). Leaves the global RNG untouched; works on the meta device.
+    """
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, device=torch.get_default_device())
+    if not layer.weight.is_meta:
+        bound = 1.0 / math.sqrt(n_in)
+        with torch.no_grad():
+            for p in (layer.weight, layer.bias):
+                draw = torch.empty(p.shape, dtype=torch.float32, device="cpu")
+                p.copy_(draw.uniform_(-bound, bound, generator=generator))
+    return layer
+
+
+def mlp(n_in: int, hidden: int, n_out: int, generator: torch.Generator) -> nn.Sequential:
+    """Two layers with exact (erf) GELU between; parameters ``0.weight 0.bias 2.weight 2.bias``."""
+    return nn.Sequential(linear(n_in, hidden, generator), nn.GELU(), linear(hidden, n_out, generator))

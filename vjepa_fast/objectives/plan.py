@@ -1,0 +1,129 @@
+"""``build_objectives``: the named terms as one module that turns a ``LatentState`` into a loss."""
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vjepa_fast.errors import ConfigError
+
+from .api import Objective, TermContext, head_generator, make_objective
+from .state import LatentState
+
+COMPAT_MODES = ("intended", "published")
+
+
+@dataclass(frozen=True)
+class ObjectiveOutput:
+    """``total``: scalar, sum of weight x term. ``terms``: unweighted values, detached scalars. ``weights``: floats."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, float]
+
+
+class ObjectivePlan(nn.Module):
+    """The loss of a run: its terms, their learnable heads and how they add up. Built by ``build_objectives``.
+
+    ``heads`` alone has parameters: hand ``plan.parameters()`` to the optimiser and save ``plan.state_dict()``.
+    All formulas run in promote_types(input, float32), whatever autocast says; for float64 features call
+    ``plan.double()``.
+    """
+
+    def __init__(self, terms: dict[str, Objective], ctx: TermContext, stop_gradient: bool):
+        super().__init__()
+        self.terms = terms
+        self.ctx = ctx
+        self.stop_gradient = stop_gradient
+        built = {name: term.build_head(ctx, head_generator(ctx.seed, name)) for name, term in terms.items()}
+        self.heads = nn.ModuleDict({name: head for name, head in built.items() if head is not None})
+
+    @property
+    def needs(self) -> set[str]:
+        """The ``LatentState`` fields that the terms read."""
+        return set().union(*(term.needs for term in self.terms.values()))
+
+    def describe(self) -> str:
+        """One line per term: coefficient, access class, where its gradient goes, parameters of its head."""
+        rows = [("term", "coeff", "access", "gradient to", "head")]
+        for name, term in self.terms.items():
+            size = sum(p.numel() for p in self.heads[name].parameters()) if name in self.heads else 0
+            rows.append((name, f"{term.coeff:g}", term.access, term.gradient_to, f"{size:,}" if size else "-"))
+        widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
+        return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+    def forward(self, state: LatentState) -> ObjectiveOutput:
+        """The loss of one step. Raises ValueError where the state lacks something or its shapes disagree."""
+        device = self._check(state)
+        state = state.prepared(self.stop_gradient)
+        total, values, weights = None, {}, {}
+        with _no_autocast(device):
+            for name, term in self.terms.items():
+                value = term.value(state, self.heads[name] if name in self.heads else None, self.ctx)
+                weights[name] = term.weight(state)
+                # a weight of 0 keeps its graph: a zero gradient is not the same as none to AdamW or DDP
+                total = weights[name] * value if total is None else total + weights[name] * value
+                values[name] = value.detach()
+        return ObjectiveOutput(total, values, weights)
+
+    def _check(self, state: LatentState) -> torch.device:
+        for name, term in self.terms.items():
+            missing = sorted(f for f in term.needs if getattr(state, f) is None)
+            if missing:
+                raise ValueError(f"objective {name} needs LatentState.{missing[0]}, which is None")
+        for i, h in enumerate(state.h or ()):
+            if state.grids is not None:
+                t, height, width = state.grids[i]
+                if h.shape[1:] != (t * height * width, self.ctx.dim):
+                    raise ValueError(
+                        f"h[{i}] is {tuple(h.shape)}; grid {t}x{height}x{width} with {self.ctx.levels} levels of "
+                        f"{self.ctx.embed_dim} channels needs [B, {t * height * width}, {self.ctx.dim}]"
+                    )
+        anything = state.h if state.h is not None else next(x for x in (state.z, state.z_pred, state.z_context) if x)[0]
+        return anything[0].device
+
+
+def build_objectives(
+    spec: dict[str, dict[str, Any] | None],
+    *,
+    levels: int,
+    embed_dim: int,
+    compat: str = "intended",
+    target_grad: bool = False,
+    stop_gradient: bool | None = None,
+    seed: int = 0,
+) -> ObjectivePlan:
+    """The terms of ``spec`` ({term: {field: value}}) as a module.
+
+    Args:
+        spec: exactly these terms, in this order; see docs/objectives.md for the fields.
+        levels, embed_dim: encoder depths whose outputs are concatenated, and the width of each (D = levels*embed_dim).
+        compat: "intended", or "published" for what the released code of arXiv:2605.17165 computes.
+        target_grad: whether ``h`` carries gradient (runs without an EMA target).
+        stop_gradient: detach ``h`` for every term but kinematic. None: yes under intended, no under published.
+        seed: of the heads' weights and of SIGReg's directions.
+
+    Raises:
+        ConfigError: an unknown term, field or value; a term that can get no gradient (intended only).
+    """
+    if compat not in COMPAT_MODES:
+        raise ConfigError(f"compat: {compat!r} is not known; give one of {', '.join(COMPAT_MODES)}")
+    if not isinstance(spec, dict) or not spec:
+        raise ConfigError("objectives: no term is named; give at least one, such as {pred: {}}")
+    ctx = TermContext(levels=levels, embed_dim=embed_dim, compat=compat, seed=seed)
+    terms = {name: make_objective(name, values) for name, values in spec.items()}
+    if compat == "intended":
+        for name, term in terms.items():
+            reason = term.refusal(ctx, target_grad)
+            if reason:
+                raise ConfigError(f"objectives.{name}: no gradient can reach this term: {reason}")
+    return ObjectivePlan(terms, ctx, stop_gradient if stop_gradient is not None else compat == "intended")
+
+
+def _no_autocast(device: torch.device):
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device_type=device.type, enabled=False)
+    return contextlib.nullcontext()

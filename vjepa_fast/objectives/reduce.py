@@ -1,0 +1,46 @@
+"""Means and weights that the terms share. All of them are free of host syncs: counts stay on the device.
+
+B batch, K tokens of one mask.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def mean_of_entries(entries: list[tuple[Tensor, Tensor | None]], otherwise: Iterable[Tensor]) -> Tensor:
+    """Mean over the (fpc group, mask) entries that have the term.
+
+    An entry is ``(value, present)``: two scalars, ``present`` being 1 or 0, or None for always. The value of an absent
+    entry must be 0. With no entry at all the result is a zero that still hangs on the tensors of ``otherwise``, so that
+    a backward pass gives them zero gradients instead of failing.
+    """
+    if not entries:
+        return connected_zero(otherwise)
+    total = torch.stack([value for value, _ in entries]).sum()
+    if all(present is None for _, present in entries):
+        return total / len(entries)
+    counts = [torch.ones_like(value) if present is None else present for value, present in entries]
+    return total / torch.stack([c.detach().to(total.dtype) for c in counts]).sum().clamp(min=1)
+
+
+def connected_zero(tensors: Iterable[Tensor]) -> Tensor:
+    """0, in promote_types(input, float32), with an (empty) path to every one of ``tensors``."""
+    parts = [t.reshape(-1)[:0].sum() for t in tensors]
+    total = torch.stack([p.to(torch.promote_types(p.dtype, torch.float32)) for p in parts]).sum()
+    return total
+
+
+def hard_softmax(error: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:
+    """softmax(error / temperature) over the last dimension, detached; invalid entries get 0.
+
+    ``error [..., K]``; ``valid [..., K]`` bool. Temperatures under 1e-6 count as 1e-6. Rows without a valid entry are
+    all 0. Multiplied by the number of valid entries these are weights of mean 1.
+    """
+    logits = error.detach() / max(temperature, 1e-6)
+    if valid is None:
+        return logits.softmax(-1)
+    logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+    return logits.softmax(-1).masked_fill(~valid, 0.0)

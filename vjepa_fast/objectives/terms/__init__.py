@@ -1,0 +1,1 @@
+"""One file per objective term; every module here is found and imported by ``api.registry``."""

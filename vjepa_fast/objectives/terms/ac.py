@@ -1,0 +1,49 @@
+"""Action conditioning: a small head reads the change of the mean colour of a patch (arXiv:2605.17165, AC-JEPA).
+
+    mean over pairs and colours of abs(head(z(t)) - (y(t+1) - y(t))), y = mean of the normalised clip over a tubelet
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vjepa_fast import ops
+
+from ..api import Objective, choice, mlp, number, objective
+from ..channels import head_input, head_width
+from ..reduce import mean_of_entries
+from ..state import take_rows
+
+
+@objective("ac")
+@dataclass(frozen=True)
+class ActionConditioned(Objective):
+    access = "PAIR"
+    needs = frozenset({"z", "clips", "masks_enc", "grids"})
+    gradient_to = "z, head"
+
+    target_dim: int = number(3, low=1, high=3, integer=True)
+    hidden_dim: int = number(256, low=1, integer=True)
+    channels: str = choice("all", "all", "dynamics")
+    app_ratio: float = number(0.5, above=0.0, high=1.0)
+
+    def build_head(self, ctx, generator):
+        return mlp(head_width(self.channels, self.app_ratio, ctx), self.hidden_dim, self.target_dim, generator)
+
+    def value(self, state, head, ctx) -> Tensor:
+        entries = []
+        for view in state.temporal():
+            colour_BNC = state.once(("colour", view.i), lambda i=view.i: _colours(state, i))
+            change_BKC = view.step(take_rows(colour_BNC, view.idx))[..., : self.target_dim]
+            guess_BKC = head(head_input(view.z, self.channels, self.app_ratio, ctx))
+            entries.append(view.mean((guess_BKC - change_BKC.to(guess_BKC.dtype)).abs().mean(-1)))
+        return mean_of_entries(entries, [*state.outputs("z"), *head.parameters()])
+
+
+def _colours(state, i: int) -> Tensor:
+    """Mean colour of each token of group ``i``, [B, N, C], detached."""
+    clip = state.clips[i].detach()
+    t, height, _ = state.grids[i]
+    y = ops.patch_mean(clip, clip.shape[2] // t, clip.shape[3] // height, state.mean, state.std)
+    return y.flatten(1, 3)

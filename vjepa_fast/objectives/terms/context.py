@@ -1,0 +1,80 @@
+"""Context: the predictor's output at the visible tokens against the target (V-JEPA 2.1's dense loss).
+
+    mean over tokens and channels of abs(z_context - h)^p / p x w,  then over groups and masks
+
+With ``weight_distance`` w = 1 / sqrt(distance to the nearest predicted token of the sample), always float32; else 1.
+The coefficient rises linearly over ``warmup``.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from vjepa_fast import ops
+
+from ..api import Objective, checked, flag, number, objective
+from ..reduce import mean_of_entries
+
+
+def _is_warmup(x) -> bool:
+    """[start, end]: integers are steps, floats in [0, 1] fractions of the run; whole floats above 1 are steps too."""
+    if not isinstance(x, (list, tuple)) or len(x) != 2:
+        return False
+    for v in x:
+        if isinstance(v, bool) or not isinstance(v, (int, float)) or v < 0:
+            return False
+        if isinstance(v, float) and v > 1 and v != int(v):
+            return False
+    same_unit = _is_fraction(x[0]) == _is_fraction(x[1])
+    return not same_unit or x[0] <= x[1]
+
+
+def _is_fraction(v: int | float) -> bool:
+    return isinstance(v, float) and v <= 1
+
+
+@objective("context")
+@dataclass(frozen=True)
+class Context(Objective):
+    access = "TOKEN"
+    needs = frozenset({"z_context", "h", "masks_enc", "masks_pred", "grids", "step"})
+    gradient_to = "z_context (h)"
+
+    coeff_img: float | None = number(None, low=0.0, optional=True)
+    loss_exp: float = number(1.0, low=1.0)
+    warmup: tuple[float, float] = checked(
+        (0.5, 1.0), "[start, end] with start <= end: integers for steps, floats in [0, 1] for fractions of the run",
+        _is_warmup, tuple,
+    )
+    weight_distance: bool = flag(False)
+    offset: bool = flag(False)
+
+    def weight(self, state) -> float:
+        coeff = self.coeff_img if state.modality == "image" and self.coeff_img is not None else self.coeff
+        start, end = (self._steps(v, state.total_steps) for v in self.warmup)
+        if state.step >= end:
+            return coeff
+        return coeff * max(0.0, (state.step - start) / (end - start))
+
+    def value(self, state, head, ctx) -> Tensor:
+        entries = []
+        for i, errors in enumerate(state.context_errors(self.loss_exp)):
+            for j, error_BK in enumerate(errors):
+                if not error_BK.numel():
+                    continue
+                if self.weight_distance:
+                    distance = ops.mask_distance(
+                        state.masks_enc[i][j].long(), state.masks_pred[i][j].long(), state.grids[i], offset=self.offset
+                    )
+                    error_BK = error_BK * distance.reciprocal().to(error_BK.dtype)
+                entries.append((error_BK.mean(), None))
+        return mean_of_entries(entries, state.outputs("z_context"))
+
+    @staticmethod
+    def _steps(v: int | float, total_steps: int | None) -> float:
+        if not _is_fraction(v) or v == 0:
+            return v
+        if total_steps is None:
+            raise ValueError("objectives.context.warmup is a fraction of the run: LatentState.total_steps is needed")
+        return v * total_steps

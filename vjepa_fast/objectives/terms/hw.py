@@ -1,0 +1,31 @@
+"""Hard-region weighting: prediction errors weighted by how large they are (arXiv:2605.17165, HW-JEPA).
+
+    e_bk = prediction error of a token;  w_bk = K softmax over k of (e_bk / temp), a constant;  mean of w_bk e_bk
+
+The softmax is taken per sample, over its predicted tokens.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..api import Objective, number, objective
+from ..reduce import hard_softmax, mean_of_entries
+
+
+@objective("hw")
+@dataclass(frozen=True)
+class HardRegion(Objective):
+    access = "TOKEN"
+    needs = frozenset({"z_pred", "h", "masks_pred"})
+    gradient_to = "z_pred (h), weights constant"
+
+    temp: float = number(1.0, low=0.0)
+    loss_exp: float = number(1.0, low=1.0)
+
+    def value(self, state, head, ctx) -> Tensor:
+        errors = state.prediction_errors(self.loss_exp)
+        # K softmax, averaged over K tokens: the K cancels
+        values = [(hard_softmax(e, self.temp) * e).sum(-1).mean() for es in errors for e in es if e.numel()]
+        return mean_of_entries([(v, None) for v in values], state.outputs("z_pred"))
