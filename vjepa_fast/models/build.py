@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def encoder_from_config(cfg: Config, device=None) -> VisionTransformer:
-    """The encoder of a configuration, with fresh weights. Reads ``cfg.data`` and ``cfg.model``."""
+    """The encoder of a configuration, with fresh weights. Reads ``cfg.data``, ``cfg.data_aug`` and ``cfg.model``."""
     data, model = cfg.data, cfg.model
     return build_encoder(
         model.model_name, img_size=data.crop_size, patch_size=data.patch_size, num_frames=max(data.dataset_fpcs),
@@ -19,7 +19,7 @@ def encoder_from_config(cfg: Config, device=None) -> VisionTransformer:
         levels=model.levels, use_rope=model.use_rope, interpolate_rope=model.interpolate_rope,
         rope_variant=model.rope_variant, use_silu=model.use_silu, wide_silu=model.wide_silu,
         uniform_power=model.uniform_power, modality_embedding=model.modality_embedding,
-        img_temporal_dim_size=model.img_temporal_dim_size,
+        img_temporal_dim_size=model.img_temporal_dim_size, mean=cfg.data_aug.mean, std=cfg.data_aug.std,
         use_activation_checkpointing=model.use_activation_checkpointing, device=device,
     )
 
@@ -27,7 +27,8 @@ def encoder_from_config(cfg: Config, device=None) -> VisionTransformer:
 def build_from_config(cfg: Config, device=None) -> tuple[VisionTransformer, Predictor]:
     """(encoder, predictor) of a configuration, with fresh weights from the global torch generator.
 
-    Without ``model.num_mask_tokens`` the predictor has one mask token per mask of the longer of ``masks`` and ``img_masks``.
+    Without ``model.num_mask_tokens`` the predictor has one mask token per mask, of whichever of ``masks`` and
+    ``img_masks`` is longer.
     """
     encoder = encoder_from_config(cfg, device)
     model = cfg.model

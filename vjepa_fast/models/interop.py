@@ -16,7 +16,6 @@ from vjepa_fast.models.build import encoder_from_config
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
 
 _PREFIX = re.compile(r"^(?:_orig_mod\.|module\.|backbone\.)+")
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def to_fair(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -44,7 +43,7 @@ def read_checkpoint(path: str | Path) -> dict:
         raise
     except Exception as error:  # torch raises many kinds: unpickling, zip, EOF, key and runtime errors
         why = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint (damaged or not a weights file): {why}") from error
+        raise CheckpointError(f"{path}: cannot be read (damaged, or not a weights file): {why}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
     return content
@@ -63,7 +62,7 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
     """Load a state dict (FAIR prefixes allowed) strictly.
 
     Raises:
-        CheckpointError: one line telling which tensors are missing, not expected, or of another shape; nothing is loaded.
+        CheckpointError: one line telling which tensors are missing, unexpected or of another shape; nothing is loaded.
     """
     state, own = from_fair(state), module.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
@@ -91,7 +90,7 @@ def load_encoder(
         **arch: or the arguments of ``build_encoder`` (``name=`` or ``model_name=``, ``img_size=``, ...).
     Returns:
         The encoder, with ``clip_settings`` (crop_size, num_frames, tubelet_size, patch_size, frame_step, fps, duration,
-        mean, std: how clips were made in training; the unknown is None) and ``checkpoint_hash`` (SHA-256 of its weights).
+        mean, std: how clips were made in training; the unknown is None) and ``checkpoint_hash`` (SHA-256 of weights).
     Raises:
         CheckpointError: missing or damaged file, no such encoder in it, or another architecture.
     """
@@ -111,7 +110,7 @@ def load_encoder(
         encoder = build_encoder(**arch, device="cpu")
         settings = {
             "crop_size": encoder.img_size[0], "num_frames": encoder.num_frames, "frame_step": None, "fps": None,
-            "duration": None, **_IMAGENET,
+            "duration": None, "mean": encoder.mean, "std": encoder.std,
         }
     if encoder.use_rope:
         state.pop("pos_embed", None)  # V-JEPA 2 files carry an unused one

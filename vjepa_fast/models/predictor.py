@@ -13,13 +13,11 @@ from vjepa_fast.models import rope
 from vjepa_fast.models.attention import Block, init_weights, run_block
 from vjepa_fast.models.vit import VisionTransformer, check_heads
 
-_HIERARCHY = {4: (0, 1, 2, 3), 8: (1, 3, 5, 7), 12: (2, 5, 8, 11), 20: (4, 9, 14, 19), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
-
 
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
     """The blocks that the published code associates with the levels. It counts them only: no output is taken there."""
-    if levels == 4 and depth in _HIERARCHY:
-        return _HIERARCHY[depth]
+    if (depth, levels) == (24, 4):
+        return (4, 11, 17, 23)
     return tuple(max(0, (level + 1) * depth // levels - 1) for level in range(levels))
 
 
@@ -157,7 +155,7 @@ def build_predictor(
     if depth < 1:
         raise ConfigError(f"model.pred_depth: {depth}; at least 1 is needed")
     if encoder.use_rope:
-        check_heads("model.pred", embed_dim, num_heads, encoder.rope_variant)
+        check_heads("model.pred_", embed_dim, num_heads, encoder.rope_variant)
     elif embed_dim % num_heads:
         raise ConfigError(f"model.pred_num_heads: {num_heads} does not divide model.pred_embed_dim {embed_dim}")
     with torch.device(device if device is not None else encoder.norms_block[0].weight.device):

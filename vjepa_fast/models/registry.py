@@ -7,8 +7,8 @@ from vjepa_fast.models.vit import SIZES, build_encoder
 def register_timm() -> list[str]:
     """Make ``timm.create_model("vjepa_fast_vit_base", img_size=..., ...)`` work; returns the names registered.
 
-    Keyword arguments go to ``build_encoder``. timm is imported here only. Weights come from ``load_encoder``: ``pretrained=True``
-    is refused.
+    Keyword arguments go to ``build_encoder``. timm is imported here only. ``pretrained=True`` is refused: weights come
+    from ``load_encoder``.
     """
     from timm.models import is_model, register_model
 

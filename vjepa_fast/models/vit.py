@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.models import rope
 from vjepa_fast.models.attention import Block, init_weights, run_block
@@ -49,25 +50,17 @@ def level_blocks(depth: int, levels: int) -> tuple[int, ...]:
 class PatchEmbed3D(nn.Module):
     """Tubelets to tokens: the weights of a strided Conv3d (``proj``), applied as one matrix product."""
 
-    def __init__(self, tubelet: int, patch: int, in_chans: int, embed_dim: int):
+    def __init__(self, tubelet: int, patch: int, embed_dim: int):
         super().__init__()
         self.tubelet, self.patch = tubelet, patch
         size = (tubelet, patch, patch)
-        self.proj = nn.Conv3d(in_chans, embed_dim, kernel_size=size, stride=size)
+        self.proj = nn.Conv3d(3, embed_dim, kernel_size=size, stride=size)
 
-    def forward(self, clip: torch.Tensor, idx_BK: torch.Tensor | None) -> torch.Tensor:
-        """clip [B,C,F,height,width], idx int [B,K] or None (all) -> [B,K,E]; only the kept tubelets are read."""
-        x = clip.unflatten(4, (-1, self.patch)).unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.tubelet))
-        x = x.permute(0, 2, 4, 6, 1, 3, 5, 7)  # [B,T,H,W,C,tubelet,patch,patch]
-        if idx_BK is None:
-            patches_BKP = x.flatten(4).flatten(1, 3)
-        else:
-            h, w = x.shape[2:4]
-            batch = torch.arange(x.shape[0], device=x.device)[:, None]
-            row = idx_BK // w
-            patches_BKP = x[batch, row // h, row % h, idx_BK % w].flatten(2)
+    def forward(self, clip: torch.Tensor, idx_BK: torch.Tensor | None, mean, std) -> torch.Tensor:
+        """clip [B,3,F,height,width], idx int64 [B,K] or None (all) -> [B,K,E]; only kept tubelets are multiplied."""
         weight = self.proj.weight.flatten(1)
-        return F.linear(patches_BKP.to(weight.dtype), weight, self.proj.bias)
+        patches_BKP = ops.tubelet_patchify(clip, idx_BK, self.tubelet, self.patch, mean, std, weight.dtype)
+        return F.linear(patches_BKP, weight, self.proj.bias)
 
 
 class VisionTransformer(nn.Module):
@@ -79,9 +72,10 @@ class VisionTransformer(nn.Module):
     """
 
     def __init__(
-        self, size: Size, *, img_size: tuple[int, int], patch_size: int, num_frames: int, tubelet_size: int, in_chans: int,
+        self, size: Size, *, img_size: tuple[int, int], patch_size: int, num_frames: int, tubelet_size: int,
         levels: int, use_rope: bool, interpolate_rope: bool, rope_variant: str, use_silu: bool, wide_silu: bool,
-        uniform_power: bool, modality_embedding: bool, img_temporal_dim_size: int | None, use_activation_checkpointing: bool,
+        uniform_power: bool, modality_embedding: bool, img_temporal_dim_size: int | None,
+        use_activation_checkpointing: bool, mean: tuple[float, ...], std: tuple[float, ...],
     ):
         super().__init__()
         self.embed_dim, self.num_heads, self.mlp_ratio = size.embed_dim, size.num_heads, size.mlp_ratio
@@ -94,11 +88,12 @@ class VisionTransformer(nn.Module):
         self.uniform_power, self.modality_embedding = uniform_power, modality_embedding
         self.img_temporal_dim_size = img_temporal_dim_size
         self.use_activation_checkpointing = use_activation_checkpointing
+        self.mean, self.std = tuple(mean), tuple(std)
 
-        self.patch_embed = PatchEmbed3D(tubelet_size, patch_size, in_chans, size.embed_dim)
+        self.patch_embed = PatchEmbed3D(tubelet_size, patch_size, size.embed_dim)
         self.patch_embed_img = None
         if img_temporal_dim_size is not None:
-            self.patch_embed_img = PatchEmbed3D(1, patch_size, in_chans, size.embed_dim)
+            self.patch_embed_img = PatchEmbed3D(1, patch_size, size.embed_dim)
         if not use_rope:
             embed = rope.sincos_3d(size.embed_dim, self.built_grid, uniform_power)
             self.pos_embed = nn.Parameter(torch.empty(embed.shape).copy_(embed), requires_grad=False)
@@ -136,17 +131,17 @@ class VisionTransformer(nn.Module):
         """Encode a clip (V-JEPA 2, arXiv:2506.09985, section 2; levels as in the study, arXiv:2605.17165).
 
         Args:
-            clip: float [B,C,F,height,width], normalised (``ops.normalize_clip``); F = ``img_temporal_dim_size`` is an image.
-                Fewer frames and other sizes than configured are accepted where patches fit.
+            clip: [B,3,F,height,width], normalised float (``ops.normalize_clip``), or uint8, which the patch embedding
+                normalises with ``mean`` and ``std``. F = ``img_temporal_dim_size`` is an image. Other numbers of frames
+                and other sizes than configured are accepted where patches fit.
             masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass each.
             hierarchical: True returns all levels, concatenated; False the last one.
         Returns:
             [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list.
         """
-        if not clip.is_floating_point():
-            raise TypeError(f"encoder takes a normalised float clip, got {clip.dtype}: pass it through ops.normalize_clip")
         grid = self.grid(clip.shape)
         if not isinstance(masks, list | tuple):
+            masks = None if masks is None else masks.long()
             x = self._embed(clip, grid, masks)
             return self._blocks(x, self._rope(x, grid, masks), hierarchical)
         masks = [m.long() for m in masks]
@@ -155,7 +150,8 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor:
         image = self.is_image(clip.shape[2])
-        x = (self.patch_embed_img if image else self.patch_embed)(clip, idx_BK)
+        embed = self.patch_embed_img if image else self.patch_embed
+        x = embed(clip, idx_BK, self.mean, self.std)
         if self.modality_embedding:
             x = x + (self.img_mod_embed if image else self.video_mod_embed).to(x.dtype)
         if not self.use_rope:
@@ -193,7 +189,6 @@ def build_encoder(
     patch_size: int = 16,
     num_frames: int = 16,
     tubelet_size: int = 2,
-    in_chans: int = 3,
     embed_dim: int | None = None,
     depth: int | None = None,
     num_heads: int | None = None,
@@ -210,16 +205,19 @@ def build_encoder(
     use_activation_checkpointing: bool = False,
     n_registers: int = 0,
     has_cls_first: bool = False,
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225),
     device: torch.device | str | None = None,
 ) -> VisionTransformer:
     """Build a V-JEPA 2.1 encoder with fresh weights (global torch generator).
 
     Args:
-        name: one of ``SIZES``; ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` replace its values, or stand alone.
+        name: of ``SIZES``; ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` replace its values, or stand alone.
         img_size: pixels, int or (height, width); patch_size: pixels; num_frames, tubelet_size: frames.
         levels: depths whose outputs are concatenated. rope_variant: ``v2.1``, or ``v2`` for V-JEPA 2 weights.
-        use_rope: False adds fixed sine-cosine positions instead (``uniform_power``: channels split evenly over t, h, w).
+        use_rope: False adds fixed sine-cosine positions instead (``uniform_power``: channels split evenly).
         img_temporal_dim_size: frames of a still image, which has its own patch embedding; None: images pass as video.
+        mean, std: of pixels in [0, 1], for uint8 clips.
         device: where to create the parameters; "meta" allocates nothing.
     Raises:
         ConfigError: names the key, its value and what is accepted.
@@ -239,16 +237,16 @@ def build_encoder(
             f"data.dataset_fpcs: {num_frames} frames is not a multiple of data.tubelet_size {tubelet_size}; try {near}"
         )
     if use_rope:
-        check_heads("model", size.embed_dim, size.num_heads, rope_variant)
+        check_heads("model.", size.embed_dim, size.num_heads, rope_variant)
     elif size.embed_dim % size.num_heads:
         raise ConfigError(f"model.num_heads: {size.num_heads} does not divide model.embed_dim {size.embed_dim}")
     with torch.device(device if device is not None else torch.get_default_device()):
         return VisionTransformer(
             size, img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet_size=tubelet_size,
-            in_chans=in_chans, levels=levels, use_rope=use_rope, interpolate_rope=interpolate_rope,
+            levels=levels, use_rope=use_rope, interpolate_rope=interpolate_rope,
             rope_variant=rope_variant, use_silu=use_silu, wide_silu=wide_silu, uniform_power=uniform_power,
             modality_embedding=modality_embedding, img_temporal_dim_size=img_temporal_dim_size,
-            use_activation_checkpointing=use_activation_checkpointing,
+            use_activation_checkpointing=use_activation_checkpointing, mean=mean, std=std,
         )
 
 
@@ -257,14 +255,11 @@ def check_heads(section: str, embed_dim: int, num_heads: int, rope_variant: str)
     if rope_variant not in rope.VARIANTS:
         raise ConfigError(f"model.rope_variant: {rope_variant!r}; accepted: {', '.join(rope.VARIANTS)}")
     head_dim = embed_dim // num_heads
-    if embed_dim % num_heads or head_dim % 2 or rotated_too_few(head_dim):
+    if embed_dim % num_heads or head_dim % 2 or not rope.rotated_channels(head_dim):
         raise ConfigError(
-            f"{section}.num_heads: {embed_dim} channels in {num_heads} heads; each head needs an even number of channels, 6 or more"
+            f"{section}num_heads: {embed_dim} channels in {num_heads} heads; "
+            "each head needs an even number of channels, 6 or more"
         )
-
-
-def rotated_too_few(head_dim: int) -> bool:
-    return rope.rotated_channels(head_dim) == 0
 
 
 def _resolve_size(name, embed_dim, depth, num_heads, mlp_ratio) -> Size:
