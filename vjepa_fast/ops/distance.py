@@ -28,7 +28,7 @@ def mask_distance(
         offset: divide the distance by max(1, side // 16), side = max(H, W), before the root, so that large pictures
             weigh as small ones.
     Returns:
-        float32 [B,Ke]. No gradient. Bit-equal on every backend.
+        float32 [B,Ke]. No gradient. Backends agree to the rounding of the roots.
     Raises:
         ValueError: wrong dtype or shape, an empty ``masks_pred``, or (on the CPU) an index outside the grid.
     """

@@ -37,7 +37,7 @@ def _centred(h: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
 @_backend.register("target_norm", "eager")
 def _eager(h: torch.Tensor, levels: int) -> torch.Tensor:
     x, rstd = _centred(h, levels)
-    return x.mul_(rstd).flatten(-2).to(h.dtype)
+    return x.mul_(rstd).flatten(-2).to(h.dtype).contiguous()
 
 
 @torch.library.custom_op("vjepa_fast::target_norm", mutates_args=())

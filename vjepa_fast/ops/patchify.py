@@ -97,11 +97,10 @@ def _compute_dtype(clip: torch.Tensor) -> torch.dtype:
 
 
 def _normalize(x: torch.Tensor, dim: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """In place: x in 0..255, channels along ``dim``."""
-    shape = [-1 if d == dim else 1 for d in range(x.dim())]
-    scale = torch.tensor([1 / (255 * s) for s in std], dtype=x.dtype, device=x.device).view(shape)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=x.dtype, device=x.device).view(shape)
-    return x.mul_(scale).add_(shift)
+    """In place: x in 0..255, channels along ``dim``. Scalars, for a tensor of constants would be a copy to the device."""
+    for c, (m, s) in enumerate(zip(mean, std, strict=True)):
+        x.select(dim, c).mul_(1 / (255 * s)).sub_(m / s)
+    return x
 
 
 def _tubelets(clip: torch.Tensor, tubelet: int, patch: int) -> torch.Tensor:
@@ -123,7 +122,7 @@ def _patchify_eager(
     x = _tubelets(clip, tubelet, patch)
     n, p = x.shape[1] * x.shape[2] * x.shape[3], c * tubelet * patch * patch
     if idx is None:
-        x = x.reshape(b, n, p)
+        x = x.reshape(b, n, p).contiguous()
     else:  # gathered in the clip's own dtype, a quarter of the traffic for uint8
         x = x.reshape(b * n, p).index_select(0, _rows(idx, n)).view(b, idx.shape[1], p)
     if clip.dtype == torch.uint8:
@@ -175,7 +174,7 @@ _patchify.register_autograd(_patchify_backward, setup_context=_patchify_save)
 def _patch_mean_eager(
     clip: torch.Tensor, tubelet: int, patch: int, mean: list[float], std: list[float]
 ) -> torch.Tensor:
-    x = _tubelets(clip, tubelet, patch).to(_compute_dtype(clip)).mean((5, 6, 7))
+    x = _tubelets(clip, tubelet, patch).to(_compute_dtype(clip)).mean((5, 6, 7)).contiguous()
     return _normalize(x, 4, mean, std) if clip.dtype == torch.uint8 else x
 
 

@@ -1,0 +1,106 @@
+"""The dispatch seam: which backend serves, and what is said when one cannot."""
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from vjepa_fast import ops
+from vjepa_fast.errors import UserError
+from vjepa_fast.ops import _backend, _cpp
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENC, PRED, GRID = torch.tensor([[0, 3]]), torch.tensor([[1]]), (1, 2, 2)
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An op whose backends tell their name; cpp refuses negative arguments."""
+    monkeypatch.setattr(_backend, "_implementations", {})
+    _backend.register("toy", "eager")(lambda x: "eager")
+    _backend.register("toy", "cpp", lambda *args: ["no negatives"] if args and args[0] < 0 else [])(lambda x: "cpp")
+    return lambda x: _backend.call("toy", x)
+
+
+def test_auto_takes_the_fastest_that_can_serve(toy, monkeypatch):
+    monkeypatch.delenv("VJEPA_FAST_BACKEND", raising=False)
+    assert toy(1) == "cpp"
+    assert toy(-1) == "eager"
+
+
+def test_forced_backend_is_used_or_refused_with_every_reason(toy):
+    with ops.use_backend("eager"):
+        assert toy(1) == "eager"
+    with ops.use_backend("cpp"):
+        assert toy(1) == "cpp"
+        with pytest.raises(ops.BackendError, match="toy cannot run on backend 'cpp'.*no negatives"):
+            toy(-1)
+    with ops.use_backend("triton"), pytest.raises(ops.BackendError, match="toy has no triton implementation"):
+        toy(1)
+
+
+def test_use_backend_nests_and_restores(toy, monkeypatch):
+    monkeypatch.setenv("VJEPA_FAST_BACKEND", "eager")
+    assert toy(1) == "eager"
+    with ops.use_backend("cpp"):
+        with ops.use_backend("auto"):
+            assert ops.current_backend() == "auto"
+        assert ops.current_backend() == "cpp"
+    assert ops.current_backend() == "eager"
+
+
+def test_use_backend_as_a_function_lasts(toy):
+    before = _backend._chosen
+    try:
+        ops.use_backend("eager")
+        assert toy(1) == "eager"
+    finally:
+        _backend._chosen = before
+
+
+def test_unknown_names_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="use_backend: expected one of auto, triton, cpp, eager, got 'cuda'"):
+        ops.use_backend("cuda")
+    monkeypatch.setenv("VJEPA_FAST_BACKEND", "fast")
+    with pytest.raises(UserError, match="VJEPA_FAST_BACKEND: expected .* got 'fast'"):
+        ops.mask_distance(ENC, PRED, GRID)
+
+
+def test_environment_variable_reaches_real_ops():
+    env = {**os.environ, "VJEPA_FAST_BACKEND": "triton", "PYTHONPATH": str(ROOT)}
+    code = "import torch\nfrom vjepa_fast import ops\nops.target_norm(torch.ones(1, 4), 2)"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "target_norm has no triton implementation" in done.stderr
+
+
+def test_report_names_every_op_and_backend():
+    report = ops.backend_report()
+    assert {"mask_distance", "patch_mean", "rope3d", "target_norm", "tubelet_patchify"} <= set(report)
+    assert all(set(row) == {"triton", "cpp", "eager"} and row["eager"] == "" for row in report.values())
+    assert (report["mask_distance"]["cpp"] == "") == _cpp.LOADED
+    assert "no cpp implementation" in report["rope3d"]["cpp"]
+
+
+def test_missing_or_broken_library_is_a_reason_not_a_crash(tmp_path, monkeypatch):
+    assert "was not built" in _cpp._load(tmp_path / "_C.so")
+    (tmp_path / "_C.so").write_bytes(b"no library")
+    reason = _cpp._load(tmp_path / "_C.so")
+    assert "does not load" in reason and "\n" not in reason
+    monkeypatch.setattr(_cpp, "LOADED", False)
+    monkeypatch.setattr(_cpp, "REASON", reason)
+    assert ops.mask_distance(ENC, PRED, GRID).tolist() == [[1.0, 1.0]]  # eager serves
+    assert "not in use, eager PyTorch serves: vjepa_fast/_C.so does not load" in _cpp.status()
+    with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match="does not load"):
+        ops.mask_distance(ENC, PRED, GRID)
+
+
+def test_second_copy_of_the_library_is_refused_and_the_first_keeps_working(tmp_path):
+    if not _cpp.LOADED:
+        pytest.skip(_cpp.REASON)
+    copy = tmp_path / "_C.so"
+    copy.write_bytes(_cpp.PATH.read_bytes())
+    assert "another copy is loaded" in _cpp._load(copy)
+    with ops.use_backend("cpp"):
+        assert ops.mask_distance(ENC, PRED, GRID).tolist() == [[1.0, 1.0]]
