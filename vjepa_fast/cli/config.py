@@ -17,17 +17,21 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     from .. import config
+    from ..errors import ConfigError
 
     if args.action == "list":
         for name in config.list_recipes():
             print(name)
         return 0
     cfg = config.load(args.config, args.overrides)
-    if args.action == "show":
-        _build_objectives(cfg, 32)  # refuses unknown terms and fields; the width does not matter
-        print(config.dump_yaml(cfg), end="")
-        return 0
-    encoder, predictor, plan = build(cfg)
+    try:
+        if args.action == "show":
+            _build_objectives(cfg, 32)  # refuses unknown terms and fields; the width does not matter
+            print(config.dump_yaml(cfg), end="")
+            return 0
+        encoder, predictor, plan = build(cfg)
+    except ConfigError as error:  # the packages below know the key, not the file
+        raise ConfigError(f"{args.config}: {error}") from None
     sizes = {"encoder": encoder, "predictor": predictor, "heads": plan.heads}
     counts = ", ".join(f"{name} {_millions(module)}" for name, module in sizes.items())
     print(f"{args.config}: usable; parameters: {counts}; objectives: {', '.join(cfg.objectives)}")

@@ -71,8 +71,7 @@ _OFF = {
               "init_type": ("default",), "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)},
     "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
 }
-# term -> {published key without the "<term>_" prefix: our field}; values absent from the file take our defaults,
-# which are the published ones.
+# term -> fields, in the file with the prefix "<term>_"; those absent take our defaults, which are the published ones.
 _TERMS = {
     "hw": ("temp",), "fwm_static": (), "fwm_orth": (), "ld": ("hidden_dim",), "delta": (), "ltc": ("margin",),
     "spectral": (), "ac": ("target_dim", "hidden_dim"), "kinematic": ("type", "split_ratio", "anneal"),
@@ -183,7 +182,7 @@ class _Translation:
         if section != "optimization":
             return []
         keys = [f"{term}_{field}" for term, fields in _TERMS.items() for field in ("coeff", *fields)]
-        return [*keys, "fwm_app_ratio", "fwm_split", "fwm_normalize"]
+        return [*keys, "fwm_app_ratio", "fwm_split", "fwm_normalize", "hw_scope"]
 
     def _get(self, section: str, key: str, default=None):
         return self.values[section].get(key, default)
@@ -282,7 +281,11 @@ class _Translation:
                     fields["app_ratio"] = split["app_ratio"]
             if term == "ld" and coeffs["hw"] > 0:
                 fields["hard_weighting"] = self._value("optimization", "hw_temp", 1.0)
+                if given.get("hw_scope") is not None:
+                    fields["hard_scope"] = given["hw_scope"]
             terms[term] = fields
+        if "hw_scope" in given and "hard_weighting" not in terms.get("ld", {}):
+            self.idle.append("optimization.hw_scope")
         if not fwm:
             self.idle += [f"optimization.fwm_{name}" for name in split]
         return terms

@@ -1,0 +1,157 @@
+"""The command line as a user sees it: subprocesses, exit codes, one-line errors."""
+import errno
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vjepa_fast import cli
+from vjepa_fast.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def vjepa_fast(*args, cwd=None, **kwargs):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "vjepa_fast", *map(str, args)], cwd=cwd, env=env, text=True,
+                          capture_output=True, timeout=120, **kwargs)
+
+
+def assert_one_line_error(done, *parts):
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and done.stderr.rstrip().endswith(lines[0]), done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_help_is_fast_and_lists_every_command():
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        done = vjepa_fast("--help")
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+    assert min(times) < 0.5
+    for name in cli.COMMANDS:
+        assert re.search(rf"^  {name} +\w", done.stdout, re.M)
+
+
+def test_help_imports_no_heavy_module():
+    code = ("import sys; from vjepa_fast.cli import main\n"
+            "try: main(['--help'])\n"
+            "except SystemExit: pass\n"
+            "print([m for m in ('torch', 'numpy', 'yaml', 'av', 'rich', 'matplotlib') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as info:
+        cli.main([name, "--help"])
+    assert info.value.code == 0
+    assert f"usage: vjepa-fast {name}" in capsys.readouterr().out
+
+
+def test_commands_are_discovered():
+    assert {"train", "config"} <= set(cli.COMMANDS)
+    for name, module in cli.COMMANDS.items():
+        assert module == f"vjepa_fast.cli.{name}"
+
+
+def test_version():
+    from vjepa_fast import __version__
+    done = vjepa_fast("--version")
+    assert (done.returncode, done.stdout) == (0, f"vjepa-fast {__version__}\n")
+
+
+@pytest.mark.parametrize("argv, parts", [
+    (["trian"], ["trian: unknown command; commands: ", "did you mean train?"]),
+    (["train"], ["the following arguments are required: config", "vjepa-fast train --help"]),
+    (["train", "x.yaml", "--wrong"], ["unrecognized arguments: --wrong"]),
+    (["config", "shwo", "x"], ["argument ACTION: invalid choice: 'shwo'"]),
+    (["train", "mixed_4gpu_baseline", "--max-steps", "0"], ["--max-steps: must be at least 1"]),
+    (["train", "mixed_4gpu_baseline", "--set", "optimization.lrr=1"], ["optimization.lrr", "did you mean lr?"]),
+    (["train", "mixed_4gpu_baseline", "--device", "tpu"], ["runtime.device: unknown value 'tpu'"]),
+    (["train", "nowhere/none.yaml"], ["nowhere/none.yaml: no such file"]),
+])
+def test_wrong_usage_is_one_line_and_exit_2(argv, parts, capsys):
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    for part in parts:
+        assert part in err
+
+
+@pytest.mark.parametrize("raised, code, message", [
+    (UserError("clip.mp4: broken\nbeyond repair"), 2, "error: clip.mp4: broken beyond repair\n"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+    (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "error: runs/a: No space left on device\n"),
+    (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "error: runs/a: Permission denied\n"),
+])
+def test_exceptions_become_exit_codes(monkeypatch, capsys, raised, code, message):
+    from vjepa_fast.cli import train
+
+    def run(args):
+        raise raised
+
+    monkeypatch.setattr(train, "run", run)
+    assert cli.main(["train", "x.yaml"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    from vjepa_fast.cli import train
+
+    def run(args):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(train, "run", run)
+    with pytest.raises(RuntimeError, match="a defect"):
+        cli.main(["train", "x.yaml"])
+
+
+def test_config_list_and_show(tmp_path):
+    names = vjepa_fast("config", "list").stdout.split()
+    assert "mixed_4gpu_fwm_hw_ld" in names and len(names) >= 35
+    done = vjepa_fast("config", "show", "mixed_4gpu_fwm_hw_ld", "--set", "optimization.lr=3e-4", "--set", "seed=7")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "shown.yaml"
+    path.write_text(done.stdout)
+    from vjepa_fast import config
+    assert config.load(path) == config.load("mixed_4gpu_fwm_hw_ld", ["optimization.lr=3e-4", "seed=7"])
+
+
+def test_config_refuses_unknown_objective_and_field(capsys):
+    assert cli.main(["config", "show", "mixed_4gpu_baseline", "--set", "objectives.dleta={}"]) == 2
+    err = capsys.readouterr().err
+    assert "mixed_4gpu_baseline: objectives.dleta: unknown" in err and "did you mean delta" in err
+    assert cli.main(["config", "check", "mixed_4gpu_baseline", "--set", "objectives.context.cooeff=1"]) == 2
+    err = capsys.readouterr().err
+    assert "objectives.context.cooeff" in err and "did you mean coeff" in err and err.count("\n") == 1
+
+
+def test_config_check_builds_the_full_size(capsys):
+    assert cli.main(["config", "check", "mixed_4gpu_fwm_hw_ld"]) == 0
+    out = capsys.readouterr().out
+    encoder = float(re.search(r"encoder (\d+\.\d) M", out).group(1))
+    assert 85 < encoder < 90  # ViT-B/16
+
+
+def test_closed_pipe_is_no_error():
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(f"{sys.executable} -m vjepa_fast config list | head -1; exit ${{PIPESTATUS[0]}}", shell=True,
+                          executable="/bin/bash", env=env, text=True, capture_output=True, timeout=60)
+    assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1
+
+
+def test_missing_manifest_writes_nothing(tmp_path):
+    done = vjepa_fast("train", "mixed_4gpu_baseline", "--folder", tmp_path / "run", "--device", "cpu", cwd=tmp_path)
+    assert_one_line_error(done, "ucf101.csv")
+    assert list(tmp_path.iterdir()) == []
