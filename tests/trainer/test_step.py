@@ -1,0 +1,280 @@
+"""One step: against the same step written out by hand, and what each mode of the target does."""
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vjepa_fast import models, objectives, ops
+from vjepa_fast.errors import CheckpointError, ConfigError
+from vjepa_fast.trainer.schedules import Schedules
+from vjepa_fast.trainer.step import TrainStep, resolve_device
+
+from .conftest import batch, config
+
+
+def weights(step: TrainStep) -> dict[str, torch.Tensor]:
+    named = {"encoder": step.encoder, "predictor": step.predictor, "target": step.target_encoder, "heads": step.plan}
+    return {f"{n}.{k}": v.detach().clone() for n, m in named.items() for k, v in m.state_dict().items()}
+
+
+def by_hand(cfg, batches):
+    """Two losses and the final weights, from the definition: no shared code but models, terms and masks."""
+    torch.manual_seed(cfg.seed)
+    encoder, predictor = models.build_from_config(cfg)
+    target = copy.deepcopy(encoder)
+    plan = objectives.build_objectives(cfg.objectives, levels=4, embed_dim=48, seed=cfg.seed)
+    sampler = TrainStep(cfg).sampler
+    named = [*encoder.named_parameters(), *predictor.named_parameters(), *plan.named_parameters()]
+    trained = [(k, p) for k, p in named if p.requires_grad]
+    decayed = [p for k, p in trained if p.ndim > 1 and "bias" not in k]
+    plain = [p for k, p in trained if not (p.ndim > 1 and "bias" not in k)]
+    o, losses = cfg.optimization, []
+    moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for _, p in trained}
+    for i, b in enumerate(batches):
+        raw = b.groups[0].clip
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1, 1) for v in (cfg.data_aug.mean, cfg.data_aug.std))
+        clip = (raw.float() / 255 - mean) / std
+        enc, pred = sampler(raw, step=i, first_sample=0)
+        with torch.no_grad():
+            h = torch.cat([F.layer_norm(x, (48,)) for x in target(clip).split(48, -1)], -1)
+        z = [encoder(clip, masks=m) for m in enc]
+        out = [predictor(z[j], enc[j], pred[j], mask_index=j) for j in range(len(enc))]
+        loss = plan(objectives.LatentState(
+            grids=[(2, 4, 4)], clips=[clip], h=[h], z=[z], z_pred=[[p for p, _ in out]], z_context=[[c for _, c in out]],
+            masks_enc=[enc], masks_pred=[pred], step=i, total_steps=12, epoch=0, epochs=3)).total
+        grads = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)
+        losses.append(loss.item())
+        lr = o.start_lr + (o.lr - o.start_lr) * (i + 1) / 2 if i + 1 < 2 else o.final_lr + (o.lr - o.final_lr) * 0.5 * (
+            1 + torch.cos(torch.tensor(torch.pi * (i + 1 - 2) / 10)).item())
+        with torch.no_grad():
+            for (_, p), g in zip(trained, grads):
+                if g is None:
+                    continue
+                m, v = moments[p]
+                m.lerp_(g, 1 - o.betas[0])
+                v.mul_(o.betas[1]).add_((1 - o.betas[1]) * g * g)
+                if any(p is q for q in decayed):
+                    p.mul_(1 - lr * o.weight_decay)
+                p.sub_(lr * m / (1 - o.betas[0] ** (i + 1)) / ((v / (1 - o.betas[1] ** (i + 1))).sqrt() + o.eps))
+            momentum = 0.9 + 0.1 * i / 12
+            for t, s in zip(target.parameters(), encoder.parameters()):
+                t.mul_(momentum).add_(s * (1 - momentum))
+    assert plain and decayed
+    return losses, (encoder, predictor, target, plan)
+
+
+def test_steps_equal_the_same_steps_written_out():
+    cfg = config()
+    batches = [batch(i) for i in range(3)]
+    step = TrainStep(cfg)
+    outs = [step(b, i) for i, b in enumerate(batches)]
+    losses, modules = by_hand(cfg, batches)
+    torch.testing.assert_close([float(o.loss) for o in outs], losses, rtol=1e-5, atol=0)
+    for mine, hand in zip((step.encoder, step.predictor, step.target_encoder, step.plan), modules):
+        for (k, a), b in zip(mine.state_dict().items(), hand.state_dict().values()):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-6, msg=lambda m, k=k: f"{k}: {m}")
+    assert set(outs[0].terms) == {"pred", "context", "ld"}
+    total = sum(float(outs[0].terms[k]) * w for k, w in (("pred", 1), ("context", 0.5), ("ld", 1)))
+    assert abs(total - float(outs[0].loss)) < 1e-5
+    assert outs[1].lr == Schedules.from_config(cfg).lr(1) and outs[0].momentum == 0.9
+
+
+def test_ema_target_moves_after_the_optimiser_and_by_the_momentum():
+    step = TrainStep(config(target={"ema": (0.75, 0.75)}))
+    before = {k: v.clone() for k, v in step.target_encoder.state_dict().items()}
+    step(batch(), 0)
+    for key, value in step.target_encoder.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * step.encoder.state_dict()[key], rtol=1e-5, atol=1e-7)
+    assert all(p.grad is None for p in step.target_encoder.parameters())
+
+
+def test_every_parameter_is_in_the_optimiser_once_and_heads_are_trained():
+    step = TrainStep(config())
+    params = [id(p) for p in step.params]
+    owned = [p for m in (step.encoder, step.predictor, step.plan) for p in m.parameters() if p.requires_grad]
+    assert len(params) == len(set(params)) and set(params) == {id(p) for p in owned}
+    before = weights(step)
+    step(batch(), 0)
+    moved = {k for k, v in weights(step).items() if not torch.equal(v, before[k])}
+    assert {"heads.heads.ld.0.weight", "heads.heads.ld.2.bias", "predictor.mask_tokens.0"} <= moved
+    groups = {(g["name"], g["WD_exclude"]): g["weight_decay"] for g in step.optimizer.param_groups}
+    assert len(groups) == 6 and all((w == 0) == excluded for (_, excluded), w in groups.items())
+
+
+def test_accumulation_equals_one_larger_batch():
+    """With the same masks for every sample: they depend on the batch otherwise (sizes by step, truncation by batch)."""
+    both = batch(size=4)
+
+    def part(rows, n):
+        g = both.groups[0]
+        cut = dataclasses.replace(g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows], paths=g.paths[rows])
+        return dataclasses.replace(both, groups=[cut], step=n)
+
+    whole, parts = TrainStep(config()), TrainStep(config())
+    fixed = whole.sampler(both.groups[0].clip[:1], step=0, first_sample=0)
+
+    def sampler(clip, **_):
+        return tuple([m.expand(clip.shape[0], -1) for m in side] for side in fixed)
+
+    whole.sampler = parts.sampler = sampler
+    a, b = whole(both, 0), parts([part(slice(0, 2), 0), part(slice(2, 4), 1)], 0)
+    torch.testing.assert_close(a.loss, b.loss)
+    torch.testing.assert_close(a.terms, b.terms)
+    torch.testing.assert_close(a.grad_norm, b.grad_norm)
+    torch.testing.assert_close([p.grad for p in whole.params], [p.grad for p in parts.params], rtol=1e-4, atol=1e-7)
+    assert a.clips == b.clips == 4 and a.paths == b.paths
+
+
+def test_micro_batches_draw_their_own_masks():
+    step, seen = TrainStep(config()), []
+    inner = step.sampler
+    step.sampler = lambda clip, **kw: seen.append(inner(clip, **kw)) or seen[-1]
+    step([batch(0, seed=1), batch(1, seed=1)], 0)
+    first, second = (enc[0] for enc, _ in seen)
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+def test_gradient_clipping():
+    free, held = TrainStep(config()), TrainStep(config(optimization={"clip_grad": 0.01}))
+    a, b = free(batch(), 0), held(batch(), 0)
+    torch.testing.assert_close(a.grad_norm, b.grad_norm)  # what is told is the norm before clipping
+    norm = torch.linalg.vector_norm(torch.cat([p.grad.flatten() for p in held.params if p.grad is not None]))
+    assert abs(float(norm) - 0.01) < 1e-4 < float(a.grad_norm)
+
+
+def test_online_target_intended():
+    cfg = config(target={"mode": "online"}, objectives={"pred": {}, "kinematic": {}})
+    step = TrainStep(cfg)
+    assert step.target_encoder is step.encoder and step.target_grad
+    state = step.forward(batch(), 0)
+    assert state.h[0].requires_grad
+    torch.testing.assert_close(state.h[0], ops.target_norm(step.encoder(state.clips[0]), 4))
+    before = weights(step)
+    step(batch(), 0)
+    after = weights(step)
+    assert not torch.equal(after["encoder.blocks.0.attn.qkv.weight"], before["encoder.blocks.0.attn.qkv.weight"])
+    assert all(torch.equal(after[k], after["encoder." + k[7:]]) for k in after if k.startswith("target."))
+    saved = step.state_dict()
+    assert all(torch.equal(v, saved["encoder"][k]) for k, v in saved["target_encoder"].items())
+
+
+def test_online_target_without_a_term_that_needs_its_gradient_is_not_differentiated():
+    step = TrainStep(config(target={"mode": "online"}, objectives={"pred": {}}))
+    assert not step.target_grad and not step.forward(batch(), 0).h[0].requires_grad
+    assert TrainStep(config(target={"mode": "online", "stop_gradient": False}, objectives={"pred": {}})).target_grad
+
+
+def test_online_target_published_saves_a_target_frozen_at_initialisation():
+    step = TrainStep(config(target={"mode": "online"}, compat="published", objectives={"pred": {}}))
+    before = weights(step)
+    for i in range(2):
+        step(batch(i), i)
+    after = weights(step)
+    frozen = [k for k in after if k.startswith("target.")]
+    assert all(torch.equal(after[k], before[k]) for k in frozen)
+    assert any(not torch.equal(after["encoder." + k[7:]], after[k]) for k in frozen)
+    assert step.forward(batch(), 0).h[0].requires_grad  # as published, nothing is detached
+
+
+def test_groups_of_different_length_and_images():
+    step = TrainStep(config(data={"dataset_fpcs": (4, 8)}))
+    out = step(batch(frames=(4, 8)), 0)
+    assert torch.isfinite(out.loss) and out.clips == 6 and len(out.paths) == 6
+    state = step.forward(batch(frames=(4, 8)), 0)
+    assert state.grids == [(2, 4, 4), (4, 4, 4)] and state.modality == "video"
+    image = step.forward(batch(frames=(1,), modality="image"), 0)
+    assert image.grids == [(1, 4, 4)] and image.modality == "image"
+    assert torch.isfinite(step([batch(0), batch(0, frames=(1,), modality="image")], 1).loss)
+
+
+def test_bfloat16_is_autocast_of_the_models_only():
+    step = TrainStep(config(), dtype=torch.bfloat16)
+    reference = TrainStep(config())
+    state = step.forward(batch(), 0)
+    assert state.z_pred[0][0].dtype == torch.bfloat16
+    assert {p.dtype for p in step.params} == {torch.float32}
+    out, full = step(batch(), 0), reference(batch(), 0)
+    assert out.loss.dtype == torch.float32
+    assert abs(float(out.loss) / float(full.loss) - 1) < 0.02
+    assert all(p.grad is not None for p in step.encoder.blocks.parameters())
+
+
+def test_online_bfloat16_keeps_the_encoders_gradient():
+    step = TrainStep(config(target={"mode": "online"}, objectives={"pred": {}}), dtype=torch.bfloat16)
+    step(batch(), 0)
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in step.encoder.blocks[0].mlp.parameters())
+
+
+def test_activation_checkpointing_changes_nothing_but_memory():
+    a, b = TrainStep(config()), TrainStep(config(model={"use_activation_checkpointing": True}))
+    for i in range(2):
+        assert torch.equal(a(batch(i), i).loss, b(batch(i), i).loss)
+    assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
+
+
+def test_state_round_trip_and_refusals():
+    cfg = config()
+    a, b = TrainStep(cfg), TrainStep(cfg)
+    a(batch(0), 0)
+    b(batch(7), 7)
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    assert torch.equal(a(batch(1), 1).loss, b(batch(1), 1).loss)
+    assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
+    assert all(k.startswith("module.backbone.") for n in ("encoder", "predictor", "target_encoder")
+               for k in a.state_dict()[n])
+    wider = TrainStep(config(model={"embed_dim": 96}))
+    with pytest.raises(CheckpointError, match=r"^run/x.pt: encoder.*architecture") as caught:
+        wider.load_state_dict(a.state_dict(), "run/x.pt")
+    assert "\n" not in str(caught.value)
+    other = TrainStep(config(objectives={"pred": {}}))
+    with pytest.raises(CheckpointError, match="objectives.*ld"):
+        other.load_state_dict(a.state_dict(), "run/x.pt")
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    torch.manual_seed(5)
+    a = weights(TrainStep(config(objectives={"pred": {}})))
+    torch.manual_seed(6)
+    b = weights(TrainStep(config()))
+    assert all(torch.equal(v, b[k]) for k, v in a.items())
+    c = weights(TrainStep(dataclasses.replace(config(), seed=1)))
+    assert not torch.equal(a["encoder.blocks.0.attn.qkv.weight"], c["encoder.blocks.0.attn.qkv.weight"])
+
+
+def test_monitors_see_a_collapse():
+    step = TrainStep(config())
+    alive = step(batch(), 0, monitor=True).monitors
+    assert set(alive) == {"rankme", "feature_std", "target_var"} and float(alive["rankme"]) > 2
+    with torch.no_grad():
+        for module in (step.encoder, step.target_encoder):
+            for norm in module.norms_block:
+                norm.weight.zero_()
+    dead = step(batch(), 1, monitor=True).monitors
+    assert float(dead["rankme"]) < 1.1 and float(dead["feature_std"]) < 1e-3 and float(dead["target_var"]) < 1e-5
+    assert step(batch(), 2).monitors == {}
+
+
+def test_context_terms_need_the_predictors_context():
+    with pytest.raises(ConfigError, match="objectives.context: .*model.predict_all=true"):
+        TrainStep(config(model={"predict_all": False}))
+    step = TrainStep(config(model={"predict_all": False}, objectives={"pred": {}}))
+    assert torch.isfinite(step(batch(), 0).loss)
+
+
+def test_context_warmup_of_the_loss_section_reaches_the_term():
+    step = TrainStep(config(loss={"context_warmup": (0, 10)}))
+    assert step(batch(), 0).weights["context"] == 0
+    assert abs(float(step(batch(), 5).weights["context"]) - 0.25) < 1e-9
+
+
+def test_devices():
+    assert resolve_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="runtime.device"):
+            resolve_device("cuda")
+        with pytest.raises(ConfigError, match="runtime.device"):
+            resolve_device("cuda:3")
+    with pytest.raises(ConfigError, match="runtime.device"):
+        resolve_device("toaster")

@@ -1,0 +1,196 @@
+"""Metrics without a wait per step: values stay on the device and are read once per log interval.
+
+Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), TensorBoard events
+under ``tensorboard/``, and ``failure.json`` when a loss was not finite.
+"""
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.errors import TrainingError, UserError
+from vjepa_fast.trainer.checkpoint import atomic_file
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.step import StepOutput
+
+MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
+
+
+@dataclass
+class Pending:
+    """The steps since the last row. ``values`` are device rows ``[loss, *terms, grad_norm]``; ``paths`` is the ring of samples."""
+
+    values: list[Tensor] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    paths: list[list[str]] = field(default_factory=list)
+    terms: list[str] = field(default_factory=list)
+    monitors: dict[str, Tensor] = field(default_factory=dict)
+    clips: int = 0
+
+
+class Metrics:
+    """Collects `StepOutput` and writes rows.
+
+    Args:
+        folder: the run folder; rows beyond ``resume_step`` are cut off, so that a resumed run has none twice.
+        world: rows are means over its processes and written by the first.
+        ipe: steps per epoch.
+    """
+
+    def __init__(self, folder: Path, *, world: Distributed, ipe: int, resume_step: int = 0, tensorboard: bool = True):
+        self.folder, self.world, self.ipe = folder, world, ipe
+        self.path = folder / "metrics.jsonl"
+        self.last_row: dict = {}
+        self.pending = Pending()
+        self.data_wait = 0.0
+        self.since = time.perf_counter()
+        self.writer = None
+        if world.main:
+            self.last_row = truncate_rows(self.path, resume_step)
+            if tensorboard:
+                self.writer = _summary_writer(folder / "tensorboard", resume_step)
+
+    def record(self, step: int, out: StepOutput) -> None:
+        """Take the output of the step that brought the count of finished steps to ``step``. Does not wait."""
+        p = self.pending
+        if not p.values:
+            p.terms = list(out.terms)
+        elif p.terms != list(out.terms):
+            raise AssertionError("a plan reports the same terms at every step")
+        p.values.append(torch.stack([v.float().reshape(()) for v in (out.loss, *out.terms.values(), out.grad_norm)]))
+        p.steps.append(step)
+        p.paths.append(out.paths)
+        p.monitors.update(out.monitors)
+        p.clips += out.clips
+
+    def read(self) -> Tensor:
+        """The pending values ``[n, 2 + terms]`` on the CPU (the one wait), averaged over processes and checked.
+
+        Raises:
+            TrainingError: one of them is not finite; names the first such step, its terms and its samples.
+        """
+        p = self.pending
+        values = self.world.mean(torch.stack(p.values)).cpu()
+        bad = ~torch.isfinite(values)
+        if bad.any():
+            row = int(bad.any(dim=1).nonzero()[0])
+            names = ["loss", *p.terms, "grad_norm"]
+            self._fail(p.steps[row], {n: v for n, v, b in zip(names, values[row].tolist(), bad[row].tolist()) if b}, row)
+        return values
+
+    def _fail(self, step: int, found: dict[str, float], row: int) -> None:
+        paths = [p for part in self.world.gather(self.pending.paths[row]) for p in part]
+        named = ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else "")
+        report = {"step": step, "values": {k: str(v) for k, v in found.items()}, "samples": paths}
+        if self.world.main:
+            try:
+                with atomic_file(self.folder / "failure.json") as f:
+                    json.dump(report, f, indent=1)
+            except UserError:  # the loss is the news, not the disk
+                pass
+        terms = ", ".join(f"{k}={v}" for k, v in found.items())
+        raise TrainingError(f"step {step}: not finite: {terms}; samples: {named}; no checkpoint was written since; "
+                            "lower optimization.lr, set optimization.clip_grad or check these samples")
+
+    def flush(self, out: StepOutput) -> dict:
+        """Write the row of the pending steps, the last of which gave ``out``; returns it."""
+        p = self.pending
+        values = self.read().double()
+        mean = values.mean(dim=0).tolist()
+        elapsed = time.perf_counter() - self.since
+        row = {
+            "step": p.steps[-1],
+            "epoch": (p.steps[-1] - 1) // self.ipe,
+            "loss": mean[0],
+            "terms": dict(zip(p.terms, mean[1:-1])),
+            "weights": {k: float(v) for k, v in out.weights.items()},
+            "lr": out.lr,
+            "wd": out.weight_decay,
+            "ema": out.momentum,
+            "grad_norm": mean[-1],
+            "clips_per_s": round(p.clips / max(elapsed, 1e-9), 3),
+            "data_wait": round(self.data_wait / max(elapsed, 1e-9), 4),
+            "monitors": {k: float(v) for k, v in p.monitors.items()},
+        }
+        self.pending, self.data_wait, self.since = Pending(), 0.0, time.perf_counter()
+        self.last_row = row
+        if self.world.main:
+            try:
+                with open(self.path, "a", encoding="utf-8") as f:
+                    f.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written ({error.strerror}); free space and start again, "
+                                "training resumes from the last checkpoint") from None
+            if self.writer is not None:
+                for name, value in flatten(row).items():
+                    self.writer.add_scalar(name, value, row["step"])
+        return row
+
+    def state_dict(self) -> dict:
+        """The pending steps, so that the row of an interrupted interval comes out as in an uninterrupted run.
+
+        Raises:
+            TrainingError: one of them is not finite, so there is nothing worth saving.
+        """
+        p = self.pending
+        if not p.values:
+            return {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}}
+        return {"steps": list(p.steps), "terms": list(p.terms), "values": self.read(),
+                "monitors": {k: v.cpu() for k, v in p.monitors.items()}}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        n = len(state["steps"])
+        self.pending = Pending(
+            values=list(state["values"].to(device)), steps=list(state["steps"]), paths=[[] for _ in range(n)],
+            terms=list(state["terms"]), monitors=dict(state["monitors"]),
+        )
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def truncate_rows(path: Path, step: int) -> dict:
+    """Drop the rows beyond ``step`` and a last line cut short; returns the last row kept (empty if none)."""
+    if not path.exists():
+        return {}
+    kept, last = [], {}
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if line.endswith("\n") and row["step"] <= step:
+            kept.append(line)
+            last = row
+    if "".join(kept) != text:
+        with atomic_file(path) as f:
+            f.writelines(kept)
+    return last
+
+
+def flatten(row: dict, prefix: str = "") -> dict[str, float]:
+    """Nested names joined with ``/``; values that are finite numbers."""
+    out = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            out.update(flatten(value, f"{prefix}{key}/"))
+        elif key != "step" and math.isfinite(value):
+            out[prefix + key] = value
+    return out
+
+
+def _summary_writer(folder: Path, purge_step: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(f"runtime.tensorboard: tensorboard cannot be imported ({error}); install it or "
+                        "--set runtime.tensorboard=false") from None
+    return SummaryWriter(str(folder), purge_step=purge_step + 1 if purge_step else None)

@@ -1,0 +1,69 @@
+"""What a person sees while a run goes on: a live bar with ETA on a terminal, plain lines otherwise."""
+from __future__ import annotations
+
+import sys
+import time
+
+
+class Progress:
+    """Context manager; ``log`` takes a metrics row. Writes to stderr. ``enabled=False`` (other ranks) writes nothing."""
+
+    def __init__(self, total: int, start: int = 0, *, enabled: bool = True):
+        self.total, self.first, self.enabled = total, start, enabled
+        self.live = None
+
+    def __enter__(self) -> "Progress":
+        self.began = time.perf_counter()
+        if self.enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Live
+
+            self.live = Live(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
+                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+                console=Console(stderr=True), refresh_per_second=2,
+            )
+            self.live.start()
+            self.task = self.live.add_task("train", total=self.total, completed=self.first, status="")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.live is not None:
+            self.live.stop()
+
+    def advance(self, step: int) -> None:
+        if self.live is not None:
+            self.live.update(self.task, completed=step)
+
+    def log(self, row: dict) -> None:
+        status = summary(row)
+        if self.live is not None:
+            self.live.update(self.task, completed=row["step"], status=status)
+        elif self.enabled:
+            rate = (time.perf_counter() - self.began) / max(1, row["step"] - self.first)
+            left = duration(rate * (self.total - row["step"]))
+            print(f"step {row['step']}/{self.total}  {status}  ETA {left}", file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        if self.live is not None:
+            self.live.console.print(text, highlight=False, markup=False)
+        elif self.enabled:
+            print(text, file=sys.stderr, flush=True)
+
+
+def summary(row: dict) -> str:
+    parts = [f"loss {row['loss']:.4f}"]
+    if len(row["terms"]) > 1:
+        parts += [f"{k} {v:.3f}" for k, v in row["terms"].items()]
+    parts += [f"lr {row['lr']:.2e}", f"{row['clips_per_s']:.1f} clips/s"]
+    if row["data_wait"] > 0.1:
+        parts.append(f"waiting for data {100 * row['data_wait']:.0f} %")
+    parts += [f"{k} {v:.2f}" for k, v in row["monitors"].items()]
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    minutes, s = divmod(int(max(0.0, seconds)), 60)
+    h, m = divmod(minutes, 60)
+    return f"{h}:{m:02d}:{s:02d}"

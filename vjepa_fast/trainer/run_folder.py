@@ -1,0 +1,82 @@
+"""What a run folder says about the run: versions, differences from a checkpoint's settings, earlier runs set aside."""
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+import vjepa_fast
+from vjepa_fast.errors import UserError
+
+RUN_FILES = ("checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "tensorboard", "failure.json",
+             "bad_samples.jsonl")
+
+
+def versions(device: torch.device) -> dict[str, str]:
+    """Package, torch, python, commit, device and system, all texts."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "package": getattr(vjepa_fast, "__version__", "unknown"),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "commit": git_commit(),
+        "device": f"{device} ({name})",
+        "threads": str(torch.get_num_threads()),
+        "system": platform.platform(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def git_commit() -> str:
+    """Commit of the checkout that the package runs from, with ``+`` if files differ; ``unknown`` for an installed one."""
+    root = Path(vjepa_fast.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(root: Path, *args: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True,
+                          env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    return done.stdout.strip()
+
+
+def changed_settings(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """``key: old -> new`` of every setting that differs."""
+    out = []
+    for key in [*old, *(k for k in new if k not in old)]:
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += changed_settings(a, b, f"{prefix}{key}.")
+        elif _plain(a) != _plain(b):
+            out.append(f"{prefix}{key}: {a} -> {b}")
+    return out
+
+
+def _plain(value: object) -> object:
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def set_aside(folder: Path) -> None:
+    """Move an earlier run's files to the first free ``previous-N/`` of the folder."""
+    present = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    if not present:
+        return
+    n = 1
+    while (folder / f"previous-{n}").exists():
+        n += 1
+    target = folder / f"previous-{n}"
+    try:
+        target.mkdir()
+        for path in present:
+            path.rename(target / path.name)
+    except OSError as error:
+        raise UserError(f"{folder}: the earlier run cannot be moved to {target.name} ({error.strerror})") from None

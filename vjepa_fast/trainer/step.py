@@ -1,0 +1,291 @@
+"""One training step: target, context, predictor, objectives, AdamW, EMA (V-JEPA, arXiv:2404.08471 section 3; V-JEPA 2,
+arXiv:2506.09985 section 2; the study, arXiv:2605.17165).
+
+Shapes: B clips, F frames, N tokens of the grid (T,H,W), Ke and Kp kept context and predicted tokens, D = levels * E.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from vjepa_fast import masks, models, objectives, ops
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import CheckpointError, ConfigError
+from vjepa_fast.models import interop
+from vjepa_fast.trainer import monitors, optim
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.schedules import Schedules
+
+if TYPE_CHECKING:
+    from vjepa_fast.data import Batch
+
+IMAGE_GROUPS = 8  # mask draws of images are keyed apart from those of the videos of the same step
+
+Sampler = Callable[..., tuple[list[Tensor], list[Tensor]]]
+
+
+@dataclass
+class StepOutput:
+    """What one step gives to the log. Tensors are 0-d, detached and still on the device: nothing was waited for."""
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    weights: dict[str, Tensor | float]
+    grad_norm: Tensor
+    lr: float
+    weight_decay: float
+    momentum: float
+    clips: int
+    paths: list[str]
+    stop: bool = False  # some process was asked to stop
+    monitors: dict[str, Tensor] = field(default_factory=dict)
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name in ("auto", "cuda"):
+        if torch.cuda.is_available():
+            return torch.device("cuda", local_rank)
+        if name == "auto":
+            return torch.device("cpu")
+        raise ConfigError("runtime.device: cuda was asked for and torch finds no CUDA device here; use cpu or auto")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"runtime.device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+class TrainStep:
+    """Holds the models, objectives and optimiser of a run; a call makes one optimiser step.
+
+    Args:
+        cfg: the run's configuration.
+        device, dtype: where and in what precision (float32, or bfloat16 by autocast; never a gradient scaler).
+        world: the processes that train together.
+
+    Attributes: ``encoder``, ``predictor``, ``target_encoder`` (under ``target.mode: online`` the encoder itself, or with
+    ``compat: published`` a copy frozen at initialisation, as those runs saved it), ``plan`` (objectives and their
+    heads), ``optimizer``, ``schedules``. Initial weights depend on ``cfg.seed`` alone.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        world: Distributed | None = None,
+    ):
+        self.cfg, self.device, self.dtype = cfg, torch.device(device), dtype
+        self.world = world or Distributed()
+        self.schedules = Schedules.from_config(cfg)
+        self.online = cfg.target.mode == "online"
+        torch.manual_seed(cfg.seed)
+        encoder, predictor = models.build_from_config(cfg)
+        self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
+        if self.online and cfg.compat != "published":
+            self.target_encoder = self.encoder
+        else:
+            self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.plan: nn.Module = objectives.build_objectives(
+            objective_fields(cfg),
+            levels=encoder.levels,
+            embed_dim=encoder.embed_dim,
+            compat=cfg.compat,
+            target_grad=self.online,
+            stop_gradient=cfg.target.stop_gradient,
+            seed=cfg.seed,
+        ).to(self.device)
+        check_needs(cfg, self.plan)
+        self.wants_context = "z_context" in self.plan.needs
+        # an online target takes part in the backward pass only if some term lets its gradient through
+        refusals = (term.refusal(self.plan.ctx, False) for term in self.plan.terms.values())
+        self.target_grad = self.online and (not self.plan.stop_gradient or any(refusals))
+        modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
+        self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
+        self.params = optim.parameters(self.optimizer)
+        self.sampler, self.img_sampler = build_samplers(cfg)
+        if cfg.runtime.compile:
+            for module in (self.encoder, self.predictor, self.target_encoder):
+                module.compile(dynamic=True)
+
+    def __call__(
+        self, batches: Batch | Sequence[Batch], index: int, *, stop: bool = False, monitor: bool = False
+    ) -> StepOutput:
+        """One optimiser step over one or more micro-batches, whose losses are averaged.
+
+        Args:
+            batches: what the loaders gave for this step.
+            index: 0-based optimiser step; schedules, anneals and masks depend on it.
+            stop: this process was asked to stop (told to the others with the gradients).
+            monitor: also compute the collapse monitors.
+        """
+        batches = list(batches) if isinstance(batches, (list, tuple)) else [batches]
+        self.optimizer.zero_grad(set_to_none=True)
+        outs, state = [], None
+        for batch in batches:
+            state = self.forward(batch, index)
+            out = self.plan(state)
+            if out.total.requires_grad:
+                (out.total / len(batches)).backward()
+            outs.append((out.total.detach(), out.terms, out.weights))
+        stop = self.world.average_gradients(self.params, stop)
+        lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
+        momentum = self.schedules.momentum(index)
+        norm = optim.gradient_norm(self.params)
+        limit = self.cfg.optimization.clip_grad
+        if limit is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
+        optim.set_schedule(self.optimizer, lr, wd)
+        self.optimizer.step()
+        if not self.online:
+            models.ema_update(self.target_encoder, self.encoder, momentum)
+        totals, terms, weights = zip(*outs)
+        groups = [g for b in batches for g in b.groups]
+        return StepOutput(
+            loss=_mean(totals),
+            terms={k: _mean([t[k].detach() for t in terms if k in t]) for k in {k: 0 for t in terms for k in t}},
+            weights={k: v for w in weights for k, v in w.items()},
+            grad_norm=norm,
+            lr=lr,
+            weight_decay=wd,
+            momentum=momentum,
+            clips=sum(len(g.paths) for g in groups) * self.world.world,
+            paths=[p for g in groups for p in g.paths],
+            stop=stop,
+            monitors=monitors.collapse(state.h[0], state.z[0][0], self.encoder.levels) if monitor else {},
+        )
+
+    def forward(self, batch: Batch, index: int) -> "objectives.LatentState":
+        """Everything before the objectives: the state of one micro-batch, with gradients where they belong."""
+        s, cfg = self.schedules, self.cfg
+        image = all(g.modality == "image" for g in batch.groups)
+        state = objectives.LatentState(
+            grids=[], clips=[], h=[], z=[], z_pred=[], z_context=[], masks_enc=[], masks_pred=[],
+            step=index, total_steps=s.total_steps, epoch=s.epoch(index), epochs=s.epochs,
+            modality="image" if image else "video", mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
+        )
+        for number, group in enumerate(batch.groups):
+            raw = group.clip.to(self.device, non_blocking=True)
+            still = group.modality == "image"
+            sampler = self.img_sampler if still else self.sampler
+            key = number + IMAGE_GROUPS if still else number
+            enc, pred = sampler(raw, step=batch.step, first_sample=group.first_sample, group=key)
+            enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
+            clip = ops.normalize_clip(raw, cfg.data_aug.mean, cfg.data_aug.std)
+            h, z, z_pred, z_context = self._group(clip, enc, pred, group.modality)
+            state.grids.append(self.encoder.grid(clip.shape))
+            state.clips.append(clip)
+            state.h.append(h)
+            state.z.append(z)
+            state.z_pred.append(z_pred)
+            state.z_context.append(z_context)
+            state.masks_enc.append(enc)
+            state.masks_pred.append(pred)
+        if not self.wants_context:
+            state.z_context = None
+        return state
+
+    def _group(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
+        """Target ``h`` [B,N,D]; per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
+        # a block of its own: autocast keeps casted weights, and those of a no_grad pass would cut the encoder's gradient
+        with torch.set_grad_enabled(self.target_grad), self.autocast():
+            h_BND = (self.encoder if self.online else self.target_encoder)(clip)
+        with self.autocast():
+            z = self.encoder(clip, masks=enc)
+            z_pred, z_context = [], []
+            shared = self.cfg.model.mask_token_index == "zero"
+            for j, z_BKD in enumerate(z):
+                p, c = self.predictor(
+                    z_BKD, enc[j], pred[j], mask_index=0 if shared else j, modality=modality,
+                    grid=self.encoder.grid(clip.shape), context=self.wants_context,
+                )
+                z_pred.append(p)
+                z_context.append(c)
+        with torch.set_grad_enabled(self.target_grad):
+            h_BND = ops.target_norm(h_BND, self.encoder.levels)
+        return h_BND, z, z_pred, z_context
+
+    def autocast(self):
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def state_dict(self) -> dict:
+        """The checkpoint's ``encoder predictor target_encoder heads opt``, under the FAIR names."""
+        return {
+            "encoder": interop.to_fair(self.encoder.state_dict()),
+            "predictor": interop.to_fair(self.predictor.state_dict()),
+            "target_encoder": interop.to_fair(self.target_encoder.state_dict()),
+            "heads": dict(self.plan.state_dict()),
+            "opt": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict, path: object = "checkpoint") -> None:
+        """Take over the five entries of `state_dict`.
+
+        Raises:
+            CheckpointError: they belong to another architecture or to other objectives.
+        """
+        for name in ("encoder", "predictor", "target_encoder"):
+            interop.load_weights(getattr(self, name), state[name], f"{path}: {name}")
+        interop.load_weights(self.plan, state["heads"], f"{path}: objectives")
+        try:
+            self.optimizer.load_state_dict(state["opt"])
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
+        self.params = optim.parameters(self.optimizer)
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return values[0] if len(values) == 1 else torch.stack([v.float() for v in values]).mean()
+
+
+def objective_fields(cfg: Config) -> dict[str, dict]:
+    """``cfg.objectives`` with the loss section's ``*_warmup`` put into the term it belongs to, where that is present."""
+    fields = {name: dict(values or {}) for name, values in cfg.objectives.items()}
+    if cfg.loss.context_warmup is not None and "context" in fields:
+        fields["context"]["warmup"] = list(cfg.loss.context_warmup)
+    return fields
+
+
+def check_needs(cfg: Config, plan: nn.Module) -> None:
+    """Refuse terms that read what this model does not compute (ConfigError)."""
+    if not cfg.model.predict_all:
+        for name, term in plan.terms.items():
+            if "z_context" in term.needs:
+                raise ConfigError(f"objectives.{name}: needs the predictor's context tokens; set model.predict_all=true")
+
+
+def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
+    """Mask samplers for video and for images (the same masks unless ``img_masks`` is given)."""
+
+    def build(masks_cfg, data):
+        return masks.MaskSampler(
+            masks_cfg, crop_size=data.crop_size, patch_size=data.patch_size, tubelet_size=data.tubelet_size,
+            seed=cfg.seed, mean=cfg.data_aug.mean, std=cfg.data_aug.std, compat=cfg.compat,
+        )
+
+    video = build(cfg.masks, cfg.data)
+    if cfg.img_data is None and cfg.img_masks is None:
+        return video, video
+    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data)

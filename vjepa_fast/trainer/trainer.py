@@ -1,0 +1,247 @@
+"""The training loop: data in, steps made, rows and checkpoints out. It knows no objective by name.
+
+A run folder holds ``config.yaml versions.json metrics.jsonl tensorboard/ checkpoints/ bad_samples.jsonl`` (when there are
+any) and ``failure.json`` (when a loss was not finite).
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vjepa_fast import config as configs
+from vjepa_fast.config.schema import Config
+from vjepa_fast.data import ClipLoader
+from vjepa_fast.errors import TrainingError
+from vjepa_fast.trainer import checkpoint
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.progress import Progress
+from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
+from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    folder: Path
+    step: int  # optimiser steps made in all
+    last_metrics: dict  # the last row of metrics.jsonl
+    checkpoint: Path
+
+
+class StopRequest:
+    """SIGTERM and SIGINT ask for a stop after the step in hand; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT and self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class Trainer:
+    """One process of a run. Building it checks the folder, restores what `resume` names, and opens the data."""
+
+    def __init__(self, cfg: Config, *, resume: bool | str | Path = True, device: str | None = None):
+        if device is not None:
+            cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, device=device))
+        self.cfg, run = cfg, cfg.runtime
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        local_rank = Distributed.local_rank_from_env()
+        self.device = resolve_device(run.device, local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self.world = Distributed.from_env(self.device.type)
+        self.folder = Path(cfg.folder)
+        source = self._source(resume)
+        saved = checkpoint.load(source) if source is not None else None
+        self.step = TrainStep(cfg, device=self.device, dtype=resolve_dtype(run.dtype, self.device), world=self.world)
+        self.done = 0
+        self.notes: list[str] = []
+        if saved is not None:
+            self.step.load_state_dict(saved, source)
+            checkpoint.set_rng_state(saved["rng"], self.device)
+            self.done = int(saved["step"])
+            changed = changed_settings(saved["config"], configs.to_dict(cfg))
+            self.notes.append(f"resuming {source} at step {self.done}"
+                              + (f"; changed since: {', '.join(changed)}" if changed else ""))
+        self.versions = versions(self.device)
+        self._claim_folder(resume)
+        self.metrics = Metrics(self.folder, world=self.world, ipe=cfg.optimization.ipe, resume_step=self.done,
+                               tensorboard=run.tensorboard)
+        if saved is not None:
+            self.metrics.load_state_dict(saved["metrics"], self.device)
+        self.saved_path = source if saved is not None else None
+        self.listed = 0  # unreadable samples told so far
+
+    def _source(self, resume: bool | str | Path) -> Path | None:
+        if isinstance(resume, (str, Path)):
+            path = Path(resume)
+            return (checkpoint.latest(path) or path) if path.is_dir() else path
+        return checkpoint.latest(self.folder) if resume else None
+
+    def _claim_folder(self, resume: bool | str | Path) -> None:
+        """First writes to the folder, so that an unwritable one is told before any work is done."""
+        error = None
+        if self.world.main:
+            try:
+                if resume is False:
+                    set_aside(self.folder)
+                checkpoint.remove_unfinished(self.folder)
+                with checkpoint.atomic_file(self.folder / "config.yaml") as f:
+                    f.write(configs.dump_yaml(self.cfg))
+                with checkpoint.atomic_file(self.folder / "versions.json") as f:
+                    json.dump(self.versions, f, indent=1)
+            except Exception as e:
+                error = e
+        self.world.agree(error)
+
+    def _loaders(self) -> list[ClipLoader]:
+        start = self.done * self.cfg.optimization.accumulate
+        own = {"rank": self.world.rank, "world": self.world.world, "start_step": start}
+        loaders = [ClipLoader(self.cfg, **own)]
+        if self.cfg.img_data is not None:
+            loaders.append(ClipLoader(self.cfg, **own, img=True))
+        return loaders
+
+    def run(self, max_steps: int | None = None, on_log: Callable[[dict], None] | None = None) -> TrainResult:
+        total = self.step.schedules.total_steps
+        end = total if max_steps is None else min(total, max_steps)
+        run = self.cfg.runtime
+        if self.done >= end:
+            return self._result()
+        loaders = self._loaders()
+        streams = [iter(loader) for loader in loaders]
+        try:
+            with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress:
+                for note in self.notes:
+                    progress.note(note)
+                while self.done < end:
+                    out = self._one(streams, stop=request.signal is not None)
+                    if self.world.world == 1:  # several processes agree during the next step
+                        out.stop = request.signal is not None
+                    if self.done % run.log_every == 0 or self.done == end:
+                        row = self.metrics.flush(out)
+                        self._list_bad(loaders, progress)
+                        progress.log(row)
+                        if on_log is not None:
+                            on_log(row)
+                    else:
+                        progress.advance(self.done)
+                    if self.done % run.save_every == 0 or self.done == end or out.stop:
+                        self._save()
+                    if out.stop:
+                        progress.note(f"stopped at step {self.done}, saved {self.saved_path}; the same command resumes")
+                        if request.signal == signal.SIGINT:
+                            raise KeyboardInterrupt
+                        sys.exit(0)
+        finally:
+            for loader in loaders:
+                loader.close()
+            self.metrics.close()
+        return self._result()
+
+    def _one(self, streams: list, *, stop: bool) -> StepOutput:
+        """Draw and make the next step."""
+        waited = time.perf_counter()
+        batches = [next(s) for s in streams for _ in range(self.cfg.optimization.accumulate)]
+        self.metrics.data_wait += time.perf_counter() - waited
+        every = self.cfg.runtime.monitor_every
+        out = self.step(batches, self.done, stop=stop, monitor=bool(every) and (self.done + 1) % every == 0)
+        self.done += 1
+        self.metrics.record(self.done, out)
+        return out
+
+    def _save(self) -> None:
+        metrics = self.metrics.state_dict()  # raises on every process alike if a value is not finite
+        error = None
+        if self.world.main:
+            state = {
+                **self.step.state_dict(),
+                "epoch": self.done // self.cfg.optimization.ipe,
+                "step": self.done,
+                "sampler": {"start_step": self.done * self.cfg.optimization.accumulate},
+                "rng": checkpoint.rng_state(self.device),
+                "metrics": metrics,
+                "config": configs.to_dict(self.cfg),
+                "versions": self.versions,
+            }
+            try:
+                checkpoint.save(self.folder, state, self.cfg.runtime.keep_checkpoints)
+            except Exception as e:
+                error = e
+        self.world.agree(error)
+        self.saved_path = checkpoint.path_of(self.folder, self.done)
+
+    def _list_bad(self, loaders: list[ClipLoader], progress: Progress) -> None:
+        """Write the samples that could not be read, when there are new ones."""
+        bad = [(str(path), str(reason)) for loader in loaders for path, reason in loader.bad.items]
+        if len(bad) == self.listed:
+            return
+        for path, reason in bad[self.listed:]:
+            progress.note(f"skipped {path}: {reason}")
+        self.listed = len(bad)
+        name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
+        with checkpoint.atomic_file(self.folder / name) as f:
+            f.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in bad)
+
+    def _result(self) -> TrainResult:
+        if self.saved_path is None:
+            raise TrainingError("no step was made: optimization.epochs * optimization.ipe or max_steps is 0")
+        return TrainResult(self.folder, self.done, self.metrics.last_row, self.saved_path)
+
+    def close(self) -> None:
+        self.world.close()
+
+
+def train(
+    cfg: Config,
+    *,
+    resume: bool | str | Path = True,
+    device: str | None = None,
+    max_steps: int | None = None,
+    on_log: Callable[[dict], None] | None = None,
+) -> TrainResult:
+    """Train, or go on training, as ``cfg`` says, in ``cfg.folder``.
+
+    Args:
+        resume: True goes on from the newest checkpoint of the folder if there is one; a path from that checkpoint or run
+            folder; False starts anew (an earlier run in the folder is moved to ``previous-N/``).
+        device: in place of ``cfg.runtime.device``.
+        max_steps: stop at this count of optimiser steps; schedules stay those of the whole run.
+        on_log: called with each row of metrics.jsonl.
+
+    On SIGTERM the step in hand is finished, a checkpoint written, and the process exits 0; on SIGINT likewise, then
+    KeyboardInterrupt. After a kill the run goes on with the losses that an uninterrupted one has, bit for bit on a CPU.
+
+    Raises:
+        TrainingError: a loss was not finite (step, terms and samples are named; no checkpoint was written after it).
+        CheckpointError: the checkpoint is damaged or of another architecture.
+        UserError: configuration, data or folder cannot be used.
+    """
+    trainer = Trainer(cfg, resume=resume, device=device)
+    try:
+        return trainer.run(max_steps, on_log)
+    finally:
+        trainer.close()
