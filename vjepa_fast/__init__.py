@@ -18,7 +18,8 @@ def _source_tree():
 
     here = os.path.dirname(os.path.abspath(__file__))
     root = os.path.dirname(here)
-    if not os.path.isdir(os.path.join(here, "kernels")) and os.path.isfile(os.path.join(root, "kernels", "__init__.py")):
+    beside = os.path.isfile(os.path.join(root, "kernels", "__init__.py"))
+    if beside and not os.path.isdir(os.path.join(here, "kernels")):
         __path__.append(root)
 
 

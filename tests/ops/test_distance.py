@@ -34,8 +34,7 @@ def brute_force(enc, pred, grid, divisor=1.0):
 def random_masks(b, ke, kp, grid, seed=0):
     g = torch.Generator().manual_seed(seed)
     n = grid[0] * grid[1] * grid[2]
-    draw = lambda k: torch.stack([torch.randperm(n, generator=g)[:k] for _ in range(b)]) if b else torch.empty(0, k).long()  # noqa: E731
-    return draw(ke), draw(kp)
+    return tuple(torch.stack([torch.randperm(n, generator=g)[:k] for _ in range(b)]) for k in (ke, kp))
 
 
 @pytest.mark.parametrize("side", [16, 32])

@@ -15,9 +15,8 @@ GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 @pytest.mark.parametrize("dtype, name, tol", [(torch.float32, "f32", 1e-5), (torch.float64, "f64", 1e-10)])
 def test_golden_values_and_gradients(dtype, name, tol):
     with np.load(GOLDENS / "losses_small.npz") as data:
-        h, cot, out, grad = (
-            torch.from_numpy(data[f"target_ln/{k}"]).to(dtype) for k in ("in", "cot", f"out/{name}", f"grad_noema/{name}")
-        )
+        keys = ("in", "cot", f"out/{name}", f"grad_noema/{name}")
+        h, cot, out, grad = (torch.from_numpy(data[f"target_ln/{k}"]).to(dtype) for k in keys)
     h.requires_grad_()
     result = ops.target_norm(h, 4)
     torch.testing.assert_close(result, out, rtol=tol, atol=tol)
@@ -41,7 +40,7 @@ def test_bfloat16_is_normalised_in_float32_and_stored_as_bfloat16():
 def test_gradcheck_opcheck_and_compile():
     h = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ops.target_norm(x, 2), (h,))
-    for x in (h.float().detach().requires_grad_(), torch.randn(8, 3).t().bfloat16(), torch.randn(0, 8)):
+    for x in (h.float().detach().requires_grad_(), torch.randn(8, 3).t().bfloat16(), torch.randn(0, 3, 8)):
         torch.library.opcheck(_target_norm, (x, 2))
     x = torch.randn(2, 3, 8, requires_grad=True)
     fn = lambda x: (ops.target_norm(x * 2, 4) ** 3).sum()  # noqa: E731
@@ -50,7 +49,7 @@ def test_gradcheck_opcheck_and_compile():
 
 
 @pytest.mark.parametrize("h, levels, text", [
-    (torch.zeros(2, 10), 4, r"h: expected a floating tensor \[...,D\] with D a multiple of levels=4, got float32 \[2, 10\]"),
+    (torch.zeros(2, 10), 4, r"h: expected .* with D a multiple of levels=4, got float32 \[2, 10\]"),
     (torch.zeros(2, 8, dtype=torch.int64), 4, "h: expected a floating tensor .* got int64"),
     (torch.zeros(2, 8), 0, "levels: expected a positive int, got 0"),
 ])

@@ -28,7 +28,9 @@ def loop_patches(x, tubelet, patch):
     return torch.stack(rows, 1)
 
 
-@pytest.mark.parametrize("shape, tubelet, patch", [((2, 3, 4, 8, 12), 2, 4), ((1, 3, 1, 6, 6), 1, 3), ((3, 3, 2, 4, 4), 2, 4)])
+@pytest.mark.parametrize("shape, tubelet, patch", [
+    ((2, 3, 4, 8, 12), 2, 4), ((1, 3, 1, 6, 6), 1, 3), ((3, 3, 2, 4, 4), 2, 4),
+])
 def test_linear_on_patches_is_conv3d(shape, tubelet, patch):
     conv = torch.nn.Conv3d(3, 5, (tubelet, patch, patch), (tubelet, patch, patch)).double()
     clip = torch.randn(shape, dtype=torch.float64)
@@ -115,7 +117,7 @@ def test_opcheck_and_compile(clip):
     (dict(clip=torch.zeros(3, 4, 8, 8)), r"clip: expected a tensor \[B,C,F,H,W\], got float32 \[3, 4, 8, 8\]"),
     (dict(clip=torch.zeros(1, 3, 4, 8, 8, dtype=torch.int64)), "clip: expected uint8 or a floating dtype, got int64"),
     (dict(clip=torch.zeros(1, 3, 3, 8, 8)), "clip: expected frames in multiples of tubelet=2"),
-    (dict(clip=torch.zeros(1, 3, 4, 8, 10)), "clip: expected height and width in multiples of patch=4"),
+    (dict(clip=torch.zeros(1, 3, 4, 8, 10)), "clip: expected height, width in multiples of patch=4"),
     (dict(tubelet=0), "tubelet: expected a positive int, got 0"),
     (dict(mean=(0.5,)), r"mean: expected 3 values, one per channel, got \(0.5,\)"),
     (dict(std=(1.0, 0.0, 1.0)), "std: expected positive values"),

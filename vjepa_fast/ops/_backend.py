@@ -38,8 +38,8 @@ def current_backend() -> str:
 class use_backend:  # noqa: N801 (reads as a function)
     """``use_backend("eager")`` chooses a backend for the whole process; ``with use_backend("eager"):`` until the end.
 
-    Names: ``auto``, ``eager``, ``cpp``, ``triton``. The choice takes the place of ``VJEPA_FAST_BACKEND``; an op that the
-    backend cannot serve raises ``BackendError`` when it is called.
+    Names: ``auto``, ``eager``, ``cpp``, ``triton``. The choice takes the place of ``VJEPA_FAST_BACKEND``; an op that
+    the backend cannot serve raises ``BackendError`` when it is called.
     """
 
     def __init__(self, name: str):

@@ -25,13 +25,13 @@ def clip(op: str, x: torch.Tensor, tubelet: int = 1, patch: int = 1) -> tuple[in
     require(isinstance(patch, int) and patch > 0, op, "patch", "a positive int", patch)
     f, height, width = x.shape[2:]
     require(f % tubelet == 0, op, "clip", f"frames in multiples of tubelet={tubelet}", x)
-    require(height % patch == 0 and width % patch == 0, op, "clip", f"height and width in multiples of patch={patch}", x)
+    require(height % patch == 0 and width % patch == 0, op, "clip", f"height, width in multiples of patch={patch}", x)
     return f // tubelet, height // patch, width // patch
 
 
 def grid(op: str, value: Sequence[int]) -> tuple[int, int, int]:
-    good = isinstance(value, (tuple, list, torch.Size)) and len(value) == 3 and all(int(v) == v and v > 0 for v in value)
-    require(good, op, "grid", "three positive ints (T, H, W)", value)
+    ok = isinstance(value, (tuple, list)) and len(value) == 3 and all(int(v) == v and v > 0 for v in value)
+    require(ok, op, "grid", "three positive ints (T, H, W)", value)
     return int(value[0]), int(value[1]), int(value[2])
 
 
@@ -48,7 +48,9 @@ def in_range(op: str, argument: str, idx: torch.Tensor, n: int) -> None:
         require(bool(low >= 0) and bool(high < n), op, argument, f"token indices in [0, {n})", [int(low), int(high)])
 
 
-def channel_stats(op: str, mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[list[float], list[float]]:
+def channel_stats(
+    op: str, mean: Sequence[float], std: Sequence[float], channels: int
+) -> tuple[list[float], list[float]]:
     for name, value in (("mean", mean), ("std", std)):
         require(len(value) == channels, op, name, f"{channels} values, one per channel", value)
     require(all(s > 0 for s in std), op, "std", "positive values", std)

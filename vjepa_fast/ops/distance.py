@@ -37,7 +37,8 @@ def mask_distance(
     _check.indices(op, "masks_enc", masks_enc)
     _check.indices(op, "masks_pred", masks_pred, batch=masks_enc.shape[0])
     _check.require(masks_pred.shape[1] > 0, op, "masks_pred", "at least one predicted token", masks_pred)
-    _check.require(masks_pred.device == masks_enc.device, op, "masks_pred", f"device {masks_enc.device}", masks_pred.device)
+    same = masks_pred.device == masks_enc.device
+    _check.require(same, op, "masks_pred", f"device {masks_enc.device}", masks_pred.device)
     return _mask_distance(masks_enc, masks_pred, t, h, w, max(1, max(h, w) // 16) if offset else 1)
 
 
@@ -72,5 +73,5 @@ def _objections(*args) -> list[str]:
 
 
 @_backend.register("mask_distance", "cpp", _objections)
-def _cpp_kernel(masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int) -> torch.Tensor:
+def _kernel(masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int) -> torch.Tensor:
     return torch.ops.vjepa_fast_cpp.mask_distance(masks_enc, masks_pred, t, h, w, divisor)

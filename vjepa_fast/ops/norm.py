@@ -12,7 +12,7 @@ EPS = 1e-5
 
 
 def target_norm(h: torch.Tensor, levels: int) -> torch.Tensor:
-    """LayerNorm without affine of each level's channels on its own (V-JEPA, arXiv:2404.08471; per level as in V-JEPA 2.1).
+    """LayerNorm without affine of each level's channels on its own (V-JEPA, arXiv:2404.08471; by level in V-JEPA 2.1).
 
     Args:
         h: [...,D], any floating dtype, the levels' channels side by side.
@@ -30,8 +30,8 @@ def target_norm(h: torch.Tensor, levels: int) -> torch.Tensor:
 
 def _centred(h: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
     x = h.to(torch.promote_types(h.dtype, torch.float32)).unflatten(-1, (levels, -1))
-    var, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
-    return x - mean, (var + EPS).rsqrt()
+    x = x - x.mean(-1, keepdim=True)
+    return x, (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
 
 
 @_backend.register("target_norm", "eager")

@@ -1,8 +1,8 @@
 """From pixels to tubelets: the gather that feeds the patch embedding, colour means, normalisation.
 
-Legend: B batch, C channels, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, P = C*tubelet*patch*patch pixels of
-a tubelet, ordered (channel, frame, row, column), so that ``F.linear(patches, conv3d.weight.flatten(1), conv3d.bias)`` is
-the Conv3d with kernel and stride (tubelet, patch, patch).
+Legend: B batch, C channels, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, P = C*tubelet*patch*patch pixels
+of a tubelet, ordered (channel, frame, row, column): ``F.linear(patches, conv3d.weight.flatten(1), conv3d.bias)`` is the
+Conv3d with kernel and stride (tubelet, patch, patch).
 
 uint8 clips are divided by 255, then normalised with mean and std; float clips are taken as already normalised.
 """
@@ -97,7 +97,7 @@ def _compute_dtype(clip: torch.Tensor) -> torch.dtype:
 
 
 def _normalize(x: torch.Tensor, dim: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """In place: x in 0..255, channels along ``dim``. Scalars, for a tensor of constants would be a copy to the device."""
+    """In place: x in 0..255, channels along ``dim``. By scalars, as a tensor of them would be copied to the device."""
     for c, (m, s) in enumerate(zip(mean, std, strict=True)):
         x.select(dim, c).mul_(1 / (255 * s)).sub_(m / s)
     return x

@@ -3,7 +3,8 @@
 Legend: B batch, K tokens, H heads, d channels of a head, E = H*d, R <= d rotated channels.
 
 Table layout: float32 ``[K, 2, R]``, or ``[B, K, 2, R]`` where the samples hold different tokens; ``table[..., 0, :]``
-are cosines, ``table[..., 1, :]`` sines, one per *channel*. Channels c >= R pass unchanged. Channels pair up as (2i, 2i+1):
+are cosines, ``table[..., 1, :]`` sines, one per *channel*. Channels c >= R pass unchanged, the others pair up as
+(2i, 2i+1):
 
     out[2i]   = x[2i]   * cos[2i]   - x[2i+1] * sin[2i]
     out[2i+1] = x[2i+1] * cos[2i+1] + x[2i]   * sin[2i+1]
@@ -23,7 +24,7 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tens
     """Rotate the queries and keys of ``qkv`` by their positions (V-JEPA 2, arXiv:2506.09985, section 2.1).
 
     Args:
-        qkv: [B,K,3*E], any floating dtype: what the packed linear layer returns (order q, k, v; then head; then channel).
+        qkv: [B,K,3*E], any floating dtype: as the packed linear layer returns it (q, k, v; in each, heads; channels).
         table: float32 [K,2,R] or [B,K,2,R], cosines and sines (see the module). No gradient reaches it.
         num_heads: H, a divisor of E.
     Returns:
@@ -71,7 +72,8 @@ def _split(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 @_backend.register("rope3d", "eager")
 def _eager(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> torch.Tensor:
-    _split(out, num_heads)[:, :, :2, :, : table.shape[-1]] = _turn(_split(qkv, num_heads), table, transpose).to(qkv.dtype)
+    turned = _turn(_split(qkv, num_heads), table, transpose)
+    _split(out, num_heads)[:, :, :2, :, : table.shape[-1]] = turned.to(qkv.dtype)
     return out
 
 
@@ -110,5 +112,13 @@ def _save(ctx, inputs, output):
     ctx.save_for_backward(table)
 
 
-_rope3d.register_autograd(lambda ctx, g: (_rope3d_transpose(g, *ctx.saved_tensors, ctx.num_heads), None, None), setup_context=_save)
-_rope3d_transpose.register_autograd(lambda ctx, g: (_rope3d(g, *ctx.saved_tensors, ctx.num_heads), None, None), setup_context=_save)
+def _backward(ctx, grad):
+    return _rope3d_transpose(grad, *ctx.saved_tensors, ctx.num_heads), None, None
+
+
+def _transpose_backward(ctx, grad):
+    return _rope3d(grad, *ctx.saved_tensors, ctx.num_heads), None, None
+
+
+_rope3d.register_autograd(_backward, setup_context=_save)
+_rope3d_transpose.register_autograd(_transpose_backward, setup_context=_save)
