@@ -29,14 +29,14 @@ def config(folder="unused", **sections) -> schema.Config:
     return cfg
 
 
-def batch(step=0, size=3, frames=(4,), side=32, seed=0, modality="video"):
+def batch(step=0, size=3, frames=(4,), side=32, seed=0, modality="video", first=0):
     groups = []
     for n, f in enumerate(frames):
         gen = torch.Generator().manual_seed(1000 * seed + 10 * step + n)
         clip = torch.randint(0, 256, (size, 3, f, side, side), dtype=torch.uint8, generator=gen)
         groups.append(ClipGroup(
             clip=clip, labels=torch.zeros(size, dtype=torch.int64), dataset=torch.zeros(size, dtype=torch.int64),
-            paths=[f"s{step}-{n}-{i}.mp4" for i in range(size)], fpc=f, modality=modality, first_sample=n * size,
+            paths=[f"s{step}-{n}-{i}.mp4" for i in range(size)], fpc=f, modality=modality, first_sample=first + n * size,
         ))
     return Batch(groups=groups, step=step)
 

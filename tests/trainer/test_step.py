@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from vjepa_fast import models, objectives, ops
+from vjepa_fast.config import schema
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.trainer.schedules import Schedules
 from vjepa_fast.trainer.step import TrainStep, resolve_device
@@ -103,15 +104,16 @@ def test_every_parameter_is_in_the_optimiser_once_and_heads_are_trained():
     assert len(groups) == 6 and all((w == 0) == excluded for (_, excluded), w in groups.items())
 
 
+def rows_of(whole, rows, step, first):
+    g = whole.groups[0]
+    part = dataclasses.replace(g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows], paths=g.paths[rows],
+                               first_sample=first)
+    return dataclasses.replace(whole, groups=[part], step=step)
+
+
 def test_accumulation_equals_one_larger_batch():
-    """With the same masks for every sample: they depend on the batch otherwise (sizes by step, truncation by batch)."""
+    """With the same masks for every sample, so that truncation, which is by batch, does nothing."""
     both = batch(size=4)
-
-    def part(rows, n):
-        g = both.groups[0]
-        cut = dataclasses.replace(g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows], paths=g.paths[rows])
-        return dataclasses.replace(both, groups=[cut], step=n)
-
     whole, parts = TrainStep(config()), TrainStep(config())
     fixed = whole.sampler(both.groups[0].clip[:1], step=0, first_sample=0)
 
@@ -119,7 +121,7 @@ def test_accumulation_equals_one_larger_batch():
         return tuple([m.expand(clip.shape[0], -1) for m in side] for side in fixed)
 
     whole.sampler = parts.sampler = sampler
-    a, b = whole(both, 0), parts([part(slice(0, 2), 0), part(slice(2, 4), 1)], 0)
+    a, b = whole(both, 0), parts([rows_of(both, slice(0, 2), 0, 0), rows_of(both, slice(2, 4), 1, 2)], 0)
     torch.testing.assert_close(a.loss, b.loss)
     torch.testing.assert_close(a.terms, b.terms)
     torch.testing.assert_close(a.grad_norm, b.grad_norm)
@@ -127,13 +129,14 @@ def test_accumulation_equals_one_larger_batch():
     assert a.clips == b.clips == 4 and a.paths == b.paths
 
 
-def test_micro_batches_draw_their_own_masks():
-    step, seen = TrainStep(config()), []
-    inner = step.sampler
-    step.sampler = lambda clip, **kw: seen.append(inner(clip, **kw)) or seen[-1]
-    step([batch(0, seed=1), batch(1, seed=1)], 0)
-    first, second = (enc[0] for enc, _ in seen)
-    assert first.shape != second.shape or not torch.equal(first, second)
+def test_accumulation_equals_one_larger_batch_masks_included():
+    """Masks are keyed by step and global sample; one block of one size leaves nothing to truncate."""
+    specs = (schema.MaskConfig(num_blocks=1, spatial_scale=(0.3, 0.6)),)
+    whole, parts = (TrainStep(config(masks={"specs": specs})) for _ in range(2))
+    for i in range(3):
+        both = batch(i, size=4, first=4 * i)
+        halves = [rows_of(both, slice(0, 2), 2 * i, 4 * i), rows_of(both, slice(2, 4), 2 * i + 1, 4 * i + 2)]
+        torch.testing.assert_close(whole(both, i).loss, parts(halves, i).loss, rtol=1e-5, atol=0)
 
 
 def test_gradient_clipping():

@@ -189,7 +189,7 @@ class TrainStep:
             still = group.modality == "image"
             sampler = self.img_sampler if still else self.sampler
             key = number + IMAGE_GROUPS if still else number
-            enc, pred = sampler(raw, step=batch.step, first_sample=group.first_sample, group=key)
+            enc, pred = sampler(raw, step=index, first_sample=group.first_sample, group=key)
             enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             clip = ops.normalize_clip(raw, cfg.data_aug.mean, cfg.data_aug.std)
             h, z, z_pred, z_context = self._group(clip, enc, pred, group.modality)

@@ -143,7 +143,7 @@ class Trainer:
                         out.stop = request.signal is not None
                     if self.done % run.log_every == 0 or self.done == end:
                         row = self.metrics.flush(out)
-                        self._list_bad(loaders, progress)
+                        self._list_bad(loaders)
                         progress.log(row)
                         if on_log is not None:
                             on_log(row)
@@ -194,17 +194,15 @@ class Trainer:
         self.world.agree(error)
         self.saved_path = checkpoint.path_of(self.folder, self.done)
 
-    def _list_bad(self, loaders: list[ClipLoader], progress: Progress) -> None:
-        """Write the samples that could not be read, when there are new ones."""
-        bad = [(str(path), str(reason)) for loader in loaders for path, reason in loader.bad.items]
+    def _list_bad(self, loaders: list[ClipLoader]) -> None:
+        """Write the list of samples that could not be read (the loader told of each), when there are new ones."""
+        bad = [sample for loader in loaders for sample in loader.bad.samples]
         if len(bad) == self.listed:
             return
-        for path, reason in bad[self.listed:]:
-            progress.note(f"skipped {path}: {reason}")
         self.listed = len(bad)
         name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
         with checkpoint.atomic_file(self.folder / name) as f:
-            f.writelines(json.dumps({"path": path, "reason": reason}) + "\n" for path, reason in bad)
+            f.writelines(json.dumps({"path": str(path), "reason": str(reason)}) + "\n" for path, reason in bad)
 
     def _result(self) -> TrainResult:
         if self.saved_path is None:
