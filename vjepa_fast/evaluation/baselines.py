@@ -17,19 +17,20 @@ from vjepa_fast.evaluation.probes import ProbeResult, result_of
 
 
 def random_encoder(config, seed: int | None = None) -> nn.Module:
-    """The encoder of ``config`` with the weights that ``seed`` (default: the config's) draws, in eval mode, untrained.
+    """The encoder of ``config`` with the weights that ``seed`` draws, in eval mode, untrained.
 
-    ``clip_settings`` are those that a run of ``config`` would store. The caller's random state is left alone.
+    With the default, the config's own seed, these are the weights that a run of ``config`` starts from. ``clip_settings`` are those that a run of ``config`` would store. The caller's random state is left alone.
     """
     from vjepa_fast import models
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
-        encoder, _ = models.build_from_config(config)
+        encoder = models.encoder_from_config(config)
     data = config.data
+    step = data.frame_sample_rate if data.frame_sample_rate or data.fps or data.duration else 1
     encoder.clip_settings = {
-        "crop_size": data.crop_size, "num_frames": max(data.dataset_fpcs), "frame_step": data.frame_sample_rate, "fps": data.fps,
-        "duration": data.duration, "mean": config.data_aug.mean, "std": config.data_aug.std,
+        "crop_size": data.crop_size, "num_frames": max(data.dataset_fpcs), "frame_step": step, "fps": data.fps,
+        "duration": data.duration, "mean": tuple(config.data_aug.mean), "std": tuple(config.data_aug.std),
     }
     return encoder.eval()
 

@@ -1,0 +1,164 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.evaluation import Features, against, episode_rows, probe_rows
+from vjepa_fast.evaluation.compare import Row
+from vjepa_fast.study import plots, records, report
+
+SECTIONS = ("result", "accuracy", "tradeoff", "loss", "collapse", "masks", "pca", "settings", "method")
+
+
+def features(signal, seed, n=80, classes=4, name="set"):
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    x = rng.standard_normal((n, 12))
+    x[np.arange(n), y] += signal
+    return Features(x, y, name)
+
+
+def rows_of(label, kind, suite, signal):
+    return probe_rows(label, kind, suite, *(features(signal, s) for s in (1, 2, 3)))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    made = []
+    for suite in ("motion8", "objects"):
+        made += rows_of("random init", "random", suite, 0.8)
+        made += rows_of("baseline single", "pretrained", suite, 5.0 if suite == "motion8" else 0.0)
+        made += rows_of("baseline single, student", "pretrained", suite, 0.8)
+    novel = features(3.0, 4, n=60, classes=6)
+    made += episode_rows("random init", "random", "fewshot", features(0.5, 4, n=60, classes=6), queries=4, episodes=50)
+    made += episode_rows("baseline single", "pretrained", "fewshot", novel, queries=4, episodes=50)
+    return against(made, [r for r in made if r.kind == "random"])
+
+
+def metrics(scale):
+    return [{"step": s, "loss": scale / s, "terms": {"pred": scale / s, "context": 0.5 / s}, "lr": 1e-3,
+             "monitors": {"rankme": 10.0 + s, "feature_std": 0.5, "target_var": 0.9} if s % 2 else {}} for s in range(1, 9)]
+
+
+@pytest.fixture(scope="module")
+def material(rows):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    mask = rng.random((4, 8, 8)) < 0.5
+    return dict(
+        title="Tiny report", rows=rows,
+        runs=[records.RunRecord("baseline single", "baseline", "single", metrics(2.0), {"steps": "8", "lr": "1e-3"}),
+              records.RunRecord("baseline mixed", "baseline", "mixed", metrics(3.0), {"steps": "8"})],
+        suites=[records.SuiteRecord("motion8", "direction <of> motion", 80, 80, 80, 4, 0.25)],
+        mask_pictures=[records.MaskPicture("A clip", frames, mask, ~mask, rng.random((4, 8, 8)))],
+        pca_pictures=[records.PcaPicture("A clip", frames, {"random init": plots.pca_rgb(rng.random((256, 5)), (4, 8, 8))})],
+        protocol=["One protocol for all rows."],
+    )
+
+
+def committed():
+    row = {"suite": "motion8", "probe": "linear", "encoder": "target_encoder", "seed": 0, "n": 800, "chance": 0.125, "pretrained": 0.431,
+           "pretrained_ci95": [0.40, 0.46], "random": 0.30, "random_ci95": [0.27, 0.33], "difference": 0.131,
+           "difference_ci95": [0.09, 0.17]}
+    worse = {**row, "seed": 1, "difference": 0.01, "difference_ci95": [-0.02, 0.04]}
+    return {"format": 1, "recipe": "synthetic_small", "rows": [row, worse], "curves": [{"seed": 0, "step": [1, 2], "loss": [1, 0.5]}]}
+
+
+def test_report_has_its_sections_and_needs_nothing_else(tmp_path, material):
+    path = report.write_report(tmp_path / "deep" / "report.html", **material)
+    html = path.read_text()
+    for section in SECTIONS:
+        assert html.count(f'<section id="{section}">') == 1 and f'href="#{section}"' in html
+    assert html.count("data:image/svg+xml;base64,") == 4 and html.count("data:image/png;base64,") == 4 + 2
+    assert not re.search(r'(src|href)="(?!data:|#)', html) and "http" not in re.sub(r'base64,[^"]*', "", html)
+    assert "direction &lt;of&gt; motion" in html
+    assert 'id="longrun"' not in html and [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
+    said = report.statement(rows)
+    assert [name for name, _ in said["above"] if "motion8" in name] == ["baseline single: motion8, linear", "baseline single: motion8, knn"]
+    assert {name for name, _ in said["below"]} >= {"baseline single: objects, linear"}
+    assert said["compared"] == 4 + 4 + 2 and said["level"] == said["compared"] - len(said["above"]) - len(said["below"])
+    html = report.write_report(tmp_path / "r.html", **material).read_text()
+    above = len(said["above"])
+    assert f"{above} of 10 pretrained rows stand above random init beyond the 95 % interval" in " ".join(html.split())
+    level = [r for r in rows if r.kind == "random" or r.verdict == "level"]
+    html = report.write_report(tmp_path / "s.html", **{**material, "rows": level}).read_text()
+    assert "No pretrained row stands above its random-init control" in html
+
+
+def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):
+    html = report.write_report(tmp_path / "r.html", **material).read_text()
+    cells = re.findall(r"<td class=\"(above|below|level)?\"><b>([\d.]+)</b><span class=\"ci\">([\d.]+) to ([\d.]+)</span>", html)
+    expected = sorted((r.verdict if r.kind == "pretrained" else "", *(f"{100 * v:.1f}" for v in (r.accuracy, r.low, r.high))) for r in rows)
+    assert sorted(cells) == expected
+
+
+def test_committed_run_is_shown_and_marked(tmp_path, material):
+    html = report.write_report(tmp_path / "r.html", **material, committed=committed()).read_text()
+    assert "COMMITTED RESULT, NOT FROM THIS DEMO" in html and "43.1" in html and "1 of 2 seeds" in html
+
+
+def test_empty_report_renders(tmp_path):
+    html = report.write_report(tmp_path / "r.html", title="Empty", runs=[], rows=[], suites=[]).read_text()
+    assert "No pretrained row could be set against" in html and "No metrics were recorded" in html
+
+
+def test_unwritable_report_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        report.write_report(tmp_path / "file" / "r.html", title="x", runs=[], rows=[], suites=[])
+
+
+def test_committed_file_is_checked(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(committed()))
+    assert records.load_committed(path)["recipe"] == "synthetic_small"
+    broken = committed()
+    del broken["rows"][0]["random"]
+    for text in (json.dumps(broken), "[]", "{", json.dumps({**committed(), "rows": []})):
+        path.write_text(text)
+        with pytest.raises(DataError, match="c.json: not a result file"):
+            records.load_committed(path)
+
+
+def test_collect_turns_probe_files_into_the_committed_form(tmp_path, rows):
+    probe = tmp_path / "probe.json"
+    probe.write_text(json.dumps({"rows": [r.to_dict() for r in rows]}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics(1.0)) + '{"step": 9, "lo')
+    found = records.collect({3: [probe]}, {3: tmp_path / "run"}, recipe="r", command="c", device="d", minutes=1.0, commit="x", versions={})
+    (tmp_path / "c.json").write_text(json.dumps(found))
+    loaded = records.load_committed(tmp_path / "c.json")
+    assert len(loaded["rows"]) == 10 and loaded["rows"][0]["seed"] == 3
+    assert loaded["curves"][0]["step"] == list(range(1, 9))
+
+
+def test_against_compares_the_same_samples(rows):
+    control = next(r for r in rows if r.kind == "random" and r.suite == "motion8" and r.probe == "linear")
+    other = next(r for r in rows if r.kind == "pretrained" and r.suite == "motion8" and r.probe == "linear")
+    assert other.difference["value"] == pytest.approx(other.accuracy - control.accuracy)
+    assert control.difference is None and control.verdict == ""
+    short = Row("x", "pretrained", "motion8", "linear", 0.5, 0.4, 0.6, 2, 0.25, hits=(1, 0))
+    assert against([short], [control])[0].difference is None
+
+
+def test_masked_tokens_are_veiled_and_the_rest_is_untouched():
+    frames = np.full((1, 16, 16, 3), 10, np.uint8)
+    predicted = np.zeros((1, 2, 2), bool)
+    predicted[0, 0, 1] = True
+    out = plots.masked(frames, predicted, size=16)
+    assert (out[0, 9:, :8] == 10).all() and out[0, 3, 12, 0] > 150
+
+
+def test_pca_map_separates_two_kinds_of_token_and_is_repeatable():
+    rng = np.random.default_rng(0)
+    tokens = rng.standard_normal((64, 10)) * 0.05
+    tokens[:32] += 3
+    rgb = plots.pca_rgb(tokens, (4, 4, 4)).reshape(64, 3).astype(int)
+    assert abs(rgb[:32, 0].mean() - rgb[32:, 0].mean()) > 200
+    assert np.array_equal(rgb, plots.pca_rgb(tokens, (4, 4, 4)).reshape(64, 3))
+    assert plots.pca_rgb(tokens[:, :2], (4, 4, 4)).shape == (4, 4, 4, 3)
