@@ -47,6 +47,12 @@ def test_formula(angles, dtype, tol):
     assert torch.equal(out[..., values], qkv[..., values])
 
 
+def test_odd_head_dim_and_strided_input():
+    table = table_of(angles_v2(K, r=4))
+    qkv = torch.randn(B, K, 3 * HEADS * 5 + 1)[..., 1:]
+    torch.testing.assert_close(ops.rope3d(qkv, table, HEADS).double(), by_hand(qkv, table, HEADS), rtol=1e-6, atol=1e-6)
+
+
 def test_v21_keeps_norms_and_depends_on_relative_positions_only():
     freq = torch.tensor([1.0, 0.3, 0.05]).repeat_interleave(2)
     qkv = torch.randn(1, 1, 3 * D, dtype=torch.float64).expand(1, K, -1).contiguous()

@@ -58,12 +58,18 @@ def _check_rope(op: str, qkv: torch.Tensor, table: torch.Tensor, num_heads: int)
 def _turn(x_BKPHd: torch.Tensor, table: torch.Tensor, transpose: bool) -> torch.Tensor:
     """The rotated channels of queries and keys, in the compute dtype; ``transpose`` gives the gradient's map."""
     x = x_BKPHd[:, :, :2, :, : table.shape[-1]]
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
     cos, sin = table.unbind(-2)
     cos, sin = (t[..., None, None, :] for t in (cos, sin))  # over q/k and heads
-    even, odd = (x * sin if transpose else x).unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((odd, -even) if transpose else (-odd, even), -1).flatten(-2)
-    return x * cos + (turned if transpose else turned * sin)
+    if transpose:
+        return torch.addcmul(_quarter_turn(x * sin), x, cos, value=-1).neg_()
+    return torch.addcmul(x * cos, _quarter_turn(x), sin)
+
+
+def _quarter_turn(x: torch.Tensor) -> torch.Tensor:
+    """(a, b) -> (-b, a) for each pair of channels."""
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * 1j).flatten(-2)
 
 
 def _split(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
