@@ -87,6 +87,7 @@ class Trainer:
             self.notes.append(f"resuming {source} at step {self.done}"
                               + (f"; changed since: {', '.join(changed)}" if changed else ""))
         self.versions = versions(self.device)
+        self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
         self._claim_folder(resume)
         self.metrics = Metrics(self.folder, world=self.world, ipe=cfg.optimization.ipe, resume_step=self.done,
                                tensorboard=run.tensorboard)
@@ -131,8 +132,7 @@ class Trainer:
         run = self.cfg.runtime
         if self.done >= end:
             return self._result()
-        loaders = self._loaders()
-        streams = [iter(loader) for loader in loaders]
+        streams = [iter(loader) for loader in self.loaders]
         try:
             with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress:
                 for note in self.notes:
@@ -143,7 +143,7 @@ class Trainer:
                         out.stop = request.signal is not None
                     if self.done % run.log_every == 0 or self.done == end:
                         row = self.metrics.flush(out)
-                        self._list_bad(loaders)
+                        self._list_bad()
                         progress.log(row)
                         if on_log is not None:
                             on_log(row)
@@ -157,8 +157,6 @@ class Trainer:
                             raise KeyboardInterrupt
                         sys.exit(0)
         finally:
-            for loader in loaders:
-                loader.close()
             self.metrics.close()
         return self._result()
 
@@ -194,9 +192,9 @@ class Trainer:
         self.world.agree(error)
         self.saved_path = checkpoint.path_of(self.folder, self.done)
 
-    def _list_bad(self, loaders: list[ClipLoader]) -> None:
+    def _list_bad(self) -> None:
         """Write the list of samples that could not be read (the loader told of each), when there are new ones."""
-        bad = [sample for loader in loaders for sample in loader.bad.samples]
+        bad = [sample for loader in self.loaders for sample in loader.bad.samples]
         if len(bad) == self.listed:
             return
         self.listed = len(bad)
@@ -210,6 +208,8 @@ class Trainer:
         return TrainResult(self.folder, self.done, self.metrics.last_row, self.saved_path)
 
     def close(self) -> None:
+        for loader in self.loaders:
+            loader.close()
         self.world.close()
 
 
