@@ -15,6 +15,7 @@ from vjepa_fast.objectives import LatentState, build_objectives
 FILE = Path(__file__).parent.parent / "goldens" / "losses_small.npz"
 SETS = {"": dict(frames=[8], embed_dim=24, masks=2), "multi/": dict(frames=[8, 4, 1], embed_dim=8, masks=2)}
 LEVELS, TUBELET, SIDE = 4, 2, 4
+NOW = {"warmup": [0, 0]}
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ def _cases():
     cases = {
         "pred_l1": Case({"pred": {}}),
         "pred_l2": Case({"pred": {"loss_exp": 2.0}}),
-        "context_w": Case({"context": {"weight_distance": True}}),
-        "context_w_l2": Case({"context": {"weight_distance": True, "loss_exp": 2.0}}),
-        "context_now": Case({"context": {}}),
+        "context_w": Case({"context": {**NOW, "weight_distance": True}}),
+        "context_w_l2": Case({"context": {**NOW, "weight_distance": True, "loss_exp": 2.0}}),
+        "context_now": Case({"context": NOW}),
         "hw_t1": Case({"hw": {}}),
         "hw_t05": Case({"hw": {"temp": 0.5}}),
         "hw_t01": Case({"hw": {"temp": 0.1}}),

@@ -43,14 +43,14 @@ def number(
     *,
     low: float = -math.inf,
     high: float = math.inf,
-    integer: bool = False,
     above: float = -math.inf,
+    below: float = math.inf,
+    integer: bool = False,
     optional: bool = False,
 ) -> Any:
-    """A numeric field: ``low <= x <= high`` and ``x > above``; ``optional`` also accepts null."""
-    words = "an integer" if integer else "a number"
-    for text, bound, unset in ((">=", low, -math.inf), (">", above, -math.inf), ("<=", high, math.inf)):
-        words += f" {text} {bound:g}" if bound != unset else ""
+    """A numeric field: ``low <= x <= high`` and ``above < x < below``; ``optional`` also accepts null."""
+    bounds = ((">=", low), (">", above), ("<=", high), ("<", below))
+    words = " ".join(["an integer" if integer else "a number", *(f"{w} {b:g}" for w, b in bounds if math.isfinite(b))])
 
     def check(x: Any) -> bool:
         if x is None:
@@ -58,7 +58,7 @@ def number(
         kinds = int if integer else (int, float)
         if isinstance(x, bool) or not isinstance(x, kinds):
             return False
-        return math.isfinite(x) and low <= x <= high and x > above
+        return math.isfinite(x) and low <= x <= high and above < x < below
 
     return checked(default, words + (" or null" if optional else ""), check)
 
@@ -89,12 +89,14 @@ class Objective:
         access: how the term walks over memory: TOKEN, PAIR (t, t+1), COLUMN (over T) or GLOBAL.
         needs: the ``LatentState`` fields it reads.
         gradient_to: in words, which inputs its gradient reaches.
+        exact_gradient: False where a part that depends on the inputs is held constant by design (hw's weights).
     """
 
     name: ClassVar[str] = ""
     access: ClassVar[str] = "TOKEN"
     needs: ClassVar[frozenset[str]] = frozenset()
     gradient_to: ClassVar[str] = ""
+    exact_gradient: ClassVar[bool] = True
 
     coeff: float = number(1.0, low=0.0)
 

@@ -26,7 +26,7 @@ class ActionConditioned(Objective):
     target_dim: int = number(3, low=1, high=3, integer=True)
     hidden_dim: int = number(256, low=1, integer=True)
     channels: str = choice("all", "all", "dynamics")
-    app_ratio: float = number(0.5, above=0.0, high=1.0)
+    app_ratio: float = number(0.5, above=0.0, below=1.0)
 
     def build_head(self, ctx, generator):
         return mlp(head_width(self.channels, self.app_ratio, ctx), self.hidden_dim, self.target_dim, generator)

@@ -34,11 +34,19 @@ def _is_fraction(v: int | float) -> bool:
     return isinstance(v, float) and v <= 1
 
 
+def _in_steps(v: int | float, total_steps: int | None) -> float:
+    if not _is_fraction(v) or v == 0:
+        return v
+    if total_steps is None:
+        raise ValueError("objectives.context.warmup is a fraction of the run: LatentState.total_steps is needed")
+    return v * total_steps
+
+
 @objective("context")
 @dataclass(frozen=True)
 class Context(Objective):
     access = "TOKEN"
-    needs = frozenset({"z_context", "h", "masks_enc", "masks_pred", "grids", "step"})
+    needs = frozenset({"z_context", "h", "masks_enc", "masks_pred", "grids"})
     gradient_to = "z_context (h)"
 
     coeff_img: float | None = number(None, low=0.0, optional=True)
@@ -52,10 +60,14 @@ class Context(Objective):
 
     def weight(self, state) -> float:
         coeff = self.coeff_img if state.modality == "image" and self.coeff_img is not None else self.coeff
-        start, end = (self._steps(v, state.total_steps) for v in self.warmup)
+        start, end = (_in_steps(v, state.total_steps) for v in self.warmup)
+        if end == 0:
+            return coeff
+        if state.step is None:
+            raise ValueError("objectives.context.warmup needs LatentState.step")
         if state.step >= end:
             return coeff
-        return coeff * max(0.0, (state.step - start) / (end - start))
+        return coeff * (state.step - start) / (end - start) if state.step > start else 0.0
 
     def value(self, state, head, ctx) -> Tensor:
         entries = []
@@ -70,11 +82,3 @@ class Context(Objective):
                     error_BK = error_BK * distance.reciprocal().to(error_BK.dtype)
                 entries.append((error_BK.mean(), None))
         return mean_of_entries(entries, state.outputs("z_context"))
-
-    @staticmethod
-    def _steps(v: int | float, total_steps: int | None) -> float:
-        if not _is_fraction(v) or v == 0:
-            return v
-        if total_steps is None:
-            raise ValueError("objectives.context.warmup is a fraction of the run: LatentState.total_steps is needed")
-        return v * total_steps

@@ -21,14 +21,9 @@ class FwmOrth(Objective):
     needs = frozenset({"z", "masks_enc", "grids"})
     gradient_to = "z"
 
-    app_ratio: float = number(0.5, above=0.0, high=1.0)
+    app_ratio: float = number(0.5, above=0.0, below=1.0)
     split: str = choice("depth", "depth", "channel")
     normalize: bool = flag(False)
-
-    def refusal(self, ctx, target_grad) -> str | None:
-        if self.app_ratio == 1.0:
-            return "app_ratio 1 leaves no dynamics channel; give a smaller one"
-        return None
 
     def value(self, state, head, ctx) -> Tensor:
         entries = []

@@ -20,6 +20,7 @@ class HardRegion(Objective):
     access = "TOKEN"
     needs = frozenset({"z_pred", "h", "masks_pred"})
     gradient_to = "z_pred (h), weights constant"
+    exact_gradient = False
 
     temp: float = number(1.0, low=0.0)
     loss_exp: float = number(1.0, low=1.0)

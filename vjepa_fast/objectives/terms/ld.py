@@ -27,7 +27,7 @@ class LatentDynamics(Objective):
 
     hidden_dim: int = number(256, low=1, integer=True)
     channels: str = choice("all", "all", "dynamics")
-    app_ratio: float = number(0.5, above=0.0, high=1.0)
+    app_ratio: float = number(0.5, above=0.0, below=1.0)
     hard_weighting: float | None = number(None, low=0.0, optional=True)
     hard_scope: str = choice("batch", "batch", "sample")
 

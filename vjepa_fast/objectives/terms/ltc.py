@@ -20,7 +20,7 @@ class TemporalContrast(Objective):
     needs = frozenset({"z", "h", "masks_enc", "grids"})
     gradient_to = "z"
 
-    margin: float = number(0.5, low=0.0, high=2.0)
+    margin: float = number(0.5)
 
     def value(self, state, head, ctx) -> Tensor:
         entries = []
