@@ -18,6 +18,7 @@ $(PY):
 	  echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 
 $(STAMP): $(BUILD) | $(PY)
+	@$(PY) -m pip --version > /dev/null 2>&1 || $(PY) -m ensurepip
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
