@@ -18,7 +18,7 @@ def config(folder="unused", **sections) -> schema.Config:
         objectives={"pred": {}, "context": {"coeff": 0.5, "warmup": [0, 0]}, "ld": {"hidden_dim": 8}},
         optimization=schema.OptimizationConfig(epochs=3, ipe=4, lr=1e-3, warmup=0.5),
         target=schema.TargetConfig(ema=(0.9, 1.0)),
-        runtime=schema.RuntimeConfig(device="cpu", dtype="float32", log_every=1, save_every=1000, monitor_every=0,
+        runtime=schema.RuntimeConfig(device="cpu", dtype="float32", log_every=1, save_every=1000, monitor_every=1000,
                                      tensorboard=False),
         folder=str(folder),
     )

@@ -116,6 +116,8 @@ class TrainStep:
             seed=cfg.seed,
         ).to(self.device)
         check_needs(cfg, self.plan)
+        choice = cfg.model.mask_token_index or ("zero" if cfg.compat == "published" else "mask")
+        self.shared_token = choice == "zero"
         self.wants_context = "z_context" in self.plan.needs
         # an online target takes part in the backward pass only if some term lets its gradient through
         refusals = (term.refusal(self.plan.ctx, False) for term in self.plan.terms.values())
@@ -213,10 +215,9 @@ class TrainStep:
         with self.autocast():
             z = self.encoder(clip, masks=enc)
             z_pred, z_context = [], []
-            shared = self.cfg.model.mask_token_index == "zero"
             for j, z_BKD in enumerate(z):
                 p, c = self.predictor(
-                    z_BKD, enc[j], pred[j], mask_index=0 if shared else j, modality=modality,
+                    z_BKD, enc[j], pred[j], mask_index=0 if self.shared_token else j, modality=modality,
                     grid=self.encoder.grid(clip.shape), context=self.wants_context,
                 )
                 z_pred.append(p)
