@@ -1,0 +1,12 @@
+"""The published algorithm, written plainly, step for step: the oracle of tests and the baseline of benchmarks.
+
+Nothing here is fast, and nothing outside tests, benchmarks and ``vjepa-fast bench`` imports it.
+"""
+from .masks import MaskCollator, MaskGenerator, motion_map
+from .model import Encoder, Predictor
+from .step import ReferenceStep, build_reference
+from .total import Losses
+
+__all__ = [
+    "Encoder", "Losses", "MaskCollator", "MaskGenerator", "Predictor", "ReferenceStep", "build_reference", "motion_map",
+]
