@@ -145,6 +145,15 @@ def test_published_file_trains_from_the_command_line(manifests, tmp_path):
     assert (folder / "checkpoints" / "step-00000002.pt").is_file()
 
 
+def test_a_moved_run_folder_goes_on_where_it_lies(manifests, tmp_path, capsys):
+    assert cli.main(small_train(manifests, tmp_path / "old")) == 0
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert cli.main(["train", str(tmp_path / "new"), "--max-steps", "2"]) == 0
+    assert f"step 2: {tmp_path / 'new'}" in capsys.readouterr().out
+    assert not (tmp_path / "old").exists()
+    assert (tmp_path / "new" / "checkpoints" / "step-00000002.pt").is_file()
+
+
 def small_train(manifests, folder):
     datasets = json.dumps([str(manifests["ucf101.csv"])])
     overrides = [part for text in [*SMALL, f"data.datasets={datasets}"] for part in ("--set", text)]

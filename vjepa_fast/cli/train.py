@@ -18,6 +18,7 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     import dataclasses
+    import os
 
     from .. import config
     from ..errors import UserError
@@ -28,8 +29,11 @@ def run(args) -> int:
     if args.device is not None:
         overrides.append(f"runtime.device={args.device}")
     cfg = config.load(args.config, overrides)
-    if args.folder is not None:
-        cfg = dataclasses.replace(cfg, folder=args.folder)
+    folder = args.folder
+    if folder is None and os.path.isdir(args.config):
+        folder = args.config  # a run folder that was moved goes on where it lies now
+    if folder is not None:
+        cfg = dataclasses.replace(cfg, folder=folder)
 
     from .. import trainer
 
