@@ -2,8 +2,10 @@
 import math
 
 import pytest
+import torch
 
 from tests.objectives.tiny import tiny_state, value_of
+from vjepa_fast.objectives.terms.spectral import fourier_basis
 
 
 def tone(frequency, steps=4):
@@ -32,3 +34,18 @@ def test_agreement_is_free_and_short_clips_are_left_out():
     assert value_of("spectral", {}, tiny_state((4, 1, 2), z=h, h=h, enc=list(range(8))))[0] == 0
     short = tiny_state((3, 1, 2), z=[[5, 5]] * 6, h=h[:6], enc=list(range(6)))
     assert value_of("spectral", {}, short)[0] == 0
+
+
+def test_fewer_tokens_than_time_steps():
+    state = tiny_state((4, 1, 2), z=[[5, 5]] * 3, h=[[0, 0]] * 8, enc=[0, 2, 4])
+    value, _, out = value_of("spectral", {}, state)
+    out.total.backward()
+    assert value == 0 and not state.z[0][0].grad.any()
+
+
+def test_spectrum_is_that_of_the_fft():
+    x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for steps in (4, 5, 7):
+        want = torch.fft.rfft(x[:, :steps], dim=1)
+        got = x[:, :steps] @ fourier_basis(steps, x).T
+        torch.testing.assert_close(got, torch.cat([want.real, want.imag], 1), rtol=1e-12, atol=1e-13)

@@ -186,13 +186,17 @@ class TemporalView:
 
     @cached_property
     def columns(self) -> tuple[Tensor, Tensor]:
-        """(z on the whole grid [B, T, S, D], 0 where unseen; which places are seen at every t [B, S] bool)."""
+        """(z - h along time at places seen at every t [B, T, P, D], which of the P entries are such places [B, P]).
+
+        K tokens fill at most P = K // T columns, which keeps the shapes fixed; the other entries are 0.
+        """
         b, k, d = self.z.shape
-        n = self.steps * self.places
-        rows = (self.idx + torch.arange(b, device=self.idx.device).unsqueeze(1) * n).reshape(-1)
-        grid = self.z.new_zeros(b * n, d).index_copy(0, rows, self.z.reshape(-1, d))
-        seen = (self.slot_of_token[:, :n] >= 0).view(b, self.steps, self.places).all(1)
-        return grid.view(b, self.steps, self.places, d), seen
+        slot_BTS = self.slot_of_token.view(b, self.steps + 1, self.places)[:, : self.steps]
+        seen, order = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
+        seen, order = seen[:, : k // self.steps].bool(), order[:, : k // self.steps]
+        slot_BTP = slot_BTS.gather(2, order.unsqueeze(1).expand(-1, self.steps, -1)).clamp(min=0)
+        gap = take_rows(self.z - self.h, slot_BTP.flatten(1)).view(b, self.steps, k // self.steps, d)
+        return gap.masked_fill(~seen[:, None, :, None], 0.0), seen
 
 
 def computing(x: Tensor) -> Tensor:
@@ -204,7 +208,7 @@ def take_rows(x_BND: Tensor, idx_BK: Tensor) -> Tensor:
     """Rows ``idx`` of each sample: [B, N, D], [B, K] -> [B, K, D]."""
     b, n, d = x_BND.shape
     start = torch.arange(b, device=x_BND.device).unsqueeze(1) * n
-    return x_BND.reshape(b * n, d).index_select(0, (idx_BK.long() + start).reshape(-1)).view(b, -1, d)
+    return x_BND.reshape(b * n, d).index_select(0, (idx_BK.long() + start).reshape(-1)).view(*idx_BK.shape, d)
 
 
 def token_error(z_BKD: Tensor, h_BKD: Tensor, p: float) -> Tensor:

@@ -6,6 +6,7 @@ arXiv:2605.17165. Grids with fewer than 4 time steps are left out. h is detached
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +26,19 @@ class Spectral(Objective):
     def value(self, state, head, ctx) -> Tensor:
         entries = []
         for view in state.temporal(min_steps=4):
-            z_BTSD, seen_BS = view.columns
-            gap = z_BTSD - state.target(view.i, grad=False).view_as(z_BTSD)
-            gap = gap.masked_fill(~seen_BS[:, None, :, None], 0.0)
-            modulus_BFSD = torch.fft.rfft(gap, dim=1).abs()
-            weight_F = torch.linspace(0.1, 1.0, modulus_BFSD.shape[1], dtype=gap.dtype, device=gap.device)
-            error_BS = (modulus_BFSD.mean(-1) * weight_F[:, None]).mean(1)
-            entries.append((error_BS.sum() / seen_BS.sum().clamp(min=1), seen_BS.any()))
+            gap_BTPD, seen_BP = view.columns
+            b, steps, places, d = gap_BTPD.shape
+            frequencies = steps // 2 + 1
+            lines = (fourier_basis(steps, gap_BTPD) @ gap_BTPD.flatten(2)).view(b, 2, frequencies, places, d)
+            modulus_BFPD = torch.linalg.vector_norm(lines, dim=1)  # gradient 0 where the modulus is 0
+            weight_F = torch.linspace(0.1, 1.0, frequencies, dtype=lines.dtype, device=lines.device)
+            error_BP = (modulus_BFPD.mean(-1) * weight_F[:, None]).mean(1)
+            entries.append((error_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
         return mean_of_entries(entries, state.outputs("z"))
+
+
+def fourier_basis(steps: int, like: Tensor) -> Tensor:
+    """The real DFT as a matrix [2 * (steps//2 + 1), steps]: cosine rows, then sine rows. Clips are short."""
+    t = torch.arange(steps, device=like.device, dtype=like.dtype)
+    angle_FT = torch.arange(steps // 2 + 1, device=like.device)[:, None] * t * (2 * math.pi / steps)
+    return torch.cat([angle_FT.cos(), -angle_FT.sin()])
