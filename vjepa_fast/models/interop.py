@@ -42,8 +42,7 @@ def read_checkpoint(path: str | Path) -> dict:
     except MemoryError:
         raise
     except Exception as error:  # torch raises many kinds: unpickling, zip, EOF, key and runtime errors
-        why = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read (damaged, or not a weights file): {why}") from error
+        raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
     return content
@@ -127,6 +126,18 @@ def hash_weights(module: nn.Module) -> str:
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _why_unreadable(error: Exception) -> str:
+    """One line from torch's several."""
+    text = str(error)
+    if code := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"holds more than tensors and plain values ({code[1]}): not loaded, since it could run code"
+    if unpickler := re.search(r"WeightsUnpickler error: (.*)", text):
+        text = unpickler[1]
+    text = text.strip().split("\n")[0].split(". ")[0]
+    text = text if " " in text else type(error).__name__
+    return f"cannot be read (damaged, or not a weights file): {text}"
 
 
 def _is_zip(path: Path) -> bool:
