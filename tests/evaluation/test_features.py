@@ -7,7 +7,6 @@ from torch import nn
 
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation import ClipSet, Features, extract_features, pixel_features, pool_tokens, train_supervised
-from vjepa_fast.evaluation import features as module
 
 
 class Toy(nn.Module):
@@ -126,18 +125,6 @@ def test_unwritable_cache_is_a_user_error(tmp_path):
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         extract_features(Toy(), clip_set(), cache_dir=blocked / "cache")
-
-
-def test_data_hash_sees_a_changed_file(tmp_path):
-    class Manifest:
-        hash, labels = "same", [0]
-        paths = [str(tmp_path / "a.mp4")]
-
-    missing = module.data_hash(Manifest)
-    (tmp_path / "a.mp4").write_bytes(b"12")
-    first = module.data_hash(Manifest)
-    (tmp_path / "a.mp4").write_bytes(b"123")
-    assert len({missing, first, module.data_hash(Manifest)}) == 3
 
 
 def test_unequal_lengths_are_refused():

@@ -119,17 +119,12 @@ def encode(encoder: nn.Module, clips: Tensor, *, level: str = "last", mean=None,
 # ---------------------------------------------------------------- extraction
 
 def data_hash(source) -> str:
-    """What a feature cache is bound to: the manifest's lines and each file's size and time of change, or the clips' hash."""
-    if isinstance(source, ClipSet):
-        return source.hash
-    digest = hashlib.sha256(str(source.hash).encode())
-    for path, label in zip(source.paths, source.labels):
-        try:
-            stat = os.stat(path)
-            digest.update(f"{path} {label} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        except OSError:
-            digest.update(f"{path} {label} missing\n".encode())
-    return digest.hexdigest()
+    """What a feature cache is bound to: the hash of a manifest (its lines and each file's size and time) or of the clips."""
+    return str(source.hash)
+
+
+def _still(source) -> bool:
+    return source.images if isinstance(source, ClipSet) else source.kind == "image"
 
 
 def _view(encoder, num_frames, crop_size, frame_step) -> dict:
@@ -143,7 +138,7 @@ def _view(encoder, num_frames, crop_size, frame_step) -> dict:
     return view
 
 
-def decode_clips(manifest, *, num_frames: int, crop_size: int, batch_size: int = 32, images: bool = False, **view) -> ClipSet:
+def decode_clips(manifest, *, num_frames: int, crop_size: int, batch_size: int = 32, **view) -> ClipSet:
     """Decode a whole manifest's centre views into memory once (small data sets); arguments as :func:`extract_features`."""
     from vjepa_fast import data
 
@@ -155,7 +150,7 @@ def decode_clips(manifest, *, num_frames: int, crop_size: int, batch_size: int =
         raise DataError(f"{manifest.path}: no readable sample")
     clips = torch.cat(clips)
     digest = hashlib.sha256(f"{data_hash(manifest)} {num_frames} {crop_size} {sorted(view.items())}".encode()).hexdigest()
-    return ClipSet(clips, torch.cat(labels).numpy().astype(np.int64), digest, manifest.name, images)
+    return ClipSet(clips, torch.cat(labels).numpy().astype(np.int64), digest, manifest.name, manifest.kind == "image")
 
 
 def _batches(source, batch_size: int, view: dict, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -219,7 +214,7 @@ def extract_features(
     rows, labels = [], []
     with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         for clip, label in _batches(manifest, batch_size, view, workers):
-            if images == "single" and getattr(manifest, "images", False):
+            if images == "single" and _still(manifest):
                 clip = clip[:, :, :1]
             z, grid = encode(encoder, clip.to(device, non_blocking=True), level=level)
             rows.append(pool_tokens(z.float(), grid, pooling).cpu())

@@ -1,0 +1,128 @@
+"""``vjepa-fast demo``: the whole story on a laptop, in a few minutes."""
+from __future__ import annotations
+
+HELP = "render videos, pretrain, probe frozen, write a report; a few minutes on a laptop"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--folder", default="runs/demo", help="folder to write; a stopped demo goes on (default %(default)s)")
+    parser.add_argument("--minutes", type=float, help="stretch or cut training so that two cores take about so long (default: as made, 6 at most)")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
+    parser.add_argument("--workers", type=int, help="tasks at once (default: one per core, 4 at most; 1 on a GPU)")
+
+
+def run(args) -> int:
+    from ..errors import UserError
+    from .probe import _device
+
+    if args.minutes is not None and not 0 < args.minutes <= 24 * 60:
+        raise UserError(f"--minutes: {args.minutes} is not a number of minutes between 0 and a day")
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers: {args.workers} is not a positive number")
+    device = "cpu" if args.device == "cpu" else str(_device(args.device))
+
+    import time
+
+    from ..study.demo import run_demo
+    from ..study.plan import plan_for
+
+    start, plan = time.time(), plan_for(args.minutes, device)
+    with _Display(args.folder, start) as display:
+        rows, report = run_demo(args.folder, plan, workers=args.workers, on_event=display.event, on_tick=display.tick)
+    _table(rows)
+    _verdict(rows)
+    print(f"report: {report}   ({time.time() - start:.0f} s)")
+    return 0
+
+
+class _Display:
+    """What runs now: bars on a terminal, lines elsewhere."""
+
+    def __init__(self, folder: str, start: float):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self.folder, self.start, self.bars = folder, start, {}
+        self.console = Console(stderr=True)
+        self.progress = Progress(TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+                                 console=self.console, transient=True, disable=not self.console.is_terminal)
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_):
+        self.progress.stop()
+
+    def event(self, kind: str, name: str) -> None:
+        import time
+
+        if kind == "start":
+            self.bars[name] = self.progress.add_task(name, total=None, note="")
+        elif kind == "done":
+            self.progress.remove_task(self.bars.pop(name))
+        if kind != "start":
+            self.console.print(f"[dim]{time.time() - self.start:5.0f} s[/dim]  {name} {'done' if kind == 'done' else 'kept from before'}",
+                               highlight=False)
+
+    def tick(self, running: set) -> None:
+        for name in running & set(self.bars):
+            if name.startswith("train-"):
+                self._follow(name)
+
+    def _follow(self, name: str) -> None:
+        """The last row of a run's metrics: its step and loss."""
+        import json
+        from pathlib import Path
+
+        run = Path(self.folder) / "runs" / name.removeprefix("train-")
+        try:
+            row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+            self.progress.update(self.bars[name], completed=row["step"], total=self._total(run), note=f"step {row['step']}  loss {row['loss']:.3f}")
+        except (OSError, ValueError, IndexError, KeyError):
+            return
+
+    def _total(self, run) -> int | None:
+        from .. import config
+
+        if not hasattr(self, "totals"):
+            self.totals = {}
+        if run not in self.totals:
+            opt = config.load(run / "config.yaml").optimization
+            self.totals[run] = int(opt.epochs * opt.ipe * opt.ipe_scale)
+        return self.totals[run]
+
+
+def _table(rows) -> None:
+    """The pivot of the report on the terminal: a line per encoder, a column per suite and probe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..study.report import table
+
+    pivot = table(rows)
+    out = Table(title="Accuracy in %, 95 % interval; + above and - below random init beyond the interval of the paired difference",
+                title_justify="left")
+    out.add_column("encoder")
+    for suite, probe in pivot["columns"]:
+        out.add_column(f"{suite}\n{probe}", justify="right", no_wrap=True)
+    marks = {"above": "[green]+[/green]", "below": "[red]-[/red]", "level": " ", "": " "}
+    kind_before = None
+    for label, kind, cells in pivot["lines"]:
+        if kind_before is not None and (kind == "pretrained") != (kind_before == "pretrained"):
+            out.add_section()
+        kind_before = kind
+        out.add_row(label, *("" if r is None else f"{100 * r.accuracy:.1f}{marks[r.verdict] if kind == 'pretrained' else ' '}\n"
+                             f"[dim]{100 * r.low:.0f}-{100 * r.high:.0f}[/dim]" for r in cells))
+    console = Console()
+    (console if console.is_terminal and console.width >= 120 else Console(width=130)).print(out)
+
+
+def _verdict(rows) -> None:
+    from ..study.report import statement
+
+    said = statement(rows)
+    print(f"{len(said['above'])} of {said['compared']} pretrained rows stand above random init beyond the 95 % interval, "
+          f"{len(said['below'])} below, {said['level']} cannot be told from it.")
+    for name, d in said["above"]:
+        print(f"  above: {name}: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})")
