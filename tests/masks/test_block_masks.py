@@ -310,3 +310,9 @@ def test_is_a_proper_torch_op(guided):
 def test_a_backend_that_cannot_serve_is_refused():
     with use_backend("triton"), pytest.raises(BackendError, match="block_masks"):
         sample_block_masks(1, GRID, [M8], seed=0, step=0)
+
+
+def test_smallest_blocks_are_one_token():
+    masks = sample_block_masks(4, (2, 2, 2), [BlockSpec(num_blocks=1)], seed=0, step=0)
+    assert module.block_size((2, 2, 2), BlockSpec(), 0.0, 0.0, 0.0) == (2, 1, 1)
+    assert masks.pred_len.eq(2).all() and masks.enc_len.eq(6).all()
