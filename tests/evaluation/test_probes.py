@@ -32,7 +32,11 @@ def test_shuffled_labels_give_chance(probe):
 
 @pytest.mark.parametrize("probe", PROBES)
 def test_the_choice_is_made_on_validation_never_on_test(probe):
-    train, val, test = planted(160, seed=1, signal=1.5), planted(160, seed=2, signal=1.5), planted(160, seed=3, signal=1.5)
+    train, val, test = (
+        planted(160, seed=1, signal=1.5),
+        planted(160, seed=2, signal=1.5),
+        planted(160, seed=3, signal=1.5),
+    )
     other = planted(160, seed=9, signal=1.5, shuffle=True)
     first, second = probe(train, val, test), probe(train, val, other)
     assert first.chosen == second.chosen  # another test part cannot move the choice

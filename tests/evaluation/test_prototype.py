@@ -36,8 +36,8 @@ def test_hand_computed():
     drawn = sample_episodes(f.y, 2, 2, 1, 400, seed=0)
     cosine = prototype_episodes(f, 2, 2, 1, 400, seed=0)
     euclidean = prototype_episodes(f, 2, 2, 1, 400, seed=0, metric="euclidean")
-    # class 0's own query: (1,3) -> cos with mean (1,1) = .894 < cos with (0,1) = .949: wrong; (1,1) against the mean of (1,1)
-    # and (1,3) = (1,2): .949 > .707: right
+    # class 0's own query: (1,3) -> cos with mean (1,1) = .894 < cos with (0,1) = .949: wrong;
+    # (1,1) against the mean of (1,1) and (1,3) = (1,2): .949 > .707: right
     outlier = (drawn.query == 2).any((1, 2))
     assert np.allclose(cosine.accuracies, np.where(outlier, 0.5, 1.0))
     assert np.allclose(euclidean.accuracies, 1.0)
@@ -62,7 +62,9 @@ def test_planted_signal_and_shuffled_labels():
     assert prototype_episodes(f, episodes=300, queries=10).mean > 0.95
     noise = Features(np.random.default_rng(1).standard_normal((600, 32)), np.arange(600) % 12)
     r = prototype_episodes(noise, episodes=2000, queries=10)
-    assert abs(r.mean - 0.2) < 3 * r.ci95 + 0.01  # the same 600 samples recur, so the episodes' interval is a little narrow
+    assert (
+        abs(r.mean - 0.2) < 3 * r.ci95 + 0.01
+    )  # the same 600 samples recur, so the episodes' interval is a little narrow
 
 
 def test_interval_shrinks_with_episodes_and_shots_help():

@@ -38,8 +38,16 @@ def rows():
 
 
 def metrics(scale):
-    return [{"step": s, "loss": scale / s, "terms": {"pred": scale / s, "context": 0.5 / s}, "lr": 1e-3,
-             "monitors": {"rankme": 10.0 + s, "feature_std": 0.5, "target_var": 0.9} if s % 2 else {}} for s in range(1, 9)]
+    return [
+        {
+            "step": s,
+            "loss": scale / s,
+            "terms": {"pred": scale / s, "context": 0.5 / s},
+            "lr": 1e-3,
+            "monitors": {"rankme": 10.0 + s, "feature_std": 0.5, "target_var": 0.9} if s % 2 else {},
+        }
+        for s in range(1, 9)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -48,22 +56,43 @@ def material(rows):
     frames = rng.integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
     mask = rng.random((4, 8, 8)) < 0.5
     return dict(
-        title="Tiny report", rows=rows,
-        runs=[records.RunRecord("baseline single", "baseline", "single", metrics(2.0), {"steps": "8", "lr": "1e-3"}),
-              records.RunRecord("baseline mixed", "baseline", "mixed", metrics(3.0), {"steps": "8"})],
+        title="Tiny report",
+        rows=rows,
+        runs=[
+            records.RunRecord("baseline single", "baseline", "single", metrics(2.0), {"steps": "8", "lr": "1e-3"}),
+            records.RunRecord("baseline mixed", "baseline", "mixed", metrics(3.0), {"steps": "8"}),
+        ],
         suites=[records.SuiteRecord("motion8", "direction <of> motion", 80, 80, 80, 4, 0.25)],
         mask_pictures=[records.MaskPicture("A clip", frames, mask, ~mask, rng.random((4, 8, 8)))],
-        pca_pictures=[records.PcaPicture("A clip", frames, {"random init": plots.pca_rgb(rng.random((256, 5)), (4, 8, 8))})],
+        pca_pictures=[
+            records.PcaPicture("A clip", frames, {"random init": plots.pca_rgb(rng.random((256, 5)), (4, 8, 8))})
+        ],
         protocol=["One protocol for all rows."],
     )
 
 
 def committed():
-    row = {"suite": "motion8", "probe": "linear", "encoder": "target_encoder", "seed": 0, "n": 800, "chance": 0.125, "pretrained": 0.431,
-           "pretrained_ci95": [0.40, 0.46], "random": 0.30, "random_ci95": [0.27, 0.33], "difference": 0.131,
-           "difference_ci95": [0.09, 0.17]}
+    row = {
+        "suite": "motion8",
+        "probe": "linear",
+        "encoder": "target_encoder",
+        "seed": 0,
+        "n": 800,
+        "chance": 0.125,
+        "pretrained": 0.431,
+        "pretrained_ci95": [0.40, 0.46],
+        "random": 0.30,
+        "random_ci95": [0.27, 0.33],
+        "difference": 0.131,
+        "difference_ci95": [0.09, 0.17],
+    }
     worse = {**row, "seed": 1, "difference": 0.01, "difference_ci95": [-0.02, 0.04]}
-    return {"format": 1, "recipe": "synthetic_small", "rows": [row, worse], "curves": [{"seed": 0, "step": [1, 2], "loss": [1, 0.5]}]}
+    return {
+        "format": 1,
+        "recipe": "synthetic_small",
+        "rows": [row, worse],
+        "curves": [{"seed": 0, "step": [1, 2], "loss": [1, 0.5]}],
+    }
 
 
 def test_report_has_its_sections_and_needs_nothing_else(tmp_path, material):
@@ -79,7 +108,10 @@ def test_report_has_its_sections_and_needs_nothing_else(tmp_path, material):
 
 def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
     said = report.statement(rows)
-    assert [name for name, _ in said["above"] if "motion8" in name] == ["baseline single: motion8, linear", "baseline single: motion8, knn"]
+    assert [name for name, _ in said["above"] if "motion8" in name] == [
+        "baseline single: motion8, linear",
+        "baseline single: motion8, knn",
+    ]
     assert {name for name, _ in said["below"]} >= {"baseline single: objects, linear"}
     assert said["compared"] == 4 + 4 + 2 and said["level"] == said["compared"] - len(said["above"]) - len(said["below"])
     html = report.write_report(tmp_path / "r.html", **material).read_text()
@@ -92,8 +124,13 @@ def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
 
 def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):
     html = report.write_report(tmp_path / "r.html", **material).read_text()
-    cells = re.findall(r"<td class=\"(above|below|level)?\"><b>([\d.]+)</b><span class=\"ci\">([\d.]+) to ([\d.]+)</span>", html)
-    expected = sorted((r.verdict if r.kind == "pretrained" else "", *(f"{100 * v:.1f}" for v in (r.accuracy, r.low, r.high))) for r in rows)
+    cells = re.findall(
+        r"<td class=\"(above|below|level)?\"><b>([\d.]+)</b><span class=\"ci\">([\d.]+) to ([\d.]+)</span>", html
+    )
+    expected = sorted(
+        (r.verdict if r.kind == "pretrained" else "", *(f"{100 * v:.1f}" for v in (r.accuracy, r.low, r.high)))
+        for r in rows
+    )
     assert sorted(cells) == expected
 
 
@@ -129,8 +166,12 @@ def test_collect_turns_probe_files_into_the_committed_form(tmp_path, rows):
     probe = tmp_path / "probe.json"
     probe.write_text(json.dumps({"rows": [r.to_dict() for r in rows]}))
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(m) + "\n" for m in metrics(1.0)) + '{"step": 9, "lo')
-    found = records.collect({3: [probe]}, {3: tmp_path / "run"}, recipe="r", command="c", device="d", minutes=1.0, commit="x", versions={})
+    (tmp_path / "run" / "metrics.jsonl").write_text(
+        "".join(json.dumps(m) + "\n" for m in metrics(1.0)) + '{"step": 9, "lo'
+    )
+    found = records.collect(
+        {3: [probe]}, {3: tmp_path / "run"}, recipe="r", command="c", device="d", minutes=1.0, commit="x", versions={}
+    )
     (tmp_path / "c.json").write_text(json.dumps(found))
     loaded = records.load_committed(tmp_path / "c.json")
     assert len(loaded["rows"]) == 10 and loaded["rows"][0]["seed"] == 3

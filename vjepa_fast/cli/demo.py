@@ -1,12 +1,19 @@
 """``vjepa-fast demo``: the whole story on a laptop, in a few minutes."""
+
 from __future__ import annotations
 
 HELP = "render videos, pretrain, probe frozen, write a report; a few minutes on a laptop"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--folder", default="runs/demo", help="folder to write; a stopped demo goes on (default %(default)s)")
-    parser.add_argument("--minutes", type=float, help="stretch or cut training so that two cores take about so long (default: as made, 6 at most)")
+    parser.add_argument(
+        "--folder", default="runs/demo", help="folder to write; a stopped demo goes on (default %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help="stretch or cut training so that two cores take about so long (default: as made, 6 at most)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
     parser.add_argument("--workers", type=int, help="tasks at once (default: one per core, 4 at most; 1 on a GPU)")
 
@@ -44,8 +51,15 @@ class _Display:
 
         self.folder, self.start, self.bars = folder, start, {}
         self.console = Console(stderr=True)
-        self.progress = Progress(TextColumn("{task.description:<28}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-                                 console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.progress = Progress(
+            TextColumn("{task.description:<28}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
 
     def __enter__(self):
         self.progress.start()
@@ -62,8 +76,8 @@ class _Display:
         elif kind == "done":
             self.progress.remove_task(self.bars.pop(name))
         if kind != "start":
-            self.console.print(f"[dim]{time.time() - self.start:5.0f} s[/dim]  {name} {'done' if kind == 'done' else 'kept from before'}",
-                               highlight=False)
+            what = "done" if kind == "done" else "kept from before"
+            self.console.print(f"[dim]{time.time() - self.start:5.0f} s[/dim]  {name} {what}", highlight=False)
 
     def tick(self, running: set) -> None:
         for name in running & set(self.bars):
@@ -78,7 +92,12 @@ class _Display:
         run = Path(self.folder) / "runs" / name.removeprefix("train-")
         try:
             row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-            self.progress.update(self.bars[name], completed=row["step"], total=self._total(run), note=f"step {row['step']}  loss {row['loss']:.3f}")
+            self.progress.update(
+                self.bars[name],
+                completed=row["step"],
+                total=self._total(run),
+                note=f"step {row['step']}  loss {row['loss']:.3f}",
+            )
         except (OSError, ValueError, IndexError, KeyError):
             return
 
@@ -101,8 +120,10 @@ def _table(rows) -> None:
     from ..study.report import table
 
     pivot = table(rows)
-    out = Table(title="Accuracy in %, 95 % interval; + above and - below random init beyond the interval of the paired difference",
-                title_justify="left")
+    out = Table(
+        title="Accuracy in %, 95 % interval; + above, - below random init by the interval of the paired difference",
+        title_justify="left",
+    )
     out.add_column("encoder")
     for suite, probe in pivot["columns"]:
         out.add_column(f"{suite}\n{probe}", justify="right", no_wrap=True)
@@ -112,8 +133,16 @@ def _table(rows) -> None:
         if kind_before is not None and (kind == "pretrained") != (kind_before == "pretrained"):
             out.add_section()
         kind_before = kind
-        out.add_row(label, *("" if r is None else f"{100 * r.accuracy:.1f}{marks[r.verdict] if kind == 'pretrained' else ' '}\n"
-                             f"[dim]{100 * r.low:.0f}-{100 * r.high:.0f}[/dim]" for r in cells))
+        out.add_row(
+            label,
+            *(
+                ""
+                if r is None
+                else f"{100 * r.accuracy:.1f}{marks[r.verdict] if kind == 'pretrained' else ' '}\n"
+                f"[dim]{100 * r.low:.0f}-{100 * r.high:.0f}[/dim]"
+                for r in cells
+            ),
+        )
     console = Console()
     (console if console.is_terminal and console.width >= 120 else Console(width=130)).print(out)
 
@@ -122,7 +151,9 @@ def _verdict(rows) -> None:
     from ..study.report import statement
 
     said = statement(rows)
-    print(f"{len(said['above'])} of {said['compared']} pretrained rows stand above random init beyond the 95 % interval, "
-          f"{len(said['below'])} below, {said['level']} cannot be told from it.")
+    print(
+        f"{len(said['above'])} of {said['compared']} pretrained rows stand above random init beyond the 95 % interval, "
+        f"{len(said['below'])} below, {said['level']} cannot be told from it."
+    )
     for name, d in said["above"]:
         print(f"  above: {name}: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})")

@@ -1,23 +1,38 @@
 """``vjepa-fast probe``: what a frozen encoder knows, beside the same network with random weights."""
+
 from __future__ import annotations
 
 HELP = "frozen evaluation: linear and kNN probes, few-shot episodes, beside random init"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
+    )
     parser.add_argument("--train", metavar="CSV", help="manifest the probe is fitted on")
     parser.add_argument("--val", metavar="CSV", help="manifest that chooses penalty and k (default: 20 %% of --train)")
     parser.add_argument("--test", metavar="CSV", help="manifest the accuracy is measured on")
     parser.add_argument("--fewshot", metavar="CSV", help="manifest of novel classes for few-shot episodes")
-    parser.add_argument("--which", choices=("both", "target_encoder", "encoder"), default="both",
-                        help="EMA target, student, or both (default)")
+    parser.add_argument(
+        "--which",
+        choices=("both", "target_encoder", "encoder"),
+        default="both",
+        help="EMA target, student, or both (default)",
+    )
     parser.add_argument("--probe", choices=("linear", "knn", "both"), default="both", help="default %(default)s")
-    parser.add_argument("--pooling", choices=("mean", "time", "meanstd"), default="time",
-                        help="over all tokens; over space with time steps side by side (default); mean and std")
+    parser.add_argument(
+        "--pooling",
+        choices=("mean", "time", "meanstd"),
+        default="time",
+        help="over all tokens; over space with time steps side by side (default); mean and std",
+    )
     parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
-    parser.add_argument("--images", choices=("repeat", "single"), default="repeat",
-                        help="still images as standing clips (default) or through the image embedding")
+    parser.add_argument(
+        "--images",
+        choices=("repeat", "single"),
+        default="repeat",
+        help="still images as standing clips (default) or through the image embedding",
+    )
     parser.add_argument("--num-frames", type=int, help="default: as trained")
     parser.add_argument("--crop-size", type=int, help="pixels; default: as trained")
     parser.add_argument("--frame-step", type=int, help="default: as trained")
@@ -45,16 +60,36 @@ def run(args) -> int:
 
     console = Console(stderr=True)
     protocol = Protocol(
-        pooling=args.pooling, level=args.level, probes=("linear", "knn") if args.probe == "both" else (args.probe,),
-        batch_size=args.batch_size, num_frames=args.num_frames, crop_size=args.crop_size, frame_step=args.frame_step,
-        images=args.images, way=args.way, shots=tuple(args.shots), queries=args.queries, episodes=args.episodes, seed=args.seed,
-        workers=args.workers)
+        pooling=args.pooling,
+        level=args.level,
+        probes=("linear", "knn") if args.probe == "both" else (args.probe,),
+        batch_size=args.batch_size,
+        num_frames=args.num_frames,
+        crop_size=args.crop_size,
+        frame_step=args.frame_step,
+        images=args.images,
+        way=args.way,
+        shots=tuple(args.shots),
+        queries=args.queries,
+        episodes=args.episodes,
+        seed=args.seed,
+        workers=args.workers,
+    )
     with console.status("reading") as status:
         rows = probe_checkpoint(
-            args.checkpoint, train=args.train, val=args.val, test=args.test, fewshot=args.fewshot,
-            which=WHICH if args.which == "both" else (args.which,), protocol=protocol,
-            config=configs.load(args.config) if args.config else None, random=not args.no_random, device=_device(args.device),
-            cache_dir=None if args.no_cache else args.cache or cache_folder(args.checkpoint), on_progress=status.update)
+            args.checkpoint,
+            train=args.train,
+            val=args.val,
+            test=args.test,
+            fewshot=args.fewshot,
+            which=WHICH if args.which == "both" else (args.which,),
+            protocol=protocol,
+            config=configs.load(args.config) if args.config else None,
+            random=not args.no_random,
+            device=_device(args.device),
+            cache_dir=None if args.no_cache else args.cache or cache_folder(args.checkpoint),
+            on_progress=status.update,
+        )
     print_table(rows)
     if args.json:
         _write_json(args, protocol, rows)
@@ -104,15 +139,32 @@ def print_table(rows, title: str = "Frozen evaluation, accuracy in %") -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    for name, justify in (("encoder", "left"), ("suite", "left"), ("probe", "left"), ("accuracy", "right"), ("95 % interval", "right"),
-                          ("n", "right"), ("against random", "right"), ("", "left")):
+    for name, justify in (
+        ("encoder", "left"),
+        ("suite", "left"),
+        ("probe", "left"),
+        ("accuracy", "right"),
+        ("95 % interval", "right"),
+        ("n", "right"),
+        ("against random", "right"),
+        ("", "left"),
+    ):
         table.add_column(name, justify=justify, no_wrap=name != "encoder")
     marks = {"above": "[green]above", "below": "[red]below", "level": "level", "": ""}
     for i, r in enumerate(rows):
         d = r.difference
         gap = f"{100 * d['value']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})" if d else ""
-        table.add_row(r.label, r.suite, r.probe, f"{100 * r.accuracy:.1f}", f"{100 * r.low:.1f} to {100 * r.high:.1f}", str(r.n), gap,
-                      marks[r.verdict], end_section=i + 1 < len(rows) and rows[i + 1].label != r.label)
+        table.add_row(
+            r.label,
+            r.suite,
+            r.probe,
+            f"{100 * r.accuracy:.1f}",
+            f"{100 * r.low:.1f} to {100 * r.high:.1f}",
+            str(r.n),
+            gap,
+            marks[r.verdict],
+            end_section=i + 1 < len(rows) and rows[i + 1].label != r.label,
+        )
     # a pipe has no width: give it one that wraps nothing
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
@@ -123,8 +175,12 @@ def _write_json(args, protocol, rows) -> None:
     import os
     from dataclasses import asdict
 
-    content = {"checkpoint": os.path.abspath(args.checkpoint), "protocol": asdict(protocol),
-               "manifests": {k: getattr(args, k) for k in ("train", "val", "test", "fewshot")}, "rows": [r.to_dict() for r in rows]}
+    content = {
+        "checkpoint": os.path.abspath(args.checkpoint),
+        "protocol": asdict(protocol),
+        "manifests": {k: getattr(args, k) for k in ("train", "val", "test", "fewshot")},
+        "rows": [r.to_dict() for r in rows],
+    }
     temporary = args.json + ".tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)

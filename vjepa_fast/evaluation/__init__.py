@@ -1,4 +1,5 @@
 """Frozen evaluation: features, probes, few-shot episodes, controls, and honest intervals."""
+
 from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
 from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
 from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
@@ -7,8 +8,29 @@ from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_diff
 from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe, split_validation
 
 __all__ = [
-    "ClipSet", "EpisodeResult", "Features", "PairedResult", "ProbeResult", "Row", "Supervised", "against", "decode_clips",
-    "encode", "episode_rows", "extract_features", "knn_probe", "linear_probe", "mean_ci95", "paired_difference",
-    "pixel_features", "pool_tokens", "probe_rows", "prototype_episodes", "random_encoder", "sample_episodes",
-    "split_validation", "train_supervised", "wilson",
+    "ClipSet",
+    "EpisodeResult",
+    "Features",
+    "PairedResult",
+    "ProbeResult",
+    "Row",
+    "Supervised",
+    "against",
+    "decode_clips",
+    "encode",
+    "episode_rows",
+    "extract_features",
+    "knn_probe",
+    "linear_probe",
+    "mean_ci95",
+    "paired_difference",
+    "pixel_features",
+    "pool_tokens",
+    "probe_rows",
+    "prototype_episodes",
+    "random_encoder",
+    "sample_episodes",
+    "split_validation",
+    "train_supervised",
+    "wilson",
 ]

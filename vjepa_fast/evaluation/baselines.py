@@ -2,6 +2,7 @@
 
 Shapes: n samples, B batch, F frames.
 """
+
 from __future__ import annotations
 
 import copy
@@ -12,14 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vjepa_fast.evaluation.features import ClipSet, Features, _batches, _view, encode, pool_tokens
+from vjepa_fast.evaluation.features import ClipSet, Features, _batches, encode, pool_tokens
 from vjepa_fast.evaluation.probes import ProbeResult, result_of
 
 
 def random_encoder(config, seed: int | None = None) -> nn.Module:
     """The encoder of ``config`` with the weights that ``seed`` draws, in eval mode, untrained.
 
-    With the default, the config's own seed, these are the weights that a run of ``config`` starts from. ``clip_settings`` are those that a run of ``config`` would store. The caller's random state is left alone.
+    With the default, the config's own seed, these are the weights that a run of ``config`` starts from.
+    ``clip_settings`` are those that a run of ``config`` would store. The caller's random state is left alone.
     """
     from vjepa_fast import models
 
@@ -29,17 +31,31 @@ def random_encoder(config, seed: int | None = None) -> nn.Module:
     data = config.data
     step = data.frame_sample_rate if data.frame_sample_rate or data.fps or data.duration else 1
     encoder.clip_settings = {
-        "crop_size": data.crop_size, "num_frames": max(data.dataset_fpcs), "frame_step": step, "fps": data.fps,
-        "duration": data.duration, "mean": tuple(config.data_aug.mean), "std": tuple(config.data_aug.std),
+        "crop_size": data.crop_size,
+        "num_frames": max(data.dataset_fpcs),
+        "frame_step": step,
+        "fps": data.fps,
+        "duration": data.duration,
+        "mean": tuple(config.data_aug.mean),
+        "std": tuple(config.data_aug.std),
     }
     return encoder.eval()
 
 
-def pixel_features(source, *, frames: int = 4, size: int = 8, num_frames: int = 16, crop_size: int = 64, batch_size: int = 64,
-                   workers: int = 0) -> Features:
+def pixel_features(
+    source,
+    *,
+    frames: int = 4,
+    size: int = 8,
+    num_frames: int = 16,
+    crop_size: int = 64,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> Features:
     """The clip itself as features: averaged down to ``frames`` x ``size`` x ``size`` x RGB in [0, 1], flattened.
 
-    ``source``: a data.Manifest (read at ``num_frames`` and ``crop_size``) or a ClipSet (taken as it is). d = 3 frames size^2.
+    ``source``: a data.Manifest (read at ``num_frames`` and ``crop_size``) or a ClipSet (taken as it is). d = 3 frames
+    size^2.
     """
     rows, labels = [], []
     for clip, label in _batches(source, batch_size, {"num_frames": num_frames, "crop_size": crop_size}, workers):
@@ -79,14 +95,27 @@ def _predict(encoder: nn.Module, head: nn.Module, clips: ClipSet, pooling: str, 
 
 
 def train_supervised(
-    encoder: nn.Module, train: ClipSet, val: ClipSet, test: ClipSet | None = None, *, steps: int = 200, batch_size: int = 16,
-    lr: float = 1e-3, weight_decay: float = 0.05, warmup: float = 0.1, pooling: str = "mean", checks: int = 4, seed: int = 0,
+    encoder: nn.Module,
+    train: ClipSet,
+    val: ClipSet,
+    test: ClipSet | None = None,
+    *,
+    steps: int = 200,
+    batch_size: int = 16,
+    lr: float = 1e-3,
+    weight_decay: float = 0.05,
+    warmup: float = 0.1,
+    pooling: str = "mean",
+    checks: int = 4,
+    seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Supervised:
-    """Train ``encoder`` (changed in place) and a linear head from scratch with cross-entropy, for a small supervised row.
+    """Train ``encoder`` (changed in place) and a linear head from scratch with cross-entropy, for a small supervised
+    row.
 
-    AdamW, linear warm-up and cosine to 0, gradient norm at most 1, random shifts. The weights with the best of ``checks``
-    validation accuracies are kept; the test part is read once, with those. Labels must be 0 to classes - 1.
+    AdamW, linear warm-up and cosine to 0, gradient norm at most 1, random shifts. The weights with the best of
+    ``checks`` validation accuracies are kept; the test part is read once, with those. Labels must be 0 to classes -
+    1.
     """
     device = torch.device(device)
     classes = int(max(train.labels.max(), val.labels.max())) + 1
@@ -108,7 +137,11 @@ def train_supervised(
         if len(order) < min(batch_size, len(labels)):
             order = torch.randperm(len(labels), generator=generator)
         rows, order = order[:batch_size], order[batch_size:]
-        rate = (step + 1) / first if step < first else 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+        rate = (
+            (step + 1) / first
+            if step < first
+            else 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr * rate
         clip = _shift(train.clips[rows], generator).to(device)
@@ -129,5 +162,7 @@ def train_supervised(
     head.load_state_dict(kept[1])
     encoder.eval()
     chosen = {"steps": steps, "batch_size": batch_size, "lr": lr, "pooling": pooling, "val_accuracy": best}
-    result = None if test is None else result_of(_predict(encoder, head, test, pooling, device, 64), test.labels, chosen)
+    result = (
+        None if test is None else result_of(_predict(encoder, head, test, pooling, device, 64), test.labels, chosen)
+    )
     return Supervised(encoder, head, result, best, losses)

@@ -1,4 +1,7 @@
-"""Rows of an accuracy table: every probe of every encoder, each set against the random-init control on the same samples."""
+"""Rows of an accuracy table: every probe of every encoder, each set against the random-init control on the same
+samples.
+"""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +21,9 @@ KINDS = ("pretrained", "random", "pixels", "supervised")
 class Row:
     """One accuracy in [0, 1] with its 95 % interval, and its difference from the control where there is one.
 
-    ``hits``: right or wrong (1, 0) per test sample, or accuracy per episode, in the order that all rows of a suite share.
-    ``difference``: {"value", "low", "high", "p"}, accuracy minus the control's, paired by test sample or episode.
+    ``hits``: right or wrong (1, 0) per test sample, or accuracy per episode, in the order that all rows of a suite
+    share. ``difference``: {"value", "low", "high", "p"}, accuracy minus the control's, paired by test sample or
+    episode.
     """
 
     label: str
@@ -37,7 +41,8 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """"above", "below" or "level" with the control by the 95 % interval of the difference; "" without a control."""
+        """ "above", "below" or "level" with the control by the 95 % interval of the difference; "" without a control.
+        """
         if self.difference is None:
             return ""
         return "above" if self.difference["low"] > 0 else "below" if self.difference["high"] < 0 else "level"
@@ -54,33 +59,64 @@ def row_of(result: ProbeResult, *, label: str, kind: str, suite: str, probe: str
 
 
 def probe_rows(
-    label: str, kind: str, suite: str, train: Features, val: Features | None, test: Features, *, probes=tuple(PROBES), seed: int = 0
+    label: str,
+    kind: str,
+    suite: str,
+    train: Features,
+    val: Features | None,
+    test: Features,
+    *,
+    probes=tuple(PROBES),
+    seed: int = 0,
 ) -> list[Row]:
     """Linear and kNN rows of one encoder on one suite. Chance is the share of the commonest class in the test part."""
     chance = float(np.unique(test.y, return_counts=True)[1].max() / len(test.y))
     return [
-        row_of(PROBES[name](train, val, test, seed=seed), label=label, kind=kind, suite=suite, probe=name, chance=chance)
+        row_of(
+            PROBES[name](train, val, test, seed=seed), label=label, kind=kind, suite=suite, probe=name, chance=chance
+        )
         for name in probes
     ]
 
 
 def episode_rows(
-    label: str, kind: str, suite: str, novel: Features, *, way: int = 5, shots=(1, 5), queries: int = 15, episodes: int = 1000,
+    label: str,
+    kind: str,
+    suite: str,
+    novel: Features,
+    *,
+    way: int = 5,
+    shots=(1, 5),
+    queries: int = 15,
+    episodes: int = 1000,
     seed: int = 0,
 ) -> list[Row]:
     """Nearest-prototype rows, one per number of shots, on episodes that depend on the labels and ``seed`` alone."""
     rows = []
     for shot in shots:
         r = prototype_episodes(novel, way, shot, queries, episodes, seed)
-        rows.append(Row(label, kind, suite, f"{shot}-shot", r.mean, max(0.0, r.mean - r.ci95), min(1.0, r.mean + r.ci95), episodes,
-                        1 / way, {"way": way, "queries": queries}, tuple(round(float(a), 6) for a in r.accuracies)))
+        rows.append(
+            Row(
+                label,
+                kind,
+                suite,
+                f"{shot}-shot",
+                r.mean,
+                max(0.0, r.mean - r.ci95),
+                min(1.0, r.mean + r.ci95),
+                episodes,
+                1 / way,
+                {"way": way, "queries": queries},
+                tuple(round(float(a), 6) for a in r.accuracies),
+            )
+        )
     return rows
 
 
 def against(rows: list[Row], controls: list[Row], seed: int = 0) -> list[Row]:
     """``rows`` with the difference from the control row of the same suite and probe filled in (bootstrap over test
-    samples; 1.96 std / sqrt(n) over episodes). The random-init rows themselves, and rows without a control, stay as they are.
-    A supervised row is set against the linear control.
+    samples; 1.96 std / sqrt(n) over episodes). The random-init rows themselves, and rows without a control, stay as
+    they are. A supervised row is set against the linear control.
     """
     by_key = {(c.suite, c.probe): c for c in controls}
     out = []

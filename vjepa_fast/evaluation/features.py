@@ -1,16 +1,18 @@
 """Frozen features of a manifest or of clips in memory, pooled over the token grid, cached on disk.
 
-Shapes: n samples, B batch, F frames, grid (T, H, W), N = T*H*W tokens, L levels, E embed_dim, D = E (last) or L*E (all).
+Shapes: n samples, B batch, F frames, grid (T, H, W), N = T*H*W tokens, L levels, E embed_dim, D = E (last) or L*E
+(all).
 """
+
 from __future__ import annotations
 
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 import torch
@@ -40,14 +42,16 @@ class Features:
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
 
-    def take(self, index) -> "Features":
+    def take(self, index) -> Features:
         """The samples of an index or bool mask ``[n]``."""
         return Features(self.x[index], self.y[index], self.name)
 
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Decoded clips in memory: ``clips`` uint8 ``[n, 3, F, H, W]``, ``labels`` int64 ``[n]``; ``hash`` names the content."""
+    """Decoded clips in memory: ``clips`` uint8 ``[n, 3, F, H, W]``, ``labels`` int64 ``[n]``; ``hash`` names the
+    content.
+    """
 
     clips: Tensor
     labels: np.ndarray
@@ -60,6 +64,7 @@ class ClipSet:
 
 
 # ---------------------------------------------------------------- pooling
+
 
 def _mean(z_BTHWD: Tensor) -> Tensor:
     return z_BTHWD.mean((1, 2, 3))
@@ -90,8 +95,10 @@ def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
 
 # ---------------------------------------------------------------- encoders
 
+
 def clip_settings(encoder: nn.Module) -> dict:
-    """``encoder.clip_settings`` (crop_size, num_frames, frame_step or fps or duration, mean, std); empty where unset."""
+    """``encoder.clip_settings`` (crop_size, num_frames, frame_step or fps or duration, mean, std); empty where unset.
+    """
     return dict(getattr(encoder, "clip_settings", None) or {})
 
 
@@ -111,15 +118,20 @@ def encode(encoder: nn.Module, clips: Tensor, *, level: str = "last", mean=None,
     if level not in LEVELS:
         raise UserError(f"unknown level {level!r}; choose from {', '.join(LEVELS)}")
     settings = clip_settings(encoder)
-    clip = ops.normalize_clip(clips, mean or settings.get("mean", IMAGENET_MEAN), std or settings.get("std", IMAGENET_STD))
+    clip = ops.normalize_clip(
+        clips, mean or settings.get("mean", IMAGENET_MEAN), std or settings.get("std", IMAGENET_STD)
+    )
     z = encoder(clip, hierarchical=level == "all")
     return z, tuple(encoder.grid(clip.shape))
 
 
 # ---------------------------------------------------------------- extraction
 
+
 def data_hash(source) -> str:
-    """What a feature cache is bound to: the hash of a manifest (its lines and each file's size and time) or of the clips."""
+    """What a feature cache is bound to: the hash of a manifest (its lines and each file's size and time) or of the
+    clips.
+    """
     return str(source.hash)
 
 
@@ -130,7 +142,10 @@ def _still(source) -> bool:
 def _view(encoder, num_frames, crop_size, frame_step) -> dict:
     """The clip that the encoder was trained on, where the caller does not say otherwise."""
     known = clip_settings(encoder)
-    view = {"num_frames": num_frames or known.get("num_frames") or 16, "crop_size": crop_size or known.get("crop_size") or 224}
+    view = {
+        "num_frames": num_frames or known.get("num_frames") or 16,
+        "crop_size": crop_size or known.get("crop_size") or 224,
+    }
     if frame_step:
         view["frame_step"] = frame_step
     else:
@@ -139,7 +154,9 @@ def _view(encoder, num_frames, crop_size, frame_step) -> dict:
 
 
 def decode_clips(manifest, *, num_frames: int, crop_size: int, batch_size: int = 32, **view) -> ClipSet:
-    """Decode a whole manifest's centre views into memory once (small data sets); arguments as :func:`extract_features`."""
+    """Decode a whole manifest's centre views into memory once (small data sets); arguments as
+    :func:`extract_features`.
+    """
     from vjepa_fast import data
 
     clips, labels = [], []
@@ -149,7 +166,9 @@ def decode_clips(manifest, *, num_frames: int, crop_size: int, batch_size: int =
     if not clips:
         raise DataError(f"{manifest.path}: no readable sample")
     clips = torch.cat(clips)
-    digest = hashlib.sha256(f"{data_hash(manifest)} {num_frames} {crop_size} {sorted(view.items())}".encode()).hexdigest()
+    digest = hashlib.sha256(
+        f"{data_hash(manifest)} {num_frames} {crop_size} {sorted(view.items())}".encode()
+    ).hexdigest()
     return ClipSet(clips, torch.cat(labels).numpy().astype(np.int64), digest, manifest.name, manifest.kind == "image")
 
 
@@ -186,11 +205,12 @@ def extract_features(
 ) -> Features:
     """Pooled frozen features of every readable sample of ``manifest`` (a data.Manifest or a :class:`ClipSet`).
 
-    ``pooling`` as :func:`pool_tokens`; ``level="all"`` concatenates all levels of the encoder. The view is the centre clip
-    with the frames, size and step of ``encoder.clip_settings`` unless given here. ``images="single"`` passes still
-    images as one frame through the image patch embedding, "repeat" as a clip that stands still. ``dtype``: autocast
-    (bfloat16 on CUDA by default, float32 elsewhere). With ``cache_dir`` the result is kept as safetensors + json under a
-    key of encoder weights, data and settings; a file that holds another key is refused with CheckpointError.
+    ``pooling`` as :func:`pool_tokens`; ``level="all"`` concatenates all levels of the encoder. The view is the centre
+    clip with the frames, size and step of ``encoder.clip_settings`` unless given here. ``images="single"`` passes
+    still images as one frame through the image patch embedding, "repeat" as a clip that stands still. ``dtype``:
+    autocast (bfloat16 on CUDA by default, float32 elsewhere). With ``cache_dir`` the result is kept as safetensors +
+    json under a key of encoder weights, data and settings; a file that holds another key is refused with
+    CheckpointError.
     """
     if images not in ("repeat", "single"):
         raise UserError(f"images must be repeat or single, got {images!r}")
@@ -202,9 +222,17 @@ def extract_features(
     key, path = None, None
     if cache_dir is not None:
         key = {
-            "format": FORMAT, "encoder": encoder_hash(encoder), "data": data_hash(manifest), "pooling": pooling, "level": level,
-            "view": {} if isinstance(manifest, ClipSet) else view, "images": images, "dtype": str(dtype),
-            "mean_std": [list(clip_settings(encoder).get(k) or d) for k, d in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))],
+            "format": FORMAT,
+            "encoder": encoder_hash(encoder),
+            "data": data_hash(manifest),
+            "pooling": pooling,
+            "level": level,
+            "view": {} if isinstance(manifest, ClipSet) else view,
+            "images": images,
+            "dtype": str(dtype),
+            "mean_std": [
+                list(clip_settings(encoder).get(k) or d) for k, d in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+            ],
         }
         path = cache_path(cache_dir, manifest.name, key)
         if (cached := load_cache(path, key, manifest.name)) is not None:
@@ -230,6 +258,7 @@ def extract_features(
 
 # ---------------------------------------------------------------- cache
 
+
 def cache_path(cache_dir, name: str, key: dict) -> Path:
     """Where the features of ``key`` lie: ``<cache_dir>/<name>-<24 hex digits of the key>.safetensors``."""
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
@@ -237,7 +266,9 @@ def cache_path(cache_dir, name: str, key: dict) -> Path:
 
 
 def load_cache(path: Path, key: dict, name: str) -> Features | None:
-    """Features at ``path``; None where there are none or the pair is incomplete or damaged; CheckpointError on another key."""
+    """Features at ``path``; None where there are none or the pair is incomplete or damaged; CheckpointError on
+    another key.
+    """
     meta = path.with_suffix(".json")
     if not (path.is_file() and meta.is_file()):
         return None
@@ -260,7 +291,9 @@ def load_cache(path: Path, key: dict, name: str) -> Features | None:
 
 
 def save_cache(path: Path, key: dict, features: Features) -> None:
-    """Write both files under temporary names and rename them, the json last; UserError where the folder cannot be written."""
+    """Write both files under temporary names and rename them, the json last; UserError where the folder cannot be
+    written.
+    """
     from safetensors.numpy import save
 
     blob = save({"x": np.ascontiguousarray(features.x), "y": np.ascontiguousarray(features.y)})
@@ -270,7 +303,9 @@ def save_cache(path: Path, key: dict, features: Features) -> None:
         _replace(path, blob)
         _replace(path.with_suffix(".json"), json.dumps(meta, indent=1).encode())
     except OSError as error:
-        raise UserError(f"{path.parent}: the feature cache cannot be written ({error.strerror}); choose another folder") from None
+        raise UserError(
+            f"{path.parent}: the feature cache cannot be written ({error.strerror}); choose another folder"
+        ) from None
 
 
 def _replace(path: Path, blob: bytes) -> None:

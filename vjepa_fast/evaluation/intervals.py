@@ -1,9 +1,10 @@
 """Confidence intervals of accuracies, episode means and paired differences."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import comb, sqrt
-from typing import Sequence
 
 import numpy as np
 
@@ -26,7 +27,9 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 def mean_ci95(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """``(mean, half-width)`` with half-width ``1.96 std / sqrt(n)`` and the population std, as few-shot papers report it."""
+    """``(mean, half-width)`` with half-width ``1.96 std / sqrt(n)`` and the population std, as few-shot papers report
+    it.
+    """
     x = np.asarray(values, dtype=np.float64).reshape(-1)
     if x.size == 0:
         raise ValueError("mean_ci95 needs at least one value")
@@ -56,8 +59,9 @@ class PairedResult:
 def paired_difference(correct_a, correct_b, *, resamples: int = 10_000, seed: int = 0) -> PairedResult:
     """95 % interval of the accuracy difference of two classifiers on the same samples (bootstrap over the samples).
 
-    ``correct_a`` and ``correct_b``: bool ``[n]``, same order. A resample of n samples with replacement changes only how many
-    fall to "a alone right" and "b alone right", so it is drawn as one multinomial: exact, fast, and the same for a seed.
+    ``correct_a`` and ``correct_b``: bool ``[n]``, same order. A resample of n samples with replacement changes only
+    how many fall to "a alone right" and "b alone right", so it is drawn as one multinomial: exact, fast, and the same
+    for a seed.
     """
     a = np.asarray(correct_a, dtype=bool).reshape(-1)
     b = np.asarray(correct_b, dtype=bool).reshape(-1)
@@ -65,7 +69,9 @@ def paired_difference(correct_a, correct_b, *, resamples: int = 10_000, seed: in
         raise ValueError(f"need two equally long, non-empty vectors, got {a.size} and {b.size}")
     n = a.size
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    draws = np.random.default_rng(seed).multinomial(n, [only_a / n, only_b / n, (n - only_a - only_b) / n], size=resamples)
+    draws = np.random.default_rng(seed).multinomial(
+        n, [only_a / n, only_b / n, (n - only_a - only_b) / n], size=resamples
+    )
     low, high = np.quantile((draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975])
     return PairedResult((only_a - only_b) / n, (float(low), float(high)), mcnemar(only_a, only_b), n)
 

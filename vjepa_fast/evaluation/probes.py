@@ -1,8 +1,9 @@
 """Probes of frozen features: multinomial logistic regression and weighted k nearest neighbours.
 
-Whatever can be chosen (the strength of the penalty, k) is chosen on the validation part; the test part is read once, at the end.
-Shapes: n samples, d features.
+Whatever can be chosen (the strength of the penalty, k) is chosen on the validation part; the test part is read once,
+at the end. Shapes: n samples, d features.
 """
+
 from __future__ import annotations
 
 import warnings
@@ -56,7 +57,9 @@ def _prepare(train: Features, val: Features | None, test: Features, seed: int) -
         if len(part.y) == 0:
             raise DataError(f"{part.name}: no samples to probe")
         if part.x.shape[1] != train.x.shape[1]:
-            raise DataError(f"{part.name}: {part.x.shape[1]} features per sample, but {train.name} has {train.x.shape[1]}")
+            raise DataError(
+                f"{part.name}: {part.x.shape[1]} features per sample, but {train.name} has {train.x.shape[1]}"
+            )
         if not np.isfinite(part.x).all():
             raise DataError(f"{part.name}: features are not finite; the encoder gives NaN or infinity")
     if len(np.unique(train.y)) < 2:
@@ -69,8 +72,8 @@ def linear_probe(
 ) -> ProbeResult:
     """Logistic regression on features standardised by the training part; the penalty C is chosen on ``val``.
 
-    Ties go to the smaller C. ``val=None`` holds out 20 % of ``train``, by class and ``seed``. Deterministic. Raises DataError
-    for empty parts, unequal widths, non-finite features or a single class.
+    Ties go to the smaller C. ``val=None`` holds out 20 % of ``train``, by class and ``seed``. Deterministic. Raises
+    DataError for empty parts, unequal widths, non-finite features or a single class.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

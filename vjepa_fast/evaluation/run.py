@@ -1,4 +1,5 @@
 """The whole frozen evaluation of one checkpoint: its encoders beside the same architecture with random weights."""
+
 from __future__ import annotations
 
 import os
@@ -46,7 +47,9 @@ def checkpoint_config(path):
 
 
 def cache_folder(path) -> Path:
-    """Where the features of a checkpoint are kept unless told otherwise: ``features`` in its run folder or beside the file."""
+    """Where the features of a checkpoint are kept unless told otherwise: ``features`` in its run folder or beside the
+    file.
+    """
     path = Path(path)
     if path.is_dir():
         return path / "features"
@@ -70,18 +73,23 @@ def probe_checkpoint(
 ) -> list[Row]:
     """Rows of the encoders in a checkpoint file or run folder, first the random-init control.
 
-    ``train``, ``val``, ``test``: manifests of a probe (``val`` None: 20 % of train is held out); ``fewshot``: a manifest of
-    classes for episodes. ``config`` serves files that hold none. ``on_progress(text)`` is called before each part.
-    Raises UserError kinds: a missing or damaged checkpoint, another architecture, unreadable manifests, too few samples.
+    ``train``, ``val``, ``test``: manifests of a probe (``val`` None: 20 % of train is held out); ``fewshot``: a
+    manifest of classes for episodes. ``config`` serves files that hold none. ``on_progress(text)`` is called before
+    each part. Raises UserError kinds: a missing or damaged checkpoint, another architecture, unreadable manifests,
+    too few samples.
     """
     from vjepa_fast import data, models
 
     if not (train and test) and not fewshot:
         raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
-    manifests = {k: data.load_manifest(v) for k, v in (("train", train), ("val", val), ("test", test), ("fewshot", fewshot)) if v}
+    manifests = {
+        k: data.load_manifest(v) for k, v in (("train", train), ("val", val), ("test", test), ("fewshot", fewshot)) if v
+    }
     found = config or checkpoint_config(path)
     if random and found is None:
-        raise CheckpointError(f"{path}: holds no configuration, so the random-init control cannot be built; give --config or --no-random")
+        raise CheckpointError(
+            f"{path}: holds no configuration, so the random-init control cannot be built; give --config or --no-random"
+        )
     say = on_progress or (lambda text: None)
     encoders = []
     for name in which:
@@ -103,16 +111,43 @@ def probe_checkpoint(
         for part, source in sources.items():
             say(f"{label}: features of {part} ({len(source.labels)} clips)")
             parts[part] = extract_features(
-                encoder, source, pooling=protocol.pooling, level=protocol.level, batch_size=protocol.batch_size, device=device,
-                cache_dir=cache_dir, num_frames=protocol.num_frames, crop_size=protocol.crop_size, frame_step=protocol.frame_step,
-                images=protocol.images, workers=protocol.workers)
+                encoder,
+                source,
+                pooling=protocol.pooling,
+                level=protocol.level,
+                batch_size=protocol.batch_size,
+                device=device,
+                cache_dir=cache_dir,
+                num_frames=protocol.num_frames,
+                crop_size=protocol.crop_size,
+                frame_step=protocol.frame_step,
+                images=protocol.images,
+                workers=protocol.workers,
+            )
         if "train" in parts and "test" in parts:
             say(f"{label}: probes")
-            rows += probe_rows(label, kind, suite_name(manifests["test"]), parts["train"], parts.get("val"), parts["test"],
-                               probes=protocol.probes, seed=protocol.seed)
+            rows += probe_rows(
+                label,
+                kind,
+                suite_name(manifests["test"]),
+                parts["train"],
+                parts.get("val"),
+                parts["test"],
+                probes=protocol.probes,
+                seed=protocol.seed,
+            )
         if "fewshot" in parts:
-            rows += episode_rows(label, kind, suite_name(manifests["fewshot"]) + " few-shot", parts["fewshot"], way=protocol.way,
-                                 shots=protocol.shots, queries=protocol.queries, episodes=protocol.episodes, seed=protocol.seed)
+            rows += episode_rows(
+                label,
+                kind,
+                suite_name(manifests["fewshot"]) + " few-shot",
+                parts["fewshot"],
+                way=protocol.way,
+                shots=protocol.shots,
+                queries=protocol.queries,
+                episodes=protocol.episodes,
+                seed=protocol.seed,
+            )
     return against(rows, [r for r in rows if r.kind == "random"])
 
 

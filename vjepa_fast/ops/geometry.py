@@ -1,8 +1,9 @@
 """How much of their space a set of features uses: collapse monitors for training and evaluation.
 
-Pure torch, any device, no host sync: every function returns a 0-d float32 tensor. Shapes: ``n`` samples (or tokens), ``d``
-channels; further leading axes are flattened into ``n``.
+Pure torch, any device, no host sync: every function returns a 0-d float32 tensor. Shapes: ``n`` samples (or tokens),
+``d`` channels; further leading axes are flattened into ``n``.
 """
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +17,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
-    """Effective rank ``exp(H(p))``, ``p = s / sum(s) + eps`` of the singular values ``s`` of ``x`` ``[n, d]``, not centred.
+    """Effective rank ``exp(H(p))``, ``p = s / sum(s) + eps`` of the singular values ``s`` of ``x`` ``[n, d]``, not
+    centred.
 
     Between 1 (all rows on a line) and ``min(n, d)``. Zero features give about 1, as a collapsed encoder should.
     Source: RankMe, arXiv:2210.02885, equation 1.
@@ -27,12 +29,16 @@ def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 def feature_std(x: Tensor) -> Tensor:
-    """Mean over the channels of the (population) standard deviation over the rows of ``x`` ``[n, d]``; 0 means collapse."""
+    """Mean over the channels of the (population) standard deviation over the rows of ``x`` ``[n, d]``; 0 means
+    collapse.
+    """
     return _rows(x).std(dim=0, correction=0).mean()
 
 
 def mean_cosine(x: Tensor, eps: float = 1e-8) -> Tensor:
-    """Mean cosine between two different rows of ``x`` ``[n, d]``, n >= 2; near 1 means that all rows point the same way."""
+    """Mean cosine between two different rows of ``x`` ``[n, d]``, n >= 2; near 1 means that all rows point the same
+    way.
+    """
     rows = _rows(x)
     n = rows.shape[0]
     if n < 2:

@@ -1,7 +1,9 @@
 """The report's pictures as data URIs: SVG for curves, PNG for pixels. Nothing here computes a result.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart; regimes differ by line style, kinds by marker.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; regimes differ by line style, kinds by
+marker.
 """
+
 from __future__ import annotations
 
 import base64
@@ -28,10 +30,22 @@ def _figure(width: float, height: float, rows: int = 1, cols: int = 1, **kwargs)
     from matplotlib.figure import Figure
 
     style = {
-        "font.size": 10, "axes.edgecolor": "#c3c8d0", "axes.labelcolor": INK, "axes.titlesize": 10.5, "axes.titleweight": "bold",
-        "axes.titlecolor": INK, "xtick.color": "#4a5361", "ytick.color": "#4a5361", "axes.grid": True, "grid.color": "#e8ebf0",
-        "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "vjepa_fast",
-        "legend.frameon": False, "lines.linewidth": 1.7,
+        "font.size": 10,
+        "axes.edgecolor": "#c3c8d0",
+        "axes.labelcolor": INK,
+        "axes.titlesize": 10.5,
+        "axes.titleweight": "bold",
+        "axes.titlecolor": INK,
+        "xtick.color": "#4a5361",
+        "ytick.color": "#4a5361",
+        "axes.grid": True,
+        "grid.color": "#e8ebf0",
+        "axes.axisbelow": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "svg.hashsalt": "vjepa_fast",
+        "legend.frameon": False,
+        "lines.linewidth": 1.7,
     }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -57,11 +71,17 @@ def png(image: np.ndarray) -> str:
 
 # ---------------------------------------------------------------- curves
 
+
 def _styles(runs: list[RunRecord]) -> dict[str, dict]:
     objectives = list(dict.fromkeys(r.objective for r in runs))
     regimes = list(dict.fromkeys(r.regime for r in runs))
-    return {r.name: {"color": COLOURS[objectives.index(r.objective) % len(COLOURS)],
-                     "linestyle": DASHES[regimes.index(r.regime) % len(DASHES)]} for r in runs}
+    return {
+        r.name: {
+            "color": COLOURS[objectives.index(r.objective) % len(COLOURS)],
+            "linestyle": DASHES[regimes.index(r.regime) % len(DASHES)],
+        }
+        for r in runs
+    }
 
 
 def _smooth(y: np.ndarray, window: int) -> np.ndarray:
@@ -89,14 +109,16 @@ def _panels(runs: list[RunRecord], series: dict[str, dict[str, tuple]], smooth: 
                 if smooth:
                     axis.plot(steps, y, **{**styles[run], "linewidth": 0.7, "alpha": 0.3})
                     y = _smooth(y, max(1, len(y) // 12))
-                handles[run], = axis.plot(steps, y, marker="o" if len(y) < 3 else None, markersize=3, **styles[run])
+                (handles[run],) = axis.plot(steps, y, marker="o" if len(y) < 3 else None, markersize=3, **styles[run])
             axis.set_title(title, loc="left")
             axis.margins(x=0.02)
-        for axis in axes[len(series):]:
+        for axis in axes[len(series) :]:
             axis.set_visible(False)
-        for axis in axes[max(0, len(series) - cols): len(series)]:
+        for axis in axes[max(0, len(series) - cols) : len(series)]:
             axis.set_xlabel("step")
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5
+        )
         return _svg(figure)
 
 
@@ -106,14 +128,21 @@ def loss_curves(runs: list[RunRecord]) -> str | None:
     for run in runs:
         steps = [m["step"] for m in run.metrics if m.get("loss") is not None]
         if steps:
-            series["total (weighted)"][run.name] = (steps, [m["loss"] for m in run.metrics if m.get("loss") is not None])
+            series["total (weighted)"][run.name] = (
+                steps,
+                [m["loss"] for m in run.metrics if m.get("loss") is not None],
+            )
         for term in dict.fromkeys(t for m in run.metrics for t in m.get("terms", {})):
             at = [(m["step"], m["terms"][term]) for m in run.metrics if m.get("terms", {}).get(term) is not None]
             series.setdefault(term, {})[run.name] = tuple(zip(*at)) if at else ((), ())
     return _panels(runs, series, smooth=True)
 
 
-MONITORS = {"rankme": "RankMe (effective rank)", "feature_std": "feature standard deviation", "target_var": "target variance"}
+MONITORS = {
+    "rankme": "RankMe (effective rank)",
+    "feature_std": "feature standard deviation",
+    "target_var": "target variance",
+}
 
 
 def monitor_curves(runs: list[RunRecord]) -> str | None:
@@ -121,7 +150,9 @@ def monitor_curves(runs: list[RunRecord]) -> str | None:
     series: dict[str, dict] = {title: {} for title in MONITORS.values()}
     for run in runs:
         for key, title in MONITORS.items():
-            at = [(m["step"], m["monitors"][key]) for m in run.metrics if (m.get("monitors") or {}).get(key) is not None]
+            at = [
+                (m["step"], m["monitors"][key]) for m in run.metrics if (m.get("monitors") or {}).get(key) is not None
+            ]
             if at:
                 series[title][run.name] = tuple(zip(*at))
         at = [(m["step"], m["lr"]) for m in run.metrics if m.get("lr") is not None]
@@ -133,10 +164,13 @@ def monitor_curves(runs: list[RunRecord]) -> str | None:
 def committed_curves(curves: list[dict]) -> str | None:
     """Loss of the committed long run, one line per seed."""
     runs = [RunRecord(f"seed {c['seed']}", f"seed {c['seed']}", "") for c in curves if c.get("step")]
-    return _panels(runs, {"loss": {f"seed {c['seed']}": (c["step"], c["loss"]) for c in curves if c.get("step")}}, smooth=True)
+    return _panels(
+        runs, {"loss": {f"seed {c['seed']}": (c["step"], c["loss"]) for c in curves if c.get("step")}}, smooth=True
+    )
 
 
 # ---------------------------------------------------------------- accuracies
+
 
 def palette(labels: list[str], kinds: dict[str, str]) -> dict[str, str]:
     """A colour per label: grey for the controls, one hue per run (a run's student, "name, student", shares its hue)."""
@@ -166,15 +200,23 @@ def accuracy_dots(rows: list[Row], suites: list[str], probe_of: dict[str, str]) 
                 y = len(labels) - 1 - labels.index(r.label)
                 if r.kind == "random":
                     axis.axvspan(100 * r.low, 100 * r.high, color="#e9edf3", zorder=0)
-                axis.errorbar(100 * r.accuracy, y, xerr=_bars(r), fmt=MARKERS[r.kind], color=colour[r.label], markersize=5, capsize=2)
+                axis.errorbar(
+                    100 * r.accuracy,
+                    y,
+                    xerr=_bars(r),
+                    fmt=MARKERS[r.kind],
+                    color=colour[r.label],
+                    markersize=5,
+                    capsize=2,
+                )
             chance = next(iter(here.values())).chance if here else 0
             axis.axvline(100 * chance, color="#b8485a", linewidth=1, linestyle=(0, (2, 2)))
             axis.set_title(f"{suite} ({probe})", loc="left")
             axis.set_yticks(range(len(labels)), labels[::-1], fontsize=8.5)
             axis.grid(axis="y", visible=False)
-        for axis in axes[len(suites):]:
+        for axis in axes[len(suites) :]:
             axis.set_visible(False)
-        for axis in axes[max(0, len(suites) - cols): len(suites)]:
+        for axis in axes[max(0, len(suites) - cols) : len(suites)]:
             axis.set_xlabel("accuracy, %")
         return _svg(figure)
 
@@ -185,16 +227,28 @@ def _bars(row: Row) -> np.ndarray:
 
 def tradeoff(rows: list[Row], motion: str, appearance: str, probe: str) -> str | None:
     """Accuracy on the motion suite against the appearance suite, both with 95 % intervals."""
-    x, y = ({r.label: r for r in rows if r.suite == s and r.probe in (probe, "supervised")} for s in (appearance, motion))
+    x, y = (
+        {r.label: r for r in rows if r.suite == s and r.probe in (probe, "supervised")} for s in (appearance, motion)
+    )
     both = [label for label in x if label in y]
     if not both:
         return None
     colour = palette(both, {label: x[label].kind for label in both})
     with _figure(7.6, 5.0) as (figure, (axis,)):
         for label in both:
-            axis.errorbar(100 * x[label].accuracy, 100 * y[label].accuracy, xerr=_bars(x[label]), yerr=_bars(y[label]), color=colour[label],
-                          fmt=MARKERS[x[label].kind], markersize=7, capsize=2.5, elinewidth=1.1, label=label,
-                          markerfacecolor="white" if label.endswith("student") else colour[label])
+            axis.errorbar(
+                100 * x[label].accuracy,
+                100 * y[label].accuracy,
+                xerr=_bars(x[label]),
+                yerr=_bars(y[label]),
+                color=colour[label],
+                fmt=MARKERS[x[label].kind],
+                markersize=7,
+                capsize=2.5,
+                elinewidth=1.1,
+                label=label,
+                markerfacecolor="white" if label.endswith("student") else colour[label],
+            )
         for label in both:
             if x[label].kind == "random":
                 axis.axvline(100 * x[label].accuracy, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
@@ -206,6 +260,7 @@ def tradeoff(rows: list[Row], motion: str, appearance: str, probe: str) -> str |
 
 
 # ---------------------------------------------------------------- pixels
+
 
 def _enlarge(image_ThwC: np.ndarray, size: int) -> np.ndarray:
     """Nearest-neighbour resize of ``[T, h, w, C]`` to ``[T, size, size, C]``."""
@@ -219,7 +274,7 @@ def strip(frames: np.ndarray, size: int = 96, gap: int = 4) -> np.ndarray:
     big = _enlarge(frames, size)
     out = np.full((size, len(big) * (size + gap) - gap, 3), 255, np.uint8)
     for t, frame in enumerate(big):
-        out[:, t * (size + gap): t * (size + gap) + size] = frame
+        out[:, t * (size + gap) : t * (size + gap) + size] = frame
     return out
 
 
@@ -244,15 +299,19 @@ def heat(saliency: np.ndarray, size: int = 96) -> np.ndarray:
 
 def mask_strips(picture: MaskPicture, size: int = 96) -> dict[str, str]:
     """Data URIs: the frames, the motion map, and both masks over the frames."""
-    out = {"frames": png(strip(picture.frames, size)), "plain": png(strip(masked(picture.frames, picture.plain, size), size)),
-           "guided": png(strip(masked(picture.frames, picture.guided, size), size))}
+    out = {
+        "frames": png(strip(picture.frames, size)),
+        "plain": png(strip(masked(picture.frames, picture.plain, size), size)),
+        "guided": png(strip(masked(picture.frames, picture.guided, size), size)),
+    }
     if picture.saliency is not None:
         out["saliency"] = png(strip(heat(picture.saliency, size), size))
     return out
 
 
 def pca_rgb(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-    """First three principal components of tokens float ``[N, D]`` as colours uint8 ``[T, H, W, 3]``, 2nd to 98th percentile.
+    """First three principal components of tokens float ``[N, D]`` as colours uint8 ``[T, H, W, 3]``, 2nd to 98th
+    percentile.
 
     The sign of each component is fixed so that its largest loading is positive.
     """

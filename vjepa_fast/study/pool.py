@@ -1,9 +1,10 @@
 """Runs named tasks in worker processes, each as soon as what it needs is done, and remembers what is done.
 
-A finished task leaves ``<folder>/tasks/<name>.json`` with its key and result. The key covers the function, its arguments and
-the keys of what it needs, so that a repeated command takes up where the last one stopped, and a changed plan does its
-changed part again.
+A finished task leaves ``<folder>/tasks/<name>.json`` with its key and result. The key covers the function, its
+arguments and the keys of what it needs, so that a repeated command takes up where the last one stopped, and a changed
+plan does its changed part again.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -12,12 +13,12 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
 
 from vjepa_fast.errors import UserError
 
@@ -47,20 +48,35 @@ def workers_and_threads(device: str = "cpu") -> tuple[int, int]:
     return workers, max(1, cores // workers)
 
 
-def run_tasks(tasks: list[Task], folder: Path, *, workers: int, threads: int, on_event: Callable[[str, str], None],
-              on_tick: Callable[[set], None] = lambda running: None) -> dict[str, object]:
-    """Results by name. ``on_event("start" | "done" | "kept", name)``; ``on_tick(running names)`` about twice a second."""
+def run_tasks(
+    tasks: list[Task],
+    folder: Path,
+    *,
+    workers: int,
+    threads: int,
+    on_event: Callable[[str, str], None],
+    on_tick: Callable[[set], None] = lambda running: None,
+) -> dict[str, object]:
+    """Results by name. ``on_event("start" | "done" | "kept", name)``; ``on_tick(running names)`` about twice a
+    second.
+    """
     results, keys, running = {}, {}, {}
     others = set(multiprocessing.active_children())
     waiting = {t.name: t for t in tasks}
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     with _environment({name: str(threads) for name in _THREAD_VARIABLES}):
-        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start,
-                                   initargs=(str(folder / "logs"), threads))
+        pool = ProcessPoolExecutor(
+            workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start,
+            initargs=(str(folder / "logs"), threads),
+        )
         try:
             while waiting or running:
-                ready = sorted((t for t in waiting.values() if all(n in results for n in t.needs)), key=lambda t: t.rank)
+                ready = sorted(
+                    (t for t in waiting.values() if all(n in results for n in t.needs)), key=lambda t: t.rank
+                )
                 for task in ready:
                     known = task.name in keys
                     if not known:
@@ -88,8 +104,10 @@ def run_tasks(tasks: list[Task], folder: Path, *, workers: int, threads: int, on
                 child.terminate()  # a trainer saves and leaves
             if not isinstance(error, BrokenProcessPool):
                 raise
-            raise UserError(f"{folder}: a worker process was killed, perhaps for want of memory; the same command goes on "
-                            f"where it stopped (what workers said is in {folder / 'logs'})") from None
+            raise UserError(
+                f"{folder}: a worker process was killed, perhaps for want of memory; the same command goes on "
+                f"where it stopped (what workers said is in {folder / 'logs'})"
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return results
@@ -99,7 +117,10 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         result = function(**arguments)
-        return result, {"seconds": round(time.perf_counter() - wall, 2), "cpu_seconds": round(time.process_time() - cpu, 2)}
+        return result, {
+            "seconds": round(time.perf_counter() - wall, 2),
+            "cpu_seconds": round(time.process_time() - cpu, 2),
+        }
     except SystemExit:  # the trainer was told to stop and has saved
         raise KeyboardInterrupt from None
 
@@ -109,7 +130,10 @@ def _start(logs: str, threads: int) -> None:
     out = os.open(os.path.join(logs, f"worker-{os.getpid()}.log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1, closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.stdout, sys.stderr = (
+        os.fdopen(1, "w", buffering=1, closefd=False),
+        os.fdopen(2, "w", buffering=1, closefd=False),
+    )
     import torch
 
     torch.set_num_threads(threads)
@@ -117,7 +141,9 @@ def _start(logs: str, threads: int) -> None:
 
 def _key(task: Task, results: dict, keys: dict) -> str:
     what = task.identity if task.identity is not None else task.arguments(results)
-    text = json.dumps([FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]], sort_keys=True, default=str)
+    text = json.dumps(
+        [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]], sort_keys=True, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """What a report is made of: runs, suites, pictures, and the committed result of a long run.
 
-The committed file (``benchmarks/results/synthetic_small.json``; a copy in ``vjepa_fast/study/data/`` serves installed packages)
-is JSON::
+The committed file (``benchmarks/results/synthetic_small.json``; a copy in ``vjepa_fast/study/data/`` serves installed
+packages) is JSON::
 
     {"format": 1, "recipe": "synthetic_small", "command": "...", "device": "...", "minutes": 55.0, "commit": "...",
      "versions": {"torch": "...", ...}, "note": "...",
@@ -10,8 +10,10 @@ is JSON::
                "difference": 0.13, "difference_ci95": [0.09, 0.17]}, ...],
      "curves": [{"seed": 0, "step": [...], "loss": [...]}, ...]}
 
-Accuracies are fractions; ``difference`` is paired by test sample. ``collect`` writes it from ``vjepa-fast probe --json`` files.
+Accuracies are fractions; ``difference`` is paired by test sample. ``collect`` writes it from ``vjepa-fast probe
+--json`` files.
 """
+
 from __future__ import annotations
 
 import json
@@ -22,8 +24,18 @@ import numpy as np
 
 from vjepa_fast.errors import DataError
 
-ROW_KEYS = ("suite", "probe", "seed", "n", "pretrained", "pretrained_ci95", "random", "random_ci95", "difference",
-            "difference_ci95")
+ROW_KEYS = (
+    "suite",
+    "probe",
+    "seed",
+    "n",
+    "pretrained",
+    "pretrained_ci95",
+    "random",
+    "random_ci95",
+    "difference",
+    "difference_ci95",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,9 @@ class SuiteRecord:
 
 @dataclass(frozen=True)
 class MaskPicture:
-    """Masks over one real clip: ``frames`` uint8 ``[T, h, w, 3]``, one per token time; predicted tokens bool ``[T, H, W]``."""
+    """Masks over one real clip: ``frames`` uint8 ``[T, h, w, 3]``, one per token time; predicted tokens bool ``[T, H,
+    W]``.
+    """
 
     title: str
     frames: np.ndarray
@@ -87,7 +101,10 @@ def read_metrics(folder) -> list[dict]:
 def committed_path() -> Path | None:
     """The committed result file, in the package or in the repository around it; None where there is none."""
     here = Path(__file__).resolve().parent
-    for path in (here.parents[1] / "benchmarks" / "results" / "synthetic_small.json", here / "data" / "synthetic_small.json"):
+    for path in (
+        here.parents[1] / "benchmarks" / "results" / "synthetic_small.json",
+        here / "data" / "synthetic_small.json",
+    ):
         if path.is_file():
             return path
     return None
@@ -108,8 +125,19 @@ def load_committed(path=None) -> dict | None:
     return found
 
 
-def collect(probe_files: dict[int, list], run_folders: dict[int, str], *, recipe: str, command: str, device: str,
-            minutes: float, commit: str, versions: dict, note: str = "", points: int = 200) -> dict:
+def collect(
+    probe_files: dict[int, list],
+    run_folders: dict[int, str],
+    *,
+    recipe: str,
+    command: str,
+    device: str,
+    minutes: float,
+    commit: str,
+    versions: dict,
+    note: str = "",
+    points: int = 200,
+) -> dict:
     """The committed result from ``{seed: [probe --json files]}`` and ``{seed: run folder}`` (for the curves)."""
     rows = []
     for seed, files in probe_files.items():
@@ -120,16 +148,38 @@ def collect(probe_files: dict[int, list], run_folders: dict[int, str], *, recipe
                 if r["kind"] != "pretrained" or r.get("difference") is None:
                     continue
                 control = controls[r["suite"], r["probe"]]
-                rows.append({
-                    "suite": r["suite"], "probe": r["probe"], "encoder": r["label"], "seed": seed, "n": r["n"], "chance": r["chance"],
-                    "pretrained": r["accuracy"], "pretrained_ci95": [r["low"], r["high"]], "random": control["accuracy"],
-                    "random_ci95": [control["low"], control["high"]], "difference": r["difference"]["value"],
-                    "difference_ci95": [r["difference"]["low"], r["difference"]["high"]],
-                })
+                rows.append(
+                    {
+                        "suite": r["suite"],
+                        "probe": r["probe"],
+                        "encoder": r["label"],
+                        "seed": seed,
+                        "n": r["n"],
+                        "chance": r["chance"],
+                        "pretrained": r["accuracy"],
+                        "pretrained_ci95": [r["low"], r["high"]],
+                        "random": control["accuracy"],
+                        "random_ci95": [control["low"], control["high"]],
+                        "difference": r["difference"]["value"],
+                        "difference_ci95": [r["difference"]["low"], r["difference"]["high"]],
+                    }
+                )
     curves = []
     for seed, folder in run_folders.items():
         metrics = read_metrics(folder)
         metrics = metrics[:: max(1, len(metrics) // points)]
-        curves.append({"seed": seed, "step": [m["step"] for m in metrics], "loss": [round(m["loss"], 5) for m in metrics]})
-    return {"format": 1, "recipe": recipe, "command": command, "device": device, "minutes": minutes, "commit": commit,
-            "versions": versions, "note": note, "rows": rows, "curves": curves}
+        curves.append(
+            {"seed": seed, "step": [m["step"] for m in metrics], "loss": [round(m["loss"], 5) for m in metrics]}
+        )
+    return {
+        "format": 1,
+        "recipe": recipe,
+        "command": command,
+        "device": device,
+        "minutes": minutes,
+        "commit": commit,
+        "versions": versions,
+        "note": note,
+        "rows": rows,
+        "curves": curves,
+    }

@@ -2,6 +2,7 @@
 
 It states what came out, row by row, beside the random-init control. Formats of its inputs: ``records``.
 """
+
 from __future__ import annotations
 
 import datetime
@@ -33,8 +34,11 @@ def table(rows: list[Row]) -> dict:
     columns = [c for s in suites for c in columns if c[0] == s]
     cells = {(r.label, r.suite, "linear" if r.probe == "supervised" else r.probe): r for r in rows}
     labels = {r.label: r.kind for r in rows}
-    return {"columns": columns, "suites": [(s, sum(c[0] == s for c in columns)) for s in suites],
-            "lines": [(label, kind, [cells.get((label, *c)) for c in columns]) for label, kind in labels.items()]}
+    return {
+        "columns": columns,
+        "suites": [(s, sum(c[0] == s for c in columns)) for s in suites],
+        "lines": [(label, kind, [cells.get((label, *c)) for c in columns]) for label, kind in labels.items()],
+    }
 
 
 def statement(rows: list[Row]) -> dict:
@@ -47,7 +51,9 @@ def statement(rows: list[Row]) -> dict:
     return {
         "above": [(name(r=r), r.difference) for r in compared if r.verdict == "above"],
         "below": [(name(r=r), r.difference) for r in compared if r.verdict == "below"],
-        "level": sum(r.verdict == "level" for r in compared), "compared": len(compared), "expected": 0.025 * len(compared),
+        "level": sum(r.verdict == "level" for r in compared),
+        "compared": len(compared),
+        "expected": 0.025 * len(compared),
     }
 
 
@@ -56,8 +62,16 @@ def committed_summary(committed: dict) -> dict:
     groups: dict[tuple, list] = {}
     for row in committed["rows"]:
         groups.setdefault((row["suite"], row["probe"], row.get("encoder", "")), []).append(row)
-    lines = [{"suite": k[0], "probe": k[1], "encoder": k[2], "rows": sorted(v, key=lambda r: r["seed"]),
-              "above": sum(r["difference_ci95"][0] > 0 for r in v)} for k, v in groups.items()]
+    lines = [
+        {
+            "suite": k[0],
+            "probe": k[1],
+            "encoder": k[2],
+            "rows": sorted(v, key=lambda r: r["seed"]),
+            "above": sum(r["difference_ci95"][0] > 0 for r in v),
+        }
+        for k, v in groups.items()
+    ]
     return {"lines": lines, "seeds": sorted({r["seed"] for r in committed["rows"]})}
 
 
@@ -80,25 +94,44 @@ def write_report(
     """Write the report to ``path`` (a temporary file, then renamed) and return the path.
 
     ``rows`` must carry their differences from the control (:func:`evaluation.against`). ``committed`` is what
-    ``records.load_committed`` gives. Sections without material say so. Raises UserError where ``path`` cannot be written.
+    ``records.load_committed`` gives. Sections without material say so. Raises UserError where ``path`` cannot be
+    written.
     """
     import jinja2
 
-    probe_of = {s: (probe if any(r.suite == s and r.probe == probe for r in rows) else
-                    next((r.probe for r in rows if r.suite == s and r.kind == "random"), rows[0].probe))
-                for s in dict.fromkeys(r.suite for r in rows)}
+    probe_of = {
+        s: (
+            probe
+            if any(r.suite == s and r.probe == probe for r in rows)
+            else next((r.probe for r in rows if r.suite == s and r.kind == "random"), rows[0].probe)
+        )
+        for s in dict.fromkeys(r.suite for r in rows)
+    }
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment_ = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment_.filters.update(percent=percent, points=points)
     html = environment_.get_template("report.html.j2").render(
-        title=title, created=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"), runs=runs, suites=suites,
-        table=table(rows), statement=statement(rows), kind_names=KIND_NAMES, environment=environment or {}, protocol=protocol,
-        loss_svg=plots.loss_curves(runs), monitor_svg=plots.monitor_curves(runs),
-        dots_svg=plots.accuracy_dots(rows, list(probe_of), probe_of), tradeoff_svg=plots.tradeoff(rows, motion, appearance, probe),
-        motion=motion, appearance=appearance, probe=probe,
-        masks=[(p, plots.mask_strips(p)) for p in mask_pictures], pcas=[(p, plots.pca_strips(p)) for p in pca_pictures],
+        title=title,
+        created=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        runs=runs,
+        suites=suites,
+        table=table(rows),
+        statement=statement(rows),
+        kind_names=KIND_NAMES,
+        environment=environment or {},
+        protocol=protocol,
+        loss_svg=plots.loss_curves(runs),
+        monitor_svg=plots.monitor_curves(runs),
+        dots_svg=plots.accuracy_dots(rows, list(probe_of), probe_of),
+        tradeoff_svg=plots.tradeoff(rows, motion, appearance, probe),
+        motion=motion,
+        appearance=appearance,
+        probe=probe,
+        masks=[(p, plots.mask_strips(p)) for p in mask_pictures],
+        pcas=[(p, plots.pca_strips(p)) for p in pca_pictures],
         setting_names=list(dict.fromkeys(key for run in runs for key in run.settings)),
-        committed=committed, long_run=committed_summary(committed) if committed else None,
+        committed=committed,
+        long_run=committed_summary(committed) if committed else None,
         committed_svg=plots.committed_curves(committed.get("curves", [])) if committed else None,
     )
     path = Path(path)

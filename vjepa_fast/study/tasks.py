@@ -1,7 +1,11 @@
-"""The demo's pieces of work. Each is a function of plain arguments that runs in a worker process and returns plain values."""
+"""The demo's pieces of work. Each is a function of plain arguments that runs in a worker process and returns plain
+values.
+"""
+
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 # Heavy imports are inside: a worker pays for what its task needs.
@@ -24,7 +28,9 @@ def train(config: dict, key: str, device: str) -> dict:
     same = mark.is_file() and json.loads(mark.read_text()) == key
     if not same:
         mark.unlink(missing_ok=True)
-    result = trainer.train(cfg, resume=_marked(mark, key) if same else False, device=device, on_log=lambda row: _marked(mark, key))
+    result = trainer.train(
+        cfg, resume=_marked(mark, key) if same else False, device=device, on_log=lambda row: _marked(mark, key)
+    )
     return {"folder": str(result.folder), "step": result.step, "checkpoint": str(result.checkpoint)}
 
 
@@ -37,12 +43,11 @@ def _marked(mark: Path, key: str) -> bool:
 
 def decode(manifests: dict[str, str], parts: list[str], view: dict, path: str) -> str:
     """Decode the centre views of a suite's parts once, into one file that all evaluations read."""
+    import torch
     from safetensors.torch import save_file
 
     from vjepa_fast import data
     from vjepa_fast.evaluation import decode_clips
-
-    import torch
 
     tensors, meta = {}, {}
     for part in parts:
@@ -65,8 +70,13 @@ def load_clips(path: str, name: str) -> dict:
     with safe_open(path, "pt") as file:
         meta = file.metadata()
         for part in sorted({k.split(".")[0] for k in file.keys()}):
-            found[part] = ClipSet(file.get_tensor(f"{part}.clips"), file.get_tensor(f"{part}.labels").numpy(), meta[f"{part}.hash"],
-                                  f"{name}-{part}", meta["images"] == "True")
+            found[part] = ClipSet(
+                file.get_tensor(f"{part}.clips"),
+                file.get_tensor(f"{part}.labels").numpy(),
+                meta[f"{part}.hash"],
+                f"{name}-{part}",
+                meta["images"] == "True",
+            )
     return found
 
 
@@ -76,36 +86,45 @@ def _rows(label: str, kind: str, features_of, clips: dict[str, str], plan: dict)
 
     rows = []
     for suite, path in clips.items():
-        parts = {part: features_of(c) for part, c in load_clips(path, suite).items() if suite != "fewshot" or part == "test"}
+        parts = {
+            part: features_of(c) for part, c in load_clips(path, suite).items() if suite != "fewshot" or part == "test"
+        }
         if suite == "fewshot":
-            rows += episode_rows(label, kind, suite, parts["test"], queries=plan["queries"], episodes=plan["episodes"], seed=plan["seed"])
+            rows += episode_rows(
+                label, kind, suite, parts["test"], queries=plan["queries"], episodes=plan["episodes"], seed=plan["seed"]
+            )
         else:
             rows += probe_rows(label, kind, suite, parts["train"], parts["val"], parts["test"], seed=plan["seed"])
     return rows
 
 
+def _features(encoder, plan: dict, cache_dir: str | None, clips):
+    from vjepa_fast.evaluation import extract_features
+
+    return extract_features(
+        encoder, clips, pooling=plan["pooling"], batch_size=32, device=plan["device"], cache_dir=cache_dir
+    )
+
+
 def evaluate(label: str, checkpoint: str, clips: dict[str, str], plan: dict, cache_dir: str) -> list[dict]:
     """Rows of a run's EMA target and of its student."""
-    from vjepa_fast.evaluation import extract_features
     from vjepa_fast.models import load_encoder
 
     rows = []
     for which, name in (("target_encoder", label), ("encoder", f"{label}, student")):
         encoder = load_encoder(checkpoint, which=which, device=plan["device"])
-        rows += _rows(name, "pretrained", lambda c: extract_features(
-            encoder, c, pooling=plan["pooling"], batch_size=32, device=plan["device"], cache_dir=cache_dir), clips, plan)
+        rows += _rows(name, "pretrained", partial(_features, encoder, plan, cache_dir), clips, plan)
     return [r.to_dict() for r in rows]
 
 
 def controls(config: dict, clips: dict[str, str], plan: dict) -> list[dict]:
     """Rows of the random-init encoder (the weights that every run starts from) and of raw pixels."""
     from vjepa_fast import config as configs
-    from vjepa_fast.evaluation import extract_features, pixel_features, random_encoder
+    from vjepa_fast.evaluation import pixel_features, random_encoder
 
     encoder = random_encoder(configs.from_dict(config))
-    rows = _rows("random init", "random", lambda c: extract_features(
-        encoder, c, pooling=plan["pooling"], batch_size=32, device=plan["device"]), clips, plan)
-    rows += _rows("raw pixels", "pixels", lambda c: pixel_features(c), clips, plan)
+    rows = _rows("random init", "random", partial(_features, encoder, plan, None), clips, plan)
+    rows += _rows("raw pixels", "pixels", pixel_features, clips, plan)
     return [r.to_dict() for r in rows]
 
 
@@ -118,15 +137,31 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
     parts = load_clips(clips, suite)
     label = "supervised (small)"
     few = suite == "fewshot"
-    train, val = (base_split(parts["train"], plan["seed"]) if few else (parts["train"], parts["val"]))
-    model = train_supervised(random_encoder(configs.from_dict(config)), train, val, None if few else parts["test"],
-                             steps=plan["supervised_steps"], batch_size=plan["supervised_batch"], seed=plan["seed"], device=plan["device"])
+    train, val = base_split(parts["train"], plan["seed"]) if few else (parts["train"], parts["val"])
+    model = train_supervised(
+        random_encoder(configs.from_dict(config)),
+        train,
+        val,
+        None if few else parts["test"],
+        steps=plan["supervised_steps"],
+        batch_size=plan["supervised_batch"],
+        seed=plan["seed"],
+        device=plan["device"],
+    )
     if few:
-        novel = extract_features(model.encoder, parts["test"], pooling=plan["pooling"], batch_size=32, device=plan["device"])
-        rows = episode_rows(label, "supervised", suite, novel, queries=plan["queries"], episodes=plan["episodes"], seed=plan["seed"])
+        novel = extract_features(
+            model.encoder, parts["test"], pooling=plan["pooling"], batch_size=32, device=plan["device"]
+        )
+        rows = episode_rows(
+            label, "supervised", suite, novel, queries=plan["queries"], episodes=plan["episodes"], seed=plan["seed"]
+        )
         return [r.to_dict() for r in rows]
-    chance = max(int((parts["test"].labels == c).sum()) for c in set(parts["test"].labels.tolist())) / len(parts["test"])
-    return [row_of(model.result, label=label, kind="supervised", suite=suite, probe="supervised", chance=chance).to_dict()]
+    chance = max(int((parts["test"].labels == c).sum()) for c in set(parts["test"].labels.tolist())) / len(
+        parts["test"]
+    )
+    return [
+        row_of(model.result, label=label, kind="supervised", suite=suite, probe="supervised", chance=chance).to_dict()
+    ]
 
 
 def base_split(train, seed: int):
@@ -137,12 +172,20 @@ def base_split(train, seed: int):
 
     labels = np.unique(train.labels, return_inverse=True)[1].reshape(-1)
     index = Features(np.arange(len(labels), dtype=np.float32)[:, None], labels)
-    return tuple(ClipSet(train.clips[p.x[:, 0].astype(int)], p.y, f"{train.hash}-{i}", train.name)
-                 for i, p in enumerate(split_validation(index, seed=seed)))
+    return tuple(
+        ClipSet(train.clips[p.x[:, 0].astype(int)], p.y, f"{train.hash}-{i}", train.name)
+        for i, p in enumerate(split_validation(index, seed=seed))
+    )
 
 
-def pictures(configs_by_run: dict[str, dict], checkpoints: dict[str, str], clips: dict[str, str], names: list[str], seed: int,
-             path: str) -> str:
+def pictures(
+    configs_by_run: dict[str, dict],
+    checkpoints: dict[str, str],
+    clips: dict[str, str],
+    names: list[str],
+    seed: int,
+    path: str,
+) -> str:
     """Arrays of the mask and PCA pictures (one clip of each suite in ``names``), in one .npz file."""
     import dataclasses
 
@@ -159,16 +202,22 @@ def pictures(configs_by_run: dict[str, dict], checkpoints: dict[str, str], clips
     encoders = {"random init": random_encoder(cfg), **{k: load_encoder(c) for k, c in checkpoints.items()}}
     arrays = {}
     for name in names:
-        clip = load_clips(clips[name], name)["test"].clips[seed: seed + 1]
+        clip = load_clips(clips[name], name)["test"].clips[seed : seed + 1]
         tubelet = cfg.data.tubelet_size
         grid = (clip.shape[2] // tubelet, clip.shape[3] // cfg.data.patch_size, clip.shape[4] // cfg.data.patch_size)
         arrays[f"{name}/frames"] = clip[0, :, ::tubelet].permute(1, 2, 3, 0).numpy()
         saliency = ops.motion_saliency(clip, grid, cfg.data_aug.mean, cfg.data_aug.std)
         arrays[f"{name}/saliency"] = saliency[0].numpy()
         for kind in ("plain", "guided"):
-            spec = dataclasses.replace(cfg.masks.specs[0], motion_guided=kind == "guided", motion_guided_strength=2.0,
-                                       motion_guided_random_rate=0.1)
-            masks = ops.sample_block_masks(1, grid, [spec], saliency=saliency if kind == "guided" else None, seed=seed, step=0)
+            spec = dataclasses.replace(
+                cfg.masks.specs[0],
+                motion_guided=kind == "guided",
+                motion_guided_strength=2.0,
+                motion_guided_random_rate=0.1,
+            )
+            masks = ops.sample_block_masks(
+                1, grid, [spec], saliency=saliency if kind == "guided" else None, seed=seed, step=0
+            )
             flat = torch.zeros(grid[0] * grid[1] * grid[2], dtype=torch.bool)
             flat[masks.pred[0, 0, : int(masks.pred_len[0, 0])]] = True
             arrays[f"{name}/{kind}"] = flat.reshape(grid).numpy()

@@ -1,4 +1,5 @@
 """Few-shot recognition with frozen features."""
+
 from vjepa_fast.evaluation.fewshot.prototype import EpisodeResult, Episodes, prototype_episodes, sample_episodes
 
 __all__ = ["EpisodeResult", "Episodes", "prototype_episodes", "sample_episodes"]

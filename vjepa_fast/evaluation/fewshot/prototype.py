@@ -2,6 +2,7 @@
 
 Shapes: E episodes, W ways (classes), S shots, Q queries per class, d features.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from vjepa_fast.evaluation.intervals import mean_ci95
 
 @dataclass(frozen=True)
 class Episodes:
-    """Sample indices of episodes: ``support`` int64 ``[E, W, S]`` and ``query`` int64 ``[E, W, Q]``; row w is one class."""
+    """Sample indices of episodes: ``support`` int64 ``[E, W, S]`` and ``query`` int64 ``[E, W, Q]``; row w is one
+    class.
+    """
 
     support: np.ndarray
     query: np.ndarray
@@ -31,7 +34,9 @@ class EpisodeResult:
     way: int
     shot: int
     queries: int
-    accuracies: np.ndarray = field(default=None, repr=False)  # float64 [E], one per episode, in the order they were drawn
+    accuracies: np.ndarray = field(
+        default=None, repr=False
+    )  # float64 [E], one per episode, in the order they were drawn
 
 
 def sample_episodes(labels: np.ndarray, way: int, shot: int, queries: int, episodes: int, seed: int) -> Episodes:
@@ -48,8 +53,10 @@ def sample_episodes(labels: np.ndarray, way: int, shot: int, queries: int, episo
     if len(classes) < way:
         raise DataError(f"{way}-way episodes need {way} classes, but there are {len(classes)}")
     if counts.min() < need:
-        raise DataError(f"episodes need {need} samples per class ({shot} shots + {queries} queries), but class "
-                        f"{classes[counts.argmin()]} has {counts.min()}; lower the number of queries")
+        raise DataError(
+            f"episodes need {need} samples per class ({shot} shots + {queries} queries), but class "
+            f"{classes[counts.argmin()]} has {counts.min()}; lower the number of queries"
+        )
     rng = np.random.default_rng(seed)
     members = np.full((len(classes), counts.max()), -1, dtype=np.int64)
     for row, label in enumerate(classes):
@@ -64,8 +71,14 @@ def sample_episodes(labels: np.ndarray, way: int, shot: int, queries: int, episo
 
 
 def prototype_episodes(
-    features: Features, way: int = 5, shot: int = 1, queries: int = 15, episodes: int = 1000, seed: int = 0,
-    metric: str = "cosine", chunk: int = 512,
+    features: Features,
+    way: int = 5,
+    shot: int = 1,
+    queries: int = 15,
+    episodes: int = 1000,
+    seed: int = 0,
+    metric: str = "cosine",
+    chunk: int = 512,
 ) -> EpisodeResult:
     """Accuracy of nearest-prototype classification over random episodes, with its 95 % interval.
 
