@@ -13,7 +13,8 @@ from vjepa_fast.data.synthetic import render_suite
 
 ROOT = Path(__file__).parents[2]
 RUNS = [name for name in config.list_recipes() if name.startswith(("mixed_", "ucf101_", "synth_"))]
-SMALL = ["model.model_name=vit_tiny", "model.depth=4", "model.pred_depth=4", "model.pred_embed_dim=48",
+SMALL = ["model.model_name=vit_tiny", "model.embed_dim=48", "model.num_heads=3", "model.depth=4",
+         "model.pred_depth=4", "model.pred_embed_dim=48",
          "model.pred_num_heads=2", "data.crop_size=64", "data.batch_size=2", "data.num_workers=0",
          "runtime.dtype=float32", "runtime.device=cpu", "runtime.tensorboard=false", "runtime.log_every=1"]
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -60,13 +61,18 @@ def _dataclass(cls, values, path: str, source: str):
     if not isinstance(values, dict):
         where = path or "the file"
         raise ConfigError(f"{source}: {where}: expected a section of keys, got {_show(values)}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     kwargs = {}
     for key, value in values.items():
         if key not in hints:
             raise unknown_key(source, path, key, hints)
         kwargs[key] = _convert(hints[key], value, _join(path, key), source)
     return cls(**kwargs)
+
+
+@functools.cache
+def _hints(cls) -> dict:
+    return typing.get_type_hints(cls)
 
 
 def _convert(kind, value, path: str, source: str):
