@@ -7,9 +7,9 @@ from importlib import import_module
 _HOME = {
     "Manifest": "manifest", "load_manifest": "manifest",
     "read_clip": "decode_pyav", "read_image": "decode_pyav", "probe_video": "decode_pyav",
-    "Batch": "loader", "BadSamples": "loader", "ClipGroup": "loader", "ClipLoader": "loader",
+    "Batch": "loader", "BadSamples": "bad", "ClipGroup": "loader", "ClipLoader": "loader",
     "eval_clip": "evalview", "eval_batches": "evalview",
-    "MixedSampler": "mixing", "synthetic": "synthetic",
+    "MixedSampler": "mixing", "Sampling": "decode_pyav", "synthetic": "synthetic",
 }
 __all__ = sorted(_HOME)
 

@@ -41,7 +41,7 @@ def pan(canvas: np.ndarray, offsets_F2: np.ndarray, size: int) -> np.ndarray:
     part = (offsets_F2 - whole).astype(np.float32)
     span = np.arange(size + 1)
     out = np.empty((len(whole), size, size, canvas.shape[2]), np.float32)
-    for f, ((y, x), (wy, wx)) in enumerate(zip(whole, part)):
+    for f, ((y, x), (wy, wx)) in enumerate(zip(whole, part, strict=True)):
         window = canvas.take((y + span) % side, axis=0).take((x + span) % side, axis=1)
         rows = window[:-1] * (1 - wy) + window[1:] * wy
         np.multiply(rows[:, :-1], 1 - wx, out=out[f])
@@ -89,7 +89,7 @@ def pattern(name: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.n
     elif name == "checker":
         wave, wavelength = np.sin(5.5 * u) * np.sin(5.5 * v), 1.14
     elif name == "dots":
-        wave, wavelength = 0.9 - (np.cos(9.0 * u) + np.cos(9.0 * v)), 0.70
+        wave, wavelength = np.cos(9.0 * u) + np.cos(9.0 * v) - 0.9, 0.70
     else:
         raise ValueError(f"unknown pattern {name!r}, one of {', '.join(PATTERNS)}")
     return np.clip(0.5 + wave * (radius * wavelength / 6.2832), 0.0, 1.0)

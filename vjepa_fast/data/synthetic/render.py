@@ -100,7 +100,7 @@ def order_pose(suite: Order, pair: tuple[str, str], times: np.ndarray, frames: i
     An event is a symmetric bump, so that the pose of the reversed pair at 1 - times is the pose reversed."""
     t = np.arange(frames) / max(1, frames - 1)
     bumps = {}
-    for name, centre in zip(pair, times):
+    for name, centre in zip(pair, times, strict=True):
         phase = np.clip((t - centre) / suite.length, -0.5, 0.5)
         bumps[name] = 0.5 + 0.5 * np.cos(2 * math.pi * phase)
     return bumps

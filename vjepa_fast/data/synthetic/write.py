@@ -16,10 +16,10 @@ import json
 import multiprocessing
 import os
 import zlib
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Callable, Mapping
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def _check(suite: Suite, splits: Mapping[str, int], size: int, frames: int, fps:
         if value < least:
             raise DataError(f"synthetic {suite.name}: {key} is {value}, must be at least {least}")
     if size % 2:
-        raise DataError(f"synthetic {suite.name}: size is {size}, must be even (H.264 stores colour at half resolution)")
+        raise DataError(f"synthetic {suite.name}: size is {size}, must be even (H.264 halves the colour planes)")
     for split, count in splits.items():
         if count < 0:
             raise DataError(f"synthetic {suite.name}: {split} is {count}, must be 0 or more clips")
@@ -97,7 +97,8 @@ def _claim(folder: Path, parameters: dict) -> None:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
-        changed = [k for k in parameters if found.get(k) != parameters[k]] if isinstance(found, dict) else ["everything"]
+        found = found if isinstance(found, dict) else {}
+        changed = [key for key in parameters if found.get(key) != parameters[key]]
         if changed:
             raise DataError(f"{folder}: already holds a suite rendered with another {', '.join(changed)}; "
                             "choose another folder or remove this one")
@@ -118,7 +119,7 @@ def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_prog
         # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
             results = pool.map(job, chunks)
-            for (split, start, end), part in zip(chunks, results):
+            for (split, start, end), part in zip(chunks, results, strict=True):
                 rows[split] += part
                 done += end - start
                 on_progress(done, total)
@@ -162,8 +163,9 @@ def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = 8, crf: in
         stream.codec_context.gop_size = gop
         stream.codec_context.thread_count = 1
         stream.options = {"crf": str(crf), "preset": "veryfast", "bf": "0"}
-        for frame in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for array in clip:
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="yuv420p", threads=1)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     os.replace(temporary, path)
 

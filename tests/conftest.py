@@ -1,0 +1,19 @@
+"""Fixtures that several parts share."""
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
+    """Real files: ``tiny_suites["motion8"]["train"]`` is the path of a manifest; likewise val, test, and "objects".
+
+    motion8: 12 / 8 / 8 H.264 videos, 16 frames of 64 x 64, 8 classes. objects: 12 / 8 / 8 JPEG images, 4 classes.
+    """
+    from vjepa_fast.data.synthetic import Objects, render_suite
+
+    folder = tmp_path_factory.mktemp("suites")
+    splits = {"train": 12, "val": 8, "test": 8}
+    objects = Objects(shapes=("disc", "cross"), patterns=("solid", "stripes"), colours=("red",))
+    return {"motion8": render_suite("motion8", folder / "motion8", splits=splits, size=64, frames=16),
+            "objects": render_suite(objects, folder / "objects", splits=splits, size=64)}

@@ -1,0 +1,139 @@
+"""Manifests, and making and checking them from folders."""
+import json
+import os
+import shutil
+
+import pytest
+
+from vjepa_fast.data import load_manifest
+from vjepa_fast.data.scan import check_manifest, scan_folder
+from vjepa_fast.errors import DataError
+
+
+def test_separators_quotes_blanks_and_relative_paths(tmp_path):
+    file = tmp_path / "m.csv"
+    file.write_text('a/one.mp4 3\n\n"two words.mp4" 0\nthree::1\n/abs/four.mp4\t2\nfive,x.mp4,4\n')
+    manifest = load_manifest(file)
+    assert manifest.paths == [str(tmp_path / "a/one.mp4"), str(tmp_path / "two words.mp4"), str(tmp_path / "three"),
+                              "/abs/four.mp4", str(tmp_path / "five,x.mp4")]
+    assert manifest.labels.tolist() == [3, 0, 1, 2, 4] and manifest.labels.dtype == "int64"
+    assert (manifest.name, manifest.num_classes, manifest.kind, len(manifest)) == ("m", 5, "video", 5)
+
+
+def test_relative_to_the_working_directory_if_only_there(tmp_path, monkeypatch):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "film.mp4").write_bytes(b"x")
+    (tmp_path / "lists" / "m.csv").write_text("film.mp4 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_manifest("lists/m.csv").paths == [str(tmp_path / "film.mp4")]
+    (tmp_path / "lists" / "film.mp4").write_bytes(b"x")
+    assert load_manifest("lists/m.csv").paths == [str(tmp_path / "lists" / "film.mp4")]
+
+
+@pytest.mark.parametrize("text, message", [("", "empty"), ("\n \n", "empty"), ("a.mp4\n", ":1: expected"),
+                                           ("a.mp4 0\nb.mp4 cat\n", ":2: expected"), ("a.mp4 -1\n", "negative")])
+def test_bad_manifests(tmp_path, text, message):
+    file = tmp_path / "bad.csv"
+    file.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        load_manifest(file)
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_manifest_and_folder(tmp_path):
+    with pytest.raises(DataError, match="no such manifest"):
+        load_manifest(tmp_path / "none.csv")
+    with pytest.raises(DataError, match="is a folder.*vjepa-fast data manifest"):
+        load_manifest(tmp_path)
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81" * 9)
+    with pytest.raises(DataError, match="cannot read"):
+        load_manifest(tmp_path / "binary.csv")
+
+
+def test_hash_follows_list_labels_and_files(tmp_path):
+    film, file = tmp_path / "a.mp4", tmp_path / "m.csv"
+    film.write_bytes(b"1")
+    file.write_text("a.mp4 0\n")
+    first = load_manifest(file).hash
+    assert load_manifest(file).hash == first
+    file.write_text("a.mp4 1\n")
+    second = load_manifest(file).hash
+    film.write_bytes(b"12")
+    assert len({first, second, load_manifest(file).hash}) == 3
+
+
+@pytest.fixture
+def class_folders(tmp_path, tiny_suites):
+    """DIR/<class>/<file>: 5 videos each of two classes, and something that is no video."""
+    paths = load_manifest(tiny_suites["motion8"]["train"]).paths
+    for i, path in enumerate(paths[:10]):
+        folder = tmp_path / "films" / ("walk" if i % 2 else "jump high")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    (tmp_path / "films" / "walk" / "notes.txt").write_text("no video")
+    return tmp_path / "films"
+
+
+def test_scan_gives_readable_manifests(class_folders, tmp_path):
+    written = scan_folder(class_folders)
+    assert written == {"train": {"path": str(class_folders / "train.csv"), "samples": 10, "classes": 2}}
+    assert json.loads((class_folders / "classes.json").read_text()) == ["jump high", "walk"]
+    moved = class_folders.rename(tmp_path / "moved")  # relative paths: the folder can move
+    manifest = load_manifest(moved / "train.csv")
+    assert all(map(os.path.isfile, manifest.paths))
+    assert all(("walk" in p) == bool(y) for p, y in zip(manifest.paths, manifest.labels))
+    assert check_manifest(manifest) == []
+
+
+def test_scan_splits_every_class_and_is_repeatable(class_folders, tmp_path):
+    out = tmp_path / "lists" / "own.csv"
+    written = scan_folder(class_folders, out=out, val_fraction=0.2, test_fraction=0.4, absolute=True)
+    assert {p: w["samples"] for p, w in written.items()} == {"train": 4, "val": 2, "test": 4}
+    parts = {p: load_manifest(w["path"]) for p, w in written.items()}
+    assert [len(set(m.labels.tolist())) for m in parts.values()] == [2, 2, 2]
+    assert len(set().union(*(m.paths for m in parts.values()))) == 10
+    names = {p.name for p in out.parent.iterdir()}
+    assert names == {"own.csv", "own_val.csv", "own_test.csv", "own_classes.json"}
+    before = out.read_text()
+    assert before.startswith("/")
+    scan_folder(class_folders, out=out, val_fraction=0.2, test_fraction=0.4, absolute=True)
+    assert out.read_text() == before
+
+
+def test_scan_of_ready_parts_and_loose_files(class_folders, tmp_path):
+    shutil.copytree(class_folders, tmp_path / "parts" / "train")
+    shutil.copytree(class_folders / "walk", tmp_path / "parts" / "test" / "walk")
+    written = scan_folder(tmp_path / "parts")
+    assert {p: w["samples"] for p, w in written.items()} == {"train": 10, "test": 5}
+    assert load_manifest(written["test"]["path"]).labels.tolist() == [1] * 5  # numbered as in train
+    with pytest.raises(DataError, match="already"):
+        scan_folder(tmp_path / "parts", val_fraction=0.1)
+    loose = scan_folder(class_folders / "walk")
+    assert loose["train"]["samples"] == 5 and loose["train"]["classes"] == 1
+
+
+def test_scan_refusals(class_folders, tmp_path, tiny_suites):
+    with pytest.raises(DataError, match="no such folder"):
+        scan_folder(tmp_path / "none")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DataError, match="no video or image"):
+        scan_folder(tmp_path / "bare")
+    with pytest.raises(DataError, match="fractions"):
+        scan_folder(class_folders, val_fraction=1.0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        scan_folder(class_folders, out=tmp_path / "file" / "x.csv")
+    shutil.copy(load_manifest(tiny_suites["objects"]["train"]).paths[0], class_folders / "walk")
+    with pytest.raises(DataError, match="10 videos and 1 images"):
+        scan_folder(class_folders)
+
+
+def test_check_lists_what_is_broken(broken, write_manifest, tiny_suites):
+    good = load_manifest(tiny_suites["motion8"]["train"]).paths[:2]
+    manifest = load_manifest(write_manifest([good[0], broken["zero"], good[1], broken["cut"]]))
+    bad = check_manifest(manifest)
+    assert [path for path, _ in bad] == [broken["zero"], broken["cut"]]
+    short = load_manifest(write_manifest([broken["cut"]]))
+    assert check_manifest(short, num_frames=2)[0][0] == broken["cut"] or check_manifest(short, num_frames=2, full=True)
+    images = load_manifest(tiny_suites["objects"]["val"])
+    assert images.kind == "image" and check_manifest(images) == []

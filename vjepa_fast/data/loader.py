@@ -1,0 +1,189 @@
+"""Batches for training: endless, resumable, the same whatever the number of reading threads.
+
+Shapes: B clips, F frames, S crop size.
+"""
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..config.schema import Config, DataConfig
+from ..errors import ConfigError, DataError
+from .augment import apply_view, random_view
+from .bad import BadSamples
+from .decode_pyav import Sampling
+from .manifest import load_manifest
+from .mixing import MixedSampler
+from .source import SourceReader
+
+_ATTEMPTS = 20  # unreadable samples in a row before a run stops whatever the share allowed
+_AHEAD = 2  # batches read ahead
+
+
+@dataclass
+class ClipGroup:
+    """Clips of one length.
+
+    Attributes:
+        clip: uint8 ``[B, 3, F, S, S]``. labels, dataset: int64 ``[B]``. paths: of each clip.
+        fpc: frames per clip. modality: "video" or "image" (the image stream, and clips of one frame).
+        first_sample: global number of the first clip; the clips count on from it.
+    """
+
+    clip: torch.Tensor
+    labels: torch.Tensor
+    dataset: torch.Tensor
+    paths: list[str]
+    fpc: int
+    modality: str
+    first_sample: int
+
+
+@dataclass
+class Batch:
+    """What one step reads: one group per clip length."""
+
+    groups: list[ClipGroup]
+    step: int
+
+
+@dataclass
+class _Sample:
+    dataset: int
+    index: int
+    clip: torch.Tensor | None  # [3, F or 1, S, S]
+    failed: list[tuple[int, str]] = field(default_factory=list)  # (index, reason) of what it stands in for
+
+
+class ClipLoader:
+    """Iterable of ``Batch``, without an end.
+
+    The sample of (seed, step, slot) is a pure function, slot being the place in the batch of all processes together;
+    so ``start_step`` resumes exactly. An unreadable sample is replaced by another of its dataset, which one being a
+    function of the same.
+
+    Args:
+        cfg: ``data``, ``data_aug``, ``seed`` and ``compat`` are used; with ``img`` ``img_data`` in place of ``data``.
+        rank, world: this process and the number of processes; each reads ``batch_size`` clips a step.
+        start_step: step of the first batch.
+        img: read the image stream.
+
+    Attributes:
+        bad: ``BadSamples``. manifests: one per dataset. step: the next batch's.
+
+    Raises:
+        DataError: a manifest cannot be used; or, while iterating, too many samples cannot be read.
+        ConfigError: settings that do not fit one another.
+    """
+
+    def __init__(self, cfg: Config, *, rank: int = 0, world: int = 1, start_step: int = 0, img: bool = False):
+        self.section = "img_data" if img else "data"
+        data = cfg.img_data if img else cfg.data
+        if data is None or not data.datasets:
+            raise ConfigError(f"{self.section}.datasets: name at least one manifest (vjepa-fast data manifest FOLDER)")
+        self.data, self.aug, self.img = data, cfg.data_aug, img
+        self.rank, self.world, self.step = rank, world, start_step
+        self.manifests = [load_manifest(path) for path in data.datasets]
+        for manifest in self.manifests:
+            if img and manifest.kind != "image":
+                raise DataError(f"{manifest.path}: lists videos, {self.section} is for images")
+        self.fpcs = _frames_per_clip(data, self.section)
+        self.bad = BadSamples(self.manifests, data.max_bad_fraction)
+        self._sampler = MixedSampler([len(m) for m in self.manifests], data.datasets_weights, (cfg.seed, int(img)))
+        spread = "published" if cfg.compat == "published" else "even"
+        self._reader = SourceReader(Sampling(data.frame_sample_rate, data.fps, data.duration, spread), data.cache_mb)
+        self._seed = (cfg.seed, int(img), 4)
+        self._pin = data.pin_mem and cfg.runtime.device != "cpu" and torch.cuda.is_available()
+        self._pool = ThreadPoolExecutor(data.num_workers, "vjepa-fast-data") if data.num_workers > 0 else None
+        self._queue: deque[list[Future]] = deque()
+
+    def __iter__(self) -> ClipLoader:
+        return self
+
+    def __next__(self) -> Batch:
+        size = self.data.batch_size
+        first = (self.step * self.world + self.rank) * size
+        if self._pool is None:
+            samples = [self._load(first + slot) for slot in range(size)]
+        else:
+            while len(self._queue) <= _AHEAD:
+                begin = ((self.step + len(self._queue)) * self.world + self.rank) * size
+                self._queue.append([self._pool.submit(self._load, begin + slot) for slot in range(size)])
+            samples = [future.result() for future in self._queue.popleft()]
+        for sample in samples:
+            self._account(sample)
+        batch = Batch(self._group(samples, first), self.step)
+        self.step += 1
+        return batch
+
+    def close(self) -> None:
+        """Stop reading ahead. The loader cannot be used after it."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._queue.clear()
+
+    def __enter__(self) -> ClipLoader:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def _load(self, position: int) -> _Sample:
+        dataset, index = self._sampler(position)
+        sample = _Sample(dataset, index, None)
+        for attempt in range(_ATTEMPTS):
+            try:
+                sample.clip = self._read(position, attempt, dataset, sample.index)
+                break
+            except DataError as error:
+                sample.failed.append((sample.index, str(error)))
+                sample.index = self._sampler.replacement(position, attempt, dataset)
+        return sample
+
+    def _read(self, position: int, attempt: int, dataset: int, index: int) -> torch.Tensor:
+        generator = np.random.default_rng([*self._seed, position, attempt])
+        manifest = self.manifests[dataset]
+        frames = self._reader.read(manifest.paths[index], manifest.kind, self.fpcs[dataset], "random", generator)
+        view = random_view(generator, frames.shape[1], frames.shape[2], self.aug)
+        return apply_view(frames, view, self.data.crop_size)
+
+    def _account(self, sample: _Sample) -> None:
+        paths = self.manifests[sample.dataset].paths
+        for index, reason in sample.failed:
+            self.bad.add(sample.dataset, index, paths[index], reason)
+        if sample.clip is None:
+            raise DataError(f"{self.manifests[sample.dataset].path}: {_ATTEMPTS} samples in a row cannot be read; "
+                            f"the last: {sample.failed[-1][1]}")
+        self.bad.add(sample.dataset, sample.index, paths[sample.index], None)
+
+    def _group(self, samples: list[_Sample], first: int) -> list[ClipGroup]:
+        groups, done = [], 0
+        for fpc in dict.fromkeys(self.fpcs):
+            members = [s for s in samples if self.fpcs[s.dataset] == fpc]
+            if not members:
+                continue
+            crop = self.data.crop_size
+            clip = torch.empty((len(members), 3, fpc, crop, crop), dtype=torch.uint8, pin_memory=self._pin)
+            for row, sample in zip(clip, members):
+                row.copy_(sample.clip)  # a single image is repeated over the frames
+            manifests = [self.manifests[s.dataset] for s in members]
+            groups.append(ClipGroup(
+                clip, torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)]),
+                torch.tensor([s.dataset for s in members]), [m.paths[s.index] for m, s in zip(manifests, members)],
+                fpc, "image" if self.img or fpc == 1 else "video", first + done))
+            done += len(members)
+        return groups
+
+
+def _frames_per_clip(data: DataConfig, section: str) -> tuple[int, ...]:
+    fpcs = tuple(data.dataset_fpcs)
+    if len(fpcs) == 1:
+        fpcs *= len(data.datasets)
+    if len(fpcs) != len(data.datasets) or min(fpcs) < 1:
+        raise ConfigError(f"{section}.dataset_fpcs: {list(data.dataset_fpcs)} for {len(data.datasets)} datasets; "
+                          "give one positive number, or one per dataset")
+    return fpcs
