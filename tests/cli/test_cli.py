@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,12 +22,15 @@ def vjepa_fast(*args, cwd=None, **kwargs):
 
 def test_help_is_fast_and_lists_every_command():
     times = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        before = os.times()
         done = vjepa_fast("--help")
-        times.append(time.perf_counter() - start)
+        after = os.times()
         assert done.returncode == 0
-    assert min(times) < 0.5
+        # processor time, so that a busy machine does not count; where the system does not tell it, elapsed time
+        used = sum(after[2:4]) - sum(before[2:4])
+        times.append(used if os.name == "posix" else after.elapsed - before.elapsed)
+    assert 0 < min(times) < 0.5
     for name in cli.COMMANDS:
         assert re.search(rf"^  {name} +\w", done.stdout, re.M)
 
