@@ -90,6 +90,18 @@ def test_context_without_pairs(term, compat):
         assert found and not any(g.any() for g in found.values())
 
 
+@pytest.mark.parametrize("term", [t for t in TERMS if over_time(t) and "masks_enc" in registry()[t].needs])
+def test_a_mask_without_pairs_does_not_dilute_the_others(term):
+    def keep(grid, j):  # mask 0 sees everything, mask 1 one time step
+        n = grid[0] * grid[1] * grid[2]
+        return list(range(n if j == 0 else grid[1] * grid[2]))
+
+    both = random_state(keep=keep)
+    per_mask = {k: [xs[:1] for xs in getattr(both, k)] for k in ("z", "masks_enc")}
+    plan = build(term)
+    assert plan(both).total.item() == plan(dataclasses.replace(both, **per_mask)).total.item() > 0
+
+
 @each_term
 @each_mode
 def test_single_frame_clips(term, compat):
