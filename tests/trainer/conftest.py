@@ -15,7 +15,7 @@ def config(folder="unused", **sections) -> schema.Config:
         data=schema.DataConfig(dataset_fpcs=(4,), batch_size=3, crop_size=32, patch_size=8),
         masks=schema.MasksConfig(specs=(spec(num_blocks=2, spatial_scale=(0.3, 0.3)), spec(1, (0.5, 0.5)))),
         model=schema.ModelConfig(embed_dim=48, depth=4, num_heads=2, pred_embed_dim=24, pred_depth=2, pred_num_heads=2),
-        objectives={"pred": {}, "context": {"coeff": 0.5, "warmup": [0, 0]}, "ld": {"hidden_dim": 8}},
+        objectives={"pred": {}, "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True}, "ld": {"hidden_dim": 8}},
         optimization=schema.OptimizationConfig(epochs=3, ipe=4, lr=1e-3, warmup=0.5),
         target=schema.TargetConfig(ema=(0.9, 1.0)),
         runtime=schema.RuntimeConfig(device="cpu", dtype="float32", log_every=1, save_every=1000, monitor_every=1000,

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from vjepa_fast import models, objectives, ops
 from vjepa_fast.config import schema
 from vjepa_fast.errors import CheckpointError, ConfigError
+from vjepa_fast.reference import build_reference
 from vjepa_fast.trainer.schedules import Schedules
 from vjepa_fast.trainer.step import TrainStep, resolve_device
 
@@ -80,6 +81,54 @@ def test_steps_equal_the_same_steps_written_out():
     total = sum(float(outs[0].terms[k]) * w for k, w in (("pred", 1), ("context", 0.5), ("ld", 1)))
     assert abs(total - float(outs[0].loss)) < 1e-5
     assert outs[1].lr == Schedules.from_config(cfg).lr(1) and outs[0].momentum == 0.9
+
+
+def paired(cfg):
+    """Our step and the reference's with the same weights."""
+    step, o = TrainStep(cfg), cfg.optimization
+    reference = build_reference(
+        crop_size=32, patch_size=8, num_frames=4, embed_dim=48, depth=4, num_heads=2, pred_embed_dim=24, pred_depth=2,
+        pred_num_heads=2, objectives=cfg.objectives, ld_grad=cfg.compat == "intended", epochs=o.epochs, ipe=o.ipe, lr=o.lr,
+        start_lr=o.start_lr, final_lr=o.final_lr, warmup=o.warmup, ema=cfg.target.ema, eps=o.eps,
+        disable_ema=cfg.target.mode == "online", mask_index=0 if step.shared_token else None,
+    )
+    reference.encoder.load_state_dict(step.encoder.state_dict())
+    reference.target_encoder.load_state_dict(step.encoder.state_dict())
+    reference.predictor.load_state_dict(step.predictor.state_dict())
+    reference.losses.load_state_dict(step.plan.state_dict())
+    return step, reference
+
+
+HEADLINE = {"pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [0, 4], "weight_distance": True}, "fwm_static": {"coeff": 0.05},
+            "fwm_orth": {"coeff": 0.01}, "ld": {"channels": "dynamics", "hard_weighting": 1.0}}
+
+
+@pytest.mark.parametrize("sections", [
+    {}, {"objectives": HEADLINE}, {"objectives": HEADLINE, "compat": "published"},
+    {"objectives": {"pred": {}, "kinematic": {}}, "compat": "published", "target": {"mode": "online"}},
+    {"model": {"mask_token_index": "zero"}},
+])
+def test_steps_equal_the_references(sections):
+    """Whole steps of the published algorithm: losses, gradients' effect (AdamW), schedules and EMA, three in a row."""
+    step, reference = paired(config(optimization={"eps": 1e-2}, **sections))  # Adam's eps turns rounding into steps
+    pairs = ((step.encoder, reference.encoder), (step.target_encoder, reference.target_encoder),
+             (step.predictor, reference.predictor), (step.plan, reference.losses))
+    before = [{k: v.clone() for k, v in mine.state_dict().items()} for mine, _ in pairs]
+    for i in range(3):
+        b = batch(i, frames=(4,))
+        masks_enc, masks_pred = step.sampler(b.groups[0].clip, step=i, first_sample=0)
+        theirs = reference([b.groups[0].clip], [masks_enc], [masks_pred])
+        ours = step(b, i)
+        torch.testing.assert_close(float(ours.loss), theirs["loss"], rtol=2e-5, atol=0)
+        for name, value in theirs["terms"].items():
+            torch.testing.assert_close(float(ours.terms[name]), value, rtol=5e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+        assert {k: float(w) for k, w in ours.weights.items()} == pytest.approx(theirs["weights"])
+        assert (ours.lr, ours.weight_decay) == pytest.approx((theirs["lr"], theirs["wd"]))
+    for (mine, other), start in zip(pairs, before):
+        theirs = other.state_dict()
+        for key, value in mine.state_dict().items():
+            moved = (theirs[key] - start[key]).norm()
+            assert (value - theirs[key]).norm() <= 1e-3 * moved + 1e-6, key
 
 
 def test_ema_target_moves_after_the_optimiser_and_by_the_momentum():

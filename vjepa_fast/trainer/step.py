@@ -187,13 +187,12 @@ class TrainStep:
             modality="image" if image else "video", mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
         )
         for number, group in enumerate(batch.groups):
-            raw = group.clip.to(self.device, non_blocking=True)
+            clip = group.clip.to(self.device, non_blocking=True)  # uint8: the patch embedding normalises what it reads
             still = group.modality == "image"
             sampler = self.img_sampler if still else self.sampler
             key = number + IMAGE_GROUPS if still else number
-            enc, pred = sampler(raw, step=index, first_sample=group.first_sample, group=key)
+            enc, pred = sampler(clip, step=index, first_sample=group.first_sample, group=key)
             enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
-            clip = ops.normalize_clip(raw, cfg.data_aug.mean, cfg.data_aug.std)
             h, z, z_pred, z_context = self._group(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
             state.clips.append(clip)
