@@ -200,6 +200,30 @@ def test_copies_are_independent(small):
     assert not torch.equal(encoder(clip), twin(clip))
 
 
+@pytest.mark.parametrize("variant", ["v2", "v2.1"])
+def test_compiles_in_one_graph(small, variant):
+    """No graph breaks, and positions enter as a constant; the real form replaces complex numbers there."""
+    encoder = small(rope_variant=variant, depth=2, levels=2)
+    predictor = build_predictor(encoder, embed_dim=12, depth=1, num_heads=2)
+    clip, enc, pred = torch.randn(2, 3, 4, 32, 32), ids(32, 9), ids(32, 7)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    try:
+        z = torch.compile(encoder, backend=backend, fullgraph=True)(clip, enc)
+        got, _ = torch.compile(predictor, backend=backend, fullgraph=True)(z, enc, pred)
+    finally:
+        torch._dynamo.reset()
+    assert torch.allclose(got, predictor(encoder(clip, enc), enc, pred)[0], atol=1e-5)
+    assert len(graphs) == 2
+    targets = {str(node.target) for graph in graphs for node in graph.graph.nodes}
+    assert not any("complex" in t or "polar" in t or "cos" in t for t in targets), targets
+
+
 @pytest.mark.parametrize("arguments, message", [
     (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean 'vit_base'"),
     (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),

@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def table(grid, head_dim=16, variant="v2.1", base=None, dtype=torch.float64):
-    return rope.rope_table(grid, head_dim, variant, base, dtype, CPU)
+    return rope.rope_table(grid, head_dim, variant, base, dtype, CPU, rope.as_rotor(variant, dtype, CPU))
 
 
 def rotate_by_hand(x, position, variant, stretch=(1.0, 1.0, 1.0)):
@@ -54,13 +54,14 @@ def test_complex_and_real_forms_agree():
     grid, heads, d = (2, 3, 4), 3, 20
     qkv = torch.randn(2, 10, 3 * heads * d)
     idx = torch.stack([torch.randperm(24)[:10] for _ in range(2)])
-    angles = rope._angles(grid, d, None).flatten(1).repeat_interleave(2, -1)
-    real = torch.stack((angles.cos(), angles.sin()), 1).float()
-    got = attention.attend(qkv, rope.take(table(grid, d, dtype=torch.float32), idx), heads)
-    want = attention.attend(qkv, rope.take(real, idx), heads)
+    real = rope.rope_table(grid, d, "v2.1", None, torch.float32, CPU, False)
+    rotor = table(grid, d, dtype=torch.float32)
+    assert rotor.is_complex() and not real.is_complex()
+    got = attention.attend(qkv, rotor[idx], heads)
+    want = attention.attend(qkv, real[idx], heads)
     assert torch.allclose(got, want, atol=1e-5)
     with torch.no_grad():  # the in-place form of the real path
-        assert torch.allclose(attention.attend(qkv.clone(), rope.take(real, idx), heads), want, atol=1e-6)
+        assert torch.allclose(attention.attend(qkv.clone(), real[idx], heads), want, atol=1e-6)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -112,8 +113,8 @@ def test_table_is_kept():
 def test_table_made_in_inference_mode_can_be_trained_with():
     grid = (2, 5, 3)
     with torch.inference_mode():
-        rope.rope_table(grid, 12, "v2.1", 7, torch.float32, CPU)
-    full = rope.rope_table(grid, 12, "v2.1", 7, torch.float32, CPU)
+        rope.rope_table(grid, 12, "v2.1", 7, torch.float32, CPU, True)
+    full = rope.rope_table(grid, 12, "v2.1", 7, torch.float32, CPU, True)
     qkv = torch.randn(1, 30, 36, requires_grad=True)
     attention.attend(qkv, full, 1).sum().backward()
     assert qkv.grad is not None

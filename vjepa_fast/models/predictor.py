@@ -34,8 +34,7 @@ class Predictor(nn.Module):
         self.num_mask_tokens, self.return_all_tokens, self.normalize = num_mask_tokens, return_all_tokens, normalize
         self.hierarchical_layers = predictor_levels(depth, levels)
         self.patch_size, self.built_grid = encoder.patch_size, encoder.built_grid
-        self.use_rope, self.rope_variant = encoder.use_rope, encoder.rope_variant
-        self.rope_base = rope.base_grid(encoder.patch_size) if encoder.interpolate_rope else None
+        self.use_rope, self.rope_variant, self.rope_base = encoder.use_rope, encoder.rope_variant, encoder.rope_base
         self.modality_embedding = encoder.modality_embedding and encoder.img_temporal_dim_size is not None
         self.use_activation_checkpointing = use_activation_checkpointing
 
@@ -101,13 +100,10 @@ class Predictor(nn.Module):
         idx_BK = torch.cat((idx_enc, idx_pred), 1).long()
         table = None
         if self.use_rope:
-            dtype = torch.promote_types(x.dtype, torch.float32)
-            head_dim = self.embed_dim // self.num_heads
-            full = rope.rope_table(grid, head_dim, self.rope_variant, self.rope_base, dtype, x.device)
-            table = rope.take(full, idx_BK)
+            table = rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
         else:
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
-            x = x + rope.take(pos[0], idx_BK)
+            x = x + pos[0, idx_BK]
         for block in self.predictor_blocks:
             x = run_block(block, x, table, self.use_activation_checkpointing)
         n = idx_enc.shape[1]

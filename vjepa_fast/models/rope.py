@@ -23,9 +23,15 @@ def rotated_channels(head_dim: int) -> int:
     return 3 * 2 * ((head_dim // 3) // 2)
 
 
-@lru_cache(maxsize=64)
+def as_rotor(variant: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether to hold the table as complex rotors: the fastest form on a CPU, but one the compiler cannot fuse."""
+    if variant != "v2.1":
+        return False
+    return dtype == torch.float64 or (device.type in ("cpu", "meta") and not torch.compiler.is_compiling())
+
+
 def rope_table(
-    grid: Grid, head_dim: int, variant: str, base: int | None, dtype: torch.dtype, device: torch.device
+    grid: Grid, head_dim: int, variant: str, base: int | None, dtype: torch.dtype, device: torch.device, rotor: bool
 ) -> torch.Tensor:
     """Rotation of every token of a grid (V-JEPA 2, arXiv:2506.09985, section 2.1; computed once per grid and kept).
 
@@ -34,13 +40,22 @@ def rope_table(
             repeats the frequencies of an axis in halves, as the V-JEPA 2 weights were trained.
         base: with ``interpolate_rope``, the patches per side that h and w are stretched to; None leaves them.
         dtype: float32 or float64, of the angles whatever autocast says.
+        rotor: see ``as_rotor``.
     Returns:
-        ``v2.1`` on the CPU, or in float64: complex [N, d/2], the unit rotor of each channel pair (1 where not rotated).
+        With ``rotor`` complex [N, d/2], the unit rotor of each channel pair (1 where not rotated).
         Otherwise float32 [N, 2, R], cosines and sines by channel: what ``ops.rope3d`` takes.
     """
+    return _make_table(grid, head_dim, variant, base, dtype, device, rotor)
+
+
+rope_table._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
+
+
+@lru_cache(maxsize=64)
+def _make_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
         angles = _angles(grid, head_dim, base)
-        if variant == "v2.1" and (device.type in ("cpu", "meta") or dtype == torch.float64):
+        if rotor:
             angles = torch.nn.functional.pad(angles.flatten(1), (0, head_dim // 2 - rotated_channels(head_dim) // 2))
             table = torch.polar(torch.ones_like(angles), angles)
             return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64).to(device)
@@ -61,9 +76,13 @@ def _angles(grid: Grid, head_dim: int, base: int | None) -> torch.Tensor:
     return positions[:, :, None] * freq
 
 
-def take(table: torch.Tensor, idx_BK: torch.Tensor) -> torch.Tensor:
-    """The rows of a table or position embedding [N, ...] at token ids [B,K] -> [B,K,...]."""
-    return table[idx_BK]
+def rows(
+    x: torch.Tensor, grid: Grid, idx_BK: torch.Tensor | None, head_dim: int, variant: str, base: int | None
+) -> torch.Tensor:
+    """The rows of ``rope_table`` for the tokens ``x`` at ids [B,K], or for all tokens of the grid without ids."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    table = rope_table(grid, head_dim, variant, base, dtype, x.device, as_rotor(variant, dtype, x.device))
+    return table if idx_BK is None else table[idx_BK]
 
 
 def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool) -> torch.Tensor:

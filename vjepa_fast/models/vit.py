@@ -84,7 +84,8 @@ class VisionTransformer(nn.Module):
         self.img_size, self.patch_size = img_size, patch_size
         self.num_frames, self.tubelet_size = num_frames, tubelet_size
         self.built_grid = (num_frames // tubelet_size, img_size[0] // patch_size, img_size[1] // patch_size)
-        self.use_rope, self.rope_variant, self.interpolate_rope = use_rope, rope_variant, interpolate_rope
+        self.use_rope, self.rope_variant = use_rope, rope_variant
+        self.rope_base = rope.base_grid(patch_size) if interpolate_rope else None
         self.uniform_power, self.modality_embedding = uniform_power, modality_embedding
         self.img_temporal_dim_size = img_temporal_dim_size
         self.use_activation_checkpointing = use_activation_checkpointing
@@ -156,20 +157,13 @@ class VisionTransformer(nn.Module):
             x = x + (self.img_mod_embed if image else self.video_mod_embed).to(x.dtype)
         if not self.use_rope:
             pos = rope.resize_sincos(self.pos_embed, self.built_grid, grid).to(x.dtype)
-            x = x + (pos if idx_BK is None else rope.take(pos[0], idx_BK))
+            x = x + (pos if idx_BK is None else pos[0, idx_BK])
         return x
 
     def _rope(self, x: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor | None:
         if not self.use_rope:
             return None
-        table = self.rope_table(grid, x.dtype, x.device)
-        return table if idx_BK is None else rope.take(table, idx_BK)
-
-    def rope_table(self, grid: rope.Grid, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """The table of ``rope.rope_table`` for this encoder's heads."""
-        base = rope.base_grid(self.patch_size) if self.interpolate_rope else None
-        dtype = torch.promote_types(dtype, torch.float32)
-        return rope.rope_table(grid, self.embed_dim // self.num_heads, self.rope_variant, base, dtype, device)
+        return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
     def _blocks(self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool) -> torch.Tensor:
         outs = []
