@@ -19,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
 
 def python(code, *, path=ROOT, cwd=None):
     env = {**os.environ, "PYTHONPATH": str(path)}
-    return subprocess.run([sys.executable, "-c", code], env=env, cwd=cwd, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], env=env, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def names(wheel):
@@ -43,7 +43,7 @@ def build(tree, out, *, mode="auto", cxx=None, command="bdist_wheel"):
     env.update(VJEPA_FAST_BUILD=mode, **({"CXX": cxx} if cxx else {}))
     shutil.rmtree(tree / "build", ignore_errors=True)
     done = subprocess.run([sys.executable, "setup.py", command, "--dist-dir", str(out)], cwd=tree, env=env,
-                          capture_output=True, text=True, timeout=300)
+                          capture_output=True, text=True, timeout=600)
     files = sorted(out.glob("*")) if out.is_dir() else []
     return done, files[0] if files else None
 

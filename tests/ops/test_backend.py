@@ -71,7 +71,7 @@ def test_unknown_names_are_refused(monkeypatch):
 def test_environment_variable_reaches_real_ops():
     env = {**os.environ, "VJEPA_FAST_BACKEND": "triton", "PYTHONPATH": str(ROOT)}
     code = "import torch\nfrom vjepa_fast import ops\nops.target_norm(torch.ones(1, 4), 2)"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode != 0 and "target_norm has no triton implementation" in done.stderr
 
 
