@@ -292,8 +292,8 @@ def _truncate(spec, predicted_BN, truncate, sample_B, seed, step, key) -> tuple[
     if spec.max_keep is not None:
         enc_len = enc_len.clamp_max(spec.max_keep)
     if truncate == "random":
-        enc_BN = _keep_random(enc_BN, enc_len, sample_B, seed, step, _stream(philox.TRUNCATE_ENC, key))
-        pred_BN = _keep_random(pred_BN, pred_len, sample_B, seed, step, _stream(philox.TRUNCATE_PRED, key))
+        word_BN = _token_words(sample_B, enc_BN.shape[1], seed, step, key)
+        enc_BN, pred_BN = _keep_lowest(enc_BN, enc_len, word_BN), _keep_lowest(pred_BN, pred_len, word_BN)
     else:
         enc_BN, pred_BN = _keep_first(enc_BN, enc_len), _keep_first(pred_BN, pred_len)
     if spec.full_complement:
@@ -307,16 +307,19 @@ def _keep_first(mask_BN, length_B) -> torch.Tensor:
     return mask_BN & (mask_BN.cumsum(1) <= length_B[:, None])
 
 
-def _keep_random(mask_BN, length_B, sample_B, seed, step, stream) -> torch.Tensor:
-    """The ``length_B`` True entries of lowest random word (ties by index); a word is keyed by sample and token."""
-    tokens = mask_BN.shape[1]
-    group = torch.arange((tokens + 3) // 4, device=mask_BN.device)
-    words = philox.words(seed, step, sample_B[:, None], (stream | group)[None, :])
-    word = torch.stack(words, dim=2).flatten(1)[:, :tokens]
-    rank_key = (word << 22) | torch.arange(tokens, device=mask_BN.device)
-    rank_key = torch.where(mask_BN, rank_key, torch.iinfo(torch.int64).max)
-    last = rank_key.sort(1).values.gather(1, (length_B[:, None] - 1).clamp_min(0))
-    return mask_BN & (rank_key <= last) & (length_B[:, None] > 0)
+def _token_words(sample_B, tokens: int, seed, step, key) -> torch.Tensor:
+    """``[B,N]`` a random word per sample and token, made distinct by the token's index in its low bits."""
+    token_N = torch.arange(tokens, device=sample_B.device)
+    stream = _stream(philox.TRUNCATE, key, token_N[: (tokens + 3) // 4])
+    words = philox.words(seed, step, sample_B[:, None], stream[None, :])
+    return (torch.stack(words, dim=2).flatten(1)[:, :tokens] << 22) | token_N
+
+
+def _keep_lowest(mask_BN, length_B, word_BN) -> torch.Tensor:
+    """The ``length_B`` True entries of lowest word."""
+    word_BN = torch.where(mask_BN, word_BN, torch.iinfo(torch.int64).max)
+    last = word_BN.sort(1).values.gather(1, (length_B[:, None] - 1).clamp_min(0))
+    return mask_BN & (word_BN <= last) & (length_B[:, None] > 0)
 
 
 def _compact(mask_SBN) -> tuple[torch.Tensor, torch.Tensor]:
@@ -326,5 +329,4 @@ def _compact(mask_SBN) -> tuple[torch.Tensor, torch.Tensor]:
     count = mask_SBN.cumsum(-1)
     slot = torch.where(mask_SBN, count - 1, tokens)  # one spare slot takes what is not kept
     packed = token_N.new_zeros((*mask_SBN.shape[:-1], tokens + 1)).scatter_(-1, slot, token_N)
-    packed[..., tokens] = 0
     return packed[..., :tokens].contiguous(), count[..., -1].contiguous()

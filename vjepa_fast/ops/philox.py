@@ -8,14 +8,15 @@ Every number a mask uses comes from one call, with
     counter = (sample index low 32 bits, sample index high 32 bits, step, stream)
     stream  = kind << 28 | spec << 20 | attempt << 14 | item
 
-``kind`` is one of the constants below. ``item`` is the block (kind ORIGIN, 14 bits) or the group of four tokens (kinds
-TRUNCATE_*, which have no attempt and use all 20 bits). SIZE has sample index, attempt and item 0.
+``kind`` is one of the constants below. SIZE: sample index, attempt and item are 0; words 0 to 2 give time, scale and
+aspect. ORIGIN: item is the block (14 bits); words 0 to 2 place it along t, y and x, word 3 draws from the saliency.
+TRUNCATE: no attempt, item is the group of four tokens (20 bits), one word each.
 """
 from __future__ import annotations
 
 import torch
 
-SIZE, ORIGIN, TRUNCATE_ENC, TRUNCATE_PRED = range(4)
+SIZE, ORIGIN, TRUNCATE = range(3)
 MAX_SPECS, MAX_ATTEMPTS, MAX_BLOCKS, MAX_ITEMS = 1 << 8, 1 << 6, 1 << 14, 1 << 20
 
 _MASK = 0xFFFFFFFF
