@@ -180,6 +180,7 @@ def test_heads_depend_on_the_seed_and_on_nothing_else():
     crowd = plan_of({"hamiltonian": {}, "ac": {}, "ld": {}}, seed=3)
     for key, want in alone.heads["ld"].state_dict().items():
         assert torch.equal(want, crowd.heads["ld"].state_dict()[key])
+    assert not torch.equal(crowd.heads["ld"][0].weight, crowd.heads["ac"][0].weight)
     other = plan_of({"ld": {}}, seed=4)
     assert not torch.equal(alone.heads["ld"][0].weight, other.heads["ld"][0].weight)
 
