@@ -125,7 +125,7 @@ def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
 def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):
     html = report.write_report(tmp_path / "r.html", **material).read_text()
     cells = re.findall(
-        r"<td class=\"(above|below|level)?\"><b>([\d.]+)</b><span class=\"ci\">([\d.]+) to ([\d.]+)</span>", html
+        r"<td class=\"(above|below|level)?\"><b>([\d.]+)</b><span class=\"ci\">([\d.]+)&ndash;([\d.]+)</span>", html
     )
     expected = sorted(
         (r.verdict if r.kind == "pretrained" else "", *(f"{100 * v:.1f}" for v in (r.accuracy, r.low, r.high)))

@@ -11,7 +11,9 @@ import hashlib
 import json
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -70,7 +72,7 @@ def run_tasks(
             workers,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start,
-            initargs=(str(folder / "logs"), threads),
+            initargs=(str(folder / "logs"),),
         )
         try:
             while waiting or running:
@@ -125,7 +127,7 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
         raise KeyboardInterrupt from None
 
 
-def _start(logs: str, threads: int) -> None:
+def _start(logs: str) -> None:
     """A worker writes what it has to say to a file of its own, so that the terminal stays the demo's."""
     out = os.open(os.path.join(logs, f"worker-{os.getpid()}.log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(out, 1)
@@ -134,9 +136,13 @@ def _start(logs: str, threads: int) -> None:
         os.fdopen(1, "w", buffering=1, closefd=False),
         os.fdopen(2, "w", buffering=1, closefd=False),
     )
-    import torch
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
 
-    torch.set_num_threads(threads)
+
+def _leave_with_parent() -> None:
+    """A worker whose parent was killed stops too (a trainer saves first), so that a repeated command finds no rival."""
+    multiprocessing.parent_process().join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _key(task: Task, results: dict, keys: dict) -> str:

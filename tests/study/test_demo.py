@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from vjepa_fast import config
+from vjepa_fast.errors import UserError
+from vjepa_fast.study import plan as plans
+from vjepa_fast.study.demo import Demo, run_demo
+from vjepa_fast.study.plan import DemoPlan, DemoRun, plan_for, run_config
+
+TINY = DemoPlan(
+    suites={
+        "motion8": {"train": 24, "val": 16, "test": 16},
+        "objects": {"train": 48, "val": 48, "test": 48},
+        "fewshot": {"train": 72, "test": 144},
+    },
+    probed=("motion8", "objects"),
+    size=32,
+    runs=(
+        DemoRun("baseline single", "baseline", "single", "demo_baseline_single", {"motion8": 1.0}),
+        DemoRun("fwm_hw_ld mixed", "fwm_hw_ld", "mixed", "demo_fwm_hw_ld_mixed", {"motion8": 0.8, "objects": 0.2}),
+    ),
+    overrides=(
+        "data.crop_size=32",
+        "data.batch_size=4",
+        "optimization.epochs=1",
+        "optimization.ipe=4",
+        "optimization.warmup=0.5",
+        "model.embed_dim=24",
+        "model.num_heads=2",
+        "model.pred_embed_dim=24",
+        "model.pred_num_heads=2",
+        "runtime.log_every=2",
+        "runtime.monitor_every=2",
+    ),
+    supervised_steps=2,
+    supervised_batch=4,
+    episodes=20,
+    queries=1,
+)
+
+
+def test_demo_end_to_end_and_again(tmp_path):
+    rows, report = run_demo(tmp_path / "demo", TINY, workers=2)
+    html = report.read_text()
+    for text in ("random init", "raw pixels", "supervised (small)", "baseline single, student", "fwm_hw_ld mixed"):
+        assert text in html
+    expected = 2 * (2 * 2 + 2)  # target and student of two runs... per run: two suites by two probes, and 1- and 5-shot
+    pretrained = [r for r in rows if r.kind == "pretrained"]
+    assert len(pretrained) == 2 * expected and all(r.difference is not None for r in pretrained)
+    assert {r.kind for r in rows if r.suite == "motion8"} == {"random", "pixels", "supervised", "pretrained"}
+    assert sum(r.kind == "supervised" for r in rows) == 2 + 2
+    for section in ("loss", "collapse", "masks", "pca", "tradeoff"):
+        assert f'<section id="{section}">' in html
+    assert "No metrics were recorded" not in html and "No monitors were recorded" not in html
+    stored = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert [r["accuracy"] for r in stored["rows"]] == [r.accuracy for r in rows]
+
+    events = []
+    again, _ = run_demo(tmp_path / "demo", TINY, workers=2, on_event=lambda kind, name: events.append((kind, name)))
+    assert {kind for kind, _ in events} == {"kept"} and [r.to_dict() for r in again] == [r.to_dict() for r in rows]
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        run_demo(tmp_path / "file" / "demo", TINY)
+
+
+def test_the_plan_is_the_studys():
+    names = [run.name for run in DemoPlan().runs]
+    assert names == ["baseline single", "fwm_hw_ld single", "baseline mixed", "fwm_hw_ld mixed"]
+    assert set(plans.SINGLE) == {"dive", "motion8"}
+    groups = {"motion": 0.0, "order": 0.0, "objects": 0.0}
+    for name, weight in plans.MIXED.items():
+        groups["motion" if name in plans.SINGLE else name] += weight
+    assert groups == pytest.approx({"motion": 0.2, "order": 0.6, "objects": 0.2})
+
+
+def test_minutes_stretch_the_steps_and_the_ema_together():
+    plan, run = plan_for(9.5), DemoPlan().runs[0]
+    manifests = {n: {"train": f"{n}.csv"} for n in run.weights}
+    plain, long = (run_config(p, run, manifests, "out", 1) for p in (DemoPlan(), plan))
+    assert plan.train_scale == 2.0 and long.optimization.ipe == 2 * plain.optimization.ipe
+    assert 1 - long.target.ema[0] == pytest.approx((1 - plain.target.ema[0]) / 2)
+    assert plain.optimization == config.load(run.recipe).optimization and plan_for(None).train_scale == 1.0
+    assert plain.data.datasets == ("dive.csv", "motion8.csv") and plain.folder == "out"
+
+
+def test_every_task_that_is_needed_exists_and_controls_share_the_runs_weights():
+    demo = Demo("somewhere", DemoPlan())
+    tasks = {t.name: t for t in demo.tasks()}
+    assert all(n in tasks for t in tasks.values() for n in t.needs)
+    shapes = {json.dumps([c["model"], c["seed"]], sort_keys=True) for c in map(demo.plain, demo.configs)}
+    assert len(shapes) == 1
