@@ -1,6 +1,6 @@
 """A whole training step on the CPU under pytest-benchmark: ours and the reference, same weights, clips and masks.
 
-ViT-tiny, 112 px, 16 frames, batch 4, float32, the objectives of the headline run (fwm_hw_ld). From the repository's root:
+ViT-tiny, 112 px, 16 frames, batch 4, float32, the objectives of the headline run (fwm_hw_ld). From the root:
 
     python -m pytest benchmarks/bench_step.py --benchmark-only
     python -m pytest benchmarks/bench_step.py --benchmark-only --json step.json
@@ -49,6 +49,7 @@ def test_step(benchmark, rows, name):
 
     benchmark.pedantic(provider.step, setup=fresh, rounds=ROUNDS, warmup_rounds=WARMUP)
     row = {**bench.describe(cfg, provider), "mode": "step", "median_ms": round(1e3 * benchmark.stats.stats.median, 3),
-           "min_ms": round(1e3 * benchmark.stats.stats.min, 3), "repeats": ROUNDS, "peak_bytes": bench.peak_bytes(cfg, name)}
+           "min_ms": round(1e3 * benchmark.stats.stats.min, 3), "repeats": ROUNDS,
+           "peak_bytes": bench.peak_bytes(cfg, name)}
     benchmark.extra_info.update(row)
     rows.append(row)

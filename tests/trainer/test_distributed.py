@@ -12,7 +12,7 @@ import torch
 from vjepa_fast import config as configs
 from vjepa_fast.config import schema
 from vjepa_fast.data.synthetic import render_suite
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.trainer import checkpoint, train
 from vjepa_fast.trainer.distributed import Distributed, _buckets
 
@@ -55,10 +55,11 @@ def launch(cfg, tmp_path, name):
 @pytest.fixture
 def cfg(tmp_path):
     manifest = render_suite("motion8", tmp_path / "data", splits={"train": 16}, size=32, frames=8, seed=0)["train"]
-    one_block = schema.MasksConfig(specs=(schema.MaskConfig(num_blocks=1, spatial_scale=(0.4, 0.6)),))  # never truncated
+    one_block = (schema.MaskConfig(num_blocks=1, spatial_scale=(0.4, 0.6)),)  # never truncated
     # SGD-like epsilon: Adam's own blows the rounding of tiny gradients up to whole steps
-    return config(tmp_path / "one", data={"datasets": (manifest,), "batch_size": 2}, masks={"specs": one_block.specs},
-                  optimization={"epochs": 1, "ipe": 4, "eps": 1e-3}, objectives={"pred": {}, "context": {"warmup": [0, 0]}})
+    return config(tmp_path / "one", data={"datasets": (manifest,), "batch_size": 2}, masks={"specs": one_block},
+                  optimization={"epochs": 1, "ipe": 4, "eps": 1e-3},
+                  objectives={"pred": {}, "context": {"warmup": [0, 0]}})
 
 
 def rows(folder):
@@ -83,10 +84,17 @@ def test_two_processes_equal_one_with_twice_the_batch(cfg, tmp_path):
         torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=1e-5)
 
 
-def test_an_error_of_the_first_process_ends_all(cfg, tmp_path):
-    (tmp_path / "two").write_text("a file where the folder should be")
-    _, codes, errors, _ = launch(cfg, tmp_path, "two")
-    assert all(codes) and all("cannot be written" in e.splitlines()[-1] for e in errors)
+def test_an_error_of_one_process_is_raised_in_all(monkeypatch):
+    mine, theirs, world = UserError("mine"), UserError("theirs"), Distributed(rank=1, world=2)
+    cases = ((None, [None, None], None), (None, [theirs, None], theirs), (mine, [theirs, mine], mine))
+    for own, everyone, raised in cases:
+        monkeypatch.setattr(world, "gather", lambda _, everyone=everyone: everyone)
+        if raised is None:
+            world.agree(own)
+        else:
+            with pytest.raises(UserError) as caught:
+                world.agree(own)
+            assert caught.value is raised
 
 
 def test_environment(monkeypatch):
@@ -101,7 +109,8 @@ def test_environment(monkeypatch):
 
 
 def test_buckets_keep_order_and_dtype_and_bound_size():
-    grads = [torch.zeros(n, dtype=d) for n, d in ((4 << 20, torch.float32), (4 << 20, torch.float32), (1, torch.float32),
-                                                 (5, torch.bfloat16), (9 << 20, torch.float32))]
+    sizes = ((4 << 20, torch.float32), (4 << 20, torch.float32), (1, torch.float32), (5, torch.bfloat16),
+             (9 << 20, torch.float32))
+    grads = [torch.zeros(n, dtype=d) for n, d in sizes]
     sizes = [[g.numel() for g in bucket] for bucket in _buckets(grads)]
     assert sizes == [[4 << 20, 4 << 20], [1], [5], [9 << 20]]

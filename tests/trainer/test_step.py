@@ -44,8 +44,9 @@ def by_hand(cfg, batches):
         z = [encoder(clip, masks=m) for m in enc]
         out = [predictor(z[j], enc[j], pred[j], mask_index=j) for j in range(len(enc))]
         loss = plan(objectives.LatentState(
-            grids=[(2, 4, 4)], clips=[clip], h=[h], z=[z], z_pred=[[p for p, _ in out]], z_context=[[c for _, c in out]],
-            masks_enc=[enc], masks_pred=[pred], step=i, total_steps=12, epoch=0, epochs=3)).total
+            grids=[(2, 4, 4)], clips=[clip], h=[h], z=[z], z_pred=[[p for p, _ in out]],
+            z_context=[[c for _, c in out]], masks_enc=[enc],
+            masks_pred=[pred], step=i, total_steps=12, epoch=0, epochs=3)).total
         grads = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)
         losses.append(loss.item())
         lr = o.start_lr + (o.lr - o.start_lr) * (i + 1) / 2 if i + 1 < 2 else o.final_lr + (o.lr - o.final_lr) * 0.5 * (
@@ -88,8 +89,8 @@ def paired(cfg):
     step, o = TrainStep(cfg), cfg.optimization
     reference = build_reference(
         crop_size=32, patch_size=8, num_frames=4, embed_dim=48, depth=4, num_heads=2, pred_embed_dim=24, pred_depth=2,
-        pred_num_heads=2, objectives=cfg.objectives, ld_grad=cfg.compat == "intended", epochs=o.epochs, ipe=o.ipe, lr=o.lr,
-        start_lr=o.start_lr, final_lr=o.final_lr, warmup=o.warmup, ema=cfg.target.ema, eps=o.eps,
+        pred_num_heads=2, objectives=cfg.objectives, ld_grad=cfg.compat == "intended", epochs=o.epochs, ipe=o.ipe,
+        lr=o.lr, start_lr=o.start_lr, final_lr=o.final_lr, warmup=o.warmup, ema=cfg.target.ema, eps=o.eps,
         disable_ema=cfg.target.mode == "online", mask_index=0 if step.shared_token else None,
     )
     reference.encoder.load_state_dict(step.encoder.state_dict())
@@ -99,8 +100,9 @@ def paired(cfg):
     return step, reference
 
 
-HEADLINE = {"pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [0, 4], "weight_distance": True}, "fwm_static": {"coeff": 0.05},
-            "fwm_orth": {"coeff": 0.01}, "ld": {"channels": "dynamics", "hard_weighting": 1.0}}
+HEADLINE = {"pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [0, 4], "weight_distance": True},
+            "fwm_static": {"coeff": 0.05}, "fwm_orth": {"coeff": 0.01},
+            "ld": {"channels": "dynamics", "hard_weighting": 1.0}}
 
 
 @pytest.mark.parametrize("sections", [
@@ -121,7 +123,7 @@ def test_steps_equal_the_references(sections):
         ours = step(b, i)
         torch.testing.assert_close(float(ours.loss), theirs["loss"], rtol=2e-5, atol=0)
         for name, value in theirs["terms"].items():
-            torch.testing.assert_close(float(ours.terms[name]), value, rtol=5e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+            assert float(ours.terms[name]) == pytest.approx(value, rel=5e-5, abs=1e-7), name
         assert {k: float(w) for k, w in ours.weights.items()} == pytest.approx(theirs["weights"])
         assert (ours.lr, ours.weight_decay) == pytest.approx((theirs["lr"], theirs["wd"]))
     for (mine, other), start in zip(pairs, before):
@@ -136,7 +138,8 @@ def test_ema_target_moves_after_the_optimiser_and_by_the_momentum():
     before = {k: v.clone() for k, v in step.target_encoder.state_dict().items()}
     step(batch(), 0)
     for key, value in step.target_encoder.state_dict().items():
-        torch.testing.assert_close(value, 0.75 * before[key] + 0.25 * step.encoder.state_dict()[key], rtol=1e-5, atol=1e-7)
+        expected = 0.75 * before[key] + 0.25 * step.encoder.state_dict()[key]
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
     assert all(p.grad is None for p in step.target_encoder.parameters())
 
 
@@ -155,8 +158,8 @@ def test_every_parameter_is_in_the_optimiser_once_and_heads_are_trained():
 
 def rows_of(whole, rows, step, first):
     g = whole.groups[0]
-    part = dataclasses.replace(g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows], paths=g.paths[rows],
-                               first_sample=first)
+    part = dataclasses.replace(g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows],
+                               paths=g.paths[rows], first_sample=first)
     return dataclasses.replace(whole, groups=[part], step=step)
 
 

@@ -12,8 +12,8 @@ PROVIDERS = ("vjepa_fast", "reference", "compiled")
 
 def add_arguments(parser) -> None:
     parser.add_argument("what", choices=["step"], help="step: target, context, predictor, loss, backward, AdamW, EMA")
-    parser.add_argument("--recipe", default=RECIPE, help=f"recipe or YAML file (default {RECIPE}, made ViT-tiny, 112 px, "
-                        "16 frames, batch 4, float32)")
+    parser.add_argument("--recipe", default=RECIPE, help=f"recipe or YAML file (default {RECIPE}, made ViT-tiny, "
+                        "112 px, 16 frames, batch 4, float32)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
                         help="override one value, such as data.batch_size=8; may be repeated")
     parser.add_argument("--full-size", action="store_true", help="keep the recipe's own model, clip and batch size")
@@ -74,7 +74,7 @@ def _check_writable(path: str) -> None:
 
 
 class Provider:
-    """One way to make the step of ``cfg``: ``prepare(index)`` is not timed, ``step(index)`` is. Both return the loss's tensor."""
+    """One way to make the step of ``cfg``: ``prepare`` is not timed, ``step`` is."""
 
     def __init__(self, name: str, cfg):
         import dataclasses
@@ -124,7 +124,8 @@ def random_batch(cfg, index: int):
         shape = (size, 3, frames, data.crop_size, data.crop_size)
         clip = torch.randint(0, 256, shape, dtype=torch.uint8, generator=gen)
         zeros = torch.zeros(size, dtype=torch.int64)
-        groups.append(ClipGroup(clip, zeros, zeros, ["noise"] * size, frames, "video", index * data.batch_size + n * size))
+        first = index * data.batch_size + n * size
+        groups.append(ClipGroup(clip, zeros, zeros, ["noise"] * size, frames, "video", first))
     return Batch(groups, index)
 
 
@@ -157,7 +158,7 @@ def _reference(cfg, ours):
 
 
 def measure(cfg, names, warmup: int, repeats: int) -> list[dict]:
-    """Time every provider on the same weights, clips and masks, taking turns so that a slow moment of the machine hits all.
+    """Time every provider on the same weights, clips and masks; by turns, so that a slow moment hits all.
 
     Raises:
         UserError: the first losses disagree, so that the times would not compare the same thing.
@@ -188,7 +189,7 @@ def measure(cfg, names, warmup: int, repeats: int) -> list[dict]:
     first = losses[names[0]]
     for name, loss in losses.items():
         if not abs(loss - first) <= tolerance * abs(first):
-            raise UserError(f"{name} gives loss {loss:.6g} and {names[0]} {first:.6g} at the first step: not comparable")
+            raise UserError(f"{name} gives loss {loss:.6g} and {names[0]} {first:.6g} at step 1: not comparable")
     return [{**describe(cfg, p), "mode": "step", "median_ms": round(statistics.median(times[p.name]), 3),
              "min_ms": round(min(times[p.name]), 3), "max_ms": round(max(times[p.name]), 3), "repeats": repeats,
              "first_loss": losses[p.name], "peak_bytes": None} for p in providers]
@@ -200,30 +201,30 @@ def describe(cfg, provider: Provider) -> dict:
 
     import torch
 
-    from ..trainer.run_folder import git_commit
+    from ..trainer.run_folder import device_name, git_commit
 
     d = cfg.data
-    cuda = provider.device.type == "cuda"
     return {
         "op": "train_step",
         "shape": f"{cfg.model.model_name} B{d.batch_size} F{'/'.join(map(str, dict.fromkeys(d.dataset_fpcs)))} "
                  f"{d.crop_size}px p{d.patch_size} {'+'.join(cfg.objectives)}",
         "dtype": cfg.runtime.dtype, "provider": provider.name,
-        "device": torch.cuda.get_device_name(provider.device) if cuda else platform.processor() or platform.machine(),
+        "device": device_name(provider.device),
         "threads": torch.get_num_threads(), "torch": str(torch.__version__), "python": platform.python_version(),
         "commit": git_commit(),
     }
 
 
 def peak_bytes(cfg, name: str) -> int | None:
-    """Peak memory of two steps above what the built models take: on CUDA the allocator's, else resident, in a fresh process."""
+    """Peak memory of two steps above what the built models take.
+
+    On CUDA the allocator's; else resident memory in a fresh process (None where the system does not tell).
+    """
     import multiprocessing
 
     if cfg.runtime.device.startswith("cuda"):
         return _peak(cfg, name)
-    try:
-        import resource  # noqa: F401
-    except ImportError:  # Windows
+    if _resident("VmRSS") is None:
         return None
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (cfg, name))
@@ -240,18 +241,19 @@ def _peak(cfg, name: str) -> int:
         for index in range(2):
             provider.step(provider.prepare(index), index)
         return torch.cuda.max_memory_allocated(provider.device) - base
-    base = _peak_resident()
+    base = _resident("VmRSS")
     for index in range(2):
         provider.step(provider.prepare(index), index)
-    return _peak_resident() - base
+    return _resident("VmHWM") - base
 
 
-def _peak_resident() -> int:
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _resident(field: str) -> int | None:
+    """Bytes of a field of /proc/self/status (VmRSS: resident now, VmHWM: at most); None where there is no such file."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="ignore") as f:
+            return next(1024 * int(line.split()[1]) for line in f if line.startswith(field))
+    except (OSError, StopIteration):
+        return None
 
 
 def show(rows: list[dict]) -> None:
@@ -267,5 +269,6 @@ def show(rows: list[dict]) -> None:
     for row in rows:
         ratio = f"{base['median_ms'] / row['median_ms']:.2f}" if base else "-"
         peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f}"
-        table.add_row(row["provider"], f"{row['median_ms']:.1f}", f"{row['min_ms']:.1f} to {row['max_ms']:.1f}", ratio, peak)
+        span = f"{row['min_ms']:.1f} to {row['max_ms']:.1f}"
+        table.add_row(row["provider"], f"{row['median_ms']:.1f}", span, ratio, peak)
     Console(width=None if Console().is_terminal else 120).print(table)

@@ -28,7 +28,7 @@ class Distributed:
         return _env_int("LOCAL_RANK", 0)
 
     @classmethod
-    def from_env(cls, device_type: str) -> "Distributed":
+    def from_env(cls, device_type: str) -> Distributed:
         """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; join the group (nccl on CUDA, gloo elsewhere) if > 1."""
         world = _env_int("WORLD_SIZE", 1)
         self = cls(_env_int("RANK", 0), world, _env_int("LOCAL_RANK", 0))

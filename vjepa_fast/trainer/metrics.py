@@ -1,7 +1,7 @@
 """Metrics without a wait per step: values stay on the device and are read once per log interval.
 
-Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), TensorBoard events
-under ``tensorboard/``, and ``failure.json`` when a loss was not finite.
+Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), TensorBoard
+events under ``tensorboard/``, and ``failure.json`` when a loss was not finite.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
 
 @dataclass
 class Pending:
-    """The steps since the last row. ``values`` are device rows ``[loss, *terms, grad_norm]``; ``paths`` is the ring of samples."""
+    """Steps since the last row: ``values`` are device rows ``[loss, *terms, grad_norm]``, ``paths`` their samples."""
 
     values: list[Tensor] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -81,7 +81,8 @@ class Metrics:
         if bad.any():
             row = int(bad.any(dim=1).nonzero()[0])
             names = ["loss", *p.terms, "grad_norm"]
-            self._fail(p.steps[row], {n: v for n, v, b in zip(names, values[row].tolist(), bad[row].tolist()) if b}, row)
+            found = {n: v for n, v, b in zip(names, values[row].tolist(), bad[row].tolist()) if b}
+            self._fail(p.steps[row], found, row)
         return values
 
     def _fail(self, step: int, found: dict[str, float], row: int) -> None:

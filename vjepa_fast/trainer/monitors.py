@@ -22,9 +22,9 @@ def _rows(x_BND: torch.Tensor, width: int) -> torch.Tensor:
 def collapse(h_BND: torch.Tensor, z_BKD: torch.Tensor, levels: int) -> dict[str, torch.Tensor]:
     """0-d float32 tensors on the inputs' device.
 
-    ``rankme``: effective rank (arXiv:2210.02885) of the last level of the target ``h``; ``feature_std``: mean over channels of
-    the standard deviation over tokens of the last level of the student ``z``; ``target_var``: mean over the channels of
-    all levels of the variance over tokens of ``h`` (0 when every token has the same target).
+    ``rankme``: effective rank (arXiv:2210.02885) of the last level of the target ``h``. ``feature_std``: mean over
+    channels of the standard deviation over tokens of the last level of the student ``z``. ``target_var``: mean over the
+    channels of all levels of the variance over tokens of ``h``; 0 when every token has the same target.
     """
     width = h_BND.shape[-1] // levels
     h, z = _rows(h_BND, width), _rows(z_BKD, width)

@@ -6,13 +6,13 @@ import time
 
 
 class Progress:
-    """Context manager; ``log`` takes a metrics row. Writes to stderr. ``enabled=False`` (other ranks) writes nothing."""
+    """Context manager that writes to stderr; ``log`` takes a metrics row. Other ranks pass ``enabled=False``."""
 
     def __init__(self, total: int, start: int = 0, *, enabled: bool = True):
         self.total, self.first, self.enabled = total, start, enabled
         self.live = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Progress:
         self.began = time.perf_counter()
         if self.enabled and sys.stderr.isatty():
             from rich.console import Console
@@ -20,8 +20,8 @@ class Progress:
             from rich.progress import Progress as Live
 
             self.live = Live(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[status]}"),
-                TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
                 console=Console(stderr=True), refresh_per_second=2,
             )
             self.live.start()

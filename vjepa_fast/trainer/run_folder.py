@@ -18,21 +18,31 @@ RUN_FILES = ("checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "te
 
 def versions(device: torch.device) -> dict[str, str]:
     """Package, torch, python, commit, device and system, all texts."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "package": getattr(vjepa_fast, "__version__", "unknown"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "commit": git_commit(),
-        "device": f"{device} ({name})",
+        "device": f"{device} ({device_name(device)})",
         "threads": str(torch.get_num_threads()),
         "system": platform.platform(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's or the processor's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as f:
+            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def git_commit() -> str:
-    """Commit of the checkout that the package runs from, with ``+`` if files differ; ``unknown`` for an installed one."""
+    """Commit of the checkout that the package runs from, with ``+`` if files differ; ``unknown`` if installed."""
     root = Path(vjepa_fast.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return "unknown"

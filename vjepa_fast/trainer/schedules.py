@@ -54,7 +54,7 @@ class Schedules:
     epochs: int
 
     @classmethod
-    def from_config(cls, cfg: Config) -> "Schedules":
+    def from_config(cls, cfg: Config) -> Schedules:
         o = cfg.optimization
         return cls(
             total_steps=o.epochs * o.ipe,

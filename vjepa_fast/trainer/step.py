@@ -82,8 +82,8 @@ class TrainStep:
         device, dtype: where and in what precision (float32, or bfloat16 by autocast; never a gradient scaler).
         world: the processes that train together.
 
-    Attributes: ``encoder``, ``predictor``, ``target_encoder`` (under ``target.mode: online`` the encoder itself, or with
-    ``compat: published`` a copy frozen at initialisation, as those runs saved it), ``plan`` (objectives and their
+    Attributes: ``encoder``, ``predictor``, ``target_encoder`` (under ``target.mode: online`` the encoder itself, or
+    with ``compat: published`` a copy frozen at initialisation, as those runs saved it), ``plan`` (objectives and their
     heads), ``optimizer``, ``schedules``. Initial weights depend on ``cfg.seed`` alone.
     """
 
@@ -177,7 +177,7 @@ class TrainStep:
             monitors=monitors.collapse(state.h[0], state.z[0][0], self.encoder.levels) if monitor else {},
         )
 
-    def forward(self, batch: Batch, index: int) -> "objectives.LatentState":
+    def forward(self, batch: Batch, index: int) -> objectives.LatentState:
         """Everything before the objectives: the state of one micro-batch, with gradients where they belong."""
         s, cfg = self.schedules, self.cfg
         image = all(g.modality == "image" for g in batch.groups)
@@ -208,7 +208,7 @@ class TrainStep:
 
     def _group(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
         """Target ``h`` [B,N,D]; per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
-        # a block of its own: autocast keeps casted weights, and those of a no_grad pass would cut the encoder's gradient
+        # a block of its own: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
         with torch.set_grad_enabled(self.target_grad), self.autocast():
             h_BND = (self.encoder if self.online else self.target_encoder)(clip)
         with self.autocast():
@@ -261,7 +261,7 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
 
 
 def objective_fields(cfg: Config) -> dict[str, dict]:
-    """``cfg.objectives`` with the loss section's ``*_warmup`` put into the term it belongs to, where that is present."""
+    """``cfg.objectives`` with ``cfg.loss.context_warmup`` put into its term, where both are present."""
     fields = {name: dict(values or {}) for name, values in cfg.objectives.items()}
     if cfg.loss.context_warmup is not None and "context" in fields:
         fields["context"]["warmup"] = list(cfg.loss.context_warmup)
@@ -273,7 +273,7 @@ def check_needs(cfg: Config, plan: nn.Module) -> None:
     if not cfg.model.predict_all:
         for name, term in plan.terms.items():
             if "z_context" in term.needs:
-                raise ConfigError(f"objectives.{name}: needs the predictor's context tokens; set model.predict_all=true")
+                raise ConfigError(f"objectives.{name}: needs predicted context tokens; set model.predict_all=true")
 
 
 def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:

@@ -1,7 +1,7 @@
 """The training loop: data in, steps made, rows and checkpoints out. It knows no objective by name.
 
-A run folder holds ``config.yaml versions.json metrics.jsonl tensorboard/ checkpoints/ bad_samples.jsonl`` (when there are
-any) and ``failure.json`` (when a loss was not finite).
+A run folder holds ``config.yaml versions.json metrics.jsonl tensorboard/ checkpoints/``, ``bad_samples.jsonl`` if a
+sample could not be read, and ``failure.json`` if a loss was not finite.
 """
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StopRequest:
         self.signal: int | None = None
         self.previous: dict[int, object] = {}
 
-    def __enter__(self) -> "StopRequest":
+    def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
@@ -224,8 +224,8 @@ def train(
     """Train, or go on training, as ``cfg`` says, in ``cfg.folder``.
 
     Args:
-        resume: True goes on from the newest checkpoint of the folder if there is one; a path from that checkpoint or run
-            folder; False starts anew (an earlier run in the folder is moved to ``previous-N/``).
+        resume: True goes on from the newest checkpoint of the folder if there is one; a path from that checkpoint or
+            run folder; False starts anew (an earlier run in the folder is moved to ``previous-N/``).
         device: in place of ``cfg.runtime.device``.
         max_steps: stop at this count of optimiser steps; schedules stay those of the whole run.
         on_log: called with each row of metrics.jsonl.
