@@ -316,3 +316,39 @@ def test_smallest_blocks_are_one_token():
     masks = sample_block_masks(4, (2, 2, 2), [BlockSpec(num_blocks=1)], seed=0, step=0)
     assert module.block_size((2, 2, 2), BlockSpec(), 0.0, 0.0, 0.0) == (2, 1, 1)
     assert masks.pred_len.eq(2).all() and masks.enc_len.eq(6).all()
+
+
+def philox_by_hand(counter, key):
+    """Plain integers, straight from the paper."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def test_masks_follow_the_documented_counters():
+    """What a kernel has to reproduce bit for bit, recomputed with plain integers."""
+    grid, step, first, spec = (4, 6, 5), 17, (1 << 32) + 2, BlockSpec(num_blocks=3, temporal_scale=(0.3, 0.9))
+    seed = (5 << 32) | 7
+    u = [word / 2**32 for word in philox_by_hand((0, 0, step, 1 << 20), (7, 5))[:3]]
+    size = module.block_size(grid, spec, *u)
+    contexts, words = [], []
+    for b in range(2):
+        key = ((first + b) & 0xFFFFFFFF, (first + b) >> 32, step)
+        context = np.ones(grid, bool)
+        for block in range(3):
+            draw = philox_by_hand((*key, 1 << 28 | 1 << 20 | block), (7, 5))
+            at = [word * (extent - length + 1) >> 32 for word, extent, length in zip(draw, grid, size)]
+            context[tuple(slice(o, o + length) for o, length in zip(at, size))] = False
+        contexts.append(np.flatnonzero(context))
+        words.append([w for i in range(30) for w in philox_by_hand((*key, 2 << 28 | 1 << 20 | i), (7, 5))])
+    length = min(map(len, contexts))
+    got = sample_block_masks(
+        2, grid, [M8, spec], seed=seed, step=step, first_sample=first, truncate="random"
+    ).trim()[0][1]
+    for b in range(2):
+        want = sorted(sorted(contexts[b], key=lambda n: words[b][n])[:length])
+        assert got[b].tolist() == want
+    assert len({len(c) for c in contexts}) == 2  # so that something was cut
