@@ -69,6 +69,41 @@ def test_other_containers_and_b_frames(tmp_path, numbers):
             assert numbers(read_clip(path, 5, 2, start=start)) == list(range(start, start + 10, 2)), suffix
 
 
+def test_sound_longer_than_the_picture(tmp_path, numbers):
+    """Matroska tells a duration only: some 50 frames by the sound, 20 in truth. Every clip drawn must be readable, and
+    the cache must draw the same."""
+    import av
+
+    from vjepa_fast.data.source import SourceReader
+
+    path = str(tmp_path / "film.mkv")
+    frames = np.broadcast_to(6 * np.arange(20, dtype=np.uint8)[:, None, None, None], (20, 32, 32, 3)).copy()
+    with av.open(path, "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.height, video.width, video.pix_fmt, video.options = 32, 32, "yuv420p", {"crf": "1"}
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        for frame in frames:
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(video.encode())
+        for _ in range(78):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate = 16000
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    assert probe_video(path)["frames"] > 45
+    starts = set()
+    cached, plain = SourceReader(Sampling(), cache_mb=10), SourceReader(Sampling())
+    for seed in range(30):
+        clip = plain.read(path, "video", 4, "random", np.random.default_rng(seed))
+        first = numbers(clip)[0]
+        assert numbers(clip) == list(range(first, first + 4))
+        assert np.array_equal(clip, cached.read(path, "video", 4, "random", np.random.default_rng(seed)))
+        starts.add(first)
+    assert len(starts) > 8
+    with pytest.raises(DataError, match="has 20 frames"):
+        read_clip(path, 30)
+
+
 @pytest.mark.parametrize("kind, reason", [
     ("zero", "empty"), ("truncated", "truncated"), ("cut", "truncated"), ("garbage", "unreadable"),
     ("text", "unreadable"), ("audio", "sound but no video"), ("short", "has 10 frames.*needs 16"),

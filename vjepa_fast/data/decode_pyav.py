@@ -6,6 +6,7 @@ and rates come from the container's header.
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,8 +69,8 @@ class Sampling:
             first = int(generator.integers(room + 1))
         elif start == "center":
             first = room // 2
-        elif isinstance(start, int) and 0 <= start <= room:
-            first = start
+        elif isinstance(start, numbers.Integral) and 0 <= start <= room:
+            first = int(start)
         else:
             raise DataError(f"{path}: start {start!r} must be random, center or a frame number from 0 to {room}")
         if self.spread == "published":
@@ -97,18 +98,49 @@ def read_clip(path: str | os.PathLike, num_frames: int, frame_step: int | None =
     path = os.fspath(path)
     sampling = sampling or Sampling(frame_step, fps, duration)
     with _open(path) as video:
+        size = (size, size) if isinstance(size, int) else size
         wanted = sampling.indices(path, video.total, video.rate, num_frames, start, generator)
-        return _read(video, wanted, (size, size) if isinstance(size, int) else size)
+        try:
+            return _read(video, wanted, size)
+        except DataError:
+            if not _recount(video):
+                raise
+        return _read(video, sampling.indices(path, video.total, video.rate, num_frames, start, generator), size)
 
 
-def read_video(path: str | os.PathLike, max_bytes: int | None = None) -> tuple[np.ndarray, float] | None:
-    """All frames of a video and its frame rate; None if they would take more than ``max_bytes``."""
-    path = os.fspath(path)
-    with _open(path) as video:
-        codec = video.stream.codec_context
-        if max_bytes is not None and video.total * codec.height * codec.width * 3 > max_bytes:
+@dataclass(frozen=True)
+class WholeVideo:
+    """A decoded video, from which ``clip`` takes the same frames as ``read_clip`` does from the file.
+
+    Attributes:
+        frames: uint8 ``[F, H, W, 3]``. rate: frames per second. told: number of frames before a recount.
+    """
+
+    frames: np.ndarray
+    rate: float
+    told: int
+
+    def clip(self, path: str, num_frames: int, start: str | int, generator: np.random.Generator | None,
+             sampling: Sampling) -> np.ndarray:
+        wanted = sampling.indices(path, self.told, self.rate, num_frames, start, generator)
+        if wanted[-1] >= len(self.frames):
+            wanted = sampling.indices(path, len(self.frames), self.rate, num_frames, start, generator)
+        return self.frames[wanted]
+
+
+def read_video(path: str | os.PathLike, max_bytes: int | None = None) -> WholeVideo | None:
+    """All frames of a video; None if they would take more than ``max_bytes``. Errors as ``read_clip``."""
+    with _open(os.fspath(path)) as video:
+        codec, told = video.stream.codec_context, video.total
+        if max_bytes is not None and told * codec.height * codec.width * 3 > max_bytes:
             return None
-        return _read(video, np.arange(video.total), None), video.rate
+        try:
+            frames = _read(video, np.arange(told), None)
+        except DataError:
+            if not _recount(video):
+                raise
+            frames = _read(video, np.arange(video.total), None)
+        return WholeVideo(frames, video.rate, told)
 
 
 def probe_video(path: str | os.PathLike) -> dict:
@@ -131,7 +163,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     except UnidentifiedImageError:
         kind = "is a video, an image is meant here" if _suffix(path) in VIDEO_SUFFIXES else "is not a readable image"
         raise DataError(f"{path}: {kind}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise all sorts on damaged data
         raise DataError(f"{path}: damaged image ({_one_line(error)})") from None
 
 
@@ -142,6 +174,7 @@ class _Video:
     stream: object
     total: int
     rate: float
+    told: bool  # the header tells the number of frames; otherwise it is worked out from the duration
 
 
 def _suffix(path: str) -> str:
@@ -170,7 +203,7 @@ def _open(path: str) -> Iterator[_Video]:
     if _suffix(path) in IMAGE_SUFFIXES:
         raise DataError(f"{path}: is an image, a video is meant here; images go in a manifest of their own")
     try:
-        with av.open(path) as container:
+        with av.open(path, metadata_errors="ignore") as container:
             streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
             if not streams:
                 kind = "has sound but no video" if container.streams.audio else "has no video stream"
@@ -178,11 +211,14 @@ def _open(path: str) -> Iterator[_Video]:
             if container.format.name == "image2" or container.format.name.endswith("_pipe"):
                 raise DataError(f"{path}: is an image, a video is meant here; images go in a manifest of their own")
             stream = streams[0]
+            if stream.codec_context is None:
+                raise DataError(f"{path}: its codec is not known to this FFmpeg; convert it, for example to H.264")
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             rate = stream.average_rate or stream.guessed_rate or stream.base_rate
             if not rate or not stream.time_base:
                 raise DataError(f"{path}: the header tells no frame rate; convert it, for example to .mp4")
-            yield _Video(path, container, stream, _count(container, stream, rate), float(rate))
+            yield _Video(path, container, stream, _count(container, stream, rate), float(rate),
+                         bool(stream.frames))
     except av.FFmpegError as error:
         raise DataError(f"{path}: unreadable or truncated video ({_one_line(error)})") from None
 
@@ -195,9 +231,22 @@ def _count(container, stream, rate) -> int:
         return round(stream.duration * stream.time_base * rate)
     if container.duration:
         return round(container.duration / 1_000_000 * rate)
-    packets = sum(1 for packet in container.demux(stream) if packet.size)
+    return _packets(container, stream)
+
+
+def _packets(container, stream) -> int:
     container.seek(0)
-    return packets
+    number = sum(1 for packet in container.demux(stream) if packet.size)
+    container.seek(0)
+    return number
+
+
+def _recount(video: _Video) -> bool:
+    """Whether the number of frames was an estimate (sound may last longer than the picture) and was too high."""
+    if video.told:
+        return False
+    before, video.total = video.total, _packets(video.container, video.stream)
+    return video.total < before
 
 
 def _read(video: _Video, wanted: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
@@ -235,6 +284,8 @@ def _decode(video: _Video, wanted: np.ndarray, size: tuple[int, int] | None, see
             rgb = reformatter.reformat(frame, **form).to_ndarray()
             if clip is None:
                 clip = np.empty((num, *rgb.shape), np.uint8)
+            elif rgb.shape != clip.shape[1:]:
+                raise DataError(f"{video.path}: the picture changes its size at frame {index}; convert the video")
             while done < num and wanted[done] <= index:  # a gap between time stamps is filled with the next frame
                 clip[done] = rgb
                 done += 1

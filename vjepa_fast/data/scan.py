@@ -95,7 +95,10 @@ def _beside(target: Path, part: str, named: bool) -> Path:
 
 def _name(path: Path, manifest: Path, absolute: bool) -> str:
     full = os.path.abspath(path)
-    name = full if absolute else os.path.relpath(full, os.path.abspath(manifest.parent))
+    try:
+        name = full if absolute else os.path.relpath(full, os.path.abspath(manifest.parent))
+    except ValueError:  # on another drive
+        name = full
     if "\n" in name:
         raise DataError(f"{name!r}: a path with a line break cannot be in a manifest; rename it")
     return name

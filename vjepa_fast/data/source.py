@@ -6,7 +6,7 @@ import threading
 import numpy as np
 
 from ..errors import DataError
-from .decode_pyav import Sampling, read_clip, read_image, read_video
+from .decode_pyav import Sampling, WholeVideo, read_clip, read_image, read_video
 from .manifest import is_image_path
 
 _LARGEST_SHARE = 1 / 16  # of the cache that one file may take
@@ -25,7 +25,7 @@ class SourceReader:
         self.sampling = sampling
         self._capacity = cache_mb * 1_000_000
         self._used = 0
-        self._kept: dict[str, tuple[np.ndarray, float]] = {}
+        self._kept: dict[str, np.ndarray | WholeVideo] = {}
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -35,18 +35,17 @@ class SourceReader:
         if kind == "image":
             kept = self._kept.get(path)
             if kept is None:
-                kept = (read_image(path)[None], 0.0)
-                self._keep(path, kept)
-            return kept[0]
+                kept = read_image(path)[None]
+                self._keep(path, kept, kept.nbytes)
+            return kept
         if is_image_path(path):
             raise DataError(f"{path}: is an image in a manifest of videos; put images in a manifest of their own")
-        kept = self._kept.get(path) or self._decode_whole(path)
-        if kept is None:
+        video = self._kept.get(path) or self._decode_whole(path)
+        if video is None:
             return read_clip(path, num_frames, start=start, generator=generator, sampling=self.sampling)
-        frames, rate = kept
-        return frames[self.sampling.indices(path, len(frames), rate, num_frames, start, generator)]
+        return video.clip(path, num_frames, start, generator, self.sampling)
 
-    def _decode_whole(self, path: str) -> tuple[np.ndarray, float] | None:
+    def _decode_whole(self, path: str) -> WholeVideo | None:
         room = min(self._capacity - self._used, self._capacity * _LARGEST_SHARE)
         if room <= 0 or path in self._refused:
             return None
@@ -57,11 +56,10 @@ class SourceReader:
         if video is None:
             self._refused.add(path)
             return None
-        self._keep(path, video)
+        self._keep(path, video, video.frames.nbytes)
         return video
 
-    def _keep(self, path: str, value: tuple[np.ndarray, float]) -> None:
-        size = value[0].nbytes
+    def _keep(self, path: str, value: np.ndarray | WholeVideo, size: int) -> None:
         with self._lock:
             if path not in self._kept and size <= self._capacity * _LARGEST_SHARE \
                     and self._used + size <= self._capacity:
