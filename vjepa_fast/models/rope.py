@@ -45,33 +45,38 @@ def rope_table(
         With ``rotor`` complex [N, d/2], the unit rotor of each channel pair (1 where not rotated).
         Otherwise float32 [N, 2, R], cosines and sines by channel: what ``ops.rope3d`` takes.
     """
-    return _make_table(grid, head_dim, variant, base, dtype, device, rotor)
-
-
-rope_table._dynamo_marked_constant = True  # torch.compiler.assume_constant_result, without importing the compiler
+    if torch.compiler.is_compiling():  # part of the graph: a few small kernels, and the grid may be symbolic
+        return _make_table(grid, head_dim, variant, base, dtype, device, rotor)
+    return _kept_table(grid, head_dim, variant, base, dtype, device, rotor)
 
 
 @lru_cache(maxsize=64)
-def _make_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
+def _kept_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
-        angles = _angles(grid, head_dim, base)
-        if rotor:
-            angles = torch.nn.functional.pad(angles.flatten(1), (0, head_dim // 2 - rotated_channels(head_dim) // 2))
-            table = torch.polar(torch.ones_like(angles), angles)
-            return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64).to(device)
-        angles = angles.repeat(1, 1, 2) if variant == "v2" else angles.repeat_interleave(2, -1)
-        angles = angles.flatten(1)
-        return torch.stack((angles.cos(), angles.sin()), 1).to(torch.float32).to(device)
+        return _make_table(grid, head_dim, variant, base, dtype, torch.device("cpu"), rotor).to(device)
 
 
-def _angles(grid: Grid, head_dim: int, base: int | None) -> torch.Tensor:
-    """float64 [N, 3, R/6]: position times frequency, for the axes t, h, w."""
+def _make_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
+    angles = _angles(grid, head_dim, base, device)
+    if rotor:
+        angles = torch.nn.functional.pad(angles.flatten(1), (0, head_dim // 2 - rotated_channels(head_dim) // 2))
+        table = torch.polar(torch.ones_like(angles), angles)
+        return table.to(torch.complex128 if dtype == torch.float64 else torch.complex64)
+    angles = angles.repeat(1, 1, 2) if variant == "v2" else angles.repeat_interleave(2, -1)
+    angles = angles.flatten(1)
+    return torch.stack((angles.cos(), angles.sin()), 1).to(torch.float32)
+
+
+def _angles(grid: Grid, head_dim: int, base: int | None, device: torch.device) -> torch.Tensor:
+    """[N, 3, R/6], float64 where the device has it: position times frequency, for the axes t, h, w."""
+    exact = {"dtype": torch.float32 if device.type == "mps" else torch.float64, "device": device}
+
     def axis(n: int, stretch: bool) -> torch.Tensor:
         scale = (base - 1) / (n - 1) if stretch and base is not None and n > 1 else 1.0
-        return torch.arange(n, dtype=torch.float64, device="cpu") * scale
+        return torch.arange(n, **exact) * scale
 
     pairs = rotated_channels(head_dim) // 6
-    freq = 10000.0 ** -(torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
+    freq = 10000.0 ** -(torch.arange(pairs, **exact) / pairs)
     positions = torch.cartesian_prod(*(axis(n, i > 0) for i, n in enumerate(grid)))
     return positions[:, :, None] * freq
 
