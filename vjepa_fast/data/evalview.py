@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from ..errors import DataError
@@ -91,5 +92,5 @@ def _in_order(manifest: Manifest, reader: SourceReader, num_frames: int, crop_si
 
 
 def _batch(manifest: Manifest, clips: list[torch.Tensor], kept: list[int]):
-    indices = torch.tensor(kept)
-    return torch.stack(clips), torch.from_numpy(manifest.labels[kept]), indices
+    clip = torch.from_numpy(np.stack([c.numpy() for c in clips]))
+    return clip, torch.from_numpy(manifest.labels[kept]), torch.tensor(kept)

@@ -168,8 +168,9 @@ class ClipLoader:
                 continue
             crop = self.data.crop_size
             clip = torch.empty((len(members), 3, fpc, crop, crop), dtype=torch.uint8, pin_memory=self._pin)
-            for row, sample in zip(clip, members):
-                row.copy_(sample.clip)  # a single image is repeated over the frames
+            rows = clip.numpy()
+            for row, sample in zip(rows, members):
+                row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
             groups.append(ClipGroup(
                 clip, torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)]),
