@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,7 +77,8 @@ def test_a_killed_worker_is_told_and_ends_the_others(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc to see whether a process lives")
-def test_workers_leave_when_the_parent_is_killed(tmp_path):
+@pytest.mark.parametrize("kind", ["tell_pid", "tell_pid_and_save"])
+def test_workers_leave_when_the_parent_is_killed(tmp_path, kind):
     mark = tmp_path / "pid.txt"
     code = (
         "import sys, pathlib\n"
@@ -84,7 +86,7 @@ def test_workers_leave_when_the_parent_is_killed(tmp_path):
         "import test_pool\n"
         "from vjepa_fast.study.pool import Task, run_tasks\n"
         "if __name__ == '__main__':\n"
-        f"    task = Task('t', test_pool.tell_pid, lambda r: {{'path': {str(mark)!r}}})\n"
+        f"    task = Task('t', test_pool.{kind}, lambda r: {{'path': {str(mark)!r}}})\n"
         f"    run_tasks([task], pathlib.Path({str(tmp_path)!r}), workers=1, threads=1, on_event=lambda *a: None)\n"
     )
     script = tmp_path / "script.py"
@@ -103,6 +105,17 @@ def tell_pid(path: str) -> None:
     Path(path + ".tmp").write_text(str(os.getpid()))
     os.replace(path + ".tmp", path)
     time.sleep(120)
+
+
+def tell_pid_and_save(path: str) -> None:
+    """As the trainer: SIGTERM ends the step in hand, saves, and leaves with SystemExit."""
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    Path(path + ".tmp").write_text(str(os.getpid()))
+    os.replace(path + ".tmp", path)
+    while not stop:
+        time.sleep(0.05)
+    sys.exit(0)
 
 
 def _alive(pid: int) -> bool:

@@ -124,6 +124,8 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
             "cpu_seconds": round(time.process_time() - cpu, 2),
         }
     except SystemExit:  # the trainer was told to stop and has saved
+        if not multiprocessing.parent_process().is_alive():
+            os._exit(0)  # nobody is left to take a result
         raise KeyboardInterrupt from None
 
 
