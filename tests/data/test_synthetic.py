@@ -3,10 +3,15 @@ import dataclasses
 import filecmp
 import json
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import vjepa_fast
 from vjepa_fast.data import load_manifest, probe_video, read_clip, read_image
 from vjepa_fast.data.synthetic import (
     SUITES,
@@ -211,6 +216,43 @@ def test_interrupted_rendering_is_completed(tmp_path):
     assert len(after) == 9 and [open(p, "rb").read() for p in after.paths[:6]] == before
     assert os.stat(after.paths[0]).st_mtime_ns == kept  # not rendered again
     assert not [f for _, _, files in os.walk(tmp_path) for f in files if ".tmp" in f]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_killed_rendering_leaves_no_process_and_is_completed(tmp_path):
+    code = ("import sys; from vjepa_fast.data.synthetic import render_suite\n"
+            "if __name__ == '__main__': render_suite('dive', sys.argv[1], splits={'train': 100000}, size=32, frames=4,"
+            " workers=2)")
+    (tmp_path / "job.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(vjepa_fast.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), str(tmp_path / "dive")], env=environment)
+    try:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.glob("dive/train/*.mp4"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers = [p for p in children(process.pid) if "spawn_main" in command(p)]
+        assert len(workers) == 2
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "dive" / "train.csv").exists()
+    deadline = time.monotonic() + 20
+    while any("spawn_main" in command(p) for p in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any("spawn_main" in command(p) for p in workers)
+    paths = render_suite("dive", tmp_path / "dive", splits={"train": 5}, size=32, frames=4)
+    assert all(len(read_clip(p, 4)) == 4 for p in load_manifest(paths["train"]).paths)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def test_refusals_leave_the_folder_alone(tmp_path):

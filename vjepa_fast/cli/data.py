@@ -43,6 +43,9 @@ def _manifest(args) -> int:
 
 
 def _check(args) -> int:
+    import sys
+
+    from rich.console import Console
     from rich.progress import Progress
 
     from ..data.decode_pyav import Sampling
@@ -52,7 +55,7 @@ def _check(args) -> int:
 
     manifest = load_manifest(args.manifest)
     sampling = Sampling(args.frame_step, args.fps, args.duration)
-    with Progress(transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("reading", total=len(manifest))
         bad = check_manifest(manifest, num_frames=args.frames, sampling=sampling, full=args.full, workers=args.workers,
                              on_progress=lambda done: progress.update(task, completed=done))

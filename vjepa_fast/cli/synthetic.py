@@ -20,14 +20,16 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     import os
+    import sys
 
+    from rich.console import Console
     from rich.progress import Progress
 
     from ..data.synthetic import render_suite
 
     splits = {"train": args.train, "val": args.val, "test": args.test}
     written = {}
-    with Progress(transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         for name in NAMES if args.suite == "all" else (args.suite,):
             task = progress.add_task(name, total=sum(splits.values()))
             folder = os.path.join(args.out, name) if args.suite == "all" else args.out

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import threading
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -117,7 +118,8 @@ def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_prog
     workers = min(workers, len(chunks))
     if workers > 1:
         # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
             results = pool.map(job, chunks)
             for (split, start, end), part in zip(chunks, results, strict=True):
                 rows[split] += part
@@ -132,6 +134,17 @@ def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_prog
         if part:
             _write_json(folder / f"{split}_attributes.json", [attributes for _, _, attributes in part])
             _write_text(folder / f"{split}.csv", "".join(f"{path} {label}\n" for path, label, _ in part))
+
+
+def _leave_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_chunk(suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int,
