@@ -3,6 +3,7 @@ import dataclasses
 import filecmp
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -239,7 +240,10 @@ def test_killed_rendering_leaves_no_process_and_is_completed(tmp_path):
     deadline = time.monotonic() + 20
     while any("spawn_main" in command(p) for p in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not any("spawn_main" in command(p) for p in workers)
+    left = [p for p in workers if "spawn_main" in command(p)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
     paths = render_suite("dive", tmp_path / "dive", splits={"train": 5}, size=32, frames=4)
     assert all(len(read_clip(p, 4)) == 4 for p in load_manifest(paths["train"]).paths)
 
