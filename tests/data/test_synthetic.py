@@ -303,3 +303,12 @@ def test_full_disk_leaves_no_manifest_and_is_completed_later(tmp_path, monkeypat
     monkeypatch.setattr(write, "write_video", real)
     paths = render_suite("motion8", tmp_path, splits={"train": 6}, size=32, frames=4)
     assert all(map(os.path.isfile, load_manifest(paths["train"]).paths))
+
+
+def test_grey_textures_have_the_same_first_statistics():
+    fields = [raster.texture(np.random.default_rng(i), 64, 24, 8, 0.2, grey=True) for i in range(5)]
+    for field in fields:
+        assert np.array_equal(field[..., 0], field[..., 1]) and np.array_equal(field[..., 0], field[..., 2])
+        assert abs(field.mean() - 0.5) < 0.01 and abs(field.std() - 0.2) < 0.02
+    coloured = [raster.texture(np.random.default_rng(i), 64, 24, 8, 0.2).mean((0, 1)) for i in range(5)]
+    assert np.std(coloured) > 0.05

@@ -11,23 +11,27 @@ SHAPES = ("disc", "square", "triangle", "cross", "ring", "moon")
 PATTERNS = ("solid", "stripes", "checker", "dots")
 
 
-def texture(rng: np.random.Generator, side: int, coarse: float, fine: float, contrast: float) -> np.ndarray:
+def texture(rng: np.random.Generator, side: int, coarse: float, fine: float, contrast: float,
+            grey: bool = False) -> np.ndarray:
     """Random coloured periodic texture, float32 ``[side, side, 3]`` in 0..1.
 
     Args:
         coarse, fine: longest and shortest wavelength in pixels; between them amplitude goes as the wavelength, as in
             photographs.
         contrast: standard deviation of each channel about a random mean colour.
+        grey: one field for all channels about a mean of 0.5, so that every texture has the same first statistics.
     """
     fy = np.fft.fftfreq(side)[:, None].astype(np.float32)
     fx = np.fft.rfftfreq(side)[None, :].astype(np.float32)
     f = np.sqrt(fy * fy + fx * fx)
     rows, cols = np.nonzero((f >= 1.0 / coarse) & (f <= 1.0 / fine))
-    spectrum = np.zeros((3, side, side // 2 + 1), np.complex64)
-    noise = rng.standard_normal((2, 3, len(rows)), dtype=np.float32)
+    spectrum = np.zeros((1 if grey else 3, side, side // 2 + 1), np.complex64)
+    noise = rng.standard_normal((2, 1 if grey else 3, len(rows)), dtype=np.float32)
     spectrum[:, rows, cols] = (noise[0] + 1j * noise[1]) / f[rows, cols]
     field = np.fft.irfft2(spectrum, s=(side, side)).astype(np.float32, copy=False)
     field /= field.std() + 1e-12
+    if grey:
+        return np.repeat(np.clip(contrast * field.transpose(1, 2, 0) + 0.5, 0.0, 1.0), 3, axis=2)
     mixing = rng.standard_normal((3, 3), dtype=np.float32)  # random hue: how the three fields colour the channels
     mixing /= np.linalg.norm(mixing, axis=1, keepdims=True)
     mean = rng.uniform(0.3, 0.7, 3).astype(np.float32)

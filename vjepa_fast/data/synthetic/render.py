@@ -35,7 +35,7 @@ def render_clip(suite: str | Suite, rng: np.random.Generator, size: int = 64, fr
 
 def _scene(rng: np.random.Generator, config: TextureConfig, size: int, side: int) -> np.ndarray:
     unit = size / 64.0
-    return raster.texture(rng, side, config.coarse * unit, config.fine * unit, config.contrast)
+    return raster.texture(rng, side, config.coarse * unit, config.fine * unit, config.contrast, config.grey)
 
 
 def _skin(rng: np.random.Generator) -> np.ndarray:

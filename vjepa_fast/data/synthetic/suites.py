@@ -24,6 +24,7 @@ class TextureConfig:
     coarse: float = 32.0
     fine: float = 8.0
     contrast: float = 0.18
+    grey: bool = False  # one field for all three channels about mid-grey: every texture has the same mean and contrast
 
 
 class Suite:
@@ -43,13 +44,16 @@ class Suite:
 
 @dataclass(frozen=True)
 class Motion8(Suite):
-    """Eight directions: a whole textured scene with sprites pans in the direction of the label."""
+    """Eight directions: a whole textured scene pans in the direction of the label, as a random-dot kinematogram does.
+
+    The texture is new in every clip and grey, of one mean and one contrast: what tells clips apart is the motion, not a
+    palette. ``sprites`` shapes in random colours can ride on it."""
 
     speed: tuple[float, float] = (1.5, 3.5)  # pixels per frame
-    sprites: int = 10  # in the whole scene, of which about a quarter is seen at a time
+    sprites: int = 0  # in the whole scene, of which about a quarter is seen at a time
     sprite_radius: tuple[float, float] = (6.0, 12.0)
     brightness_jitter: float = 0.0  # standard deviation of a gain per frame
-    background: TextureConfig = TextureConfig()
+    background: TextureConfig = TextureConfig(coarse=24.0, fine=8.0, contrast=0.2, grey=True)
     name = "motion8"
 
     @property
