@@ -46,9 +46,10 @@ class BadSamples:
         self.tried += 1
         if reason is None:
             return
+        reason = reason.removeprefix(f"{path}: ")
         self.samples.append((path, reason))
-        _log.warning("skipped unreadable sample %s", reason if path in reason else f"{path}: {reason}")
+        _log.warning("skipped unreadable sample %s: %s", path, reason)
         if self.count > self.max_fraction * (self.tried if self.tried >= _ENOUGH else self._total):
             raise DataError(f"{self.count} of {self.tried} samples tried, of {self._total} in all, cannot be read: "
-                            f"over data.max_bad_fraction {self.max_fraction:g}; the last: {reason}; "
+                            f"over data.max_bad_fraction {self.max_fraction:g}; the last: {path}: {reason}; "
                             "repair or remove them (vjepa-fast data check MANIFEST lists all)")
