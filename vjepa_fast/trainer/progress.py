@@ -16,12 +16,12 @@ class Progress:
         self.began = time.perf_counter()
         if self.enabled and sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Live
 
             self.live = Live(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"), TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+                TextColumn("train"), BarColumn(bar_width=16), MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"), TextColumn("ETA"), TimeRemainingColumn(),
                 console=Console(stderr=True), refresh_per_second=2,
             )
             self.live.start()
@@ -39,7 +39,8 @@ class Progress:
     def log(self, row: dict) -> None:
         status = summary(row)
         if self.live is not None:
-            self.live.update(self.task, completed=row["step"], status=status)
+            short = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s"  # with the bar in 80 columns
+            self.live.update(self.task, completed=row["step"], status=short)
         elif self.enabled:
             rate = (time.perf_counter() - self.began) / max(1, row["step"] - self.first)
             left = duration(rate * (self.total - row["step"]))
