@@ -19,7 +19,6 @@ from .manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path
 
 # codecs without prediction between frames: unwanted packets need no decoding
 _INTRA = frozenset({"mjpeg", "png", "ffv1", "prores", "rawvideo", "dnxhd", "huffyuv"})
-_ATTACHED_PICTURE = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: a cover, not a film
 
 
 @dataclass(frozen=True)
@@ -198,14 +197,15 @@ def _check_file(path: str) -> None:
 @contextmanager
 def _open(path: str) -> Iterator[_Video]:
     import av
+    from av.stream import Disposition
 
     _check_file(path)
     if _suffix(path) in IMAGE_SUFFIXES:
         raise DataError(f"{path}: is an image, a video is meant here; images go in a manifest of their own")
     try:
         with av.open(path, metadata_errors="ignore") as container:
-            streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
-            if not streams:
+            streams = [s for s in container.streams.video if not s.disposition.value & Disposition.attached_pic.value]
+            if not streams:  # a cover picture is no film
                 kind = "has sound but no video" if container.streams.audio else "has no video stream"
                 raise DataError(f"{path}: {kind}")
             if container.format.name == "image2" or container.format.name.endswith("_pipe"):
