@@ -100,7 +100,7 @@ def test_weights_without_configuration_need_one(suites, run_folder, tmp_path, ca
     file = tmp_path / "fair.pt"
     torch.save(content, file)
     motion, _ = suites
-    command = ["probe", str(file), "--train", motion["train"], "--test", motion["test"], "--device", "cpu", "--no-cache"]
+    command = ["probe", str(file), "--train", motion["train"], "--test", motion["test"], "--no-cache"]
     assert main(command) == 2
     assert "give --config or --no-random" in capsys.readouterr().err
     recipe = tmp_path / "small.yaml"

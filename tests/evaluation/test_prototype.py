@@ -3,7 +3,8 @@ import pytest
 from sklearn.neighbors import NearestCentroid
 
 from vjepa_fast.errors import DataError
-from vjepa_fast.evaluation import Features, prototype_episodes, sample_episodes
+from vjepa_fast.evaluation import Features, against, episode_rows, prototype_episodes, sample_episodes
+from vjepa_fast.evaluation.fewshot import centred
 
 
 def clouds(classes=12, per_class=25, d=16, spread=1.0, seed=0):
@@ -82,3 +83,35 @@ def test_impossible_episodes_are_refused():
         prototype_episodes(f, way=3, shot=1, queries=15)
     with pytest.raises(ValueError, match="metric"):
         prototype_episodes(f, way=3, queries=2, metric="manhattan")
+
+
+def test_accuracy_by_sample_adds_up():
+    f = clouds(spread=2.5)
+    r = prototype_episodes(f, 5, 1, 4, 60, seed=1, chunk=7)
+    drawn = sample_episodes(f.y, 5, 1, 4, 60, seed=1)
+    asked = np.bincount(drawn.query.ravel(), minlength=len(f.y))
+    assert np.isnan(r.by_sample).tolist() == (asked == 0).tolist()
+    assert np.nansum(r.by_sample * asked) / asked.sum() == pytest.approx(r.mean)
+
+
+def test_a_difference_between_few_shot_rows_is_judged_over_clips_not_episodes():
+    f = clouds(spread=2.5)
+    worse = Features(f.x + np.random.default_rng(5).standard_normal(f.x.shape), f.y)
+    widths, spans = [], []
+    for episodes in (300, 3000):
+        a = episode_rows("a", "pretrained", "s", f, shots=(1,), episodes=episodes)
+        b = episode_rows("b", "random", "s", worse, shots=(1,), episodes=episodes)
+        row = against(a, b)[0]
+        assert row.difference["value"] == pytest.approx(a[0].accuracy - b[0].accuracy)
+        widths.append(row.difference["high"] - row.difference["low"])
+        spans.append(row.high - row.low)
+    assert spans[1] < 0.5 * spans[0]
+    assert widths[1] > 0.6 * widths[0]  # ten times the episodes do not make it three times as narrow
+
+
+def test_centring_by_the_base_classes_removes_what_all_share():
+    f = clouds(spread=0.5)
+    shared = Features(f.x + 50, f.y)
+    base = shared.take(np.arange(len(f.y)) % 2 == 0)
+    assert prototype_episodes(centred(shared, base), shot=1, queries=10, episodes=200).mean > 0.9
+    assert np.allclose(centred(base, base).x.mean(0), 0, atol=1e-4)

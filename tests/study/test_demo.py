@@ -3,8 +3,10 @@ import json
 import pytest
 
 from vjepa_fast import config
-from vjepa_fast.errors import UserError
+from vjepa_fast.data.synthetic import render_suite
+from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study import plan as plans
+from vjepa_fast.study import tasks
 from vjepa_fast.study.demo import Demo, run_demo
 from vjepa_fast.study.plan import DemoPlan, DemoRun, plan_for, run_config
 
@@ -22,6 +24,7 @@ TINY = DemoPlan(
     ),
     overrides=(
         "data.crop_size=32",
+        "data.patch_size=16",
         "data.batch_size=4",
         "optimization.epochs=1",
         "optimization.ipe=4",
@@ -45,7 +48,7 @@ def test_demo_end_to_end_and_again(tmp_path):
     html = report.read_text()
     for text in ("random init", "raw pixels", "supervised (small)", "baseline single, student", "fwm_hw_ld mixed"):
         assert text in html
-    expected = 2 * (2 * 2 + 2)  # target and student of two runs... per run: two suites by two probes, and 1- and 5-shot
+    expected = 2 * (2 * 2 + 2)  # target and student, each: two suites by two probes, and 1- and 5-shot
     pretrained = [r for r in rows if r.kind == "pretrained"]
     assert len(pretrained) == 2 * expected and all(r.difference is not None for r in pretrained)
     assert {r.kind for r in rows if r.suite == "motion8"} == {"random", "pixels", "supervised", "pretrained"}
@@ -65,6 +68,18 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         run_demo(tmp_path / "file" / "demo", TINY)
+
+
+def test_an_outdated_rendering_is_replaced_and_a_strangers_is_not(tmp_path):
+    values = dict(name="objects", splits={"train": 2}, size=32, frames=2, fps=8)
+    ours, other = str(tmp_path / "ours"), str(tmp_path / "other")
+    tasks.render(folder=ours, seed=0, key="old", **values)
+    first = (tmp_path / "ours" / "train" / "000000.jpg").read_bytes()
+    tasks.render(folder=ours, seed=1, key="new", **values)
+    assert (tmp_path / "ours" / "train" / "000000.jpg").read_bytes() != first
+    render_suite("objects", other, splits={"train": 2}, size=32, seed=0)
+    with pytest.raises(DataError, match="already holds"):
+        tasks.render(folder=other, seed=1, key="new", **values)
 
 
 def test_the_plan_is_the_studys():
@@ -89,7 +104,7 @@ def test_minutes_stretch_the_steps_and_the_ema_together():
 
 def test_every_task_that_is_needed_exists_and_controls_share_the_runs_weights():
     demo = Demo("somewhere", DemoPlan())
-    tasks = {t.name: t for t in demo.tasks()}
-    assert all(n in tasks for t in tasks.values() for n in t.needs)
+    by_name = {t.name: t for t in demo.tasks()}
+    assert all(n in by_name for t in by_name.values() for n in t.needs)
     shapes = {json.dumps([c["model"], c["seed"]], sort_keys=True) for c in map(demo.plain, demo.configs)}
     assert len(shapes) == 1

@@ -40,7 +40,8 @@ def graph(folder: Path, value: int = 1, fail: bool = False) -> list[Task]:
 
 def run(folder, tasks, workers=1):
     events = []
-    found = run_tasks(tasks, folder, workers=workers, threads=1, on_event=lambda kind, name: events.append((kind, name)))
+    tell = lambda kind, name: events.append((kind, name))  # noqa: E731
+    found = run_tasks(tasks, folder, workers=workers, threads=1, on_event=tell)
     return found, events
 
 

@@ -21,9 +21,9 @@ KINDS = ("pretrained", "random", "pixels", "supervised")
 class Row:
     """One accuracy in [0, 1] with its 95 % interval, and its difference from the control where there is one.
 
-    ``hits``: right or wrong (1, 0) per test sample, or accuracy per episode, in the order that all rows of a suite
-    share. ``difference``: {"value", "low", "high", "p"}, accuracy minus the control's, paired by test sample or
-    episode.
+    ``hits``: right or wrong (1, 0) per test sample, in the order that all rows of a suite share; for episodes each
+    sample's accuracy as a query (None: never one). ``difference``: {"value", "low", "high", "p"}, accuracy minus the
+    control's, paired by test sample.
     """
 
     label: str
@@ -41,8 +41,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "above", "below" or "level" with the control by the 95 % interval of the difference; "" without a control.
-        """
+        """By the 95 % interval of the difference from the control: above, below or level; empty without a control."""
         if self.difference is None:
             return ""
         return "above" if self.difference["low"] > 0 else "below" if self.difference["high"] < 0 else "level"
@@ -107,7 +106,7 @@ def episode_rows(
                 episodes,
                 1 / way,
                 {"way": way, "queries": queries},
-                tuple(round(float(a), 6) for a in r.accuracies),
+                tuple(None if np.isnan(a) else round(float(a), 6) for a in r.by_sample),
             )
         )
     return rows
@@ -115,8 +114,9 @@ def episode_rows(
 
 def against(rows: list[Row], controls: list[Row], seed: int = 0) -> list[Row]:
     """``rows`` with the difference from the control row of the same suite and probe filled in (bootstrap over test
-    samples; 1.96 std / sqrt(n) over episodes). The random-init rows themselves, and rows without a control, stay as
-    they are. A supervised row is set against the linear control.
+    samples; for episodes 1.96 std / sqrt(n) over query samples, because an interval over episodes shrinks without end
+    while the same clips are drawn again). The random-init rows themselves, and rows without a control, stay as they
+    are. A supervised row is set against the linear control.
     """
     by_key = {(c.suite, c.probe): c for c in controls}
     out = []
@@ -126,7 +126,8 @@ def against(rows: list[Row], controls: list[Row], seed: int = 0) -> list[Row]:
             out.append(row)
             continue
         if row.probe.endswith("-shot"):
-            value, half = mean_ci95(np.asarray(row.hits) - np.asarray(control.hits))
+            gaps = [a - b for a, b in zip(row.hits, control.hits) if a is not None and b is not None]
+            value, half = row.accuracy - control.accuracy, mean_ci95(gaps)[1]
             difference = {"value": value, "low": value - half, "high": value + half, "p": None}
         else:
             pair = paired_difference(row.hits, control.hits, seed=seed)

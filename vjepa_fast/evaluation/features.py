@@ -97,8 +97,7 @@ def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
 
 
 def clip_settings(encoder: nn.Module) -> dict:
-    """``encoder.clip_settings`` (crop_size, num_frames, frame_step or fps or duration, mean, std); empty where unset.
-    """
+    """``encoder.clip_settings`` (crop_size, num_frames, frame_step or fps or duration, mean, std); may be empty."""
     return dict(getattr(encoder, "clip_settings", None) or {})
 
 

@@ -21,8 +21,7 @@ PARTS = {"fewshot": ["train", "test"]}  # what the evaluation reads of a suite, 
 
 
 class Demo:
-    """The task graph of a plan in a folder: ``suites/ cache/ runs/ tasks/ logs/``, then ``results.json report.html``.
-    """
+    """The task graph of a plan in a folder: ``suites/ cache/ runs/ tasks/ logs/``, ``results.json report.html``."""
 
     def __init__(self, folder: str | os.PathLike, plan: DemoPlan, workers: int | None = None):
         self.folder, self.plan = Path(folder), plan
@@ -59,18 +58,21 @@ class Demo:
         render_values = {"size": plan.size, "frames": plan.frames, "fps": plan.fps, "seed": plan.seed}
         out = []
         for rank, (name, splits) in enumerate(plan.suites.items()):
+            identity = [name, splits, render_values, suite_values(name)]
+            values = {
+                "name": name,
+                "folder": str(self.folder / "suites" / name),
+                "splits": splits,
+                "key": json.dumps(identity, sort_keys=True),
+                **render_values,
+            }
             out.append(
                 Task(
                     f"render-{name}",
                     tasks.render,
-                    lambda r, n=name, s=splits: {
-                        "name": n,
-                        "folder": str(self.folder / "suites" / n),
-                        "splits": s,
-                        **render_values,
-                    },
+                    lambda r, v=values: v,
                     rank=rank,
-                    identity=[name, splits, render_values],
+                    identity=identity,
                     check=_all_exist,
                 )
             )
@@ -97,7 +99,7 @@ class Demo:
             value = self.plain(run.key)
             identity = {k: v for k, v in value.items() if k not in ("folder", "runtime", "data")}
             identity["data"] = {k: v for k, v in value["data"].items() if k != "datasets"}
-            identity["clips"] = {n: plan.suites[n]["train"] for n in run.weights}
+            identity["clips"] = {n: [plan.suites[n]["train"], suite_values(n)] for n in run.weights}
             out.append(
                 Task(
                     f"train-{run.key}",
@@ -267,6 +269,14 @@ def plan_values(plan: DemoPlan) -> dict:
     }
 
 
+def suite_values(name: str) -> dict:
+    """What a suite looks like in this version of the package: its parameters and the format of its rendering."""
+    from vjepa_fast.data.synthetic import SUITES
+    from vjepa_fast.data.synthetic.write import FORMAT
+
+    return {"format": FORMAT, **asdict(SUITES[name])}
+
+
 def _all_exist(manifests: dict) -> bool:
     return all(os.path.exists(path) for path in manifests.values())
 
@@ -305,8 +315,8 @@ def _protocol(plan: DemoPlan, view: dict) -> list[str]:
         "training part, from scratch; for few-shot on the base classes. It is a reference for what labels give at this "
         "size, not a ceiling.",
         f"Few-shot: 5-way episodes ({plan.episodes} of them, {plan.queries} queries per class) on novel classes, "
-        "nearest prototype by cosine. Their interval covers the choice of episodes from these clips, not of other "
-        "clips.",
+        "nearest prototype by cosine of features centred by the base classes' mean. The interval beside an accuracy is "
+        "the usual one over episodes; a difference is judged over query clips, which is wider.",
         "Target is the moving average (EMA) of the weights, student the weights that the optimiser moves. Early in a "
         "run the target still is half its random start.",
     ]

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from vjepa_fast.errors import UserError
 
-FORMAT = 1  # raise it when tasks compute other results from the same arguments
+FORMAT = 2  # raise it when tasks compute other results from the same arguments
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 

@@ -5,16 +5,26 @@ values.
 from __future__ import annotations
 
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 
 # Heavy imports are inside: a worker pays for what its task needs.
 
 
-def render(name: str, folder: str, splits: dict, size: int, frames: int, fps: int, seed: int) -> dict[str, str]:
-    """Render a suite; manifests by split."""
+def render(
+    name: str, folder: str, splits: dict, size: int, frames: int, fps: int, seed: int, key: str
+) -> dict[str, str]:
+    """Render a suite, or what is missing of it; manifests by split. What the demo rendered for another key goes
+    first.
+    """
     from vjepa_fast.data.synthetic import render_suite
 
+    mark = Path(folder) / "demo_key.json"
+    if mark.is_file() and json.loads(mark.read_text()) != key:
+        shutil.rmtree(folder)
+    if not Path(folder).exists():
+        _marked(mark, key)
     return render_suite(name, folder, splits=splits, size=size, frames=frames, fps=fps, seed=seed, workers=1)
 
 
@@ -80,19 +90,24 @@ def load_clips(path: str, name: str) -> dict:
     return found
 
 
+def _episodes(label: str, kind: str, base, novel, plan: dict) -> list:
+    """Few-shot rows on novel classes, features centred by the mean of the base classes."""
+    from vjepa_fast.evaluation import episode_rows
+    from vjepa_fast.evaluation.fewshot import centred
+
+    many = {"queries": plan["queries"], "episodes": plan["episodes"], "seed": plan["seed"]}
+    return episode_rows(label, kind, "fewshot", centred(novel, base), **many)
+
+
 def _rows(label: str, kind: str, features_of, clips: dict[str, str], plan: dict) -> list:
     """Probe and episode rows of one encoder over all suites; ``features_of(ClipSet)`` gives Features."""
-    from vjepa_fast.evaluation import episode_rows, probe_rows
+    from vjepa_fast.evaluation import probe_rows
 
     rows = []
     for suite, path in clips.items():
-        parts = {
-            part: features_of(c) for part, c in load_clips(path, suite).items() if suite != "fewshot" or part == "test"
-        }
+        parts = {part: features_of(c) for part, c in load_clips(path, suite).items()}
         if suite == "fewshot":
-            rows += episode_rows(
-                label, kind, suite, parts["test"], queries=plan["queries"], episodes=plan["episodes"], seed=plan["seed"]
-            )
+            rows += _episodes(label, kind, parts["train"], parts["test"], plan)
         else:
             rows += probe_rows(label, kind, suite, parts["train"], parts["val"], parts["test"], seed=plan["seed"])
     return rows
@@ -131,7 +146,7 @@ def controls(config: dict, clips: dict[str, str], plan: dict) -> list[dict]:
 def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
     """The supervised row of one suite; for few-shot: trained on the base classes, episodes on the novel ones."""
     from vjepa_fast import config as configs
-    from vjepa_fast.evaluation import episode_rows, extract_features, random_encoder, train_supervised
+    from vjepa_fast.evaluation import random_encoder, train_supervised
     from vjepa_fast.evaluation.compare import row_of
 
     parts = load_clips(clips, suite)
@@ -149,12 +164,8 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
         device=plan["device"],
     )
     if few:
-        novel = extract_features(
-            model.encoder, parts["test"], pooling=plan["pooling"], batch_size=32, device=plan["device"]
-        )
-        rows = episode_rows(
-            label, "supervised", suite, novel, queries=plan["queries"], episodes=plan["episodes"], seed=plan["seed"]
-        )
+        base, novel = (_features(model.encoder, plan, None, parts[part]) for part in ("train", "test"))
+        rows = _episodes(label, "supervised", base, novel, plan)
         return [r.to_dict() for r in rows]
     chance = max(int((parts["test"].labels == c).sum()) for c in set(parts["test"].labels.tolist())) / len(
         parts["test"]

@@ -34,9 +34,8 @@ class EpisodeResult:
     way: int
     shot: int
     queries: int
-    accuracies: np.ndarray = field(
-        default=None, repr=False
-    )  # float64 [E], one per episode, in the order they were drawn
+    accuracies: np.ndarray = field(default=None, repr=False)  # float64 [E], in the order the episodes were drawn
+    by_sample: np.ndarray = field(default=None, repr=False)  # float64 [n], accuracy as a query; NaN: never one
 
 
 def sample_episodes(labels: np.ndarray, way: int, shot: int, queries: int, episodes: int, seed: int) -> Episodes:
@@ -70,6 +69,13 @@ def sample_episodes(labels: np.ndarray, way: int, shot: int, queries: int, episo
     return Episodes(index[:, :, :shot], index[:, :, shot:])
 
 
+def centred(features: Features, base: Features) -> Features:
+    """``features`` minus the mean feature of ``base`` (base classes, never the novel ones), so that cosines compare
+    what differs between clips rather than what all share. Source: SimpleShot, arXiv:1911.04623, section 3.
+    """
+    return Features(features.x - base.x.mean(0, dtype=np.float64), features.y, features.name)
+
+
 def prototype_episodes(
     features: Features,
     way: int = 5,
@@ -94,6 +100,7 @@ def prototype_episodes(
     x = torch.from_numpy(np.ascontiguousarray(features.x))
     truth = torch.arange(way).repeat_interleave(queries)
     accuracies = []
+    right, asked = torch.zeros(2, len(x), dtype=torch.float64)
     for support, query in zip(torch.from_numpy(drawn.support).split(chunk), torch.from_numpy(drawn.query).split(chunk)):
         proto_EWd = x[support].mean(dim=2)
         query_EMd = x[query].flatten(1, 2)
@@ -102,7 +109,10 @@ def prototype_episodes(
             score_EMW = query_EMd @ proto_EWd.mT  # the query's own norm does not change which prototype wins
         else:
             score_EMW = 2 * query_EMd @ proto_EWd.mT - proto_EWd.square().sum(-1).unsqueeze(1)
-        accuracies.append((score_EMW.argmax(-1) == truth).double().mean(-1))
+        hit_EM = (score_EMW.argmax(-1) == truth).double()
+        accuracies.append(hit_EM.mean(-1))
+        asked += torch.bincount(query.flatten(), minlength=len(x))
+        right += torch.bincount(query.flatten(), weights=hit_EM.flatten(), minlength=len(x))
     values = torch.cat(accuracies).numpy()
     mean, half = mean_ci95(values)
-    return EpisodeResult(mean, half, episodes, way, shot, queries, values)
+    return EpisodeResult(mean, half, episodes, way, shot, queries, values, (right / asked).numpy())
