@@ -3,6 +3,7 @@ import json
 import pytest
 
 from vjepa_fast import config
+from vjepa_fast.cli import main
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study import plan as plans
@@ -108,3 +109,11 @@ def test_every_task_that_is_needed_exists_and_controls_share_the_runs_weights():
     assert all(n in by_name for t in by_name.values() for n in t.needs)
     shapes = {json.dumps([c["model"], c["seed"]], sort_keys=True) for c in map(demo.plain, demo.configs)}
     assert len(shapes) == 1
+
+
+@pytest.mark.parametrize("more", [["--minutes", "0"], ["--workers", "0"], ["--device", "cuda:77"], ["--minutes", "x"]])
+def test_wrong_arguments_are_one_line_and_nothing_is_written(tmp_path, capsys, more):
+    assert main(["demo", "--folder", str(tmp_path / "demo"), *more]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1 and errors[0].startswith("error: ") and more[0] in errors[0]
+    assert not (tmp_path / "demo").exists()
