@@ -114,14 +114,14 @@ class Order(Suite):
 
 @dataclass(frozen=True)
 class Objects(Suite):
-    """Still images: shape x pattern x colour, one class per combination."""
+    """Still images: shape x pattern x colour, one class per combination, on a grey texture."""
 
     shapes: tuple[str, ...] = ("disc", "square", "triangle", "cross")
     patterns: tuple[str, ...] = PATTERNS
     colours: tuple[str, ...] = ("red", "green", "blue")
     radius: tuple[float, float] = (13.0, 22.0)
     colour_jitter: float = 0.08
-    background: TextureConfig = TextureConfig(contrast=0.12)
+    background: TextureConfig = TextureConfig(coarse=24.0, contrast=0.12, grey=True)
     name = "objects"
     modality = "image"
 

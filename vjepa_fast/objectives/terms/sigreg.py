@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from ..api import Objective, number, objective
@@ -47,15 +48,48 @@ def directions(dim: int, count: int, seed: int, step: int, like: Tensor) -> Tens
     return a_DS / torch.linalg.vector_norm(a_DS, dim=0, keepdim=True)
 
 
+class EppsPulley(torch.autograd.Function):
+    """One cosine and one sine per projection: exp(i k theta) comes from turning k times, and nothing is kept per t."""
+
+    @staticmethod
+    def forward(ctx, u_NS: Tensor) -> Tensor:
+        dt = T_MAX / (POINTS - 1)
+        t = torch.linspace(0.0, T_MAX, POINTS, dtype=u_NS.dtype, device=u_NS.device)
+        gauss = torch.exp(-0.5 * t * t)
+        weight = torch.full_like(t, 2 * dt)
+        weight[-1] = dt
+        weight = weight * gauss
+        theta = u_NS * dt
+        c1, s1 = theta.cos(), theta.sin()
+        means = [(c.mean(0), s.mean(0)) for c, s in _turns(c1, s1)]
+        gap_cos = torch.stack([c for c, _ in means]) - gauss[1:, None]  # at t = 0 the gap is 0
+        gap_sin = torch.stack([s for _, s in means])
+        ctx.save_for_backward(c1, s1, gap_cos, gap_sin, (2 * weight * t)[1:, None])
+        return u_NS.shape[0] * (weight[1:] @ (gap_cos.square() + gap_sin.square()))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_S: Tensor) -> Tensor:
+        c1, s1, gap_cos, gap_sin, factor = ctx.saved_tensors
+        from_cos, from_sin = factor * gap_cos * grad_S, factor * gap_sin * grad_S
+        grad = torch.zeros_like(c1)
+        for k, (c, s) in enumerate(_turns(c1, s1)):
+            grad.addcmul_(c, from_sin[k]).addcmul_(s, from_cos[k], value=-1)
+        return grad
+
+
+def _turns(c1: Tensor, s1: Tensor):
+    """cos(k theta), sin(k theta) for k = 1 .. POINTS - 1, by the angle addition formulas."""
+    c, s = c1, s1
+    yield c, s
+    for _ in range(POINTS - 2):
+        c, s = (c * c1).addcmul_(s, s1, value=-1), (s * c1).addcmul_(c, s1)
+        yield c, s
+
+
 def epps_pulley(u_NS: Tensor) -> Tensor:
-    """The statistic of each column of ``u`` against N(0, 1), [S]."""
-    t = torch.linspace(0.0, T_MAX, POINTS, dtype=u_NS.dtype, device=u_NS.device)
-    gauss = torch.exp(-0.5 * t * t)
-    weight = torch.full_like(t, 2 * T_MAX / (POINTS - 1))
-    weight[0] = weight[-1] = T_MAX / (POINTS - 1)
-    tu_NSP = u_NS.unsqueeze(-1) * t
-    gap = (tu_NSP.cos().mean(0) - gauss).square() + tu_NSP.sin().mean(0).square()
-    return u_NS.shape[0] * (gap @ (weight * gauss))
+    """The statistic of each column of ``u`` against N(0, 1), [S]. Differentiable once."""
+    return EppsPulley.apply(u_NS)
 
 
 def _sum(x_ND: Tensor, a_DS: Tensor) -> Tensor:
