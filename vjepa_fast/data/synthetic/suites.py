@@ -119,7 +119,7 @@ class Objects(Suite):
     shapes: tuple[str, ...] = ("disc", "square", "triangle", "cross")
     patterns: tuple[str, ...] = PATTERNS
     colours: tuple[str, ...] = ("red", "green", "blue")
-    radius: tuple[float, float] = (13.0, 22.0)
+    radius: tuple[float, float] = (18.0, 27.0)
     colour_jitter: float = 0.08
     background: TextureConfig = TextureConfig(coarse=24.0, contrast=0.12, grey=True)
     name = "objects"
