@@ -4,8 +4,7 @@
     python benchmarks/synthetic_small.py --seeds 0           # one seed
 
 Writes benchmarks/results/synthetic_small.json (format: vjepa_fast/study/records.py) and synthetic_small.png. The probe
-reads one centre view per clip; the penalty is chosen on the validation part; test clips are used by nothing but the last
-accuracy.
+reads one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the end.
 """
 from __future__ import annotations
 
@@ -22,6 +21,8 @@ SUITES = ("motion8", "objects")
 PARTS = {"train": 4000, "val": 600, "test": 2000}
 POOLINGS = ("mean", "meanstd")
 PROBE = ["--level", "all", "--which", "target_encoder", "--probe", "linear", "--workers", "0"]
+NOTE = ("Linear probes of frozen features, all four levels, pooled over all tokens: mean, or mean and standard "
+        "deviation (meanstd). Minutes are those of the last call of the command.")
 
 
 def run(*arguments: object, threads: int) -> None:
@@ -55,15 +56,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each")
-    parser.add_argument("--render-seed", type=int, default=7, help="of the clips; the recipe was chosen on those of seed 0")
+    parser.add_argument("--render-seed", type=int, default=7, help="of the clips; the recipe was chosen on seed 0")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides of the recipe")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "synthetic_small.json")
     args = parser.parse_args()
 
     started = time.time()
     for suite in SUITES:
-        run("synthetic", suite, args.folder / "suites" / suite, *(x for p, n in PARTS.items() for x in (f"--{p}", n)),
-            "--seed", args.render_seed, "--workers", args.parallel, threads=1)
+        sizes = [x for part, n in PARTS.items() for x in (f"--{part}", n)]
+        run("synthetic", suite, args.folder / "suites" / suite, *sizes, "--seed", args.render_seed,
+            "--workers", args.parallel, threads=1)
     with ThreadPoolExecutor(args.parallel) as pool:
         runs = dict(zip(args.seeds, pool.map(lambda s: train(args.folder, s, args.set, args.threads), args.seeds)))
         probes = dict(zip(args.seeds, pool.map(lambda s: probe(args.folder, s, args.threads), args.seeds)))
@@ -81,10 +83,8 @@ def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: 
         files = {seed: of_seed[pooling] for seed, of_seed in probes.items()}
         found = collect(
             files, runs, recipe="synthetic_small", commit=about.get("commit", ""), versions=about,
-            command="python " + " ".join(["benchmarks/synthetic_small.py", *sys.argv[1:]]),
-            device=f"CPU, {os.cpu_count()} cores", minutes=round(minutes, 1),
-            note="Linear probes of frozen features, all four levels, pooled over all tokens: mean, or mean and standard "
-                 "deviation (meanstd). Minutes are those of the last call of the command.",
+            command=" ".join(["python benchmarks/synthetic_small.py", *sys.argv[1:]]),
+            device=f"CPU, {os.cpu_count()} cores", minutes=round(minutes, 1), note=NOTE,
         )
         rows += [{**row, "probe": f"linear, {pooling}"} for row in found["rows"]]
     found["rows"] = sorted(rows, key=lambda r: (r["suite"], r["probe"], r["seed"]))
@@ -92,8 +92,8 @@ def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: 
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     for row in found["rows"]:
         low, high = row["difference_ci95"]
-        print(f"{row['suite']:8} {row['probe']:15} seed {row['seed']}: pretrained {row['pretrained']:.3f}, random init {row['random']:.3f}, "
-              f"difference {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"{row['suite']:8} {row['probe']:15} seed {row['seed']}: pretrained {row['pretrained']:.3f}, "
+              f"random init {row['random']:.3f}, difference {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
     plot({seed: read_metrics(folder) for seed, folder in runs.items()}, found, args.json.with_suffix(".png"))
     print(f"wrote {args.json}")
 
@@ -122,7 +122,7 @@ def plot(metrics: dict[int, list[dict]], found: dict, path: Path) -> None:
         axes[2].hlines(row["chance"], place - 0.2, place + 0.55, colors="k", linestyles=":", lw=1)
     names = [f"{r['suite']}, {r['probe'].split(', ')[1]}, seed {r['seed']}" for r in found["rows"]]
     axes[2].set_xticks([i + 0.18 for i in range(len(names))], names, fontsize=7, rotation=40, ha="right")
-    axes[2].set(title="Frozen accuracy: grey random init, blue pretrained\n(95 % intervals, dotted chance)", ylim=(0, 1))
+    axes[2].set(title="Grey: random init, blue: pretrained\n(95 % intervals, dotted: chance)", ylim=(0, 1))
     axes[2].title.set_fontsize(9)
     figure.savefig(path, dpi=130)
 
