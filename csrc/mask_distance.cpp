@@ -1,17 +1,11 @@
 // mask_distance on the CPU: an exact Euclidean distance transform of each sample's token grid, samples in parallel.
 // Squared distances separate over the axes, so three passes of row minima replace the search over token pairs:
 // N * (T + H + W) operations per sample instead of Ke * Kp. They are integers far below 2^24, thus exact in float.
-#include "mask_distance.h"
+#include "op.h"
+#include "simd.h"
 
 #include <algorithm>
 #include <cmath>
-
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-// Feature levels; naming a CPU would match that very model alone.
-#define VJEPA_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define VJEPA_CLONES
-#endif
 
 namespace {
 
@@ -50,8 +44,8 @@ void transform(std::vector<float>& d, std::vector<float>& tmp, int64_t T, int64_
   axis_pass(d.data(), tmp.data(), T, H * W);
 }
 
-}  // namespace
-
+// int64 [B,Ke], int64 [B,Kp], grid (T,H,W) -> float32 [B,Ke]: sqrt(Euclidean distance to the nearest of masks_pred /
+// divisor)
 vjepa::Tensor mask_distance(const vjepa::Tensor& masks_enc, const vjepa::Tensor& masks_pred, int64_t T, int64_t H,
                             int64_t W, int64_t divisor) {
   const vjepa::Tensor enc = masks_enc.contiguous(), pred = masks_pred.contiguous();
@@ -76,3 +70,8 @@ vjepa::Tensor mask_distance(const vjepa::Tensor& masks_enc, const vjepa::Tensor&
   });
   return out;
 }
+
+const vjepa::Add<&mask_distance> added(
+    "mask_distance", "mask_distance(Tensor masks_enc, Tensor masks_pred, int T, int H, int W, int divisor) -> Tensor");
+
+}  // namespace

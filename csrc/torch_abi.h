@@ -15,6 +15,9 @@ extern "C" {
 struct AtenTensorOpaque;
 struct TorchLibraryOpaque;
 int32_t aoti_torch_dtype_float32();
+int32_t aoti_torch_dtype_bfloat16();
+int32_t aoti_torch_dtype_uint8();
+int32_t aoti_torch_dtype_int8();
 int32_t aoti_torch_dtype_int64();
 int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_get_dim(AtenTensorOpaque*, int64_t*);
@@ -152,7 +155,10 @@ struct Boxed<F> {
     return std::apply(F, args);
   }
   static void run(uint64_t* stack, uint64_t, uint64_t) {
-    stack[0] = Slot<bare<R>>::write(call(stack, std::index_sequence_for<A...>{}));
+    if constexpr (std::is_void_v<R>)
+      call(stack, std::index_sequence_for<A...>{});
+    else
+      stack[0] = Slot<bare<R>>::write(call(stack, std::index_sequence_for<A...>{}));
   }
 };
 

@@ -1,7 +1,18 @@
 """Fixtures that several parts share."""
 from __future__ import annotations
 
+import importlib.util
+import pathlib
+import sys
+
 import pytest
+import torch
+
+if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
+    sys.path.insert(0, str(pathlib.Path(__file__).parent))
+    from interpreter import use_interpreter
+
+    use_interpreter()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,124 @@
+"""Compile every Triton kernel for GPUs that need not be here; registers, spills and shared memory go to a JSON file.
+
+    python benchmarks/aot.py                       # table, sm_80 sm_90 sm_100
+    python benchmarks/aot.py --json PATH           # also write the rows
+    python benchmarks/aot.py --check PATH          # fail on spills, or on more registers than PATH says
+
+Each module of ``kernels/`` lists its kernels in ``variants()``. Needs Triton and no GPU; run without TRITON_INTERPRET.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import pkgutil
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+ARCHS = (80, 90, 100)
+SLACK = 8  # registers by which a kernel may grow unnoticed
+
+
+def all_variants() -> dict[str, dict]:
+    """name -> {fn, signature, constexprs, num_warps, num_stages, aligned}, over the modules of ``kernels``."""
+    from vjepa_fast import kernels
+
+    found = {}
+    for module in pkgutil.iter_modules(kernels.__path__):
+        if not module.name.startswith("_"):
+            make = getattr(importlib.import_module(f"vjepa_fast.kernels.{module.name}"), "variants", None)
+            for name, variant in (make() if make else {}).items():
+                found[f"{module.name}.{name}"] = variant
+    return found
+
+
+def compile_one(name: str, arch: int) -> dict:
+    """Registers, spills and shared memory of one variant, as ptxas reports them."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    v = all_variants()[name]
+    fn, constexprs, warps = v["fn"], v["constexprs"], v.get("num_warps", 4)
+    names = list(fn.arg_names)
+    unknown = set(names) ^ (set(v["signature"]) | set(constexprs))
+    if unknown:
+        raise SystemExit(f"{name}: variants() and the kernel's arguments differ in {sorted(unknown)}")
+    source = ASTSource(
+        fn,
+        {n: "constexpr" if n in constexprs else v["signature"][n] for n in names},
+        {(names.index(n),): value for n, value in constexprs.items()},
+        {(names.index(n),): [["tt.divisibility", 16]] for n in v.get("aligned", ())},
+    )
+    log = io.StringIO()
+    with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = True
+        knobs.compilation.always_compile = True
+        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3)}
+        compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, log.getvalue())
+        return int(found[1]) if found else 0
+
+    registers = number(r"Used (\d+) registers")
+    if not registers:
+        raise SystemExit(f"{name}: ptxas told no register count for sm_{arch}")
+    return {
+        "kernel": name, "arch": arch, "num_warps": warps, "registers": registers,
+        "spill_stores": number(r"(\d+) bytes spill stores"), "spill_loads": number(r"(\d+) bytes spill loads"),
+        "shared": compiled.metadata.shared,
+    }
+
+
+def problems(rows: list[dict], triton_version: str, recorded: dict | None) -> list[str]:
+    """Spills, and kernels that need more registers than the recorded run of the same Triton."""
+    found = [f"{r['kernel']} sm_{r['arch']}: spills {r['spill_stores']}+{r['spill_loads']} bytes"
+             for r in rows if r["spill_stores"] or r["spill_loads"]]
+    if recorded and recorded["triton"] == triton_version:
+        before = {(r["kernel"], r["arch"]): r["registers"] for r in recorded["rows"]}
+        for r in rows:
+            key = (r["kernel"], r["arch"])
+            if key not in before:
+                found.append(f"{r['kernel']} sm_{r['arch']}: not in the recorded results; run benchmarks/aot.py --json")
+            elif r["registers"] > before[key] + SLACK:
+                found.append(f"{r['kernel']} sm_{r['arch']}: {r['registers']} registers, recorded {before[key]}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, action="append", help="compute capability x 10; default 80, 90 and 100")
+    parser.add_argument("--only", default="", help="part of a kernel's name")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--json", metavar="PATH")
+    parser.add_argument("--check", metavar="PATH")
+    args = parser.parse_args()
+    import triton
+
+    names = [n for n in all_variants() if args.only in n]
+    with ProcessPoolExecutor(args.jobs) as pool:
+        tasks = [pool.submit(compile_one, n, arch) for n in names for arch in args.arch or ARCHS]
+        rows = [t.result() for t in tasks]
+    for r in rows:
+        print(f"{r['kernel']:<48} sm_{r['arch']:<4} {r['num_warps']} warps  {r['registers']:>3} registers  "
+              f"{r['spill_stores']}+{r['spill_loads']} B spilled  {r['shared']} B shared")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump({"triton": triton.__version__, "rows": rows}, f, indent=1)
+            f.write("\n")
+    recorded = None
+    if args.check:
+        with open(args.check, encoding="utf-8") as f:
+            recorded = json.load(f)
+    bad = problems(rows, triton.__version__, recorded)
+    print("\n".join(bad) if bad else f"{len(rows)} builds, no spills")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Tests run Triton kernels in its interpreter where there is no GPU; this makes that interpreter round to bfloat16.
+
+It truncates instead (Triton 3.6 to 3.9). Arithmetic on bfloat16 blocks is wrong there too, so the kernels convert to
+float32 right after a load, which is what they want anyway.
+"""
+from __future__ import annotations
+
+import os
+
+
+def use_interpreter() -> None:
+    """Call before anything imports triton."""
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    if os.environ["TRITON_INTERPRET"] != "1":
+        return
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast, convert = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
+
+    def rounded(handle):
+        bits = np.ascontiguousarray(handle.data, dtype=np.float32).view(np.uint32)
+        upper = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return TensorHandle(np.where(np.isnan(handle.data), np.uint16(0x7FC0), upper), tl.bfloat16)
+
+    def to_bfloat16(handle, dtype):
+        return dtype.scalar == tl.bfloat16 and handle.dtype.scalar == tl.float32
+
+    def cast_impl(self, handle, dtype):
+        return rounded(handle) if to_bfloat16(handle, dtype) else cast(self, handle, dtype)
+
+    def create_fp_to_fp(self, handle, dtype, mode):
+        return rounded(handle) if to_bfloat16(handle, dtype) else convert(self, handle, dtype, mode)
+
+    InterpreterBuilder.cast_impl = cast_impl
+    InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
+    for name in ("create_fp_trunc", "create_fp_ext"):
+        setattr(InterpreterBuilder, name, cast_impl)

@@ -1,0 +1,48 @@
+"""When the Triton kernels of ``kernels/`` can serve: CUDA tensors, or any under ``TRITON_INTERPRET=1`` (for tests)."""
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+
+import torch
+
+from vjepa_fast.ops import _backend
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter (slow, on any device)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def _machine() -> str:
+    """Why no kernel can run here; empty if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < (8, 0):
+        return f"compute capability {capability[0]}.{capability[1]} is under 8.0"
+    return ""
+
+
+def objections(*tensors: torch.Tensor | None) -> list[str]:
+    """Why the kernels cannot serve these tensors; without arguments, why they cannot serve at all."""
+    if interpreted():
+        forced = _backend.current_backend() == "triton"
+        reasons = [] if forced else ["TRITON_INTERPRET=1 interprets the kernels, only where triton is forced"]
+    else:
+        reasons = [_machine()] if _machine() else []
+        if any(t is not None and t.device.type != "cuda" for t in tensors):
+            reasons.append("triton serves CUDA tensors only")
+    if any(t is not None and t.dtype == torch.float64 for t in tensors):
+        reasons.append("triton computes in float32, float64 is left to eager")
+    return reasons
+
+
+def device_of(tensor: torch.Tensor):
+    """Context in which a kernel on ``tensor`` is launched: its CUDA device is the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
