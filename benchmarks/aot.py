@@ -29,10 +29,26 @@ def all_variants() -> dict[str, dict]:
     found = {}
     for module in pkgutil.iter_modules(kernels.__path__):
         if not module.name.startswith("_"):
-            make = getattr(importlib.import_module(f"vjepa_fast.kernels.{module.name}"), "variants", None)
-            for name, variant in (make() if make else {}).items():
+            variants = getattr(importlib.import_module(f"vjepa_fast.kernels.{module.name}"), "variants", None)
+            # the latent losses take the device functions that the objectives bring along
+            arguments = [device_functions()] if module.name == "latent" else []
+            for name, variant in (variants(*arguments) if variants else {}).items():
                 found[f"{module.name}.{name}"] = variant
     return found
+
+
+def device_functions() -> dict:
+    """key -> Triton device function, of every row function that the objectives define."""
+    from vjepa_fast.objectives import build_objectives
+    from vjepa_fast.ops.latent import functions
+    from vjepa_fast.ops.latent_kernels import device_function
+
+    for spec in ({"pred": {}, "delta": {}, "ltc": {}, "velgate": {}, "spectral": {}, "kinematic": {}},
+                 {"pred": {"loss_exp": 2}, "kinematic": {"type": "huber"}}, {"pred": {"loss_exp": 1.5}}):
+        plan = build_objectives(spec, levels=4, embed_dim=8, target_grad=True)
+        for term in plan.terms.values():
+            term.lower(plan.ctx)
+    return {key: device_function(key) for key in functions()}
 
 
 def compile_one(name: str, arch: int) -> dict:

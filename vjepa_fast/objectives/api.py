@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops.latent import RowCall
 
 _REGISTRY: dict[str, type[Objective]] = {}
 
@@ -116,13 +117,15 @@ class Objective:
         """Why no gradient can reach this term in this set-up, or None if one can."""
         return None
 
-    def lower(self):
-        """Optional: what a fused kernel of this term's access class needs. None means: run ``value``.
+    def lower(self, ctx: TermContext) -> tuple[RowCall, ...]:
+        """The functions of the features that ``value`` averages over channels, for kernels to run.
 
-        A term that lowers defines its ``@triton.jit`` device function inside this method, so that the file imports
-        where Triton is absent. ``value`` stays the oracle either way.
+        Each is an ``ops.latent.RowFunction`` (PyTorch formula, Triton device function, optionally C++) with its
+        parameter and channels. ``value`` asks the state for their rows, ``[B, K]``, and does the rest in PyTorch; the
+        plan gathers those of all terms, so that a pair of rows of ``z`` is read once for all. A term without any works
+        on ``state.target`` and ``view.z`` in plain PyTorch.
         """
-        return None
+        return ()
 
 
 def objective(name: str) -> Callable[[type[Objective]], type[Objective]]:

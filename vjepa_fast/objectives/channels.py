@@ -16,6 +16,12 @@ def appearance_width(ratio: float, width: int) -> int:
     return max(1, int(width * ratio))
 
 
+def appearance_window(ratio: float, split: str, ctx: TermContext) -> tuple[int, int, int]:
+    """The appearance channels as (low, high, period), see ``ops.latent.RowCall``."""
+    period = ctx.embed_dim if split == "channel" else ctx.dim
+    return 0, appearance_width(ratio, period), period
+
+
 def appearance(x: Tensor, ratio: float, split: str, ctx: TermContext) -> Tensor:
     """Appearance channels of ``x`` [..., D]."""
     if split == "channel":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops.latent import function
 
 from .api import Objective, TermContext, head_generator, make_objective
 from .state import LatentState
@@ -40,6 +41,10 @@ class ObjectivePlan(nn.Module):
         self.stop_gradient = stop_gradient
         built = {name: term.build_head(ctx, head_generator(ctx.seed, name)) for name, term in terms.items()}
         self.heads = nn.ModuleDict({name: head for name, head in built.items() if head is not None})
+        # what the terms want to know of the pairs of z: one pass serves all
+        wanted = [c for term in terms.values() if term.access == "PAIR" and "z" in term.needs for c in term.lower(ctx)]
+        wanted = [c for c in wanted if function(c.key).access == "PAIR"]
+        self.pair_calls = tuple(dict.fromkeys(wanted))
 
     @property
     def needs(self) -> set[str]:
@@ -58,7 +63,7 @@ class ObjectivePlan(nn.Module):
     def forward(self, state: LatentState) -> ObjectiveOutput:
         """The loss of one step. Raises ValueError where the state lacks something or its shapes disagree."""
         device = self._check(state)
-        state = state.prepared(self.stop_gradient)
+        state = state.prepared(self.stop_gradient, self.ctx.levels, self.pair_calls)
         total, values, weights = None, {}, {}
         with _no_autocast(device):
             for name, term in self.terms.items():

@@ -1,7 +1,8 @@
 """``LatentState``: the features of one step, and the views of them that the terms share.
 
-Every view is built once per step and kept, so two terms never repeat a gather, a difference or an error. Nothing here
-waits for the device: pairs are found by table look-up with fixed shapes, empty ones have a count of 0.
+Every view is built once per step and kept, so two terms never repeat a look-up or an error. Nothing here waits for the
+device: pairs are found by table look-up with fixed shapes, empty ones have a count of 0. The features themselves go
+through ``ops.latent_loss_*``, which reduce them to one number per token.
 
 B batch, N = T*H*W grid tokens, K kept tokens of a mask, D = levels * embed_dim channels, S = H*W places.
 Group i is an entry of the outer lists (one per frames-per-clip value), j a mask.
@@ -16,6 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vjepa_fast import ops
+from vjepa_fast.ops.latent import RowCall, function
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -27,7 +31,8 @@ class LatentState:
     Fields (those that no term of the plan needs may stay None; ``plan.needs`` tells):
         grids: token grid (T, H, W) of each group.
         clips: per group ``[B, C, F, height, width]``, uint8 or normalised float.
-        h: per group ``[B, N, D]``, the normalised target.
+        h: per group ``[B, N, D]``, the target: normalised per level, or with ``h_normalized=False`` to be normalised
+            where it is read (only for targets without gradient).
         z: per group and mask ``[B, K_enc, D]``, the context encoder's features.
         z_pred, z_context: per group and mask ``[B, K_pred, D]`` and ``[B, K_enc, D]``, the predictor's outputs.
         masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``.
@@ -51,13 +56,20 @@ class LatentState:
     modality: str = "video"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    h_normalized: bool = True
     _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _stop_gradient: bool = field(default=False, init=False, repr=False, compare=False)
+    _levels: int = field(default=1, init=False, repr=False, compare=False)
+    _pair_calls: tuple[RowCall, ...] = field(default=(), init=False, repr=False, compare=False)
 
-    def prepared(self, stop_gradient: bool) -> LatentState:
-        """The same inputs with empty caches; ``stop_gradient`` detaches ``h`` where a term does not ask otherwise."""
+    def prepared(self, stop_gradient: bool, levels: int = 1, pair_calls: tuple[RowCall, ...] = ()) -> LatentState:
+        """The same inputs with empty caches, for a plan's forward.
+
+        ``stop_gradient`` detaches ``h`` where a term does not ask otherwise; ``pair_calls`` are what all terms want to
+        know about the pairs of ``z``, so that one pass serves them.
+        """
         fresh = replace(self)
-        fresh._stop_gradient = stop_gradient
+        fresh._stop_gradient, fresh._levels, fresh._pair_calls = stop_gradient, levels, pair_calls
         return fresh
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -67,41 +79,66 @@ class LatentState:
         return self._cache[key]
 
     def target(self, i: int, grad: bool | None = None) -> Tensor:
-        """``h[i]`` [B, N, D] in the computing dtype. ``grad``: True live, False detached, None as the plan decides."""
+        """Normalised ``h[i]`` [B, N, D] in the computing dtype.
+
+        ``grad``: True live, False detached, None as the plan decides.
+        """
         h = self.h[i]
         grad = h.requires_grad and (not self._stop_gradient if grad is None else grad)
-        return self.once(("target", i, grad), lambda: computing(h if grad else h.detach()))
 
-    def target_at_context(self, i: int, j: int, grad: bool | None = None) -> Tensor:
-        """Target rows at the context tokens, [B, K_enc, D]."""
-        h = self.target(i, grad)
-        return self.once(("target_enc", i, j, h.requires_grad), lambda: take_rows(h, self.masks_enc[i][j]))
+        def make():
+            x = computing(h if grad else h.detach())
+            return x if self.h_normalized else ops.target_norm(x, self._levels)
+
+        return self.once(("target", i, grad), make)
+
+    def target_rows(
+        self, i: int, x_BKD: Tensor, idx_BK: Tensor, call: RowCall, target: str = "same", after: Tensor | None = None
+    ) -> Tensor:
+        """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``."""
+        h = self.h[i]
+        if target == "same" and h.requires_grad and not self._stop_gradient:  # differentiable in h too
+            value_BKD, _ = function(call.key).formula(computing(x_BKD), take_rows(self.target(i), idx_BK), call.p)
+            return value_BKD.mean(-1)
+        _, height, width = self.grids[i] if self.grids is not None else (1, 0, 0)
+        return ops.latent_loss_token(
+            x_BKD, h, idx_BK.long(), call, target=target, after=after, places=height * width, levels=self._levels,
+            normalize=not self.h_normalized,
+        )
 
     def context(self, i: int, j: int) -> Tensor:
         """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype."""
         return self.once(("z", i, j), lambda: computing(self.z[i][j]))
 
-    def prediction_errors(self, p: float) -> list[list[Tensor]]:
-        """Per group and mask: mean over D of abs(z_pred - h)^p / p at each predicted token, [B, K_pred]."""
+    def prediction_errors(self, call: RowCall) -> list[list[Tensor]]:
+        """Per group and mask: ``call`` of z_pred and h, mean over D, at each predicted token, [B, K_pred]."""
+        return self._errors("z_pred", "masks_pred", call)
 
+    def context_errors(self, call: RowCall) -> list[list[Tensor]]:
+        """Per group and mask: ``call`` of z_context and h, mean over D, at each context token, [B, K_enc]."""
+        return self._errors("z_context", "masks_enc", call)
+
+    def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
         def make():
             return [
-                [token_error(computing(z), take_rows(self.target(i), m), p) for z, m in zip(zs, ms)]
-                for i, (zs, ms) in enumerate(zip(self.z_pred, self.masks_pred))
+                [self.target_rows(i, z, m, call) for z, m in zip(zs, ms)]
+                for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
             ]
 
-        return self.once(("prediction_errors", float(p)), make)
+        return self.once((source, call), make)
 
-    def context_errors(self, p: float) -> list[list[Tensor]]:
-        """Per group and mask: mean over D of abs(z_context - h)^p / p at each context token, [B, K_enc]."""
+    def grid_pairs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(idx, after, before) [B, N] of all tokens of group ``i``, for ``ops.latent_loss_pair``."""
 
         def make():
-            return [
-                [token_error(computing(z), self.target_at_context(i, j), p) for j, z in enumerate(zs)]
-                for i, zs in enumerate(self.z_context)
-            ]
+            b, n, _ = self.h[i].shape
+            _, height, width = self.grids[i]
+            idx = torch.arange(n, device=self.h[i].device)
+            after = torch.where(idx < n - height * width, idx + height * width, -1)
+            before = torch.where(idx >= height * width, idx - height * width, -1)
+            return tuple(x.expand(b, n) for x in (idx, after, before))
 
-        return self.once(("context_errors", float(p)), make)
+        return self.once(("grid_pairs", i), make)
 
     def temporal(self, min_steps: int = 2) -> Iterator[TemporalView]:
         """A view of each (group, mask) whose grid has at least ``min_steps`` time steps."""
@@ -134,6 +171,9 @@ class TemporalView:
         self.slot_of_token = self.idx.new_full((b, n + self.places), -1).scatter_(1, self.idx, slot_BK)
         after_BK = self.slot_of_token.gather(1, self.idx + self.places)
         self.pair = after_BK >= 0
+        self.after_slot = after_BK  # row of the successor, -1 where there is none
+        earlier_BK = torch.where(self.idx >= self.places, self.idx - self.places, n)
+        self.before_slot = self.slot_of_token.gather(1, earlier_BK)
         start_B1 = torch.arange(b, device=self.idx.device).unsqueeze(1) * k
         self._after = (torch.where(self.pair, after_BK, slot_BK) + start_B1).reshape(-1)
 
@@ -164,39 +204,50 @@ class TemporalView:
         """Context features [B, K, D]."""
         return self.state.context(self.i, self.j)
 
-    @property
-    def h(self) -> Tensor:
-        """Detached target at the context tokens [B, K, D]."""
-        return self.state.target_at_context(self.i, self.j, grad=False)
+    def rows(self, call: RowCall) -> Tensor:
+        """``call`` (access PAIR) of z and h at each pair, mean over its channels, 0 where there is no pair; [B, K]."""
+        calls = self.state._pair_calls
+        if call not in calls:
+            return self.rows_of(self.state.z[self.i][self.j], call)
+        return self._all_rows[calls.index(call)]
 
     @cached_property
-    def z_step(self) -> Tensor:
-        """z(t+1) - z(t), [B, K, D]."""
-        return self.step(self.z)
+    def _all_rows(self) -> Tensor:
+        return self._rows(self.state.z[self.i][self.j], self.state._pair_calls)
 
-    @cached_property
-    def h_after(self) -> Tensor:
-        """Detached target one step later, [B, K, D]."""
-        return self.after(self.h)
+    def rows_of(self, z_BKD: Tensor, call: RowCall) -> Tensor:
+        """``rows`` with other features in the place of z."""
+        return self._rows(z_BKD, (call,))[0]
 
-    @cached_property
-    def h_step(self) -> Tensor:
-        """h(t+1) - h(t), detached, [B, K, D]."""
-        return self.h_after - self.h
+    def _rows(self, z_BKD: Tensor, calls: tuple[RowCall, ...]) -> Tensor:
+        if self.state.h is None:  # a function of z alone: any tensor of the right shape will do
+            target = {"h": z_BKD.detach(), "idx": torch.arange(self.idx.shape[1], device=self.idx.device)}
+            target["idx"] = target["idx"].expand_as(self.idx)
+            places = 0
+        else:
+            target, places = {"h": self.state.h[self.i], "idx": self.idx}, self.places
+        return ops.latent_loss_pair(
+            z_BKD, **target, after=self.after_slot, before=self.before_slot, row_calls=calls, places=places,
+            levels=self.state._levels, normalize=not self.state.h_normalized,
+        )
+
+    def target_rows(self, x_BKD: Tensor, call: RowCall, target: str) -> Tensor:
+        """``call`` (access TOKEN) of ``x`` and the "next" target or its "step", 0 where there is no pair; [B, K]."""
+        return self.state.target_rows(self.i, x_BKD, self.idx, call, target, self.after_slot)
 
     @cached_property
     def columns(self) -> tuple[Tensor, Tensor]:
-        """(z - h along time at places seen at every t [B, T, P, D], which of the P entries are such places [B, P]).
+        """Rows of z, and tokens, of the places seen at every t: (slots, tokens) [B, P, T], -1 in spare entries.
 
-        K tokens fill at most P = K // T columns, which keeps the shapes fixed; the other entries are 0.
+        K tokens fill at most P = K // T columns, which keeps the shapes fixed.
         """
-        b, k, d = self.z.shape
+        b, k = self.idx.shape
         slot_BTS = self.slot_of_token.view(b, self.steps + 1, self.places)[:, : self.steps]
-        seen, order = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
-        seen, order = seen[:, : k // self.steps].bool(), order[:, : k // self.steps]
-        slot_BTP = slot_BTS.gather(2, order.unsqueeze(1).expand(-1, self.steps, -1)).clamp(min=0)
-        gap = take_rows(self.z - self.h, slot_BTP.flatten(1)).view(b, self.steps, k // self.steps, d)
-        return gap.masked_fill(~seen[:, None, :, None], 0.0), seen
+        seen, place = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
+        seen, place = seen[:, : k // self.steps, None] > 0, place[:, : k // self.steps]
+        slots = slot_BTS.gather(2, place.unsqueeze(1).expand(-1, self.steps, -1)).transpose(1, 2)
+        tokens = place[..., None] + torch.arange(self.steps, device=place.device) * self.places
+        return slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
 
 
 def computing(x: Tensor) -> Tensor:
@@ -209,9 +260,3 @@ def take_rows(x_BND: Tensor, idx_BK: Tensor) -> Tensor:
     b, n, d = x_BND.shape
     start = torch.arange(b, device=x_BND.device).unsqueeze(1) * n
     return x_BND.reshape(b * n, d).index_select(0, (idx_BK.long() + start).reshape(-1)).view(*idx_BK.shape, d)
-
-
-def token_error(z_BKD: Tensor, h_BKD: Tensor, p: float) -> Tensor:
-    """mean over D of abs(z - h)^p / p, [B, K]."""
-    error = (z_BKD - h_BKD).abs()
-    return error.mean(-1) if p == 1 else (error**p).mean(-1) / p

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import torch
 
-from vjepa_fast.ops import geometry
+from vjepa_fast.ops import geometry, target_norm
 
 MAX_ROWS = 1024
 
@@ -19,16 +19,20 @@ def _rows(x_BND: torch.Tensor, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def collapse(h_BND: torch.Tensor, z_BKD: torch.Tensor, levels: int) -> dict[str, torch.Tensor]:
-    """0-d float32 tensors on the inputs' device.
+def collapse(
+    h_BND: torch.Tensor, z_BKD: torch.Tensor, levels: int, *, normalized: bool = True
+) -> dict[str, torch.Tensor]:
+    """0-d float32 tensors on the inputs' device. ``h`` is normalised per level here where it is not yet.
 
     ``rankme``: effective rank (arXiv:2210.02885) of the last level of the target ``h``. ``feature_std``: mean over
     channels of the standard deviation over tokens of the last level of the student ``z``. ``target_var``: mean over the
     channels of all levels of the variance over tokens of ``h``; 0 when every token has the same target.
     """
     width = h_BND.shape[-1] // levels
-    h, z = _rows(h_BND, width), _rows(z_BKD, width)
-    every = _rows(h_BND, h_BND.shape[-1])
+    every, z = _rows(h_BND, h_BND.shape[-1]), _rows(z_BKD, width)
+    if not normalized:
+        every = target_norm(every, levels)
+    h = every[:, -width:]
     return {
         "rankme": torch.as_tensor(geometry.rankme(h)).float(),
         "feature_std": torch.as_tensor(geometry.feature_std(z)).float(),

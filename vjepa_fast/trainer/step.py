@@ -174,7 +174,7 @@ class TrainStep:
             clips=sum(len(g.paths) for g in groups) * self.world.world,
             paths=[p for g in groups for p in g.paths],
             stop=stop,
-            monitors=monitors.collapse(state.h[0], state.z[0][0], self.encoder.levels) if monitor else {},
+            monitors=_monitors(state, self.encoder.levels) if monitor else {},
         )
 
     def forward(self, batch: Batch, index: int) -> objectives.LatentState:
@@ -184,7 +184,8 @@ class TrainStep:
         state = objectives.LatentState(
             grids=[], clips=[], h=[], z=[], z_pred=[], z_context=[], masks_enc=[], masks_pred=[],
             step=index, total_steps=s.total_steps, epoch=s.epoch(index), epochs=s.epochs,
-            modality="image" if image else "video", mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
+            modality="image" if image else "video", h_normalized=self.target_grad,
+            mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
         )
         for number, group in enumerate(batch.groups):
             clip = group.clip.to(self.device, non_blocking=True)  # uint8: the patch embedding normalises what it reads
@@ -221,7 +222,7 @@ class TrainStep:
                 )
                 z_pred.append(p)
                 z_context.append(c)
-        with torch.set_grad_enabled(self.target_grad):
+        if self.target_grad:  # else the losses normalise it as they read it
             h_BND = ops.target_norm(h_BND, self.encoder.levels)
         return h_BND, z, z_pred, z_context
 
@@ -254,6 +255,10 @@ class TrainStep:
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
         self.params = optim.parameters(self.optimizer)
+
+
+def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
+    return monitors.collapse(state.h[0], state.z[0][0], levels, normalized=state.h_normalized)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

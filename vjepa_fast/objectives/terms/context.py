@@ -15,6 +15,7 @@ from vjepa_fast import ops
 
 from ..api import Objective, checked, flag, number, objective
 from ..reduce import mean_of_entries
+from ..rows import power_error
 
 
 def _is_warmup(x) -> bool:
@@ -69,9 +70,12 @@ class Context(Objective):
             return coeff
         return coeff * (state.step - start) / (end - start) if state.step > start else 0.0
 
+    def lower(self, ctx):
+        return (power_error(self.loss_exp),)
+
     def value(self, state, head, ctx) -> Tensor:
         entries = []
-        for i, errors in enumerate(state.context_errors(self.loss_exp)):
+        for i, errors in enumerate(state.context_errors(*self.lower(ctx))):
             for j, error_BK in enumerate(errors):
                 if not error_BK.numel():
                     continue

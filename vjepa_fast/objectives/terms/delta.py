@@ -8,8 +8,31 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from vjepa_fast.ops.latent import RowFunction
+
 from ..api import Objective, objective
 from ..reduce import mean_of_entries
+
+
+def _delta(z0, z1, h0, h1, p):
+    d = (z1 - z0) - (h1 - h0)
+    return d.abs(), -d.sign(), d.sign()
+
+
+def _delta_device():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def delta(z0, z1, h0, h1, p):
+        d = (z1 - z0) - (h1 - h0)
+        s = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+        return tl.abs(d), -s, s
+
+    return delta
+
+
+DELTA = RowFunction("delta", "PAIR", _delta, _delta_device, cpp=1)
 
 
 @objective("delta")
@@ -19,6 +42,9 @@ class Delta(Objective):
     needs = frozenset({"z", "h", "masks_enc", "grids"})
     gradient_to = "z"
 
+    def lower(self, ctx):
+        return (DELTA(),)
+
     def value(self, state, head, ctx) -> Tensor:
-        entries = [view.mean((view.z_step - view.h_step).abs().mean(-1)) for view in state.temporal()]
+        entries = [view.mean(view.rows(*self.lower(ctx))) for view in state.temporal()]
         return mean_of_entries(entries, state.outputs("z"))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..api import Objective, choice, flag, number, objective
-from ..channels import appearance, level_norm
+from ..channels import appearance_window, level_norm
 from ..reduce import mean_of_entries
+from ..rows import STEP
 
 
 @objective("fwm_static")
@@ -24,10 +25,16 @@ class FwmStatic(Objective):
     split: str = choice("depth", "depth", "channel")
     normalize: bool = flag(False)
 
+    def lower(self, ctx):
+        return () if self.normalize else (self._step(ctx),)  # normalised features are not z: a pass of their own
+
+    def _step(self, ctx):
+        return STEP(window=appearance_window(self.app_ratio, self.split, ctx))
+
     def value(self, state, head, ctx) -> Tensor:
+        step = self._step(ctx)
         entries = []
         for view in state.temporal():
-            z_BKD = level_norm(view.z, ctx) if self.normalize else view.z
-            z_app = appearance(z_BKD, self.app_ratio, self.split, ctx)
-            entries.append(view.mean(view.step(z_app).abs().mean(-1)))
+            rows_BK = view.rows_of(level_norm(view.z, ctx), step) if self.normalize else view.rows(step)
+            entries.append(view.mean(rows_BK))
         return mean_of_entries(entries, state.outputs("z"))

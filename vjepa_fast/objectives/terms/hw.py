@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..api import Objective, number, objective
 from ..reduce import hard_softmax, mean_of_entries
+from ..rows import power_error
 
 
 @objective("hw")
@@ -25,8 +26,11 @@ class HardRegion(Objective):
     temp: float = number(1.0, low=0.0)
     loss_exp: float = number(1.0, low=1.0)
 
+    def lower(self, ctx):
+        return (power_error(self.loss_exp),)
+
     def value(self, state, head, ctx) -> Tensor:
-        errors = state.prediction_errors(self.loss_exp)
+        errors = state.prediction_errors(*self.lower(ctx))
         # K softmax, averaged over K tokens: the K cancels
         values = [(hard_softmax(e, self.temp) * e).sum(-1).mean() for es in errors for e in es if e.numel()]
         return mean_of_entries([(v, None) for v in values], state.outputs("z_pred"))

@@ -13,10 +13,39 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from vjepa_fast import ops
+from vjepa_fast.ops.latent import RowFunction
 
 from ..api import Objective, choice, flag, number, objective
 from ..reduce import connected_zero
+from ..rows import STEP
+
+_DELTA = 0.1  # of the Huber function
+
+
+def _huber(z0, z1, h0, h1, p):
+    d = z1 - z0
+    size = d.abs()
+    s = torch.where(size <= _DELTA, d, _DELTA * d.sign())
+    return torch.where(size <= _DELTA, 0.5 * d * d, _DELTA * (size - 0.5 * _DELTA)), -s, s
+
+
+def _huber_device():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def huber(z0, z1, h0, h1, p):
+        d = z1 - z0
+        size = tl.abs(d)
+        s = tl.where(size <= 0.1, d, tl.where(d > 0, 0.1, -0.1))
+        return tl.where(size <= 0.1, 0.5 * d * d, 0.1 * (size - 0.05)), -s, s
+
+    return huber
+
+
+HUBER = RowFunction("huber", "PAIR", _huber, _huber_device, cpp=2, reads="z")
 
 
 @objective("kinematic")
@@ -42,22 +71,30 @@ class Kinematic(Objective):
             raise ValueError("objectives.kinematic.anneal needs LatentState.epoch and LatentState.epochs")
         return self.coeff * 0.5 * (1 + math.cos(math.pi * state.epoch / state.epochs))
 
+    def lower(self, ctx):
+        kept = max(1, int(ctx.dim * self.split_ratio))  # acceleration itself spans three time steps: PyTorch serves
+        return ((HUBER if self.type == "huber" else STEP)(window=(0, kept, ctx.dim)),)
+
     def value(self, state, head, ctx) -> Tensor:
-        kept = max(1, int(ctx.dim * self.split_ratio))
         values = []
         for i, (t, height, width) in enumerate(state.grids):
             if t >= 2:
-                h_BTSD = state.target(i, grad=True).unflatten(1, (t, height * width))[..., :kept]
-                values.append(self._change(h_BTSD))
+                h_BND = state.target(i, grad=True)
+                if self.type == "acceleration" and t >= 3:
+                    values.append(self._acceleration(h_BND.unflatten(1, (t, height * width)), ctx))
+                else:
+                    values.append(self._change(h_BND, state.grid_pairs(i), height * width, ctx))
         if not values:
             return connected_zero(state.h)
         groups = len(state.grids) if ctx.compat == "published" else len(values)
         return torch.stack(values).sum() / groups
 
-    def _change(self, h_BTSD: Tensor) -> Tensor:
+    def _change(self, h_BND: Tensor, pairs: tuple[Tensor, Tensor, Tensor], places: int, ctx) -> Tensor:
+        rows_BN = ops.latent_loss_pair(h_BND, h_BND, *pairs, self.lower(ctx), places=places, levels=ctx.levels)[0]
+        b, n, _ = h_BND.shape
+        return rows_BN.sum() / max(1, b * (n - places))  # rows of the last time step are 0
+
+    def _acceleration(self, h_BTSD: Tensor, ctx) -> Tensor:
+        h_BTSD = h_BTSD[..., : max(1, int(ctx.dim * self.split_ratio))]
         d = h_BTSD[:, 1:] - h_BTSD[:, :-1]
-        if self.type == "huber":
-            return F.huber_loss(d, torch.zeros_like(d), delta=0.1)
-        if self.type == "acceleration" and d.shape[1] >= 2:
-            d = d[:, 1:] - d[:, :-1]
-        return d.abs().mean()
+        return (d[:, 1:] - d[:, :-1]).abs().mean()

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..api import Objective, choice, mlp, number, objective
 from ..channels import head_input, head_width
 from ..reduce import hard_softmax, mean_of_entries
+from ..rows import L1
 
 
 @objective("ld")
@@ -34,6 +35,9 @@ class LatentDynamics(Objective):
     def build_head(self, ctx, generator):
         return mlp(head_width(self.channels, self.app_ratio, ctx), self.hidden_dim, ctx.dim, generator)
 
+    def lower(self, ctx):
+        return (L1(),)
+
     def value(self, state, head, ctx) -> Tensor:
         trains = not (ctx.compat == "published" and self.hard_weighting is not None)
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
@@ -42,7 +46,7 @@ class LatentDynamics(Objective):
 
     def _entry(self, view, head, ctx) -> tuple[Tensor, Tensor]:
         change_BKD = head(head_input(view.z, self.channels, self.app_ratio, ctx))
-        error_BK = (change_BKD - view.h_step).abs().mean(-1)
+        error_BK = view.target_rows(change_BKD, *self.lower(ctx), target="step")
         if self.hard_weighting is None:
             return view.mean(error_BK)
         if self.hard_scope == "batch":

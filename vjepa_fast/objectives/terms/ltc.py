@@ -7,10 +7,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
+
+from vjepa_fast.ops.latent import RowFunction
 
 from ..api import Objective, number, objective
 from ..reduce import mean_of_entries
+from ..rows import zeros
+
+_EPS = 1e-8  # of a norm
+
+
+def _zz(z0, z1, h0, h1, p):
+    return z0 * z0, 2 * z0, zeros(z0)
+
+
+def _zh(z0, z1, h0, h1, p):
+    return z0 * h0, h0, zeros(z0)
+
+
+def _zh_later(z0, z1, h0, h1, p):
+    return z0 * h1, h1, zeros(z0)
+
+
+def _hh(z0, z1, h0, h1, p):
+    return h0 * h0, zeros(z0), zeros(z0)
+
+
+def _hh_later(z0, z1, h0, h1, p):
+    return h1 * h1, zeros(z0), zeros(z0)
+
+
+def _device(name):
+    def make():
+        import triton
+
+        @triton.jit
+        def zz(z0, z1, h0, h1, p):
+            return z0 * z0, 2 * z0, z0 * 0.0
+
+        @triton.jit
+        def zh(z0, z1, h0, h1, p):
+            return z0 * h0, h0, z0 * 0.0
+
+        @triton.jit
+        def zh_later(z0, z1, h0, h1, p):
+            return z0 * h1, h1, z0 * 0.0
+
+        @triton.jit
+        def hh(z0, z1, h0, h1, p):
+            return h0 * h0, z0 * 0.0, z0 * 0.0
+
+        @triton.jit
+        def hh_later(z0, z1, h0, h1, p):
+            return h1 * h1, z0 * 0.0, z0 * 0.0
+
+        return {"zz": zz, "zh": zh, "zh_later": zh_later, "hh": hh, "hh_later": hh_later}[name]
+
+    return make
+
+
+ZZ, ZH, ZH_LATER, HH, HH_LATER = (
+    RowFunction(f"ltc_{name}", "PAIR", formula, _device(name), cpp=cpp, reads=reads)
+    for name, formula, cpp, reads in (
+        ("zz", _zz, 3, "z"), ("zh", _zh, 4, "zh"), ("zh_later", _zh_later, 5, "zh"),
+        ("hh", _hh, 6, "h"), ("hh_later", _hh_later, 7, "h"),
+    )
+)
 
 
 @objective("ltc")
@@ -22,10 +84,15 @@ class TemporalContrast(Objective):
 
     margin: float = number(0.5)
 
+    def lower(self, ctx):
+        return ZZ(), ZH(), ZH_LATER(), HH(), HH_LATER()
+
     def value(self, state, head, ctx) -> Tensor:
         entries = []
         for view in state.temporal():
-            now = F.cosine_similarity(view.z, view.h, dim=-1, eps=1e-8)
-            later = F.cosine_similarity(view.z, view.h_after, dim=-1, eps=1e-8)
+            zz, zh, zh_later, hh, hh_later = (view.rows(call) * ctx.dim for call in self.lower(ctx))
+            zz = zz.clamp(min=_EPS**2)  # also keeps the root's slope finite
+            now = zh * (zz * hh.clamp(min=_EPS**2)).rsqrt()
+            later = zh_later * (zz * hh_later.clamp(min=_EPS**2)).rsqrt()
             entries.append(view.mean((self.margin - now + later).clamp(min=0)))
         return mean_of_entries(entries, state.outputs("z"))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..api import Objective, number, objective
 from ..reduce import mean_of_entries
+from ..rows import power_error
 
 
 @objective("pred")
@@ -21,6 +22,9 @@ class Pred(Objective):
 
     loss_exp: float = number(1.0, low=1.0)
 
+    def lower(self, ctx):
+        return (power_error(self.loss_exp),)
+
     def value(self, state, head, ctx) -> Tensor:
-        errors = state.prediction_errors(self.loss_exp)
+        errors = state.prediction_errors(*self.lower(ctx))
         return mean_of_entries([(e.mean(), None) for es in errors for e in es if e.numel()], state.outputs("z_pred"))

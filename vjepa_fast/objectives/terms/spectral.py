@@ -12,8 +12,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vjepa_fast import ops
+from vjepa_fast.ops.latent import RowFunction
+
 from ..api import Objective, objective
 from ..reduce import mean_of_entries
+
+
+def _spectrum(z, h, constants):
+    """[B,T,P,D], [B,T,P,D], [2F,T] -> mean over f of a_f abs(rfft_t(z - h)) [B,P,D] and its slope [B,T,P,D].
+
+    Rows of ``constants``: the F cosines, then the F sines of the real DFT, each times a_f / F.
+    """
+    lines = torch.einsum("ft,btpd->bfpd", constants, z - h)
+    real, imaginary = lines.chunk(2, 1)
+    modulus = torch.hypot(real, imaginary)
+    inverse = torch.where(modulus > 0, modulus, torch.inf).reciprocal()  # slope 0 where the modulus is 0
+    slope = torch.einsum("ft,bfpd->btpd", constants, torch.cat([real * inverse, imaginary * inverse], 1))
+    return modulus.sum(1), slope
+
+
+def _spectrum_device():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def spectrum(z, h, constants, C, T):
+        t = tl.arange(0, z.shape[0])
+        gap = z - h
+        value = tl.zeros([z.shape[1]], dtype=tl.float32)
+        slope = tl.zeros([z.shape[0], z.shape[1]], dtype=tl.float32)
+        for f in range(C // 2):
+            cosine = tl.load(constants + f * T + t, mask=t < T, other=0.0)[:, None]
+            sine = tl.load(constants + (f + C // 2) * T + t, mask=t < T, other=0.0)[:, None]
+            real, imaginary = tl.sum(cosine * gap, 0), tl.sum(sine * gap, 0)
+            modulus = tl.sqrt(real * real + imaginary * imaginary)
+            inverse = tl.where(modulus > 0, 1.0 / modulus, 0.0)
+            value += modulus
+            slope += cosine * (real * inverse)[None, :] + sine * (imaginary * inverse)[None, :]
+        return value, slope
+
+    return spectrum
+
+
+SPECTRUM = RowFunction("spectrum", "COLUMN", _spectrum, _spectrum_device, cpp=0)
 
 
 @objective("spectral")
@@ -23,22 +65,27 @@ class Spectral(Objective):
     needs = frozenset({"z", "h", "masks_enc", "grids"})
     gradient_to = "z, where a place is visible throughout"
 
+    def lower(self, ctx):
+        return (SPECTRUM(),)
+
     def value(self, state, head, ctx) -> Tensor:
         entries = []
         for view in state.temporal(min_steps=4):
-            gap_BTPD, seen_BP = view.columns
-            b, steps, places, d = gap_BTPD.shape
-            frequencies = steps // 2 + 1
-            lines = (fourier_basis(steps, gap_BTPD) @ gap_BTPD.flatten(2)).view(b, 2, frequencies, places, d)
-            modulus_BFPD = torch.linalg.vector_norm(lines, dim=1)  # gradient 0 where the modulus is 0
-            weight_F = torch.linspace(0.1, 1.0, frequencies, dtype=lines.dtype, device=lines.device)
-            error_BP = (modulus_BFPD.mean(-1) * weight_F[:, None]).mean(1)
-            entries.append((error_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
+            slots_BPT, tokens_BPT = view.columns
+            seen_BP = slots_BPT[..., 0] >= 0
+            basis = state.once(("dft", view.steps, view.z.device), lambda v=view: weighted_dft(v.steps, v.z))
+            rows_BP = ops.latent_loss_column(
+                state.z[view.i][view.j], state.h[view.i], slots_BPT, tokens_BPT, *self.lower(ctx), basis,
+                levels=ctx.levels, normalize=not state.h_normalized,
+            )
+            entries.append((rows_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
         return mean_of_entries(entries, state.outputs("z"))
 
 
-def fourier_basis(steps: int, like: Tensor) -> Tensor:
-    """The real DFT as a matrix [2 * (steps//2 + 1), steps]: cosine rows, then sine rows. Clips are short."""
+def weighted_dft(steps: int, like: Tensor) -> Tensor:
+    """The real DFT as a matrix [2 * F, steps], F = steps//2 + 1: cosine rows, then sine rows, times a_f / F."""
     t = torch.arange(steps, device=like.device, dtype=like.dtype)
-    angle_FT = torch.arange(steps // 2 + 1, device=like.device)[:, None] * t * (2 * math.pi / steps)
-    return torch.cat([angle_FT.cos(), -angle_FT.sin()])
+    frequencies = steps // 2 + 1
+    angle_FT = torch.arange(frequencies, device=like.device)[:, None] * t * (2 * math.pi / steps)
+    weight_F = torch.linspace(0.1, 1.0, frequencies, dtype=like.dtype, device=like.device) / frequencies
+    return torch.cat([angle_FT.cos() * weight_F[:, None], -angle_FT.sin() * weight_F[:, None]])

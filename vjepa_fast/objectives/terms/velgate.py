@@ -10,8 +10,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vjepa_fast import ops
+from vjepa_fast.ops.latent import RowFunction
+
 from ..api import Objective, number, objective
 from ..reduce import mean_of_entries
+from ..rows import STEP, zeros
+
+
+def _speed(z0, z1, h0, h1, p):
+    d = h1 - h0
+    return d * d, zeros(d), zeros(d)
+
+
+def _speed_device():
+    import triton
+
+    @triton.jit
+    def speed(z0, z1, h0, h1, p):
+        d = h1 - h0
+        return d * d, d * 0.0, d * 0.0
+
+    return speed
+
+
+SPEED = RowFunction("speed", "PAIR", _speed, _speed_device, cpp=8, reads="h")
 
 
 @objective("velgate")
@@ -23,18 +46,24 @@ class VelocityGate(Objective):
 
     percentile: float = number(0.5, low=0.0, high=1.0)
 
+    def lower(self, ctx):
+        return (STEP(),)
+
     def value(self, state, head, ctx) -> Tensor:
         entries = []
         for view in state.temporal():
-            gate_BN = state.once(("velgate", view.i, self.percentile), lambda i=view.i: self._gate(state, i))
-            open_BK = gate_BN.gather(1, view.idx)
-            entries.append(view.mean(view.z_step.abs().mean(-1) * open_BK))
+            gate_BN = state.once(("velgate", view.i, self.percentile), lambda i=view.i: self._gate(state, i, ctx))
+            entries.append(view.mean(view.rows(*self.lower(ctx)) * gate_BN.gather(1, view.idx)))
         return mean_of_entries(entries, state.outputs("z"))
 
-    def _gate(self, state, i: int) -> Tensor:
+    def _gate(self, state, i: int, ctx) -> Tensor:
         """1 where the target is slow, [B, N] (0 at the last time step, where no pair starts)."""
         t, height, width = state.grids[i]
-        h_BTSD = state.target(i, grad=False).unflatten(1, (t, height * width))
-        speed_BTS = torch.linalg.vector_norm(h_BTSD[:, 1:] - h_BTSD[:, :-1], dim=-1)
+        h_BND = state.h[i].detach()
+        rows_BN = ops.latent_loss_pair(
+            h_BND, h_BND, *state.grid_pairs(i), [SPEED()], places=height * width, levels=ctx.levels,
+            normalize=not state.h_normalized,
+        )[0]
+        speed_BTS = (rows_BN * ctx.dim).sqrt().unflatten(1, (t, height * width))[:, :-1]
         slow = speed_BTS <= torch.quantile(speed_BTS, self.percentile, dim=-1, keepdim=True)
-        return torch.nn.functional.pad(slow.to(h_BTSD.dtype), (0, 0, 0, 1)).flatten(1)
+        return torch.nn.functional.pad(slow.to(rows_BN.dtype), (0, 0, 0, 1)).flatten(1)

@@ -1,0 +1,402 @@
+"""Skeletons of the latent losses in Triton: TOKEN, PAIR and COLUMN, into which the objectives inject device functions.
+
+Legend: B batch, K tokens of a mask, N grid tokens, D = LEVELS*E channels, S places, P columns, T time steps, R calls.
+
+A program owns one token (COLUMN: one place) and walks over its levels, E channels at a time; normalising a target row
+thus needs no second read. Sums are taken inside a program, so equal inputs give equal bits. An index outside its range
+is moved into it: what comes out is then meaningless, but no other memory is touched.
+"""
+import torch
+import triton
+import triton.language as tl
+
+_SAME, _NEXT, _STEP = (tl.constexpr(n) for n in range(3))
+_EPS = tl.constexpr(1e-5)  # of the normalisation per level
+
+
+@triton.jit
+def _inside(n, size):
+    return tl.minimum(tl.maximum(n, 0), size - 1)
+
+
+@triton.jit
+def _level(row, c, limit, E, NORM: tl.constexpr):
+    """One level [BLOCK] of the target row at ``row``, float32, normalised where asked; 0 at and past ``limit``."""
+    x = tl.load(row + c, mask=c < limit, other=0.0).to(tl.float32)
+    if NORM:
+        x = tl.where(c < limit, x - tl.sum(x, 0) / E, 0.0)
+        x = x * (1.0 / tl.sqrt(tl.sum(x * x, 0) / E + _EPS))
+    return x
+
+
+@triton.jit
+def _target(h, b, n, N, places, start, c, limit, D, E, TARGET: tl.constexpr, NORM: tl.constexpr):
+    """One level of the target of token ``n`` of sample ``b``: its row, the next one in time, or their difference."""
+    if TARGET == _SAME:
+        y = _level(h + (b * N + _inside(n, N)) * D + start, c, limit, E, NORM)
+    else:
+        y = _level(h + (b * N + _inside(n + places, N)) * D + start, c, limit, E, NORM)
+        if TARGET == _STEP:
+            y -= _level(h + (b * N + _inside(n, N)) * D + start, c, limit, E, NORM)
+    return y
+
+
+@triton.jit
+def token_forward(z, h, idx, after, rows, sign, p, K, N, places, D, E, FN: tl.constexpr, TARGET: tl.constexpr,
+                  LEVELS: tl.constexpr, NORM: tl.constexpr, HAS_AFTER: tl.constexpr, KEEP: tl.constexpr,
+                  BLOCK: tl.constexpr):  # fmt: skip
+    """z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [B*K], and slopes [B*K,D] as int8 where KEEP.
+
+    Moves its floor: z and h once, one byte per channel written.
+    """
+    r = tl.program_id(0).to(tl.int64)
+    b = r // K
+    n = tl.load(idx + r)
+    limit = E
+    if HAS_AFTER:
+        limit = tl.where(tl.load(after + r) >= 0, E, 0)
+    c = tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for level in range(LEVELS):
+        start = level * E
+        x = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
+        y = _target(h, b, n, N, places, start, c, limit, D, E, TARGET, NORM)
+        value, slope = FN(x, y, p)
+        total += tl.where(c < limit, value, 0.0)
+        if KEEP:
+            tl.store(sign + r * D + start + c, tl.where(c < limit, slope, 0.0).to(tl.int8), mask=c < E)
+    tl.store(rows + r, tl.sum(total, 0) / D)
+
+
+@triton.jit
+def token_sign(grad, sign, dz, D, BLOCK: tl.constexpr):
+    """dz [M,D] = sign [M,D] (int8) x grad [M] / D. Moves its floor."""
+    r = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    s = tl.load(sign + r * D + c, mask=c < D, other=0).to(tl.float32)
+    tl.store(dz + r * D + c, (s * (tl.load(grad + r) / D)).to(dz.dtype.element_ty), mask=c < D)
+
+
+@triton.jit
+def token_backward(grad, z, h, idx, after, dz, p, K, N, places, D, E, FN: tl.constexpr, TARGET: tl.constexpr,
+                   LEVELS: tl.constexpr, NORM: tl.constexpr, HAS_AFTER: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """dz [B*K,D] with the slopes computed again. Moves its floor: z and h read, dz written."""
+    r = tl.program_id(0).to(tl.int64)
+    b = r // K
+    n = tl.load(idx + r)
+    limit = E
+    if HAS_AFTER:
+        limit = tl.where(tl.load(after + r) >= 0, E, 0)
+    g = tl.load(grad + r) / D
+    c = tl.arange(0, BLOCK)
+    for level in range(LEVELS):
+        start = level * E
+        x = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
+        y = _target(h, b, n, N, places, start, c, limit, D, E, TARGET, NORM)
+        value, slope = FN(x, y, p)
+        out = tl.where(c < limit, slope * g, 0.0)
+        tl.store(dz + r * D + start + c, out.to(dz.dtype.element_ty), mask=c < E)
+
+
+@triton.jit
+def pair_forward(z, h, idx, after, rows, K, N, M, places, D, E, FNS: tl.constexpr, P: tl.constexpr, LOW: tl.constexpr,
+                 HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr, NEEDS_H: tl.constexpr,
+                 LEVELS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [R,M], M = B*K; FNS and the tuples after it have R entries.
+
+    Reads each row of z and h twice (as itself and as the successor of another), the second time from the L2 cache: its
+    floor from memory.
+    """
+    r = tl.program_id(0).to(tl.int64)
+    b = r // K
+    a = tl.load(after + r)
+    limit = tl.where(a >= 0, E, 0)
+    r1 = b * K + _inside(a, K)
+    n = tl.load(idx + r)
+    c = tl.arange(0, BLOCK)
+    for f in tl.static_range(len(FNS)):
+        total = tl.zeros([BLOCK], dtype=tl.float32)
+        for level in range(LEVELS):
+            start = level * E
+            z0 = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
+            z1 = tl.load(z + r1 * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
+            h0, h1 = z0, z1
+            if NEEDS_H[f]:
+                h0 = _target(h, b, n, N, places, start, c, limit, D, E, _SAME, NORM)
+                h1 = _target(h, b, n, N, places, start, c, limit, D, E, _NEXT, NORM)
+            value, to_0, to_1 = FNS[f](z0, z1, h0, h1, P[f])
+            at = (start + c) % PERIOD[f]
+            inside = (c < limit) & (at >= LOW[f]) & (at < HIGH[f])
+            total += tl.where(inside, value, 0.0)
+        tl.store(rows + f * M + r, tl.sum(total, 0) / COUNT[f])
+
+
+@triton.jit
+def pair_backward(grad, z, h, idx, after, before, dz, K, N, M, places, D, E, FNS: tl.constexpr, P: tl.constexpr,
+                  LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr,
+                  NEEDS_H: tl.constexpr, LEVELS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """dz [B*K,D] from grad [R,M]: a row gathers from the pair it starts and from the one it ends. Floor as forward,
+    plus dz."""
+    r = tl.program_id(0).to(tl.int64)
+    b = r // K
+    a, q = tl.load(after + r), tl.load(before + r)
+    limit, limit_q = tl.where(a >= 0, E, 0), tl.where(q >= 0, E, 0)
+    r1, rq = b * K + _inside(a, K), b * K + _inside(q, K)
+    n = tl.load(idx + r)
+    c = tl.arange(0, BLOCK)
+    for level in range(LEVELS):
+        start = level * E
+        out = tl.zeros([BLOCK], dtype=tl.float32)
+        for f in tl.static_range(len(FNS)):
+            at = (start + c) % PERIOD[f]
+            window = (at >= LOW[f]) & (at < HIGH[f])
+            z0 = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
+            z1 = tl.load(z + r1 * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
+            h0, h1 = z0, z1
+            if NEEDS_H[f]:
+                h0 = _target(h, b, n, N, places, start, c, limit, D, E, _SAME, NORM)
+                h1 = _target(h, b, n, N, places, start, c, limit, D, E, _NEXT, NORM)
+            value, to_0, to_1 = FNS[f](z0, z1, h0, h1, P[f])
+            out += tl.where(window & (c < limit), to_0 * (tl.load(grad + f * M + r) / COUNT[f]), 0.0)
+            z0 = tl.load(z + rq * D + start + c, mask=c < limit_q, other=0.0).to(tl.float32)
+            z1 = tl.load(z + r * D + start + c, mask=c < limit_q, other=0.0).to(tl.float32)
+            h0, h1 = z0, z1
+            if NEEDS_H[f]:
+                h0 = _target(h, b, n - places, N, places, start, c, limit_q, D, E, _SAME, NORM)
+                h1 = _target(h, b, n, N, places, start, c, limit_q, D, E, _SAME, NORM)
+            value, to_0, to_1 = FNS[f](z0, z1, h0, h1, P[f])
+            out += tl.where(window & (c < limit_q), to_1 * (tl.load(grad + f * M + rq) / COUNT[f]), 0.0)
+        tl.store(dz + r * D + start + c, out.to(dz.dtype.element_ty), mask=c < E)
+
+
+@triton.jit
+def _statistics(rows, live, E, BLOCK: tl.constexpr, STEPS: tl.constexpr):
+    """Mean and 1/deviation [STEPS] of one level of the rows that the pointers ``rows`` [STEPS] begin."""
+    count = 0.0
+    mean = tl.zeros([STEPS], dtype=tl.float32)
+    square = tl.zeros([STEPS], dtype=tl.float32)
+    for start in range(0, E, BLOCK):  # block by block, merged by Chan's formula
+        c = start + tl.arange(0, BLOCK)
+        x = tl.load(rows[:, None] + c[None, :], mask=live[:, None] & (c < E)[None, :], other=0.0).to(tl.float32)
+        size = tl.minimum(E - start, BLOCK).to(tl.float32)
+        m = tl.sum(x, 1) / size
+        d = tl.where((c < E)[None, :], x - m[:, None], 0.0)
+        both = count + size
+        gap = m - mean
+        square += tl.sum(d * d, 1) + gap * gap * (count * size / both)
+        mean += gap * (size / both)
+        count = both
+    return mean, 1.0 / tl.sqrt(square / E + _EPS)
+
+
+@triton.jit
+def column_forward(z, h, slots, tokens, constants, rows, P, K, N, C, T, D, E, FN: tl.constexpr, LEVELS: tl.constexpr,
+                   NORM: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
+    """z [B,K,D], h [B,N,D], slots and tokens [B*P,T], constants [C,T] -> rows [B*P].
+
+    Reads z once and h once (twice where NORM, the second time from cache). STEPS >= T is a power of two.
+    """
+    r = tl.program_id(0).to(tl.int64)
+    b = r // P
+    t = tl.arange(0, STEPS)
+    there = tl.load(slots + r * T) >= 0
+    live = t < tl.where(there, T, 0)
+    z_rows = z + (b * K + _inside(tl.load(slots + r * T + t, mask=live, other=0), K)) * D
+    h_rows = h + (b * N + _inside(tl.load(tokens + r * T + t, mask=live, other=0), N)) * D
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    for level in range(LEVELS):
+        mean = tl.zeros([STEPS], dtype=tl.float32)
+        scale = mean + 1.0
+        if NORM:
+            mean, scale = _statistics(h_rows + level * E, live, E, BLOCK, STEPS)
+        for start in range(0, E, BLOCK):
+            c = start + tl.arange(0, BLOCK)
+            mask = live[:, None] & (c < E)[None, :]
+            x = tl.load(z_rows[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
+            y = tl.load(h_rows[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
+            y = tl.where(mask, (y - mean[:, None]) * scale[:, None], 0.0)
+            value, slope = FN(x, y, constants, C, T)
+            total += tl.where(c < E, value, 0.0)
+    tl.store(rows + r, tl.where(there, tl.sum(total, 0) / D, 0.0))
+
+
+@triton.jit
+def column_backward(grad, z, h, slots, tokens, constants, dz, P, K, N, C, T, D, E, FN: tl.constexpr,
+                    LEVELS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
+    """Adds the columns' part to dz [B,K,D], which is 0 before. Reads as forward, writes the columns' rows."""
+    r = tl.program_id(0).to(tl.int64)
+    b = r // P
+    t = tl.arange(0, STEPS)
+    there = tl.load(slots + r * T) >= 0
+    live = t < tl.where(there, T, 0)
+    slot = (b * K + _inside(tl.load(slots + r * T + t, mask=live, other=0), K)) * D
+    h_rows = h + (b * N + _inside(tl.load(tokens + r * T + t, mask=live, other=0), N)) * D
+    g = tl.load(grad + r) / D
+    for level in range(LEVELS):
+        mean = tl.zeros([STEPS], dtype=tl.float32)
+        scale = mean + 1.0
+        if NORM:
+            mean, scale = _statistics(h_rows + level * E, live, E, BLOCK, STEPS)
+        for start in range(0, E, BLOCK):
+            c = start + tl.arange(0, BLOCK)
+            mask = live[:, None] & (c < E)[None, :]
+            x = tl.load(z + slot[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
+            y = tl.load(h_rows[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
+            y = tl.where(mask, (y - mean[:, None]) * scale[:, None], 0.0)
+            value, slope = FN(x, y, constants, C, T)
+            tl.store(dz + slot[:, None] + (level * E + c)[None, :], (slope * g).to(dz.dtype.element_ty), mask=mask)
+
+
+# -- launchers: tensors in, tensors out; calls are (device function, p, (low, high, period), reads h) ------------------
+def _sizes(z, h, levels):
+    d = z.shape[-1]
+    e = d // levels
+    block = triton.next_power_of_2(e)
+    return d, e, {"LEVELS": levels, "BLOCK": block, "num_warps": min(8, max(1, block // 256))}
+
+
+def token(z, h, idx, after, fn, p, target, places, levels, normalize, keep):
+    (b, k), n = z.shape[:2], h.shape[1]
+    z, h, idx = z.contiguous(), h.contiguous(), idx.contiguous()
+    d, e, meta = _sizes(z, h, levels)
+    rows = torch.empty((b, k), dtype=torch.float32, device=z.device)
+    sign = torch.empty(z.shape if keep else (0,), dtype=torch.int8, device=z.device)
+    if rows.numel():
+        token_forward[(b * k,)](
+            z, h, idx, idx if after is None else after.contiguous(), rows, sign, p, k, n, places, d, e, FN=fn,
+            TARGET=target, NORM=normalize, HAS_AFTER=after is not None, KEEP=keep, **meta,
+        )
+    return rows, sign
+
+
+def token_from_sign(grad, sign, dtype):
+    dz = torch.empty(sign.shape, dtype=dtype, device=sign.device)
+    m, d = grad.numel(), sign.shape[-1]
+    if dz.numel():
+        block = min(triton.next_power_of_2(d), 4096)
+        token_sign[(m, triton.cdiv(d, block))](
+            grad.contiguous(), sign, dz, d, BLOCK=block, num_warps=min(8, max(1, block // 512))
+        )
+    return dz
+
+
+def token_gradient(grad, z, h, idx, after, fn, p, target, places, levels, normalize):
+    (b, k), n = z.shape[:2], h.shape[1]
+    z, h, idx = z.contiguous(), h.contiguous(), idx.contiguous()
+    d, e, meta = _sizes(z, h, levels)
+    dz = torch.empty_like(z)
+    if dz.numel():
+        token_backward[(b * k,)](
+            grad.contiguous(), z, h, idx, idx if after is None else after.contiguous(), dz, p, k, n, places, d, e,
+            FN=fn, TARGET=target, NORM=normalize, HAS_AFTER=after is not None, **meta,
+        )
+    return dz
+
+
+def _calls(calls, d):
+    fns, ps, windows, reads_h = zip(*calls)
+    low, high, period = zip(*windows)
+    count = tuple(float((hi - lo) * (d // per)) for lo, hi, per in windows)
+    return {"FNS": fns, "P": ps, "LOW": low, "HIGH": high, "PERIOD": period, "COUNT": count, "NEEDS_H": reads_h}
+
+
+def pair(z, h, idx, after, calls, places, levels, normalize):
+    (b, k), n = z.shape[:2], h.shape[1]
+    z, h, idx, after = (x.contiguous() for x in (z, h, idx, after))
+    d, e, meta = _sizes(z, h, levels)
+    rows = torch.empty((len(calls), b, k), dtype=torch.float32, device=z.device)
+    if rows.numel():
+        pair_forward[(b * k,)](
+            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize, **_calls(calls, d), **meta
+        )
+    return rows
+
+
+def pair_gradient(grad, z, h, idx, after, before, calls, places, levels, normalize):
+    (b, k), n = z.shape[:2], h.shape[1]
+    grad, z, h, idx, after, before = (x.contiguous() for x in (grad, z, h, idx, after, before))
+    d, e, meta = _sizes(z, h, levels)
+    dz = torch.empty_like(z)
+    if dz.numel():
+        pair_backward[(b * k,)](
+            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize, **_calls(calls, d), **meta
+        )
+    return dz
+
+
+def _column_sizes(slots, e):
+    steps = triton.next_power_of_2(slots.shape[2])
+    block = max(16, min(triton.next_power_of_2(e), 2048 // steps))
+    return {"BLOCK": block, "STEPS": steps, "num_warps": 4}
+
+
+def column(z, h, slots, tokens, constants, fn, levels, normalize):
+    b, p, t = slots.shape
+    z, h, slots, tokens, constants = (x.contiguous() for x in (z, h, slots, tokens, constants.float()))
+    d = z.shape[-1]
+    rows = torch.empty((b, p), dtype=torch.float32, device=z.device)
+    if rows.numel():
+        column_forward[(b * p,)](
+            z, h, slots, tokens, constants, rows, p, z.shape[1], h.shape[1], constants.shape[0], t, d, d // levels,
+            FN=fn, LEVELS=levels, NORM=normalize, **_column_sizes(slots, d // levels),
+        )
+    return rows
+
+
+def column_gradient(grad, z, h, slots, tokens, constants, fn, levels, normalize):
+    b, p, t = slots.shape
+    grad, z, h, slots, tokens, constants = (
+        x.contiguous() for x in (grad, z, h, slots, tokens, constants.float())
+    )
+    d = z.shape[-1]
+    dz = torch.zeros_like(z)
+    if grad.numel():
+        column_backward[(b * p,)](
+            grad, z, h, slots, tokens, constants, dz, p, z.shape[1], h.shape[1], constants.shape[0], t, d, d // levels,
+            FN=fn, LEVELS=levels, NORM=normalize, **_column_sizes(slots, d // levels),
+        )
+    return dz
+
+
+def variants(functions):
+    """Builds that a training run needs: ViT-B (4 levels of 768), clips of 8 time steps; ``functions`` by key."""
+    i64 = {name: "*i64" for name in ("idx", "after", "before", "slots", "tokens")}
+    ints = {name: "i32" for name in ("K", "N", "M", "places", "D", "E", "P", "C", "T")}
+    tensors = {"rows": "*fp32", "sign": "*i8", "grad": "*fp32", "constants": "*fp32", "p": "fp32"}
+
+    def build(fn, dtype, constexprs, num_warps=4):
+        known = {"z": dtype, "h": "*bf16", "dz": dtype, **i64, **ints, **tensors}
+        constexprs = {"LEVELS": 4, "NORM": True, "BLOCK": 1024, **constexprs}
+        names = [n for n in fn.arg_names if n not in constexprs]
+        constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
+        aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
+        return {"fn": fn, "signature": {n: known[n] for n in names}, "constexprs": constexprs, "aligned": aligned,
+                "num_warps": num_warps}
+
+    def pairs(*calls):
+        return _calls([(functions[key], 0.0, window, reads_h) for key, window, reads_h in calls], 3072)
+
+    everything = (0, 3072, 3072)
+    static = pairs(("step", (0, 1536, 3072), False))
+    ltc = pairs(*((f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")))
+    mixed = pairs(("step", (0, 384, 768), False), ("delta", everything, True))
+    same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True}
+    change = {"FN": functions["l1"], "TARGET": 2, "HAS_AFTER": True, "KEEP": True}
+    power = {"FN": functions["power"], "TARGET": 0, "HAS_AFTER": False}
+    wide = {"LEVELS": 4, "BLOCK": 2048}  # 1664 channels a level
+    column = {"FN": functions["spectrum"], "BLOCK": 256, "STEPS": 8}
+    return {
+        "token_forward_bf16": build(token_forward, "*bf16", same),
+        "token_forward_fp32": build(token_forward, "*fp32", same),
+        "token_forward_wide_bf16": build(token_forward, "*bf16", {**same, **wide}, 8),
+        "token_forward_step_bf16": build(token_forward, "*bf16", change),
+        "token_sign_bf16": build(token_sign, "*bf16", {"BLOCK": 4096}, 8),
+        "token_backward_power_bf16": build(token_backward, "*bf16", power),
+        "pair_forward_static_bf16": build(pair_forward, "*bf16", static),
+        "pair_forward_ltc_bf16": build(pair_forward, "*bf16", ltc),
+        "pair_backward_static_bf16": build(pair_backward, "*bf16", static),
+        "pair_backward_mixed_bf16": build(pair_backward, "*bf16", mixed),
+        "pair_backward_wide_bf16": build(pair_backward, "*bf16", {**mixed, **wide}, 8),
+        "column_forward_bf16": build(column_forward, "*bf16", column),
+        "column_backward_bf16": build(column_backward, "*bf16", column),
+    }

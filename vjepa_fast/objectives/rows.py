@@ -1,0 +1,92 @@
+"""Row functions that several terms share; those of one term alone are in its file. See docs/kernels.md."""
+from __future__ import annotations
+
+import torch
+
+from vjepa_fast.ops.latent import RowCall, RowFunction
+
+
+def _l1_device():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def l1(x, y, p):
+        d = x - y
+        return tl.abs(d), tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+
+    return l1
+
+
+def _square_device():
+    import triton
+
+    @triton.jit
+    def square(x, y, p):
+        d = x - y
+        return 0.5 * d * d, d
+
+    return square
+
+
+def _power_device():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def power(x, y, p):
+        d = x - y
+        size = tl.abs(d)
+        lower = tl.exp2((p - 1) * tl.log2(size))  # |d|^(p-1); 0 at 0
+        return lower * size / p, tl.where(d < 0, -lower, lower)
+
+    return power
+
+
+def _step_device():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def step(z0, z1, h0, h1, p):
+        d = z1 - z0
+        s = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
+        return tl.abs(d), -s, s
+
+    return step
+
+
+def _l1(x, y, p):
+    d = x - y
+    return d.abs(), d.sign()
+
+
+def _square(x, y, p):
+    d = x - y
+    return 0.5 * d * d, d
+
+
+def _power(x, y, p):
+    d = x - y
+    return d.abs() ** p / p, d.sign() * d.abs() ** (p - 1)
+
+
+def _step(z0, z1, h0, h1, p):
+    d = z1 - z0
+    return d.abs(), -d.sign(), d.sign()
+
+
+L1 = RowFunction("l1", "TOKEN", _l1, _l1_device, cpp=0, sign=True)
+SQUARE = RowFunction("square", "TOKEN", _square, _square_device, cpp=1)
+POWER = RowFunction("power", "TOKEN", _power, _power_device, cpp=2)
+STEP = RowFunction("step", "PAIR", _step, _step_device, cpp=0, reads="z")  # abs(z(t+1) - z(t))
+
+
+def power_error(p: float) -> RowCall:
+    """abs(x - y)^p / p, p >= 1."""
+    return L1() if p == 1 else SQUARE() if p == 2 else POWER(p)
+
+
+def zeros(like: torch.Tensor) -> torch.Tensor:
+    """The slope of what does not depend on an argument."""
+    return torch.zeros_like(like)
