@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def table(grid, head_dim=16, variant="v2.1", base=None, dtype=torch.float64):
-    return rope.rope_table(grid, head_dim, variant, base, dtype, CPU, rope.as_rotor(variant, dtype, CPU))
+    return rope.rope_table(grid, head_dim, variant, base, dtype, CPU, variant == "v2.1")
 
 
 def rotate_by_hand(x, position, variant, stretch=(1.0, 1.0, 1.0)):
@@ -38,7 +38,7 @@ def test_rotation_by_hand(variant, head_dim):
     qkv = torch.randn(1, n, 3 * head_dim, dtype=torch.float64)
     full = table(grid, head_dim, variant, base)
     if full.is_complex():
-        turned = attention._turn(qkv[..., :head_dim].view(1, 1, 1, n, head_dim), full).view(n, head_dim)
+        turned = attention._turn(qkv[..., :head_dim].view(1, n, 1, 1, head_dim), full).view(n, head_dim)
     else:
         turned = ops.rope3d(qkv, full, 1)[0, :, :head_dim]
     stretch = (1.0, 15 / 2, 15 / 3)
@@ -62,6 +62,17 @@ def test_complex_and_real_forms_agree():
     assert torch.allclose(got, want, atol=1e-5)
     with torch.no_grad():  # the in-place form of the real path
         assert torch.allclose(attention.attend(qkv.clone(), real[idx], heads), want, atol=1e-6)
+
+
+def test_rotors_are_for_float64_and_where_no_kernel_serves(monkeypatch):
+    held = lambda variant, dtype: rope.as_rotor(variant, dtype, CPU)  # noqa: E731
+    assert held("v2.1", torch.float64) and not held("v2", torch.float64)
+    with ops.use_backend("eager"):
+        assert held("v2.1", torch.float32) and not held("v2", torch.float32)
+    with ops.use_backend("auto"):
+        for reason in ("", "not built"):
+            monkeypatch.setattr(ops, "backend_report", lambda reason=reason: {"rope3d": {"cpp": reason}})
+            assert held("v2.1", torch.float32) == bool(reason)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -99,9 +110,9 @@ def test_angles_stay_float32_under_autocast():
     d = 12
     full = table((1000, 1, 1), d, dtype=torch.float32)
     qkv = torch.randn(1, 2, 3 * d)
-    want = attention._turn(qkv[..., :d].view(1, 1, 1, 2, d), full[[899, 900]])
+    want = attention._turn(qkv[..., :d].view(1, 2, 1, 1, d), full[[899, 900]])
     with torch.autocast("cpu", torch.bfloat16):
-        got = attention._turn(qkv.bfloat16()[..., :d].view(1, 1, 1, 2, d), full[[899, 900]])
+        got = attention._turn(qkv.bfloat16()[..., :d].view(1, 2, 1, 1, d), full[[899, 900]])
     assert got.dtype == torch.bfloat16
     assert (got.float() - want).abs().max() < 0.03
 

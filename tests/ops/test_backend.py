@@ -70,9 +70,10 @@ def test_unknown_names_are_refused(monkeypatch):
 
 def test_environment_variable_reaches_real_ops():
     env = {**os.environ, "VJEPA_FAST_BACKEND": "triton", "PYTHONPATH": str(ROOT)}
-    code = "import torch\nfrom vjepa_fast import ops\nops.target_norm(torch.ones(1, 4), 2)"
+    code = "import torch\nfrom vjepa_fast import ops\nops.target_norm(torch.ones(1, 4).double(), 2)"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode != 0 and "target_norm has no triton implementation" in done.stderr
+    assert done.returncode != 0 and "target_norm cannot run on backend 'triton'" in done.stderr
+    assert "float64 is left to eager" in done.stderr
 
 
 def test_report_names_every_op_and_backend():
@@ -80,7 +81,10 @@ def test_report_names_every_op_and_backend():
     assert {"mask_distance", "patch_mean", "rope3d", "target_norm", "tubelet_patchify"} <= set(report)
     assert all(set(row) == {"triton", "cpp", "eager"} and row["eager"] == "" for row in report.values())
     assert (report["mask_distance"]["cpp"] == "") == _cpp.LOADED
-    assert "no cpp implementation" in report["rope3d"]["cpp"]
+
+
+def test_report_names_backends_that_an_op_lacks(toy):
+    assert ops.backend_report() == {"toy": {"triton": "toy has no triton implementation", "cpp": "", "eager": ""}}
 
 
 def test_missing_or_broken_library_is_a_reason_not_a_crash(tmp_path, monkeypatch):

@@ -21,18 +21,22 @@ def attend(qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, num_heads: int) ->
         # Nothing else holds qkv, so without autograd it can be turned where it lies.
         rotate = ops.rope3d if torch.is_grad_enabled() else ops.rope3d_
         qkv_BK3E, rope = rotate(qkv_BK3E, rope, num_heads), None
-    qkv = qkv_BK3E.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    v = qkv[2]
-    q, k = qkv[:2] if rope is None else _turn(qkv[:2], rope)
+    # Taken apart along their own axis: so the gradients of q, k and v come together packed, without another copy.
+    qkv = qkv_BK3E.unflatten(-1, (3, num_heads, -1))
+    if rope is None:
+        parts = qkv.unbind(2)
+    else:
+        qk, v = qkv.split((2, 1), 2)
+        parts = (*_turn(qk, rope).unbind(2), v.squeeze(2))
+    q, k, v = (x.transpose(1, 2) for x in parts)
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def _turn(qk_2BHKd: torch.Tensor, rotor: torch.Tensor) -> torch.Tensor:
-    """Rotate channel pairs as complex numbers: on a CPU one pass, where the real form takes five."""
-    dtype = qk_2BHKd.dtype
-    x = qk_2BHKd if dtype in (torch.float32, torch.float64) else qk_2BHKd.float()
-    x = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    x = x * (rotor if rotor.dim() == 2 else rotor.unsqueeze(1))
+def _turn(qk_BK2Hd: torch.Tensor, rotor: torch.Tensor) -> torch.Tensor:
+    """Rotate channel pairs as complex numbers: one pass, where the real form in PyTorch takes five."""
+    dtype = qk_BK2Hd.dtype
+    x = qk_BK2Hd if dtype in (torch.float32, torch.float64) else qk_BK2Hd.float()
+    x = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotor[..., None, None, :]
     return torch.view_as_real(x).flatten(-2).to(dtype)
 
 

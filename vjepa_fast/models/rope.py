@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import torch
 
+from vjepa_fast import ops
+
 Grid = tuple[int, int, int]
 VARIANTS = ("v2", "v2.1")
 
@@ -24,10 +26,18 @@ def rotated_channels(head_dim: int) -> int:
 
 
 def as_rotor(variant: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether to hold the table as complex rotors: the fastest form on a CPU, but one the compiler cannot fuse."""
+    """Whether to hold the table as complex rotors: for float64, and on a CPU where eager code would serve ``rope3d``.
+
+    There they are the fastest form, but one that the compiler cannot fuse.
+    """
     if variant != "v2.1":
         return False
-    return dtype == torch.float64 or (device.type in ("cpu", "meta") and not torch.compiler.is_compiling())
+    if dtype == torch.float64:
+        return True
+    if device.type not in ("cpu", "meta") or torch.compiler.is_compiling():
+        return False
+    choice = ops.current_backend()
+    return choice == "eager" or (choice == "auto" and ops.backend_report()["rope3d"]["cpp"] != "")
 
 
 def rope_table(

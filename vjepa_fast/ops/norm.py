@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import torch
 
-from vjepa_fast.ops import _backend, _check
+from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 EPS = 1e-5
+_MOST = 16384  # channels of a level that the Triton kernels hold in registers
 
 
 def target_norm(h: torch.Tensor, levels: int) -> torch.Tensor:
@@ -21,6 +22,8 @@ def target_norm(h: torch.Tensor, levels: int) -> torch.Tensor:
         A new tensor of h's shape and dtype; statistics in promote_types(dtype, float32), eps 1e-5. Differentiable.
     Raises:
         ValueError: h is not floating, has no dimension, or D is no multiple of ``levels``.
+
+    Floor: h read once, the result written once; backward reads h and its gradient once and writes one gradient.
     """
     _check.require(isinstance(levels, int) and levels > 0, "target_norm", "levels", "a positive int", levels)
     ok = h.is_floating_point() and h.dim() > 0 and h.shape[-1] > 0 and h.shape[-1] % levels == 0
@@ -35,18 +38,68 @@ def _centred(h: torch.Tensor, levels: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @_backend.register("target_norm", "eager")
-def _eager(h: torch.Tensor, levels: int) -> torch.Tensor:
+def _eager(h: torch.Tensor, grad: torch.Tensor | None, levels: int) -> torch.Tensor:
+    """The normalised h, or the gradient of h given that of the result."""
     x, rstd = _centred(h, levels)
-    return x.mul_(rstd).flatten(-2).to(h.dtype).contiguous()
+    x.mul_(rstd)
+    if grad is not None:
+        g = grad.to(x.dtype).unflatten(-1, (levels, -1))
+        x = rstd * (g - g.mean(-1, keepdim=True) - x * (g * x).mean(-1, keepdim=True))
+    return x.flatten(-2).to(h.dtype).contiguous()
+
+
+def _cpp_objections(*args) -> list[str]:
+    reasons = _cpp.objections(*args[:1])
+    if args and args[0].dtype not in (torch.float32, torch.bfloat16):
+        reasons.append(f"cpp serves float32 and bfloat16, not {args[0].dtype}")
+    return reasons
+
+
+@_backend.register("target_norm", "cpp", _cpp_objections)
+def _cpp_norm(h: torch.Tensor, grad: torch.Tensor | None, levels: int) -> torch.Tensor:
+    out = torch.empty_like(h, memory_format=torch.contiguous_format)
+    kernels = torch.ops.vjepa_fast_cpp
+    if grad is None:
+        kernels.target_norm(h, levels, EPS, out)
+    else:
+        kernels.target_norm_backward(h, grad, levels, EPS, out)
+    return out
+
+
+def _triton_objections(*args) -> list[str]:
+    reasons = _triton.objections(*args[:1])
+    if args and args[0].shape[-1] > _MOST * args[-1]:
+        reasons.append(f"triton serves at most {_MOST} channels per level, not {args[0].shape[-1] // args[-1]}")
+    return reasons
+
+
+@_backend.register("target_norm", "triton", _triton_objections)
+def _triton_norm(h: torch.Tensor, grad: torch.Tensor | None, levels: int) -> torch.Tensor:
+    from vjepa_fast.kernels import norm as kernel
+
+    out = torch.empty_like(h, memory_format=torch.contiguous_format)
+    with _triton.device_of(h):
+        kernel.target_norm(h.contiguous(), None if grad is None else grad.contiguous(), levels, EPS, out)
+    return out
 
 
 @torch.library.custom_op("vjepa_fast::target_norm", mutates_args=())
 def _target_norm(h: torch.Tensor, levels: int) -> torch.Tensor:
-    return _backend.call("target_norm", h, levels)
+    return _backend.call("target_norm", h, None, levels)
+
+
+@torch.library.custom_op("vjepa_fast::target_norm_backward", mutates_args=())
+def _target_norm_backward(h: torch.Tensor, grad: torch.Tensor, levels: int) -> torch.Tensor:
+    return _backend.call("target_norm", h, grad, levels)
 
 
 @_target_norm.register_fake
 def _(h, levels):
+    return torch.empty_like(h, memory_format=torch.contiguous_format)
+
+
+@_target_norm_backward.register_fake
+def _(h, grad, levels):
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 
@@ -56,12 +109,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    (h,) = ctx.saved_tensors
-    x, rstd = _centred(h, ctx.levels)
-    x = x * rstd
-    g = grad.to(x.dtype).unflatten(-1, (ctx.levels, -1))
-    g = rstd * (g - g.mean(-1, keepdim=True) - x * (g * x).mean(-1, keepdim=True))
-    return g.flatten(-2).to(h.dtype), None
+    return _target_norm_backward(*ctx.saved_tensors, grad, ctx.levels), None
 
 
 _target_norm.register_autograd(_backward, setup_context=_save)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import torch
 
-from vjepa_fast.ops import _backend, _check
+from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 
 def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -31,13 +31,18 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tens
         A new tensor [B,K,3*E] of qkv's dtype; computed in promote_types(dtype, float32).
     Raises:
         ValueError: a shape or dtype does not fit; the message names the argument.
+
+    Floor: qkv and table read once, [B,K,3*E] written once (the values are copied in the same pass).
     """
     _check_rope("rope3d", qkv, table, num_heads)
     return _rope3d(qkv, table, num_heads)
 
 
 def rope3d_(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
-    """``rope3d`` in place, without autograd, for the target encoder. Returns ``qkv``."""
+    """``rope3d`` in place, without autograd, for the target encoder. Returns ``qkv``.
+
+    Floor: table read once, the 2*H*R rotated channels of a token read and written once.
+    """
     _check_rope("rope3d_", qkv, table, num_heads)
     if qkv.requires_grad and torch.is_grad_enabled():
         raise ValueError("rope3d_: qkv: expected a tensor without gradient, got one that requires grad; use rope3d")
@@ -78,24 +83,52 @@ def _split(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
 
 
 @_backend.register("rope3d", "eager")
-def _eager(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> torch.Tensor:
-    turned = _turn(_split(qkv, num_heads), table, transpose)
-    _split(out, num_heads)[:, :, :2, :, : table.shape[-1]] = turned.to(qkv.dtype)
+def _eager(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> None:
+    turned = _turn(_split(qkv, num_heads), table, transpose).to(qkv.dtype)
+    if out is not qkv:
+        out.copy_(qkv)
+    _split(out, num_heads)[:, :, :2, :, : table.shape[-1]] = turned
+
+
+def _in_place(*args) -> list[str]:
+    """The kernels turn dense memory; another input is copied, but in place there is nowhere to copy it."""
+    return ["in place, qkv must be contiguous"] if args and not args[-1].is_contiguous() else []
+
+
+def _cpp_objections(*args) -> list[str]:
+    reasons = _cpp.objections(*args[:2]) + _in_place(*args)
+    if args and args[0].dtype not in (torch.float32, torch.bfloat16):
+        reasons.append(f"cpp serves float32 and bfloat16, not {args[0].dtype}")
+    return reasons
+
+
+@_backend.register("rope3d", "cpp", _cpp_objections)
+def _cpp_rope3d(qkv, table, num_heads, transpose, out) -> None:
+    torch.ops.vjepa_fast_cpp.rope3d(qkv, table, num_heads, transpose, out)
+
+
+@_backend.register("rope3d", "triton", lambda *args: _triton.objections(*args[:2]) + _in_place(*args))
+def _triton_rope3d(qkv, table, num_heads, transpose, out) -> None:
+    from vjepa_fast.kernels import rope as kernel
+
+    with _triton.device_of(qkv):
+        kernel.rope3d(qkv.contiguous(), table.contiguous(), num_heads, transpose, out)
+
+
+def _run(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool) -> torch.Tensor:
+    out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    _backend.call("rope3d", qkv, table, num_heads, transpose, out)
     return out
-
-
-def _copy(qkv: torch.Tensor) -> torch.Tensor:
-    return qkv.clone(memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("vjepa_fast::rope3d", mutates_args=())
 def _rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
-    return _backend.call("rope3d", qkv, table, num_heads, False, _copy(qkv))
+    return _run(qkv, table, num_heads, False)
 
 
 @torch.library.custom_op("vjepa_fast::rope3d_transpose", mutates_args=())
 def _rope3d_transpose(grad: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
-    return _backend.call("rope3d", grad, table, num_heads, True, _copy(grad))
+    return _run(grad, table, num_heads, True)
 
 
 @torch.library.custom_op("vjepa_fast::rope3d_", mutates_args=("qkv",))

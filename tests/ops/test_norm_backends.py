@@ -1,0 +1,123 @@
+"""target_norm of every backend, forward and backward, against eager code in float64."""
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.parity import BACKENDS, KERNELS, assert_parity, device_for
+from vjepa_fast import ops
+from vjepa_fast.ops.norm import _target_norm, _target_norm_backward
+
+FLOATS = [torch.float32, torch.bfloat16]
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def norm(levels):
+    return lambda h: ops.target_norm(h, levels)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape, levels", [
+    ((2, 5, 96), 4),  # E = 24
+    ((3, 3072), 4),
+    ((2, 6656), 4),
+    ((1, 6656), 1),
+    ((3, 2, 2, 7), 1),
+    ((4, 6), 6),  # E = 1: zeros
+    ((5,), 1),
+])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_values_and_gradients(backend, dtype, shape, levels):
+    assert_parity(norm(levels), [3 * random(*shape) + 1], backend=backend, dtype=dtype, wrt=(0,))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+@given(rows=st.integers(1, 9), levels=st.integers(1, 4), channels=st.integers(1, 70), dtype=st.sampled_from(FLOATS))
+def test_any_shape(backend, rows, levels, channels, dtype):
+    assert_parity(norm(levels), [random(rows, levels * channels)], backend=backend, dtype=dtype, wrt=(0,))
+
+
+@pytest.mark.parametrize("mean", [100.0, -3000.0])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_mean_far_from_zero(backend, mean):
+    assert_parity(norm(2), [random(6, 3328) + mean], backend=backend, wrt=(0,))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_constant_rows_and_tiny_deviations(backend):
+    """The eps decides: constant channels give zeros, and the gradient stays finite."""
+    h = torch.cat([torch.full((1, 8), 5.0), torch.zeros(1, 8), 1e-4 * random(1, 8)])
+    assert_parity(norm(1), [h], backend=backend, wrt=(0,), atol=1e-4)
+    with ops.use_backend(backend):
+        assert not ops.target_norm(h[:2].to(device_for(backend)), 1).any()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_strided_inputs_and_gradients(backend):
+    fn = lambda h: ops.target_norm(h[:, ::2, 1:], 2).transpose(0, 2)  # noqa: E731
+    assert_parity(fn, [random(3, 8, 21)], backend=backend, wrt=(0,))
+    assert_parity(lambda h: ops.target_norm(h.t(), 3).t(), [random(12, 5)], backend=backend, wrt=(0,))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("shape", [(0, 3, 8), (2, 0, 8)])
+def test_nothing_to_do(backend, shape):
+    h = torch.zeros(shape, device=device_for(backend), requires_grad=True)
+    with ops.use_backend(backend):
+        out = ops.target_norm(h, 2)
+        assert out.shape == shape and torch.autograd.grad(out.sum(), h)[0].shape == shape
+
+
+@pytest.mark.parametrize("backend, dtype, text", [
+    (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
+    (KERNELS[1], torch.float64, "triton computes in float32"),
+])
+def test_dtypes_that_are_left_to_eager(backend, dtype, text):
+    backend = backend.values[0]
+    h = random(2, 8).to(device_for(backend), dtype)
+    with ops.use_backend(backend), pytest.raises(ops.BackendError, match=text):
+        ops.target_norm(h, 2)
+    assert ops.target_norm(h, 2).dtype == dtype
+
+
+@pytest.mark.parametrize("backend", KERNELS[1:])
+def test_float16_and_the_longest_row(backend):
+    assert_parity(norm(2), [random(3, 40)], backend=backend, dtype=torch.float16, wrt=(0,))
+    assert_parity(norm(1), [random(1, 16384)], backend=backend)
+    h = torch.zeros(1, 16385, device=device_for(backend))
+    with ops.use_backend(backend), pytest.raises(ops.BackendError, match="at most 16384 channels per level"):
+        ops.target_norm(h, 1)
+
+
+@pytest.mark.parametrize("backend", KERNELS[:1])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_threads_do_not_matter(backend, dtype):
+    h = random(500, 96).to(dtype).requires_grad_()
+    cotangent = random(500, 96, seed=1).to(dtype)
+    threads, results = torch.get_num_threads(), []
+    try:
+        with ops.use_backend(backend):
+            for n in (1, 3):
+                torch.set_num_threads(n)
+                out = ops.target_norm(h, 4)
+                results.append((out, *torch.autograd.grad(out, h, cotangent)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_opcheck_and_compile(backend):
+    h = random(2, 3, 8).to(device_for(backend))
+    with ops.use_backend(backend):
+        for x in (h.clone().requires_grad_(), h.transpose(0, 1).bfloat16(), h[:0]):
+            torch.library.opcheck(_target_norm, (x, 2))
+        torch.library.opcheck(_target_norm_backward, (h, h.transpose(0, 1).contiguous().transpose(0, 1), 2))
+        x = h.clone().requires_grad_()
+        fn = lambda x: (ops.target_norm(x * 2, 4) ** 3).sum()  # noqa: E731
+        compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(*(torch.autograd.grad(f(x), x)[0] for f in (fn, compiled)))
