@@ -43,7 +43,7 @@ class ObjectivePlan(nn.Module):
         self.heads = nn.ModuleDict({name: head for name, head in built.items() if head is not None})
         # what the terms want to know of the pairs of z: one pass serves all
         wanted = [c for term in terms.values() if term.access == "PAIR" and "z" in term.needs for c in term.lower(ctx)]
-        wanted = [c for c in wanted if function(c.key).access == "PAIR"]
+        wanted = [c for c in wanted if function(c.key).access == "PAIR" and function(c.key).everywhere]
         self.pair_calls = tuple(dict.fromkeys(wanted))
 
     @property

@@ -204,6 +204,23 @@ class TemporalView:
         """Context features [B, K, D]."""
         return self.state.context(self.i, self.j)
 
+    # for terms in plain PyTorch
+    @cached_property
+    def z_step(self) -> Tensor:
+        """z(t+1) - z(t), [B, K, D]."""
+        return self.step(self.z)
+
+    @cached_property
+    def h(self) -> Tensor:
+        """Detached target at the context tokens, [B, K, D]."""
+        return take_rows(self.state.target(self.i, grad=False), self.idx)
+
+    @cached_property
+    def h_step(self) -> Tensor:
+        """h(t+1) - h(t), detached, [B, K, D]."""
+        return self.step(self.h)
+
+    # for terms that lower
     def rows(self, call: RowCall) -> Tensor:
         """``call`` (access PAIR) of z and h at each pair, mean over its channels, 0 where there is no pair; [B, K]."""
         calls = self.state._pair_calls

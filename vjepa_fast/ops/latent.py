@@ -49,6 +49,11 @@ class RowFunction:
     sign: bool = False
     reads: str = "zh"
 
+    @property
+    def everywhere(self) -> bool:
+        """Whether every kind of kernel has it; others run in a pass of their own."""
+        return self.device is not None and self.cpp is not None
+
     def __call__(self, p: float = 0.0, window: tuple[int, int, int] | None = None) -> RowCall:
         """The function with its parameter and channels; see ``RowCall``."""
         known = _functions.setdefault(self.key, self)
