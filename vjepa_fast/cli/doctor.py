@@ -1,0 +1,295 @@
+"""``vjepa-fast doctor``: what is on this machine, which backend serves each op here, and why the others do not."""
+from __future__ import annotations
+
+HELP = "tell what this machine has, which backend serves each op and why others do not"
+
+WIDTH = 100
+PACKAGES = {  # distribution names -> what it is for
+    ("torch",): "everything",
+    ("triton", "pytorch-triton", "triton-windows"): "the fused kernels on CUDA devices",
+    ("av",): "reading videos",
+    ("timm",): "the encoders under timm's names (timm.create_model)",
+    ("xformers",): "nothing in this version, attention is PyTorch's",
+    ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"): "nothing in this version, PyAV reads videos",
+}
+SHOWN = {"nvidia-dali-cuda130": "DALI", "av": "PyAV"}
+VARIABLES = {  # ours -> what reads it
+    "VJEPA_FAST_BACKEND": "forces the backend of every op",
+    "VJEPA_FAST_BUILD": "read by setup.py only",
+    "VJEPA_FAST_DEBUG": "1 checks token indices on every device, which waits for it",
+}
+THEIRS = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
+CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
+DEVICES = {"cpu": {"triton": "serves CUDA tensors only"}, "cuda": {"cpp": "serves tensors on the CPU only"}}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--json", metavar="PATH", help="also write everything to PATH")
+
+
+def run(args) -> int:
+    import json
+
+    report = examine()
+    print("\n".join(text(report)[1:]))
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump(report, f, indent=1)
+            f.write("\n")
+    return 0
+
+
+def examine() -> dict:
+    """The report: plain values, as --json writes them. A part that cannot be looked at holds its ``error`` instead."""
+    report = {"system": system(), "packages": packages()}
+    for name, look in {"cuda": cuda, "extension": extension, "ops": backends, "decoders": decoders}.items():
+        try:
+            report[name] = look()
+        except Exception as error:  # a broken installation is what this command is for
+            report[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    report["environment"] = environment()
+    report["advice"] = advice(report)
+    return report
+
+
+def system() -> dict:
+    import os
+    import platform
+    import sys
+    from pathlib import Path
+
+    from .. import __version__
+
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="ignore") as f:
+            name = next((line.split(":", 1)[1].strip() for line in f if line.startswith("model name")), name)
+    except OSError:
+        pass
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        memory = None
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii"))  # of a container
+    except (OSError, ValueError):
+        limit = None
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "vjepa_fast": __version__, "folder": str(Path(__file__).parents[1]), "python": platform.python_version(),
+        "executable": sys.executable, "os": platform.platform(), "cpu": name, "cores": os.cpu_count(),
+        "usable_cores": usable, "memory_bytes": memory, "memory_limit_bytes": limit,
+    }
+
+
+def packages() -> dict:
+    """name -> {version or None, gives}"""
+    from importlib import metadata
+
+    found = {}
+    for names, gives in PACKAGES.items():
+        version = None
+        for name in names:
+            try:
+                version = version or metadata.version(name)
+            except metadata.PackageNotFoundError:
+                pass
+        found[SHOWN.get(names[0], names[0])] = {"version": version, "gives": gives}
+    return found
+
+
+def cuda() -> dict:
+    import torch
+
+    devices = []
+    for n in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        d = torch.cuda.get_device_properties(n)
+        devices.append({"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory})
+    return {"torch_built_for": torch.version.cuda, "driver": driver(), "devices": devices,
+            "torch_cpu_instructions": torch.backends.cpu.get_cpu_capability(), "torch_threads": torch.get_num_threads()}
+
+
+def driver() -> str | None:
+    """Version of NVIDIA's driver; None if there is none or it does not answer."""
+    import subprocess
+
+    try:
+        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], text=True,
+                              capture_output=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    lines = done.stdout.split() if done.returncode == 0 else []
+    return lines[0] if lines else None
+
+
+def extension() -> dict:
+    from ..ops import _cpp
+
+    sources = (_cpp.PATH.parent.parent / "csrc").glob("*")  # there in a checkout only
+    built = _cpp.PATH.stat().st_mtime if _cpp.PATH.is_file() else float("inf")
+    newer = sorted(s.name for s in sources if s.stat().st_mtime > built)
+    return {"loaded": _cpp.LOADED, "path": str(_cpp.PATH), "reason": _cpp.REASON, "newer_sources": newer}
+
+
+def backends() -> dict:
+    """The choice in force and, by op and device, the backend that it takes (None: refused) and why not the others."""
+    import torch
+
+    from .. import ops
+    from ..errors import UserError
+    from ..ops import _backend, _triton
+
+    try:
+        choice, error = ops.current_backend(), ""
+    except UserError as e:
+        choice, error = "auto", str(e)
+    table = {}
+    with ops.use_backend(choice):
+        report = ops.backend_report()
+        for device in DEVICES if torch.cuda.is_available() else ("cpu",):
+            for op, row in report.items():
+                limits = {} if _triton.interpreted() else DEVICES[device]
+                why = {backend: reason or limits.get(backend, "") for backend, reason in row.items()}
+                free = [backend for backend in _backend.BACKENDS if not why[backend]]
+                taken = next((b for b in free if choice in ("auto", b)), None)
+                table.setdefault(op, {})[device] = {
+                    "backend": taken, "why_not": {b: reason for b, reason in why.items() if reason}}
+    return {"choice": choice, "choice_error": error, "table": table}
+
+
+def decoders() -> dict:
+    """What reads videos and images: {version, formats}, or {error}."""
+    found = {}
+    try:
+        import av
+
+        formats = [c for c in CODECS if c in av.codecs_available]
+        found["videos"] = {"by": f"PyAV {av.__version__}", "formats": formats}
+    except Exception as error:
+        found["videos"] = {"error": f"PyAV does not import: {error}".splitlines()[0]}
+    try:
+        import PIL
+        from PIL import features
+
+        formats = ["png", *(f for f, name in (("jpeg", "jpg"), ("webp", "webp")) if features.check(name))]
+        found["images"] = {"by": f"Pillow {PIL.__version__}", "formats": formats}
+    except Exception as error:
+        found["images"] = {"error": f"Pillow does not import: {error}".splitlines()[0]}
+    return found
+
+
+def environment() -> dict[str, str]:
+    """The variables in force that matter here."""
+    import os
+
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith("VJEPA_FAST_") or k in THEIRS}
+
+
+def advice(report: dict) -> list[str]:
+    """What a user can do about the things found."""
+    import shutil
+
+    said = []
+    gpu, built, choice = report["cuda"], report["extension"], report["ops"]
+    broken = [part["error"] for part in (gpu, built, choice) if "error" in part]
+    said += [f"reinstall torch and vjepa-fast: {error}" for error in dict.fromkeys(broken)]
+    if gpu.get("driver") and not gpu["devices"]:
+        said.append("there is an NVIDIA driver, but torch finds no device: "
+                    + (f"the driver may be too old for CUDA {gpu['torch_built_for']}, or CUDA_VISIBLE_DEVICES hides it"
+                       if gpu["torch_built_for"] else "torch is a build without CUDA, install one with it"))
+    if gpu.get("devices"):
+        if not report["packages"]["triton"]["version"]:
+            said.append("install triton: without it the ops run eager PyTorch on the GPU")
+        elif not any(shutil.which(c) for c in ("cc", "gcc", "clang")):
+            said.append("install a C compiler (gcc): triton needs one to start its kernels")
+    if not built.get("loaded", True):
+        said.append("for the C++ kernels: install g++ or clang++, then run pip install again (-v shows its messages)")
+    if built.get("newer_sources"):
+        names = ", ".join(built["newer_sources"])
+        said.append(f"{names} changed after the C++ extension was built: run pip install -e . again")
+    if choice.get("choice_error"):
+        said.append(choice["choice_error"])
+    refused = sorted(op for op, row in choice.get("table", {}).items() if not all(d["backend"] for d in row.values()))
+    if refused:
+        said.append(f"the forced backend {choice['choice']} refuses {', '.join(refused)}; unset VJEPA_FAST_BACKEND")
+    said += [f"{name} is set, but nothing reads a variable of that name" for name in report["environment"]
+             if name.startswith("VJEPA_FAST_") and name not in VARIABLES]
+    if "error" in report["decoders"].get("videos", report["decoders"]):
+        said.append("videos cannot be read: pip install av")
+    return said
+
+
+def text(report: dict) -> list[str]:
+    """The report for people, lines of at most WIDTH characters."""
+    built, found = report["extension"], report["decoders"]
+    lines = _section("System", _system(report["system"], report["cuda"]))
+    lines += _section("Packages", [
+        (name, p["version"] or f"not installed; it is for: {p['gives']}") for name, p in report["packages"].items()])
+    lines += _section("CUDA", _cuda(report["cuda"]))
+    lines += _section("C++ extension", [("", built.get("error") or (
+        f"in use, {built['path']}" if built["loaded"] else f"not in use: {built['reason']}"))])
+    lines += _ops(report["ops"])
+    lines += _section("Decoders", [("", found["error"])] if "error" in found else [
+        (name, d.get("error") or f"{d['by']}: {', '.join(d['formats'])}") for name, d in found.items()])
+    lines += _section("Environment", [
+        (name, value + (f" ({VARIABLES[name]})" if name in VARIABLES else ""))
+        for name, value in report["environment"].items()] or [("", "no variable of vjepa-fast is set")])
+    return lines + _section("Advice", [("", a) for a in report["advice"]] or [("", "none")])
+
+
+def _system(s: dict, gpu: dict) -> list[tuple[str, str]]:
+    cores = f"{s['cores']} cores" + (f", {s['usable_cores']} usable" if s["usable_cores"] != s["cores"] else "")
+    if "error" not in gpu:
+        cores += f", {gpu['torch_cpu_instructions']}, torch uses {gpu['torch_threads']} threads"
+    limit = f", of which this container may use {_gib(s['memory_limit_bytes'])}" if s["memory_limit_bytes"] else ""
+    return [("vjepa-fast", f"{s['vjepa_fast']} in {s['folder']}"), ("Python", f"{s['python']}, {s['executable']}"),
+            ("OS", s["os"]), ("CPU", f"{s['cpu']}, {cores}"), ("memory", _gib(s["memory_bytes"]) + limit)]
+
+
+def _cuda(gpu: dict) -> list[tuple[str, str]]:
+    if "error" in gpu:
+        return [("", gpu["error"])]
+    built = gpu["torch_built_for"]
+    rows = [("torch", f"built for CUDA {built}" if built else "a build without CUDA"),
+            ("driver", gpu["driver"] or "none")]
+    return rows + ([(f"cuda:{n}", f"{d['name']}, capability {d['capability']}, {_gib(d['memory_bytes'])}")
+                    for n, d in enumerate(gpu["devices"])] or [("devices", "none")])
+
+
+def _ops(found: dict) -> list[str]:
+    """A table of op and backend by device, then for each device the reasons against the other backends."""
+    if "error" in found:
+        return _section("Ops", [("", found["error"])])
+    table = found["table"]
+    devices = list(next(iter(table.values())))
+    title = "Ops, and the backend that " + ("auto takes" if found["choice"] == "auto" else f"{found['choice']} gives")
+    lines = ["", f"{title:<45} " + "".join(f"{d.upper():<10}" for d in devices)]
+    lines += [f"  {op:<43} " + "".join(f"{row[d]['backend'] or 'refused':<10}" for d in devices)
+              for op, row in table.items()]
+    for device in devices:
+        why: dict[tuple[str, str], list[str]] = {}
+        for op, row in table.items():
+            for backend, reason in row[device]["why_not"].items():
+                reason = "no implementation" if reason == f"{op} has no {backend} implementation" else reason
+                why.setdefault((backend, reason), []).append(op)
+        if why:
+            lines += _section(f"Not on {device.upper()}, and why", [
+                (backend, f"{reason}: {'every op' if len(names) == len(table) else ', '.join(names)}")
+                for (backend, reason), names in sorted(why.items())])
+    return [line.rstrip() for line in lines]
+
+
+def _section(title: str, rows: list[tuple[str, str]]) -> list[str]:
+    """A blank line, a heading, and a wrapped entry for each (label, text)."""
+    import textwrap
+
+    lines = ["", title]
+    for label, value in rows:
+        indent = f"  {label:<18} " if label else "  "
+        lines += textwrap.wrap(value, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent),
+                               break_on_hyphens=False)
+    return lines
+
+
+def _gib(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**30:.1f} GiB"
