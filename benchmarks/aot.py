@@ -28,7 +28,7 @@ SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
 
 @functools.cache
 def all_variants() -> dict[str, dict]:
-    """name -> {fn, signature, constexprs, num_warps, num_stages, aligned}, over the modules of ``kernels``."""
+    """name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``."""
     from vjepa_fast import kernels
 
     found = {}
@@ -79,7 +79,7 @@ def compile_one(name: str, arch: int) -> dict:
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3)}
+        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3), "maxnreg": v.get("maxnreg")}
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
     def number(pattern: str) -> int:

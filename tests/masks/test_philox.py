@@ -19,6 +19,13 @@ ANSWERS = [
 def test_known_answers(counter, key, answer):
     got = philox.philox4x32(tuple(torch.tensor([word]) for word in counter), key)
     assert tuple(int(word) for word in got) == answer
+    assert philox.philox4x32(counter, key) == answer  # plain ints
+
+
+def test_counters_broadcast():
+    got = philox.words(3, 4, torch.arange(5)[:, None], torch.arange(7)[None, :])
+    assert all(word.shape == (5, 7) for word in got)
+    assert [int(word[4, 6]) for word in got] == list(philox.words(3, 4, 4, 6))
 
 
 def test_counter_layout():

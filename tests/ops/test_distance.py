@@ -4,19 +4,28 @@ import pathlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.ops.parity import BACKENDS, KERNELS, device_for
 from vjepa_fast import ops
-from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.distance import _mask_distance
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
-BACKENDS = ["eager", pytest.param("cpp", marks=pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON))]
 
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     with ops.use_backend(request.param):
         yield request.param
+
+
+def distance(enc, pred, *args, **kwargs):
+    """ops.mask_distance of the backend in force, from and to the CPU."""
+    device = device_for(ops.current_backend())
+    out = ops.mask_distance(enc.to(device), pred.to(device), *args, **kwargs)
+    assert out.device.type == device and out.dtype == torch.float32
+    return out.cpu()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +50,7 @@ def random_masks(b, ke, kp, grid, seed=0):
 @pytest.mark.parametrize("offset", [0, 1])
 def test_golden_grids(backend, golden, side, offset):
     enc, pred = (golden[f"mask_distance_grid{side}/masks_{k}"].long() for k in ("enc", "pred"))
-    out = ops.mask_distance(enc, pred, (2, side, side), offset=bool(offset))
+    out = distance(enc, pred, (2, side, side), offset=bool(offset))
     torch.testing.assert_close(out, golden[f"mask_distance_grid{side}/offset{offset}"], rtol=1e-6, atol=0)
 
 
@@ -52,49 +61,49 @@ def test_golden_training_masks(backend, golden):
         prefix, where = key.split("out/mask_distance/")
         t = {"": 4, "multi/": [4, 2, 1][int(where[0])]}[prefix]
         enc, pred = (golden[f"{prefix}in/masks_{k}/{where}"].long() for k in ("enc", "pred"))
-        torch.testing.assert_close(ops.mask_distance(enc, pred, (t, 4, 4)), golden[key], rtol=1e-6, atol=0, msg=key)
+        torch.testing.assert_close(distance(enc, pred, (t, 4, 4)), golden[key], rtol=1e-6, atol=0, msg=key)
 
 
 @pytest.mark.parametrize("grid", [(8, 14, 14), (1, 1, 1), (1, 5, 3), (7, 1, 2), (3, 33, 17)])
 @pytest.mark.parametrize("kp", [1, 400])
 def test_brute_force(backend, grid, kp):
     enc, pred = random_masks(3, 300, kp, grid)
-    torch.testing.assert_close(ops.mask_distance(enc, pred, grid), brute_force(enc, pred, grid), rtol=1e-6, atol=0)
+    torch.testing.assert_close(distance(enc, pred, grid), brute_force(enc, pred, grid), rtol=1e-6, atol=0)
 
 
 def test_offset_divides_the_distance_by_the_larger_side_over_16(backend):
     enc, pred = random_masks(2, 9, 4, (2, 20, 50))
-    out = ops.mask_distance(enc, pred, (2, 20, 50), offset=True)
+    out = distance(enc, pred, (2, 20, 50), offset=True)
     torch.testing.assert_close(out, brute_force(enc, pred, (2, 20, 50), 3.0), rtol=1e-6, atol=0)
-    small = ops.mask_distance(enc % 98, pred % 98, (2, 7, 7), offset=True)  # the published code divides by zero here
+    small = distance(enc % 98, pred % 98, (2, 7, 7), offset=True)  # the published code divides by zero here
     torch.testing.assert_close(small, brute_force(enc % 98, pred % 98, (2, 7, 7)), rtol=1e-6, atol=0)
 
 
 def test_non_contiguous_empty_and_overlapping(backend):
     enc, pred = random_masks(4, 20, 10, (2, 8, 8))
-    whole = ops.mask_distance(enc, pred, (2, 8, 8))
-    assert torch.equal(ops.mask_distance(enc[::2, ::2], pred[::2], (2, 8, 8)), whole[::2, ::2])
-    assert torch.equal(ops.mask_distance(enc.t().contiguous().t(), pred.t().contiguous().t(), (2, 8, 8)), whole)
-    assert ops.mask_distance(enc[:, :0], pred, (2, 8, 8)).shape == (4, 0)
-    assert ops.mask_distance(enc[:0], pred[:0], (2, 8, 8)).shape == (0, 20)
-    assert (ops.mask_distance(pred, pred, (2, 8, 8)) == 0).all()
+    whole = distance(enc, pred, (2, 8, 8))
+    assert torch.equal(distance(enc[::2, ::2], pred[::2], (2, 8, 8)), whole[::2, ::2])
+    assert torch.equal(distance(enc.t().contiguous().t(), pred.t().contiguous().t(), (2, 8, 8)), whole)
+    assert distance(enc[:, :0], pred, (2, 8, 8)).shape == (4, 0)
+    assert distance(enc[:0], pred[:0], (2, 8, 8)).shape == (0, 20)
+    assert (distance(pred, pred, (2, 8, 8)) == 0).all()
 
 
 def test_samples_are_independent_of_their_batch_and_of_threads(backend):
     enc, pred = random_masks(16, 100, 50, (4, 9, 9))
-    whole = ops.mask_distance(enc, pred, (4, 9, 9))
+    whole = distance(enc, pred, (4, 9, 9))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        assert torch.equal(ops.mask_distance(enc, pred, (4, 9, 9)), whole)
+        assert torch.equal(distance(enc, pred, (4, 9, 9)), whole)
     finally:
         torch.set_num_threads(threads)
     for b in range(16):
-        assert torch.equal(ops.mask_distance(enc[b : b + 1], pred[b : b + 1], (4, 9, 9))[0], whole[b])
+        assert torch.equal(distance(enc[b : b + 1], pred[b : b + 1], (4, 9, 9))[0], whole[b])
 
 
 def test_opcheck_and_compile(backend):
-    enc, pred = random_masks(2, 20, 10, (2, 8, 8))
+    enc, pred = (m.to(device_for(backend)) for m in random_masks(2, 20, 10, (2, 8, 8)))
     torch.library.opcheck(_mask_distance, (enc, pred, 2, 8, 8, 1))
     fn = lambda e, p: ops.mask_distance(e, p, (2, 8, 8), offset=True) * 2  # noqa: E731
     compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
@@ -111,7 +120,37 @@ def test_opcheck_and_compile(backend):
     (dict(grid=(2, 4)), r"grid: expected three positive ints \(T, H, W\), got \(2, 4\)"),
     (dict(grid=(2, 0, 4)), "grid: expected three positive ints"),
 ])
-def test_argument_errors(backend, change, text):
+def test_argument_errors(backend, change, text, monkeypatch):
+    monkeypatch.setenv("VJEPA_FAST_DEBUG", "1")  # the GPU's indices are not looked at otherwise
     args = dict(masks_enc=torch.tensor([[0], [7]]), masks_pred=torch.tensor([[1], [2]]), grid=(2, 2, 2))
     with pytest.raises(ValueError, match="mask_distance: " + text):
-        ops.mask_distance(**{**args, **change})
+        distance(*{**args, **change}.values())
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)), b=st.integers(1, 3),
+    ke=st.integers(1, 200), kp=st.integers(1, 200), seed=st.integers(0, 1000), offset=st.booleans(),
+)
+def test_any_grid(backend, grid, b, ke, kp, seed, offset):
+    """One unit in the last place: squared distances are integers, so only the roots are rounded."""
+    enc, pred = random_masks(b, ke, kp, grid, seed)
+    with ops.use_backend("eager"):
+        want = ops.mask_distance(enc, pred, grid, offset=offset)
+    with ops.use_backend(backend):
+        got = distance(enc, pred, grid, offset=offset)
+        again = distance(enc, pred, grid, offset=offset)
+    assert torch.equal(got, again)
+    assert ((got.view(torch.int32) - want.view(torch.int32)).abs() <= 1).all()
+
+
+@pytest.mark.skipif(len(KERNELS) < 2, reason="no triton")
+def test_indices_outside_the_grid_are_no_addresses_on_the_gpu():
+    from vjepa_fast.kernels import distance as kernel
+
+    device = device_for("triton")
+    enc, pred = torch.tensor([[-9, 3, 1 << 40]], device=device), torch.tensor([[1 << 33, -1]], device=device)
+    got = kernel.mask_distance(enc, pred, (1, 2, 3), 1)
+    with ops.use_backend("eager"):
+        assert torch.equal(got, ops.mask_distance(enc.clamp(0, 5), pred.clamp(0, 5), (1, 2, 3)))

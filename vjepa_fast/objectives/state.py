@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import ops
+from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -166,6 +167,8 @@ class TemporalView:
         self.idx = state.masks_enc[i][j].long()
         b, k = self.idx.shape
         n = self.steps * self.places
+        _check.in_range("objectives", "masks_enc", self.idx, n)
+        _check.distinct("objectives", "masks_enc", self.idx)  # a token has one row, or gradients go astray
         slot_BK = torch.arange(k, device=self.idx.device).expand(b, k)
         # one time step more than the grid has, so that the successor of a last token is looked up and not found
         self.slot_of_token = self.idx.new_full((b, n + self.places), -1).scatter_(1, self.idx, slot_BK)

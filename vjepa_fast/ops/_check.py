@@ -1,9 +1,15 @@
 """Argument errors of the ops: a ``ValueError`` that names the argument, what is expected and what came."""
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
+
+
+def debugging() -> bool:
+    """VJEPA_FAST_DEBUG=1: look at the values of indices too, even where that waits for the device."""
+    return os.environ.get("VJEPA_FAST_DEBUG", "0") not in ("", "0")
 
 
 def shape_of(x: object) -> str:
@@ -42,10 +48,18 @@ def indices(op: str, argument: str, idx: torch.Tensor, batch: int | None = None)
 
 
 def in_range(op: str, argument: str, idx: torch.Tensor, n: int) -> None:
-    """Token indices lie in [0, n). Looked at on the CPU only: elsewhere it would wait for the device."""
-    if idx.device.type == "cpu" and idx.numel():
+    """Token indices lie in [0, n). Looked at on the CPU; elsewhere it would wait, so only while ``debugging``."""
+    if idx.numel() and (idx.device.type == "cpu" or debugging()):
         low, high = torch.aminmax(idx)
         require(bool(low >= 0) and bool(high < n), op, argument, f"token indices in [0, {n})", [int(low), int(high)])
+
+
+def distinct(op: str, argument: str, idx: torch.Tensor) -> None:
+    """No row of ``idx`` names a token twice. Looked at only while ``debugging``."""
+    if idx.numel() and debugging():
+        ordered = idx.sort(-1).values
+        repeated = ordered[..., 1:][ordered[..., 1:] == ordered[..., :-1]]
+        require(not len(repeated), op, argument, "distinct token indices in each row", repeated.unique().tolist())
 
 
 def channel_stats(

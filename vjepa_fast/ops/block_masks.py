@@ -7,15 +7,17 @@ N = T*H*W, token index n = (t*H + h)*W + w, O origins of a block, enumerated by 
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import _backend, _check, philox
+from vjepa_fast.ops import _backend, _check, _cpp, _triton, philox
 
 MAX_REDRAWS = 32  # of a mask that leaves no context
+TRUNCATE = ("batch", "random", "none")
 _SCORE_FLOOR = 1e-6
 
 
@@ -39,7 +41,11 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class BlockMasks:
-    """Token indices, ascending; int64. Entries at and past a length are 0, so that a gather stays in range."""
+    """Token indices, ascending; int64. Entries at and past a length are 0, so that a gather stays in range.
+
+    Lengths of 0 say that no context was left after the redraws: a kernel on the GPU cannot raise without being waited
+    for, so ``trim``, which waits anyway, does it. Elsewhere the sampling itself has raised.
+    """
 
     enc: torch.Tensor  # [S,B,N]
     pred: torch.Tensor  # [S,B,N]
@@ -51,8 +57,12 @@ class BlockMasks:
 
         Raises:
             ValueError: the samples of a spec differ in length (``truncate="none"``).
+            ConfigError: no context is left after 32 redraws.
         """
         lengths = torch.stack([self.enc_len, self.pred_len]).tolist()
+        for s, length_B in enumerate(lengths[0]):
+            if 0 in length_B:
+                raise _no_context(s)
         dense = []
         for indices, length_SB in zip((self.enc, self.pred), lengths):
             if any(len(set(length_B)) > 1 for length_B in length_SB):
@@ -97,10 +107,8 @@ def block_size(grid, spec, u_time: float, u_space: float, u_aspect: float) -> tu
 
 def sample_block_sizes(grid, specs, *, seed: int, step: int, first_spec: int = 0) -> list[tuple[int, int, int]]:
     """The (t, h, w) of each spec's blocks at this step, shared by the batch: keyed by (seed, step, spec) alone."""
-    spec_S = torch.arange(first_spec, first_spec + len(specs))
-    words = philox.words(seed, step, torch.zeros_like(spec_S), _stream(philox.SIZE, spec_S))
-    uniforms = [[word / 2.0**32 for word in column.tolist()] for column in words[:3]]
-    return [block_size(grid, spec, *u) for spec, *u in zip(specs, *uniforms)]
+    words = [philox.words(seed, step, 0, _stream(philox.SIZE, first_spec + s)) for s in range(len(specs))]
+    return [block_size(grid, spec, *(word / 2.0**32 for word in four[:3])) for spec, four in zip(specs, words)]
 
 
 def origin_probabilities(saliency, block, strength: float, random_rate: float) -> torch.Tensor:
@@ -142,7 +150,7 @@ def sample_block_masks(
     first_spec: int = 0,
     device=None,
 ) -> BlockMasks:
-    """Draw one mask per spec and sample.
+    """Draw one mask per spec and sample. Floor: the map read once, the indices written once.
 
     A block's size is keyed by (seed, step, spec) and shared by the batch; its origin also by the global sample index
     ``first_sample + b``. A sample whose context comes out empty is drawn again with the attempt in the counter.
@@ -160,10 +168,13 @@ def sample_block_masks(
         device: where the masks live; that of ``saliency`` by default, else the CPU.
 
     Raises:
-        ConfigError: a field of a spec is out of range, or no context is left after 32 redraws.
+        ConfigError: a field of a spec is out of range, or no context is left after 32 redraws (with the Triton kernel
+            lengths of 0 tell, and ``BlockMasks.trim`` raises).
+        ValueError: a shape or device does not fit.
     """
+    _check.require(B > 0, "sample_block_masks", "B", "a positive int", B)
     grid = _check.grid("sample_block_masks", grid)
-    if truncate not in ("batch", "random", "none"):
+    if truncate not in TRUNCATE:
         raise ConfigError(f"masks.truncate: unknown value {truncate!r}; use 'batch', 'random' or 'none'")
     if not 0 < len(specs) <= philox.MAX_SPECS - first_spec:
         raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {len(specs)}")
@@ -171,17 +182,23 @@ def sample_block_masks(
         raise ValueError(f"sample_block_masks: saliency: expected [B,T,H,W] = {[B, *grid]}, got {list(saliency.shape)}")
     for s, spec in enumerate(specs):
         check_spec(spec, f"masks.specs[{s}]")
-    if device is None:
-        device = saliency.device if saliency is not None else "cpu"
+    device = torch.device(device or ("cpu" if saliency is None else saliency.device))
+    if saliency is not None:
+        same = device.type == saliency.device.type and device.index in (None, saliency.device.index)
+        _check.require(same, "sample_block_masks", "saliency", f"device {device}", saliency.device)
+        device = saliency.device
     signed_seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
     flat = [number for spec in specs for number in _flatten(spec)]
     keys = [signed_seed, step, first_sample, first_spec]
-    return BlockMasks(*_block_masks(saliency, B, grid, flat, keys, truncate, torch.device(device)))
+    return BlockMasks(*_block_masks(saliency, B, grid, flat, keys, truncate, device))
+
+
+_NAMES = tuple(field.name for field in fields(BlockSpec))
 
 
 def _flatten(spec) -> list[float]:
     """The fields of ``spec`` in order, as numbers (an op's schema has no dataclasses); ``max_keep`` None is 0."""
-    values = [getattr(spec, field.name) or 0 for field in fields(BlockSpec)]
+    values = [getattr(spec, name) or 0 for name in _NAMES]
     return [float(x) for value in values for x in (value if isinstance(value, (tuple, list)) else (value,))]
 
 
@@ -191,6 +208,9 @@ def _unflatten(numbers: list[float]) -> BlockSpec:
         int(blocks), (s0, s1), (t0, t1), (a0, a1), keep_time, int(max_keep) or None, bool(full), bool(pred_full),
         bool(inverse), bool(guided), strength, rate,
     )
+
+
+_FIELDS = len(_flatten(BlockSpec()))
 
 
 @torch.library.custom_op("vjepa_fast::block_masks", mutates_args=())
@@ -203,10 +223,16 @@ def _block_masks(
 
 @_block_masks.register_fake
 def _(saliency, batch, grid, specs, keys, truncate, device):
-    shape = (len(specs) // len(_flatten(BlockSpec())), batch)
+    shape = (len(specs) // _FIELDS, batch)
     indices = torch.empty((*shape, math.prod(grid)), dtype=torch.int64, device=device)
     lengths = torch.empty(shape, dtype=torch.int64, device=device)
     return indices, torch.empty_like(indices), lengths, torch.empty_like(lengths)
+
+
+def _specs_and_sizes(grid, flat, keys) -> tuple[list[BlockSpec], list[tuple[int, int, int]]]:
+    seed, step, _, first_spec = keys
+    specs = [_unflatten(flat[i : i + _FIELDS]) for i in range(0, len(flat), _FIELDS)]
+    return specs, sample_block_sizes(grid, specs, seed=seed, step=step, first_spec=first_spec)
 
 
 @_backend.register("block_masks", "eager")
@@ -215,14 +241,14 @@ def _eager(
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     seed, step, first_sample, first_spec = keys
-    length = len(_flatten(BlockSpec()))
-    specs = [_unflatten(flat[i : i + length]) for i in range(0, len(flat), length)]
-    sizes = sample_block_sizes(grid, specs, seed=seed, step=step, first_spec=first_spec)
+    specs, sizes = _specs_and_sizes(grid, flat, keys)
     sample_B = torch.arange(first_sample, first_sample + batch, device=device)
     encs, preds = [], []
     for s, (spec, size) in enumerate(zip(specs, sizes)):
         key = first_spec + s
-        predicted_BN = _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key, f"masks.specs[{s}]")
+        predicted_BN = _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key)
+        if predicted_BN is None:
+            raise _no_context(s, spec, size, grid)
         enc_BN, pred_BN = _truncate(spec, predicted_BN, truncate, sample_B, seed, step, key)
         encs.append(enc_BN)
         preds.append(pred_BN)
@@ -235,8 +261,20 @@ def _stream(kind: int, spec, low=0):
     return (kind << 28) | (spec << 20) | low
 
 
-def _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key, name) -> torch.Tensor:
-    """``[B,N]`` bool, True where predicted; every row has at least one False."""
+def _no_context(s: int, spec=None, size=None, grid=None) -> ConfigError:
+    drawn = f" ({spec.num_blocks} blocks of {_by(size)} tokens on a grid of {_by(grid)})" if spec else ""
+    return ConfigError(
+        f"masks.specs[{s}]: no context is left after {MAX_REDRAWS} redraws{drawn}; "
+        "lower spatial_scale or num_blocks, or raise data.crop_size"
+    )
+
+
+def _by(sizes) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key) -> torch.Tensor | None:
+    """``[B,N]`` bool, True where predicted; every row has at least one False, or None is returned."""
     cdf_BO = None
     if spec.motion_guided and saliency is not None:
         rate, strength = spec.motion_guided_random_rate, spec.motion_guided_strength
@@ -248,13 +286,7 @@ def _draw_until_context(spec, size, grid, saliency, sample_B, seed, step, key, n
             return predicted_BN
         cdf = None if cdf_BO is None else cdf_BO[empty]
         predicted_BN[empty] = _draw(spec, size, grid, cdf, sample_B[empty], seed, step, key, attempt)
-    if predicted_BN.all(1).any():
-        raise ConfigError(
-            f"{name}: no context is left after {MAX_REDRAWS} redraws ({spec.num_blocks} blocks of "
-            f"{size[0]}x{size[1]}x{size[2]} tokens on a grid of {grid[0]}x{grid[1]}x{grid[2]}); "
-            "lower spatial_scale or num_blocks, or raise data.crop_size"
-        )
-    return predicted_BN
+    return None if predicted_BN.all(1).any() else predicted_BN
 
 
 def _draw(spec, size, grid, cdf_BO, sample_B, seed, step, key, attempt) -> torch.Tensor:
@@ -274,8 +306,13 @@ def _draw(spec, size, grid, cdf_BO, sample_B, seed, step, key, attempt) -> torch
     )
     inside = inside_t[:, :, :, None, None] & inside_h[:, :, None, :, None] & inside_w[:, :, None, None, :]
     predicted = inside.any(1)
-    predicted[:, max(1, int(grid[0] * spec.max_temporal_keep)) :] = True
+    predicted[:, _time_limit(spec, grid) :] = True
     return predicted.flatten(1)
+
+
+def _time_limit(spec, grid) -> int:
+    """Time steps in which context may lie."""
+    return max(1, int(grid[0] * spec.max_temporal_keep))
 
 
 def _inside(origin_BP, length: int, extent: int) -> torch.Tensor:
@@ -330,3 +367,70 @@ def _compact(mask_SBN) -> tuple[torch.Tensor, torch.Tensor]:
     slot = torch.where(mask_SBN, count - 1, tokens)  # one spare slot takes what is not kept
     packed = token_N.new_zeros((*mask_SBN.shape[:-1], tokens + 1)).scatter_(-1, slot, token_N)
     return packed[..., :tokens].contiguous(), count[..., -1].contiguous()
+
+
+def _kernel_table(saliency, batch, grid, flat, keys, device):
+    """(specs, sizes, int64 ``[S,17]``: what the kernels need of each spec, floats by their bits).
+
+    The columns are those of csrc/block_masks.cpp and kernels/masks.py. It travels from pinned memory: nothing waits.
+    """
+    specs, sizes = _specs_and_sizes(grid, flat, keys)
+    seed, step, first_sample, first_spec = keys
+    rows = [
+        (spec.num_blocks, *size, _time_limit(spec, grid), spec.max_keep or math.prod(grid), spec.full_complement,
+         spec.pred_full_complement and not spec.full_complement, spec.inv_block,
+         spec.motion_guided and saliency is not None,
+         *struct.unpack("qq", struct.pack("dd", spec.motion_guided_strength, spec.motion_guided_random_rate)),
+         seed, step, first_sample, first_spec + s, MAX_REDRAWS)
+        for s, (spec, size) in enumerate(zip(specs, sizes))
+    ]  # fmt: skip
+    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return specs, sizes, table.to(device, non_blocking=True)
+
+
+def _new_masks(specs, batch, grid, device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    enc, pred = (torch.empty(len(specs), batch, math.prod(grid), dtype=torch.int64, device=device) for _ in range(2))
+    enc_len, pred_len = (torch.empty(len(specs), batch, dtype=torch.int64, device=device) for _ in range(2))
+    return enc, pred, enc_len, pred_len
+
+
+def _tensors(*args) -> list[torch.Tensor]:
+    """What a backend must be able to serve: the map, and something where the masks go."""
+    return [torch.empty(0, device=args[6]), *args[:1 if args[0] is not None else 0]] if args else []
+
+
+def _cpp_objections(*args) -> list[str]:
+    reasons = _cpp.objections(*_tensors(*args))
+    if args and args[0] is not None and args[0].dtype != torch.float32:
+        reasons.append(f"cpp serves a float32 saliency, got {args[0].dtype}")
+    return reasons
+
+
+@_backend.register("block_masks", "cpp", _cpp_objections)
+def _cpp_kernel(saliency, batch, grid, flat, keys, truncate, device):
+    specs, sizes, table = _kernel_table(saliency, batch, grid, flat, keys, device)
+    out = _new_masks(specs, batch, grid, device)
+    maps = torch.empty(0) if saliency is None else saliency
+    torch.ops.vjepa_fast_cpp.block_masks(maps, table, *grid, TRUNCATE.index(truncate), *out)
+    if not out[2].all():
+        s = out[2].amin(1).tolist().index(0)
+        raise _no_context(s, specs[s], sizes[s], grid)
+    return out
+
+
+def _triton_objections(*args) -> list[str]:
+    return _triton.objections(*_tensors(*args))
+
+
+@_backend.register("block_masks", "triton", _triton_objections)
+def _triton_kernel(saliency, batch, grid, flat, keys, truncate, device):
+    from vjepa_fast.kernels import masks as kernel
+
+    specs, _, table = _kernel_table(saliency, batch, grid, flat, keys, device)
+    out = _new_masks(specs, batch, grid, device)
+    if not any(spec.motion_guided for spec in specs):
+        saliency = None
+    most = max(spec.num_blocks for spec in specs)
+    with _triton.device_of(table):
+        kernel.sample(saliency, table, grid, most, truncate, *out)
+    return out

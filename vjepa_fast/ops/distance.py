@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vjepa_fast.ops import _backend, _check, _cpp
+from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 _FAR = 1e12  # squared distance of "no predicted token seen yet"; squares of real ones are exact in float32
 
@@ -17,6 +17,7 @@ def mask_distance(
     masks_enc: torch.Tensor, masks_pred: torch.Tensor, grid: Sequence[int], offset: bool = False
 ) -> torch.Tensor:
     """Square root of the Euclidean distance from each context token to the nearest predicted token of its sample.
+    Floor: both masks read once, the result written once.
 
     The weight of the context loss is the reciprocal of this (V-JEPA 2.1 as used by arXiv:2605.17165). Positions are the
     integer (t, h, w) of the token grid; a context token that is itself predicted has distance 0.
@@ -30,7 +31,8 @@ def mask_distance(
     Returns:
         float32 [B,Ke]. No gradient. Backends agree to the rounding of the roots.
     Raises:
-        ValueError: wrong dtype or shape, an empty ``masks_pred``, or (on the CPU) an index outside the grid.
+        ValueError: wrong dtype or shape, an empty ``masks_pred``, or an index outside the grid (looked for on the CPU,
+            elsewhere under VJEPA_FAST_DEBUG=1).
     """
     op = "mask_distance"
     t, h, w = _check.grid(op, grid)
@@ -68,10 +70,16 @@ def _eager(masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w:
     return d.reshape(-1, t * h * w).gather(1, masks_enc).sqrt().div(divisor).sqrt()
 
 
-def _objections(*args) -> list[str]:
-    return _cpp.objections(*args[:2])
+@_backend.register("mask_distance", "cpp", lambda *args: _cpp.objections(*args[:2]))
+def _cpp_kernel(masks_enc: torch.Tensor, masks_pred: torch.Tensor, *args: int) -> torch.Tensor:
+    return torch.ops.vjepa_fast_cpp.mask_distance(masks_enc, masks_pred, *args)
 
 
-@_backend.register("mask_distance", "cpp", _objections)
-def _kernel(masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int) -> torch.Tensor:
-    return torch.ops.vjepa_fast_cpp.mask_distance(masks_enc, masks_pred, t, h, w, divisor)
+@_backend.register("mask_distance", "triton", lambda *args: _triton.objections(*args[:2]))
+def _triton_kernel(
+    masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int
+) -> torch.Tensor:
+    from vjepa_fast.kernels import distance as kernel
+
+    with _triton.device_of(masks_enc):
+        return kernel.mask_distance(masks_enc, masks_pred, (t, h, w), divisor)

@@ -24,7 +24,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def _multiply(x: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _multiply(x, factor: int):
     """High and low 32 bits of x * factor; in 16-bit halves, so that nothing exceeds 49 bits of an int64."""
     high = (x >> 16) * factor
     low = (x & 0xFFFF) * factor
@@ -34,10 +34,10 @@ def _multiply(x: torch.Tensor, factor: int) -> tuple[torch.Tensor, torch.Tensor]
 def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
     """Four random 32-bit words per counter.
 
-    ``counter``: four int64 tensors of values in [0, 2**32) that broadcast together. ``key``: two ints in [0, 2**32).
-    Returns four int64 tensors of values in [0, 2**32).
+    ``counter``: four ints or int64 tensors of values in [0, 2**32) that broadcast together. ``key``: two such ints.
+    Returns four int64 tensors (ints, where all four are) of values in [0, 2**32).
     """
-    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
         high0, low0 = _multiply(c0, _MULTIPLIERS[0])
@@ -47,10 +47,10 @@ def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[torch.Tensor, ...]
     return c0, c1, c2, c3
 
 
-def words(seed: int, step: int, sample: torch.Tensor, stream: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The four words of (seed, step, sample index, stream); ``sample`` and ``stream`` are int64 and broadcast."""
+def words(seed: int, step: int, sample: int | torch.Tensor, stream: int | torch.Tensor) -> tuple:
+    """The four words of (seed, step, sample index, stream); ``sample`` and ``stream`` are ints or int64 and broadcast.
+    """
     if not 0 <= step <= _MASK:
         raise ValueError(f"step must be in [0, 2**32), got {step}")
     key = (seed & _MASK, (seed >> 32) & _MASK)
-    steps = torch.full_like(stream, step)
-    return philox4x32((sample & _MASK, (sample >> 32) & _MASK, steps, stream), key)
+    return philox4x32((sample & _MASK, (sample >> 32) & _MASK, step, stream), key)
