@@ -7,6 +7,7 @@ every torch from 2.11 on.
 VJEPA_FAST_BUILD=auto (default): build where a compiler is found, else install without. 0: do not build. 1: fail where
 it cannot be built. CXX names the compiler.
 """
+import hashlib
 import os
 import pathlib
 import shutil
@@ -34,17 +35,28 @@ def find_compiler():
     raise RuntimeError(f"no C++ compiler found (tried {', '.join(names)})")
 
 
+def fingerprint(folder):  # the same as in vjepa_fast/ops/_cpp.py, which compares
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".cpp", ".h"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def write_ninja(folder, compiler, sources, target):
     from ninja.ninja_syntax import Writer
 
     objects, stub = [], folder / "stub" / "libtorch_cpu.so"
     (folder / "stub").mkdir(parents=True, exist_ok=True)
     (folder / "stub" / "stub.cpp").write_text("")
+    header, text = folder / "sources.h", f'#define VJEPA_SOURCES "{fingerprint(sources[0].parent)}"\n'
+    if not header.is_file() or header.read_text() != text:
+        header.write_text(text)
     with open(folder / "build.ninja", "w") as f:
         n = Writer(f)
         n.variable("cxx", compiler)
         n.variable("cxxflags", CXXFLAGS)
-        n.rule("compile", "$cxx $cxxflags -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
+        n.rule("compile", f"$cxx $cxxflags -I{folder} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
         n.rule("stub", "$cxx -shared -fPIC -Wl,-soname,libtorch_cpu.so $in -o $out")
         n.rule("link", "$cxx -shared $in -o $out -L$stubdir -Wl,--no-as-needed -ltorch_cpu -Wl,--as-needed")
         n.build([str(stub)], "stub", [str(folder / "stub" / "stub.cpp")])

@@ -1,5 +1,6 @@
 // The ops of this library, under torch.ops.vjepa_fast_cpp. Each kernel file adds its own by an `Op` at file scope.
 #include "op.h"
+#include "sources.h"  // written by setup.py
 
 namespace vjepa {
 
@@ -22,6 +23,9 @@ void register_ops() {
 
 }  // namespace
 }  // namespace vjepa
+
+// The sources that this was built from, so that Python can tell an old library (setup.py: fingerprint).
+extern "C" __attribute__((visibility("default"))) const char* vjepa_fast_sources() { return VJEPA_SOURCES; }
 
 // Called once from Python; 0 means success. From a static initializer an error would end the process.
 extern "C" __attribute__((visibility("default"))) int vjepa_fast_register() {

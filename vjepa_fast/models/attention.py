@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_fast import ops
+from vjepa_fast.ops.linear import Linear, linear_gelu
 
 
 def attend(qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, num_heads: int) -> torch.Tensor:
@@ -46,8 +47,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None) -> torch.Tensor:
         return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads))
@@ -56,15 +57,15 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, dim: int, hidden: int):
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     @property
     def last(self) -> nn.Linear:
         return self.fc2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
 
 
 class SwiGLU(nn.Module):
@@ -74,9 +75,9 @@ class SwiGLU(nn.Module):
         super().__init__()
         if wide:
             hidden = -(-int(2 * hidden / 3) // 8) * 8
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(dim, hidden)
-        self.fc3 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(dim, hidden)
+        self.fc3 = Linear(hidden, dim)
 
     @property
     def last(self) -> nn.Linear:

@@ -12,6 +12,7 @@ from vjepa_fast.errors import ConfigError
 from vjepa_fast.models import rope
 from vjepa_fast.models.attention import Block, init_weights, run_block
 from vjepa_fast.models.vit import VisionTransformer, check_heads
+from vjepa_fast.ops.linear import Linear
 
 
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
@@ -40,10 +41,10 @@ class Predictor(nn.Module):
 
         width = encoder.embed_dim
         if levels == 1:
-            self.predictor_embed = nn.Linear(width, embed_dim)
+            self.predictor_embed = Linear(width, embed_dim)
         else:
             act = nn.SiLU() if use_silu else nn.GELU()
-            self.predictor_embed = nn.Sequential(nn.Linear(levels * width, width), act, nn.Linear(width, embed_dim))
+            self.predictor_embed = nn.Sequential(Linear(levels * width, width), act, Linear(width, embed_dim))
         self.mask_tokens = nn.ParameterList(nn.Parameter(torch.zeros(1, 1, embed_dim)) for _ in range(num_mask_tokens))
         if not self.use_rope:
             embed = rope.sincos_3d(embed_dim, self.built_grid, encoder.uniform_power)
@@ -52,9 +53,9 @@ class Predictor(nn.Module):
             Block(embed_dim, num_heads, mlp_ratio, use_silu, wide_silu) for _ in range(depth)
         )
         self.predictor_norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.predictor_proj = nn.Linear(embed_dim, levels * out_embed_dim)
+        self.predictor_proj = Linear(embed_dim, levels * out_embed_dim)
         if return_all_tokens:
-            self.predictor_proj_context = nn.Linear(embed_dim, levels * out_embed_dim)
+            self.predictor_proj_context = Linear(embed_dim, levels * out_embed_dim)
         init_weights(self, self.predictor_blocks)
         if not zero_init_mask_tokens:
             for token in self.mask_tokens:

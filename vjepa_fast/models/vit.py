@@ -8,13 +8,13 @@ import difflib
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.models import rope
 from vjepa_fast.models.attention import Block, init_weights, run_block
+from vjepa_fast.ops.linear import linear
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class PatchEmbed3D(nn.Module):
         """clip [B,3,F,height,width], idx int64 [B,K] or None (all) -> [B,K,E]; only kept tubelets are multiplied."""
         weight = self.proj.weight.flatten(1)
         patches_BKP = ops.tubelet_patchify(clip, idx_BK, self.tubelet, self.patch, mean, std, weight.dtype)
-        return F.linear(patches_BKP, weight, self.proj.bias)
+        return linear(patches_BKP, weight, self.proj.bias)
 
 
 class VisionTransformer(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops.latent import RowCall
+from vjepa_fast.ops.linear import Linear
 
 _REGISTRY: dict[str, type[Objective]] = {}
 
@@ -196,7 +197,7 @@ def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
 
     Weight and bias are uniform in +-1/sqrt(n_in). Leaves the global RNG untouched; works on the meta device.
     """
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out, device=torch.get_default_device())
+    layer = nn.utils.skip_init(Linear, n_in, n_out, device=torch.get_default_device())
     if not layer.weight.is_meta:
         bound = 1.0 / math.sqrt(n_in)
         with torch.no_grad():

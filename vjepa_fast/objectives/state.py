@@ -167,8 +167,9 @@ class TemporalView:
         self.idx = state.masks_enc[i][j].long()
         b, k = self.idx.shape
         n = self.steps * self.places
-        _check.in_range("objectives", "masks_enc", self.idx, n)
-        _check.distinct("objectives", "masks_enc", self.idx)  # a token has one row, or gradients go astray
+        if _check.debugging():  # a token has one row, or gradients go astray
+            _check.in_range("objectives", "masks_enc", self.idx, n)
+            _check.distinct("objectives", "masks_enc", self.idx)
         slot_BK = torch.arange(k, device=self.idx.device).expand(b, k)
         # one time step more than the grid has, so that the successor of a last token is looked up and not found
         self.slot_of_token = self.idx.new_full((b, n + self.places), -1).scatter_(1, self.idx, slot_BK)

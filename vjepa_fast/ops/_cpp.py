@@ -5,11 +5,22 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import pathlib
 
 import torch  # first: the library takes its symbols from the libtorch that this loads
 
 PATH = pathlib.Path(__file__).resolve().parent.parent / "_C.so"
+SOURCES = PATH.parent.parent / "csrc"  # in a checkout
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """Digest of the C++ sources; setup.py compiles the same into the library."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".cpp", ".h"):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _load(path: pathlib.Path) -> str:
@@ -17,7 +28,12 @@ def _load(path: pathlib.Path) -> str:
     if not path.is_file():
         return "vjepa_fast/_C.so was not built (no C++ compiler, not Linux, or VJEPA_FAST_BUILD=0)"
     try:
-        failed = ctypes.CDLL(str(path)).vjepa_fast_register()
+        library = ctypes.CDLL(str(path))
+        built_from = library.vjepa_fast_sources
+        built_from.restype = ctypes.c_char_p
+        if SOURCES.is_dir() and built_from().decode() != fingerprint(SOURCES):
+            return "vjepa_fast/_C.so is older than csrc/; build it again: pip install -e ."
+        failed = library.vjepa_fast_register()
     except (OSError, AttributeError) as e:
         return f"vjepa_fast/_C.so does not load: {str(e).splitlines()[0]}"
     if failed:
