@@ -10,7 +10,7 @@ bit-equal to the eager code; sums, power and cumulative probability of guided or
 
 Bytes: the floor is the maps once (4 B N) and the indices once (16 S B N). Moved beyond that: S B N of flags written
 and read, the map once per spec, and for guided specs 16 S B N of sums and cumulative weights, which use the index
-buffers as scratch. A batch of 64 with two specs on 8x14x14: 3.6 MB at least, 10 MB in all, most of it in L2.
+buffers as scratch. A batch of 64 with two specs on 8x14x14: 3.6 MB at least, under 10 MB in all, most of it in L2.
 """
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from scipy import stats
 from tests.ops.parity import BACKENDS, DEVICE, KERNELS, device_for
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import BlockMasks, BlockSpec, origin_probabilities, philox
+from vjepa_fast.ops import BlockMasks, BlockSpec, _cpp, origin_probabilities, philox
 from vjepa_fast.ops import block_masks as module
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
@@ -64,7 +64,7 @@ def test_equal_to_eager(backend, specs, truncate):
 def test_complements_swap_and_max_keep(backend, truncate):
     base = BlockSpec(num_blocks=2, spatial_scale=(0.3, 0.5), temporal_scale=(0.3, 0.9))
     specs = [replace(base, full_complement=full, pred_full_complement=pred_full, inv_block=swap, max_keep=keep)
-             for full, pred_full in ((0, 0), (1, 0), (0, 1), (1, 1)) for swap in (0, 1) for keep in (None, 7)]
+             for full, pred_full in ((0, 0), (1, 0), (0, 1), (1, 1)) for swap, keep in ((0, 7), (1, None))]
     args = (2, (3, 5, 6), specs)
     assert_same(draw(backend, *args, truncate=truncate), draw("eager", *args, truncate=truncate))
 
@@ -88,7 +88,7 @@ def block_specs(draw):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     grid=st.tuples(st.integers(1, 5), st.integers(2, 12), st.integers(2, 12)), b=st.integers(1, 2),
     specs=st.lists(block_specs(), min_size=1, max_size=2), truncate=st.sampled_from(module.TRUNCATE),
@@ -110,7 +110,7 @@ def drawn_origins(backend, saliency, spec, count):
     """(flat origins of blocks drawn under the map [T,H,W], their uniforms, the block's size)."""
     grid = tuple(saliency.shape)
     if backend == "triton" and DEVICE == "cpu":
-        count //= 3  # interpreted
+        count //= 5  # interpreted
     (size,) = module.sample_block_sizes(grid, [spec], seed=3, step=4)
     if backend == "triton":  # many blocks of one sample: the kernel tells where it put them
         from vjepa_fast.kernels import masks as kernel
@@ -188,11 +188,17 @@ def test_a_second_run_gives_the_same(backend):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+def test_a_map_larger_than_a_tile(backend):
+    grid, specs = (5, 20, 30), [replace(GUIDED[0], temporal_scale=(0.4, 0.9), motion_guided_strength=1.3)]
+    assert_same(draw(backend, 2, grid, specs, maps(2, grid)), draw("eager", 2, grid, specs, maps(2, grid)))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
 def test_redraws_are_those_of_eager(backend):
     grid, specs = (2, 4, 4), [TIGHT, replace(TIGHT, motion_guided=True)]
-    want = draw("eager", 12, grid, specs, maps(12, grid), truncate="none")
+    want = draw("eager", 6, grid, specs, maps(6, grid), truncate="none")
     assert want.enc_len.eq(8).all()  # without redraws half would be 0
-    assert_same(draw(backend, 12, grid, specs, maps(12, grid), truncate="none"), want)
+    assert_same(draw(backend, 6, grid, specs, maps(6, grid), truncate="none"), want)
 
 
 @pytest.mark.parametrize("truncate", module.TRUNCATE)
@@ -202,11 +208,11 @@ def test_no_context_is_an_error_that_names_the_mask(backend, truncate):
         draw(backend, 1, (2, 4, 4), [SMALL, HOPELESS], truncate=truncate).trim()
 
 
-@pytest.mark.skipif(len(KERNELS) < 2, reason="no triton")
 @pytest.mark.parametrize("flags", [{}, {"pred_full_complement": True, "inv_block": True}, {"full_complement": True}])
 @pytest.mark.parametrize("truncate", module.TRUNCATE)
 def test_lengths_of_0_tell_of_no_context_without_waiting(monkeypatch, truncate, flags):
     """A kernel cannot raise: both lengths are 0, of the sample, or of the spec where the batch is cut to one length."""
+    pytest.importorskip("triton")
     monkeypatch.setattr(module, "MAX_REDRAWS", 0)
     got = draw("triton", 6, (2, 4, 4), [replace(TIGHT, **flags), SMALL], truncate=truncate)
     failed = got.enc_len[0] == 0
@@ -234,12 +240,13 @@ def test_float64_saliency_is_left_to_eager(backend):
     assert_same(draw("auto", 1, (2, 6, 6), GUIDED, saliency), draw("eager", 1, (2, 6, 6), GUIDED, saliency))
 
 
-@pytest.mark.skipif(len(KERNELS) < 2, reason="no triton")
 def test_bfloat16_saliency_on_the_gpu():
+    pytest.importorskip("triton")
     saliency = maps(2, (4, 6, 6)).bfloat16()
     assert_same(draw("triton", 2, (4, 6, 6), GUIDED, saliency), draw("eager", 2, (4, 6, 6), GUIDED, saliency.float()))
 
 
+@pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON or "-")
 def test_threads_do_not_matter():
     threads = torch.get_num_threads()
     want = draw("cpp", 9, GRID, GUIDED, maps(9, GRID), truncate="random")
