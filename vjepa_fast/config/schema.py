@@ -131,6 +131,7 @@ class RuntimeConfig:
     save_every: int = 500  # steps
     keep_checkpoints: int = 2
     monitor_every: int = 100  # steps between collapse monitors
+    attention: str = "auto"  # auto | sdpa | varlen | xformers
     compile: bool = False
     tensorboard: bool = True
 

@@ -4,19 +4,25 @@ Legend: B batch, K tokens, E embed_dim, H heads, d = E/H channels of a head.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_fast import ops
+from vjepa_fast.models import segments
 from vjepa_fast.ops.linear import Linear, linear_gelu
 
 
-def attend(qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, num_heads: int) -> torch.Tensor:
+def attend(
+    qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, num_heads: int, lengths: Sequence[int] | None = None
+) -> torch.Tensor:
     """Softmax attention over the K tokens of each sample, q and k rotated by ``rope`` -> [B,K,E] of qkv's dtype.
 
-    ``rope``: None, or the rows of ``rope.rope_table`` of these tokens, with or without a leading B.
+    ``rope``: None, or the rows of ``rope.rope_table`` of these tokens, with or without a leading B. ``lengths``: of
+    segments along K that attend within themselves; None: all tokens attend to all.
     """
     if rope is not None and not rope.is_complex():
         # Nothing else holds qkv, so without autograd it can be turned where it lies.
@@ -29,8 +35,7 @@ def attend(qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, num_heads: int) ->
     else:
         qk, v = qkv.split((2, 1), 2)
         parts = (*_turn(qk, rope).unbind(2), v.squeeze(2))
-    q, k, v = (x.transpose(1, 2) for x in parts)
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return segments.attention(*parts, lengths).flatten(2)
 
 
 def _turn(qk_BK2Hd: torch.Tensor, rotor: torch.Tensor) -> torch.Tensor:
@@ -50,8 +55,10 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
-    def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None) -> torch.Tensor:
-        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads))
+    def forward(
+        self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads, lengths))
 
 
 class MLP(nn.Module):
@@ -98,16 +105,21 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.mlp = SwiGLU(dim, hidden, wide_silu) if use_silu else MLP(dim, hidden)
 
-    def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None) -> torch.Tensor:
-        x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope)
+    def forward(
+        self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))
 
 
-def run_block(block: Block, x_BKE: torch.Tensor, rope: torch.Tensor | None, recompute: bool) -> torch.Tensor:
+def run_block(
+    block: Block, x_BKE: torch.Tensor, rope: torch.Tensor | None, recompute: bool,
+    lengths: Sequence[int] | None = None,
+) -> torch.Tensor:
     """One block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x_BKE, rope, use_reentrant=False)
-    return block(x_BKE, rope)
+        return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False)
+    return block(x_BKE, rope, lengths)
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ Legend: B batch, Ke context tokens, Kp predicted tokens, D = levels * embed_dim 
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -66,15 +68,15 @@ class Predictor(nn.Module):
 
     def forward(
         self,
-        z_BKD: torch.Tensor,
-        idx_enc: torch.Tensor,
-        idx_pred: torch.Tensor,
-        mask_index: int = 0,
+        z_BKD: torch.Tensor | Sequence[torch.Tensor],
+        idx_enc: torch.Tensor | Sequence[torch.Tensor],
+        idx_pred: torch.Tensor | Sequence[torch.Tensor],
+        mask_index: int | Sequence[int] = 0,
         modality: str = "video",
         *,
         grid: rope.Grid | None = None,
         context: bool = True,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | tuple[list[torch.Tensor], list[torch.Tensor] | None]:
         """Predict features (V-JEPA 2, arXiv:2506.09985, section 2).
 
         Tokens carry their positions, so their order does not matter and nothing is sorted.
@@ -86,35 +88,44 @@ class Predictor(nn.Module):
             modality: "video" or "image".
             grid: (T,H,W) of the clip, where it differs from the configured one.
             context: False skips the second output.
+            The first four may also be lists, one entry per mask: one pass for all, each attending to itself only.
         Returns:
-            z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``).
+            z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``); lists of them for lists.
         """
+        if isinstance(z_BKD, torch.Tensor):
+            z_pred, z_context = self.forward([z_BKD], [idx_enc], [idx_pred], [mask_index], modality, grid=grid,
+                                             context=context)
+            return z_pred[0], z_context and z_context[0]
         if modality not in ("video", "image"):
             raise ValueError(f"predictor: modality: expected 'video' or 'image', got {modality!r}")
         grid = self.built_grid if grid is None else tuple(grid)
-        x = self.predictor_embed(z_BKD)
-        mask = self.mask_tokens[mask_index % self.num_mask_tokens]
+        seen, hidden = [m.shape[1] for m in idx_enc], [m.shape[1] for m in idx_pred]
+        x = self.predictor_embed(torch.cat(z_BKD, 1) if len(z_BKD) > 1 else z_BKD[0])
+        tokens = torch.stack([self.mask_tokens[m % self.num_mask_tokens] for m in mask_index])  # [masks,1,1,E]
         if self.modality_embedding:
             mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
-            x, mask = x + mod, mask + mod
-        x = torch.cat((x, mask.expand(idx_pred.shape[0], idx_pred.shape[1], -1)), 1)
-        idx_BK = torch.cat((idx_enc, idx_pred), 1).long()
+            x, tokens = x + mod, tokens + mod
+        # stream: context and hidden tokens of the first mask, then those of the second, ...
+        fill = [token.expand(x.shape[0], n, -1) for token, n in zip(tokens, hidden)]
+        x = torch.cat([part for pair in zip(x.split(seen, 1), fill) for part in pair], 1)
+        idx_BK = torch.cat([m for pair in zip(idx_enc, idx_pred) for m in pair], 1).long()
         table = None
         if self.use_rope:
             table = rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
         else:
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
             x = x + pos[0, idx_BK]
+        lengths = [e + p for e, p in zip(seen, hidden)]
         for block in self.predictor_blocks:
-            x = run_block(block, x, table, self.use_activation_checkpointing)
-        n = idx_enc.shape[1]
-        z_pred = self._out(self.predictor_proj, x[:, n:])
+            x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
+        parts = self.predictor_norm(x).split([n for pair in zip(seen, hidden) for n in pair], 1)
+        z_pred = [self._out(self.predictor_proj, part) for part in parts[1::2]]
         if not (self.return_all_tokens and context):
             return z_pred, None
-        return z_pred, self._out(self.predictor_proj_context, x[:, :n])
+        return z_pred, [self._out(self.predictor_proj_context, part) for part in parts[::2]]
 
     def _out(self, proj: nn.Linear, x_BKE: torch.Tensor) -> torch.Tensor:
-        z = proj(self.predictor_norm(x_BKE))
+        z = proj(x_BKE)
         return ops.target_norm(z, self.levels) if self.normalize else z
 
 

@@ -135,7 +135,8 @@ class VisionTransformer(nn.Module):
             clip: [B,3,F,height,width], normalised float (``ops.normalize_clip``), or uint8, which the patch embedding
                 normalises with ``mean`` and ``std``. F = ``img_temporal_dim_size`` is an image. Other numbers of frames
                 and other sizes than configured are accepted where patches fit.
-            masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass each.
+            masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass, each attending
+                to itself only.
             hierarchical: True returns all levels, concatenated; False the last one.
         Returns:
             [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list.
@@ -145,9 +146,11 @@ class VisionTransformer(nn.Module):
             masks = None if masks is None else masks.long()
             x = self._embed(clip, grid, masks)
             return self._blocks(x, self._rope(x, grid, masks), hierarchical)
-        masks = [m.long() for m in masks]
-        tokens = self._embed(clip, grid, torch.cat(masks, 1)).split([m.shape[1] for m in masks], 1)
-        return [self._blocks(x, self._rope(x, grid, m), hierarchical) for x, m in zip(tokens, masks)]
+        if not masks:
+            return []
+        idx_BK = torch.cat([m.long() for m in masks], 1)  # one pass: tokens of all masks side by side
+        x = self._embed(clip, grid, idx_BK)
+        return self._blocks(x, self._rope(x, grid, idx_BK), hierarchical, [m.shape[1] for m in masks])
 
     def _embed(self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor:
         image = self.is_image(clip.shape[2])
@@ -165,15 +168,21 @@ class VisionTransformer(nn.Module):
             return None
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
-    def _blocks(self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool) -> torch.Tensor:
+    def _blocks(
+        self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool, lengths: list[int] | None = None
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """The levels of ``x``; with ``lengths`` a list, one entry per segment of tokens that attend to themselves."""
         outs = []
         for i, block in enumerate(self.blocks):
-            x = run_block(block, x, table, self.use_activation_checkpointing)
+            x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
             if hierarchical and i in self.level_blocks:
                 outs.append(self.norms_block[len(outs)](x))
         if not hierarchical:
-            return self.norms_block[-1](x)
-        return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+            outs = [self.norms_block[-1](x)]
+        if lengths is None:
+            return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+        parts = zip(*(out.split(lengths, 1) for out in outs))
+        return [torch.cat(part, -1) if len(part) > 1 else part[0].contiguous() for part in parts]
 
 
 def build_encoder(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.models import interop
+from vjepa_fast.models import interop, segments
 from vjepa_fast.trainer import monitors, optim
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.schedules import Schedules
@@ -126,6 +126,7 @@ class TrainStep:
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
         self.sampler, self.img_sampler = build_samplers(cfg)
+        segments.choose(cfg.runtime.attention)
         if cfg.runtime.compile:
             for module in (self.encoder, self.predictor, self.target_encoder):
                 module.compile(dynamic=True)
@@ -214,14 +215,10 @@ class TrainStep:
             h_BND = (self.encoder if self.online else self.target_encoder)(clip)
         with self.autocast():
             z = self.encoder(clip, masks=enc)
-            z_pred, z_context = [], []
-            for j, z_BKD in enumerate(z):
-                p, c = self.predictor(
-                    z_BKD, enc[j], pred[j], mask_index=0 if self.shared_token else j, modality=modality,
-                    grid=self.encoder.grid(clip.shape), context=self.wants_context,
-                )
-                z_pred.append(p)
-                z_context.append(c)
+            tokens = [0 if self.shared_token else j for j in range(len(z))]
+            z_pred, z_context = self.predictor(
+                z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context
+            )
         if self.target_grad:  # else the losses normalise it as they read it
             h_BND = ops.target_norm(h_BND, self.encoder.levels)
         return h_BND, z, z_pred, z_context

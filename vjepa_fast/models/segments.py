@@ -1,0 +1,147 @@
+"""Attention within segments: several masks of a sample in one stream of tokens, each token seeing its own mask only.
+
+Legend: B batch, K tokens, H heads, d channels of a head; ``lengths`` are those of the segments along K, the same in
+every sample. Backends:
+
+    sdpa      torch's scaled_dot_product_attention, one call per segment; any device
+    varlen    torch.nn.attention.varlen, one call; CUDA, float16 and bfloat16
+    xformers  memory_efficient_attention with a BlockDiagonalMask, one call; CUDA
+
+``auto`` takes sdpa on a CPU and for one segment; on CUDA it times those that can serve, once per shape, and keeps the
+fastest.
+"""
+from __future__ import annotations
+
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vjepa_fast.errors import ConfigError
+
+_HALF = (torch.float16, torch.bfloat16)
+_chosen = "auto"
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if len(lengths) == 1:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    parts = zip(*(x.split(list(lengths), 2) for x in (q, k, v)))
+    return torch.cat([F.scaled_dot_product_attention(*part).transpose(1, 2) for part in parts], 1)
+
+
+@functools.lru_cache(64)
+def _bounds(batch: int, lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """int32 [B*segments + 1]: where each segment begins in the stream of all samples."""
+    ends = torch.tensor([0, *lengths * batch]).cumsum(0)
+    return ends.to(torch.int32).to(device)
+
+
+def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    bounds = _bounds(q.shape[0], tuple(lengths), q.device)
+    longest = max(lengths)
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    return varlen_attn(*flat, bounds, bounds, longest, longest).view_as(q)
+
+
+@functools.lru_cache(64)
+def _block_diagonal(batch: int, lengths: tuple[int, ...], device: torch.device):
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    return BlockDiagonalMask.from_seqlens(list(lengths) * batch, device=device)
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    flat = (x.flatten(0, 1)[None] for x in (q, k, v))
+    bias = _block_diagonal(q.shape[0], tuple(lengths), q.device)
+    return memory_efficient_attention(*flat, attn_bias=bias)[0].view_as(q)
+
+
+_BACKENDS: dict[str, Callable[..., Tensor]] = {"varlen": _varlen, "xformers": _xformers, "sdpa": _sdpa}
+NAMES = ("auto", *_BACKENDS)
+
+
+def objections(name: str, q: Tensor) -> list[str]:
+    """Why backend ``name`` cannot serve queries like ``q``; empty if it can."""
+    if name == "sdpa":
+        return []
+    reasons = [] if q.is_cuda else [f"it needs CUDA, the tokens are on {q.device.type}"]
+    if name == "varlen":
+        if q.dtype not in _HALF:
+            reasons.append(f"it takes float16 and bfloat16, got {str(q.dtype).removeprefix('torch.')}")
+        if importlib.util.find_spec("torch.nn.attention.varlen") is None:
+            reasons.append(f"torch {torch.__version__} has no torch.nn.attention.varlen")
+    elif importlib.util.find_spec("xformers") is None:
+        reasons.append("the package xformers is not installed")
+    return reasons
+
+
+def choose(name: str) -> None:
+    """Use backend ``name`` (see the module) for all attention of this process.
+
+    Raises:
+        ConfigError: no such backend.
+    """
+    global _chosen
+    if name not in NAMES:
+        raise ConfigError(f"runtime.attention: {name!r}; accepted: {', '.join(NAMES)}")
+    _chosen = name
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    """Softmax attention of each segment's tokens among themselves.
+
+    Args:
+        q, k, v: [B,K,H,d]. lengths: of the segments, adding up to K; None: one segment.
+    Returns:
+        [B,K,H,d].
+    Raises:
+        ConfigError: the chosen backend cannot serve; the message has all its reasons.
+    """
+    lengths = (q.shape[1],) if lengths is None else tuple(lengths)
+    name = _chosen
+    if name == "auto":
+        name = "sdpa" if len(lengths) == 1 or not q.is_cuda else _fastest(q, k, v, lengths)
+    elif reasons := objections(name, q):
+        raise ConfigError(f"runtime.attention: {name} cannot serve: {'; '.join(reasons)}")
+    return _BACKENDS[name](q, k, v, lengths)
+
+
+_measured: dict[tuple, str] = {}
+
+
+def _fastest(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> str:
+    """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128)."""
+    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in lengths))
+    if key not in _measured:
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return "sdpa"  # no time to measure now
+        able = [name for name in _BACKENDS if not objections(name, q)]
+        _measured[key] = min(able, key=lambda name: _seconds(_BACKENDS[name], q, k, v, lengths))
+    return _measured[key]
+
+
+def _seconds(backend, q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], repeats: int = 3) -> float:
+    """Time of the quickest of a few passes; infinite for a backend that fails."""
+    best = float("inf")
+    with torch.enable_grad():
+        parts = [x.detach().requires_grad_() for x in (q, k, v)]
+        try:
+            for _ in range(repeats):
+                torch.cuda.synchronize(q.device)
+                began = time.perf_counter()
+                torch.autograd.grad(backend(*parts, lengths).sum(), parts)
+                torch.cuda.synchronize(q.device)
+                best = min(best, time.perf_counter() - began)
+        except (RuntimeError, NotImplementedError, ValueError):
+            return float("inf")
+    return best
