@@ -23,6 +23,7 @@ int32_t aoti_torch_device_type_cpu();
 int32_t aoti_torch_get_dim(AtenTensorOpaque*, int64_t*);
 int32_t aoti_torch_get_numel(AtenTensorOpaque*, int64_t*);
 int32_t aoti_torch_get_sizes(AtenTensorOpaque*, int64_t**);
+int32_t aoti_torch_get_strides(AtenTensorOpaque*, int64_t**);
 int32_t aoti_torch_get_dtype(AtenTensorOpaque*, int32_t*);
 int32_t aoti_torch_is_contiguous(AtenTensorOpaque*, bool*);
 int32_t aoti_torch_delete_tensor_object(AtenTensorOpaque*);
@@ -68,6 +69,11 @@ class Tensor {  // owns its handle
   int64_t size(int64_t i) const {
     int64_t* p;
     ok(aoti_torch_get_sizes(get(), &p));
+    return p[i];
+  }
+  int64_t stride(int64_t i) const {
+    int64_t* p;
+    ok(aoti_torch_get_strides(get(), &p));
     return p[i];
   }
   int32_t dtype() const {

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.ops.parity import BACKENDS, device_for
+from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops import motion_saliency
 
@@ -17,6 +19,17 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 def golden():
     with np.load(GOLDENS / "masks.npz") as file:
         return {name: file[name] for name in file.files if name.startswith("motion/")}
+
+
+@pytest.fixture(params=BACKENDS)
+def saliency(request):
+    """motion_saliency of CPU clips, on each backend."""
+
+    def fn(clip, *args, **kwargs):
+        with ops.use_backend(request.param):
+            return motion_saliency(clip.to(device_for(request.param)), *args, **kwargs).cpu()
+
+    return fn
 
 
 def small_clip(golden):
@@ -35,49 +48,49 @@ def batch_of_eight(golden):
     return clip
 
 
-def test_small_clip_matches_golden(golden):
-    got = motion_saliency(small_clip(golden), (8, 7, 7))
+def test_small_clip_matches_golden(golden, saliency):
+    got = saliency(small_clip(golden), (8, 7, 7))
     torch.testing.assert_close(got, torch.from_numpy(golden["motion/small/map"]), rtol=1e-5, atol=1e-6)
 
 
-def test_each_sample_is_scaled_by_its_own_maximum(golden):
+def test_each_sample_is_scaled_by_its_own_maximum(golden, saliency):
     clip = batch_of_eight(golden)
-    got = motion_saliency(clip, (8, 7, 7), normalize="sample")
+    got = saliency(clip, (8, 7, 7), normalize="sample")
     torch.testing.assert_close(got, torch.from_numpy(golden["motion/b8/map_per_sample"]), rtol=1e-5, atol=1e-6)
     assert got[5].eq(0).all()  # the still clip
 
 
-def test_published_normalisation_mixes_samples_and_times(golden):
+def test_published_normalisation_mixes_samples_and_times(golden, saliency):
     clip = batch_of_eight(golden)
-    got = motion_saliency(clip, (8, 7, 7), normalize="published")
+    got = saliency(clip, (8, 7, 7), normalize="published")
     want = torch.from_numpy(golden["motion/b8/map_LITERAL_BUGGY"])
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
     assert got[:, 5].max() > 1e6  # slice 5 of every sample was divided by the floor of still sample 5
-    alone = motion_saliency(clip[:1], (8, 7, 7), normalize="published")
-    assert torch.equal(alone, motion_saliency(clip[:1], (8, 7, 7)))
+    alone = saliency(clip[:1], (8, 7, 7), normalize="published")
+    assert torch.equal(alone, saliency(clip[:1], (8, 7, 7)))
     with pytest.raises(ConfigError, match="batch of 1 or of 8"):
-        motion_saliency(clip[:2], (8, 7, 7), normalize="published")
+        saliency(clip[:2], (8, 7, 7), normalize="published")
 
 
-def test_large_maps(golden):
+def test_large_maps(golden, saliency):
     generator = torch.Generator().manual_seed(4321)
     noise = torch.randn(2, 3, 16, 224, 224, generator=generator)
     np.testing.assert_array_equal(noise.flatten()[:16].numpy(), golden["motion/large/input_head"])
-    got = motion_saliency(noise, (8, 14, 14))
+    got = saliency(noise, (8, 14, 14))
     torch.testing.assert_close(got, torch.from_numpy(golden["motion/large/map"]), rtol=1e-5, atol=1e-6)
     blob = 0.2 * noise
     for t in range(16):
         blob[0, :, t, 20 + 8 * t : 60 + 8 * t, 40:100] += 2.0
         blob[1, :, t, 120:180, 10 + 10 * t : 50 + 10 * t] -= 1.5
-    got = motion_saliency(blob, (8, 14, 14))
+    got = saliency(blob, (8, 14, 14))
     torch.testing.assert_close(got, torch.from_numpy(golden["motion/large_blob/map"]), rtol=1e-5, atol=1e-6)
 
 
-def test_static_clip_and_single_frame_are_zero(golden):
+def test_static_clip_and_single_frame_are_zero(golden, saliency):
     still = torch.randint(0, 255, (1, 3, 1, 112, 112), dtype=torch.uint8).expand(-1, -1, 16, -1, -1)
-    got = motion_saliency(still, (8, 7, 7), None, (0.2, 0.2, 0.2))
+    got = saliency(still, (8, 7, 7), None, (0.2, 0.2, 0.2))
     np.testing.assert_array_equal(got.numpy(), golden["motion/static/map"])
-    assert motion_saliency(still[:, :, :1], (1, 7, 7)).eq(0).all()
+    assert saliency(still[:, :, :1], (1, 7, 7)).eq(0).all()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.ops.parity import BACKENDS, device_for
 from vjepa_fast import ops
 from vjepa_fast.ops.patchify import _patch_mean, _patchify
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request):
+    """Where the clip must live for the backend that the test runs on."""
+    with ops.use_backend(request.param):
+        yield device_for(request.param)
 
 
 def uint8_clip(*shape, seed=0):
@@ -38,18 +46,20 @@ def test_linear_on_patches_is_conv3d(shape, tubelet, patch):
     torch.testing.assert_close(out, conv(clip).flatten(2).transpose(1, 2), rtol=1e-12, atol=1e-12)
 
 
-def test_uint8_is_scaled_normalised_and_gathered():
+def test_uint8_is_scaled_normalised_and_gathered(device):
     clip = uint8_clip(2, 3, 4, 8, 8)
     idx = torch.tensor([[7, 0, 3], [2, 2, 5]])
     expected = loop_patches(published_normalize(clip), 2, 4)
     expected = torch.stack([expected[b][idx[b]] for b in range(2)])
+    clip, idx = clip.to(device), idx.to(device)
     out = ops.tubelet_patchify(clip, idx, 2, 4, MEAN, STD)
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out.double().cpu(), expected, rtol=1e-6, atol=1e-6)
     half = ops.tubelet_patchify(clip, idx, 2, 4, MEAN, STD, torch.bfloat16)
     assert torch.equal(half, out.bfloat16())
-    double = ops.tubelet_patchify(clip, idx, 2, 4, MEAN, STD, torch.float64)
-    torch.testing.assert_close(double, expected, rtol=1e-12, atol=1e-12)
+    with ops.use_backend("auto"):
+        double = ops.tubelet_patchify(clip, idx, 2, 4, MEAN, STD, torch.float64)
+    torch.testing.assert_close(double.cpu(), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -59,25 +69,26 @@ def test_float_clips_pass_unchanged_whatever_the_statistics(dtype):
     assert torch.equal(ops.normalize_clip(clip, MEAN, STD), clip.to(torch.promote_types(dtype, torch.float32)))
 
 
-def test_normalize_clip_agrees_with_patchify_and_leaves_its_input():
-    clip = uint8_clip(2, 3, 2, 4, 4)
+def test_normalize_clip_agrees_with_patchify_and_leaves_its_input(device):
+    clip = uint8_clip(2, 3, 2, 16, 32).to(device)
     before = clip.clone()
     out = ops.normalize_clip(clip, MEAN, STD)
     assert out.dtype == torch.float32 and torch.equal(clip, before)
-    torch.testing.assert_close(out.double(), published_normalize(clip), rtol=1e-6, atol=1e-6)
-    assert torch.equal(loop_patches(out, 2, 2), ops.tubelet_patchify(clip, None, 2, 2, MEAN, STD))
+    torch.testing.assert_close(out.double().cpu(), published_normalize(clip.cpu()), rtol=1e-6, atol=1e-6)
+    assert torch.equal(loop_patches(out, 2, 16), ops.tubelet_patchify(clip, None, 2, 16, MEAN, STD))
 
 
-def test_patch_mean_is_the_mean_of_the_normalised_clip():
+def test_patch_mean_is_the_mean_of_the_normalised_clip(device):
     clip = uint8_clip(2, 3, 4, 8, 12)
     expected = F.avg_pool3d(published_normalize(clip), (2, 4, 4)).permute(0, 2, 3, 4, 1)
-    out = ops.patch_mean(clip, 2, 4, MEAN, STD)
+    out = ops.patch_mean(clip.to(device), 2, 4, MEAN, STD)
     assert out.shape == (2, 2, 2, 3, 3) and out.dtype == torch.float32
-    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out.double().cpu(), expected, rtol=1e-6, atol=1e-6)
     plain = torch.randn(1, 3, 2, 4, 4, dtype=torch.float64)
     pooled = F.avg_pool3d(plain, (2, 2, 2)).permute(0, 2, 3, 4, 1)
-    torch.testing.assert_close(ops.patch_mean(plain, 2, 2, MEAN, STD), pooled, rtol=1e-12, atol=1e-12)
-    assert ops.patch_mean(plain.bfloat16(), 2, 2).dtype == torch.float32
+    assert ops.patch_mean(plain.bfloat16().to(device), 2, 2).dtype == torch.float32
+    with ops.use_backend("eager"):
+        torch.testing.assert_close(ops.patch_mean(plain, 2, 2, MEAN, STD), pooled, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_reach_float_clips():
@@ -88,11 +99,11 @@ def test_gradients_reach_float_clips():
     assert torch.autograd.gradcheck(lambda c: ops.patch_mean(c, 2, 2), (clip,))
 
 
-def test_single_token_and_empty_selection():
-    clip = torch.randn(1, 3, 2, 4, 4)
+def test_single_token_and_empty_selection(device):
+    clip = torch.randn(1, 3, 2, 4, 4, device=device)
     out = ops.tubelet_patchify(clip, None, 2, 4)  # one token: the rows are the clip, and still no view of it
     assert torch.equal(out.flatten(), clip.flatten()) and out.data_ptr() != clip.data_ptr()
-    assert ops.tubelet_patchify(clip, torch.empty(1, 0, dtype=torch.int64), 2, 2).shape == (1, 0, 24)
+    assert ops.tubelet_patchify(clip, torch.empty(1, 0, dtype=torch.int64, device=device), 2, 2).shape == (1, 0, 24)
 
 
 @pytest.mark.parametrize("clip", [uint8_clip(2, 3, 4, 8, 8), torch.randn(2, 3, 4, 8, 8, requires_grad=True),

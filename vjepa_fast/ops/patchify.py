@@ -8,11 +8,12 @@ uint8 clips are divided by 255, then normalised with mean and std; float clips a
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 
-from vjepa_fast.ops import _backend, _check
+from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -50,6 +51,8 @@ def tubelet_patchify(
 ) -> torch.Tensor:
     """The kept tubelets of a clip as rows: gather, conversion, normalisation and cast in one go.
 
+    Floor: B*K*P pixels read, as many numbers written, 8 bytes per index. The clip may have any strides.
+
     Args:
         clip: [B,C,F,height,width], uint8 or floating (taken as normalised).
         idx: int64 [B,K] token indices n = (t*H+h)*W+w to keep, in this order; None keeps all N.
@@ -59,7 +62,8 @@ def tubelet_patchify(
     Returns:
         [B,K,P], or [B,N,P] without ``idx``. A float clip receives gradient.
     Raises:
-        ValueError: a shape, dtype or (on the CPU) token index does not fit.
+        ValueError: a shape, dtype or (on the CPU) token index does not fit. On the GPU, looking would wait for the
+            device: a token outside the grid gives NaN there.
     """
     op = "tubelet_patchify"
     _check.clip(op, clip, tubelet, patch)
@@ -80,6 +84,9 @@ def patch_mean(
 ) -> torch.Tensor:
     """Mean colour of each tubelet of the normalised clip: the target of the action-conditioning (``ac``) objective.
 
+    Floor: the clip read once, [B,T,H,W,C] written once. It shares its loops with ``motion_saliency`` in mode ``area``,
+    but not a pass over the clip: masks need the one before the step, the objective needs the other within it.
+
     Args:
         clip, tubelet, patch, mean, std: as in ``tubelet_patchify``.
     Returns:
@@ -90,6 +97,40 @@ def patch_mean(
     _check.clip("patch_mean", clip, tubelet, patch)
     mean, std = _check.channel_stats("patch_mean", mean, std, clip.shape[1])
     return _patch_mean(clip, tubelet, patch, mean, std)
+
+
+_KERNEL_FLOATS = {
+    "cpp": (torch.float32, torch.bfloat16),
+    "triton": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+
+def objections(backend: str) -> Callable[..., list[str]]:
+    """Of the kernels that read clips; called with an op's arguments, the clip first."""
+    floats, machine = _KERNEL_FLOATS[backend], {"cpp": _cpp, "triton": _triton}[backend].objections
+    names = ", ".join(str(d).removeprefix("torch.") for d in floats)
+
+    def reasons(*args) -> list[str]:
+        found = machine(*(a for a in args if isinstance(a, torch.Tensor)))
+        if args and args[0].dtype not in (torch.uint8, *floats):
+            found.append(f"{backend} reads clips of uint8, {names}")
+        if any(isinstance(a, torch.dtype) and a not in floats for a in args):
+            found.append(f"{backend} writes {names}")
+        return found
+
+    return reasons
+
+
+@functools.lru_cache(maxsize=64)
+def channel_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """float32 [C] on the device. Kept, since copying it there anew would stop the host until the device is done."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def _scale_and_shift(clip: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, ...]:
+    """x * scale - shift normalises pixels of 0..255; the same float32 numbers that ``_normalize`` uses."""
+    scale, shift = tuple(1 / (255 * s) for s in std), tuple(m / s for m, s in zip(mean, std, strict=True))
+    return channel_table(scale, clip.device), channel_table(shift, clip.device)
 
 
 def _compute_dtype(clip: torch.Tensor) -> torch.dtype:
@@ -132,6 +173,30 @@ def _patchify_eager(
     return x.clone() if x.untyped_storage().data_ptr() == clip.untyped_storage().data_ptr() else x
 
 
+def _patchify_out(clip, idx, tubelet, patch, out_dtype) -> torch.Tensor:
+    b, c, f, height, width = clip.shape
+    k = (f // tubelet) * (height // patch) * (width // patch) if idx is None else idx.shape[1]
+    return clip.new_empty((b, k, c * tubelet * patch * patch), dtype=out_dtype)
+
+
+@_backend.register("tubelet_patchify", "cpp", objections("cpp"))
+def _patchify_cpp(clip, idx, tubelet, patch, mean, std, out_dtype):
+    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
+    kept = torch.empty(0, dtype=torch.int64) if idx is None else idx
+    torch.ops.vjepa_fast_cpp.tubelet_patchify(clip, kept, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+    return out
+
+
+@_backend.register("tubelet_patchify", "triton", objections("triton"))
+def _patchify_triton(clip, idx, tubelet, patch, mean, std, out_dtype):
+    from vjepa_fast.kernels import clips as kernel
+
+    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
+    with _triton.device_of(clip):
+        kernel.tubelet_patchify(clip, idx, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+    return out
+
+
 @torch.library.custom_op("vjepa_fast::tubelet_patchify", mutates_args=())
 def _patchify(
     clip: torch.Tensor, idx: torch.Tensor | None, tubelet: int, patch: int, mean: Sequence[float],
@@ -145,9 +210,7 @@ def _patchify(
 
 @_patchify.register_fake
 def _(clip, idx, tubelet, patch, mean, std, out_dtype):
-    b, c, f, height, width = clip.shape
-    k = (f // tubelet) * (height // patch) * (width // patch) if idx is None else idx.shape[1]
-    return clip.new_empty((b, k, c * tubelet * patch * patch), dtype=out_dtype)
+    return _patchify_out(clip, idx, tubelet, patch, out_dtype)
 
 
 def _patchify_save(ctx, inputs, output):
@@ -178,6 +241,28 @@ def _patch_mean_eager(
     return _normalize(x, 4, mean, std) if clip.dtype == torch.uint8 else x
 
 
+def _patch_mean_out(clip, tubelet, patch) -> torch.Tensor:
+    b, c, f, height, width = clip.shape
+    return clip.new_empty((b, f // tubelet, height // patch, width // patch, c), dtype=_compute_dtype(clip))
+
+
+@_backend.register("patch_mean", "cpp", objections("cpp"))
+def _patch_mean_cpp(clip, tubelet, patch, mean, std):
+    out = _patch_mean_out(clip, tubelet, patch)
+    torch.ops.vjepa_fast_cpp.patch_mean(clip, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+    return out
+
+
+@_backend.register("patch_mean", "triton", objections("triton"))
+def _patch_mean_triton(clip, tubelet, patch, mean, std):
+    from vjepa_fast.kernels import clips as kernel
+
+    out = _patch_mean_out(clip, tubelet, patch)
+    with _triton.device_of(clip):
+        kernel.patch_mean(clip, *_scale_and_shift(clip, mean, std), out)
+    return out
+
+
 @torch.library.custom_op("vjepa_fast::patch_mean", mutates_args=())
 def _patch_mean(
     clip: torch.Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]
@@ -187,8 +272,7 @@ def _patch_mean(
 
 @_patch_mean.register_fake
 def _(clip, tubelet, patch, mean, std):
-    b, c, f, height, width = clip.shape
-    return clip.new_empty((b, f // tubelet, height // patch, width // patch, c), dtype=_compute_dtype(clip))
+    return _patch_mean_out(clip, tubelet, patch)
 
 
 def _patch_mean_save(ctx, inputs, output):

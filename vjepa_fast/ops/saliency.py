@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import _backend, _check
+from vjepa_fast.ops import _backend, _check, _triton
+from vjepa_fast.ops.patchify import channel_table, objections
 
 _FLOOR = 1e-6  # of the maximum by which a map is divided
 
@@ -20,6 +21,9 @@ def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize
 
     The absolute difference of successive frames of the normalised clip, averaged over channels, its first entry
     repeated to have F entries again, is resampled to the grid.
+
+    Floor: [B,T,H,W] written once and, read once, the pixels that matter: for ``trilinear`` C*2*2*2 of two frames per
+    token, for ``area`` the clip.
 
     Args:
         clip: ``[B,C,F,Y,X]``; uint8 means /255, divided by ``std`` (``mean`` cancels); float is taken as normalised.
@@ -55,19 +59,25 @@ def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize
 def _motion_saliency(
     clip: torch.Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str
 ) -> torch.Tensor:
+    if clip.shape[2] == 1:
+        return torch.zeros_like(_out(clip, grid))
     return _backend.call("motion_saliency", clip, grid, std, mode, normalize)
 
 
 @_motion_saliency.register_fake
 def _(clip, grid, std, mode, normalize):
+    return _out(clip, grid)
+
+
+def _out(clip, grid) -> torch.Tensor:
     return clip.new_empty((clip.shape[0], *grid), dtype=torch.promote_types(clip.dtype, torch.float32))
 
 
 @_backend.register("motion_saliency", "eager")
 def _eager(clip: torch.Tensor, grid: list[int], std: list[float], mode: str, normalize: str) -> torch.Tensor:
-    weight_C = _channel_weights(clip, std)
-    if clip.shape[2] == 1:
-        return clip.new_zeros((clip.shape[0], *grid), dtype=weight_C.dtype)
+    weight_C = torch.tensor(
+        _channel_weights(clip, std), dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device
+    )
     if mode == "trilinear":
         map_BTHW = _trilinear(clip, grid, weight_C)
     else:
@@ -77,10 +87,9 @@ def _eager(clip: torch.Tensor, grid: list[int], std: list[float], mode: str, nor
     return map_BTHW / (peak_B[:, None, None] if normalize == "published" else peak_B[:, None, None, None])
 
 
-def _channel_weights(clip, std) -> torch.Tensor:
+def _channel_weights(clip, std) -> tuple[float, ...]:
     """Factor of each channel's absolute difference in the mean over channels."""
-    scale = [1.0 / len(std) / (255.0 * s if clip.dtype == torch.uint8 else 1.0) for s in std]
-    return torch.tensor(scale, dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device)
+    return tuple(1.0 / len(std) / (255.0 * s if clip.dtype == torch.uint8 else 1.0) for s in std)
 
 
 def _change(clip, weight_C) -> torch.Tensor:
@@ -117,3 +126,25 @@ def _trilinear(clip, grid, weight_C) -> torch.Tensor:
     change = torch.lerp(change[..., 0], change[..., 1], x_frac)
     change = torch.lerp(change[..., 0, :], change[..., 1, :], y_frac[:, None])
     return torch.lerp(change[:, :, 0], change[:, :, 1], t_frac[:, None, None])
+
+
+@_backend.register("motion_saliency", "cpp", objections("cpp"))
+def _cpp(clip, grid, std, mode, normalize):
+    out = _out(clip, grid)
+    torch.ops.vjepa_fast_cpp.motion_saliency(
+        clip, channel_table(_channel_weights(clip, std), clip.device), mode == "area", normalize == "published",
+        _FLOOR, out,
+    )
+    return out
+
+
+@_backend.register("motion_saliency", "triton", objections("triton"))
+def _kernel(clip, grid, std, mode, normalize):
+    from vjepa_fast.kernels import clips as kernel
+
+    raw, out = _out(clip, grid), _out(clip, grid)
+    with _triton.device_of(clip):
+        change = kernel.area_change if mode == "area" else kernel.trilinear_change
+        change(clip, channel_table(_channel_weights(clip, std), clip.device), raw)
+        kernel.divide_by_peak(raw, out, normalize == "published", _FLOOR)
+    return out
