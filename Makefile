@@ -31,8 +31,8 @@ test: install  ## run the tests (ARGS="-k name" passes on to pytest)
 demo: install  ## videos, pretraining, evaluation, report in runs/demo
 	$(VENV)/bin/vjepa-fast demo $(ARGS)
 
-bench: install  ## the CPU benchmarks
-	$(VENV)/bin/vjepa-fast bench $(ARGS)
+bench: install  ## every op against the published algorithm, eager PyTorch and torch.compile
+	$(PY) benchmarks/bench_ops.py $(ARGS)
 
 lint: install  ## ruff
 	$(PY) -m ruff check .

@@ -1,0 +1,167 @@
+"""Every op against the published algorithm, our eager code and torch.compile: ``make bench``, or
+
+    python benchmarks/bench_ops.py --json ops.json             # a table of all ops, batch 8 on a CPU, 32 on a GPU
+    python benchmarks/bench_ops.py --ops latent_loss,rope3d --providers reference,fused
+    python -m pytest benchmarks/bench_ops.py --benchmark-only  # the same functions under pytest-benchmark
+
+Outputs and gradients of the providers are compared first. ``op_cases.py`` says what each computes, ``timing.py`` how it
+is measured.
+"""
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import sys
+
+import pytest
+import torch
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import op_cases  # noqa: E402
+import timing  # noqa: E402
+
+PROVIDERS = ("reference", "eager", "compiled", "fused")
+
+
+def modes(case: op_cases.Case) -> list[str]:
+    return ["forward", "backward", "full"] if case.leaves else ["forward"]
+
+
+def functions(case: op_cases.Case, mode: str, providers) -> dict:
+    """provider -> what to time in this mode."""
+    found = {}
+    for name in providers:
+        fn = compiled(case) if name == "compiled" else case.functions.get(name)
+        if fn is not None:
+            found[name] = in_mode(fn, case, mode)
+    return found
+
+
+def compiled(case):
+    if case.compile_ is None:
+        return None
+    if not hasattr(case, "compiled"):
+        case.compiled = torch.compile(case.compile_, dynamic=False)
+    return case.compiled
+
+
+def in_mode(fn, case, mode):
+    if mode == "forward":
+        def forward():
+            with torch.no_grad():
+                return fn()
+
+        return forward
+    keep: list = []
+
+    def backward():
+        if not keep:
+            out = fn()
+            keep.extend((out, cotangent(out)))
+        return torch.autograd.grad(*keep[:1], case.leaves, *keep[1:], retain_graph=True)
+
+    def full():
+        out = fn()
+        if not keep:
+            keep.append(cotangent(out))
+        return torch.autograd.grad(out, case.leaves, *keep)
+
+    return backward if mode == "backward" else full
+
+
+def cotangent(out: torch.Tensor) -> torch.Tensor:
+    """Random, for an output of ones would make some gradients 0; 2 for a loss."""
+    if not out.dim():
+        return torch.full_like(out, 2.0)
+    g = torch.Generator(out.device).manual_seed(5)
+    return torch.randn(out.shape, generator=g, device=out.device).to(out.dtype)
+
+
+def check(case: op_cases.Case, fns: dict) -> None:
+    """Raise SystemExit where a provider's result differs from the first one's: then times would compare nothing."""
+    if not case.compare or len(fns) < 2:
+        return
+    first, *others = fns
+    want = _tensors(fns[first]())
+    for name in others:
+        for a, b in zip(want, _tensors(fns[name]())):
+            scale = a.double().abs().max().clamp(min=1e-12)
+            error = ((a.double() - b.double()).abs().max() / scale).item()
+            if not error <= case.atol:
+                raise SystemExit(f"{case.op}: {name} differs from {first} by {error:.3g} of the largest value")
+
+
+def _tensors(x) -> list[torch.Tensor]:
+    return [x] if isinstance(x, torch.Tensor) else list(x)
+
+
+def measure(name: str, inputs: op_cases.Inputs, providers, repeats: int, budget_s: float) -> list[dict]:
+    """The rows of one op."""
+    case = op_cases.CASES[name](inputs)
+    where, rows = timing.describe(inputs.device), []
+    for mode in modes(case):
+        fns = functions(case, mode, providers)
+        check(case, fns)
+        taken = timing.times(fns, inputs.device, repeats, budget_s)
+        for provider, ms in taken.items():
+            floor = {"forward": case.floor_bytes, "full": case.floor_full}.get(mode)
+            if mode == "backward" and case.floor_full:
+                floor = case.floor_full - case.floor_bytes
+            peak = timing.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
+            rows.append(timing.row(ms, floor, op=name, shape=case.shape, dtype=str(inputs.dtype).split(".")[1],
+                                   provider=provider, mode=mode, peak_bytes=peak, **where))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", default="", help=f"comma-separated, of {', '.join(op_cases.CASES)}; default all")
+    parser.add_argument("--providers", default=",".join(PROVIDERS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default float32 on a CPU, bfloat16 else")
+    parser.add_argument("--batch", type=int, help="clips; default 8 on a CPU, 32 else")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--budget", type=float, default=2.0, metavar="S", help="seconds per function, about")
+    parser.add_argument("--json", metavar="PATH", help="also write the rows as JSON")
+    args = parser.parse_args()
+    names = [n for n in args.ops.split(",") if n] or list(op_cases.CASES)
+    for given, known in ((names, op_cases.CASES), (args.providers.split(","), PROVIDERS)):
+        for n in given:
+            if n not in known:
+                parser.error(f"{n!r} is unknown; accepted: {', '.join(known)}")
+    device = torch.device(args.device)
+    gpu = device.type == "cuda"
+    dtype = getattr(torch, args.dtype or ("bfloat16" if gpu else "float32"))
+    inputs = op_cases.Inputs(args.batch or (32 if gpu else 8), device, dtype)
+    print(f"copy bandwidth {timing.copy_bandwidth(device) / 1e9:.1f} GB/s", file=sys.stderr, flush=True)
+    rows = []
+    for name in names:
+        rows += measure(name, inputs, args.providers.split(","), args.repeats, args.budget)
+        print(f"{name} done", file=sys.stderr, flush=True)
+        if args.json:
+            timing.write_json(args.json, rows)
+    print(timing.table(rows))
+    return 0
+
+
+# -- under pytest-benchmark --------------------------------------------------------------------------------------------
+@functools.lru_cache(1)
+def _case(name: str) -> op_cases.Case:
+    return op_cases.CASES[name](op_cases.Inputs(8, torch.device("cpu"), torch.float32))
+
+
+@pytest.mark.parametrize("provider", ["reference", "eager", "fused"])
+@pytest.mark.parametrize("mode", ["forward", "full"])
+@pytest.mark.parametrize("name", list(op_cases.CASES))
+def test_op(benchmark, name, mode, provider):
+    case = _case(name)
+    fns = functions(case, mode, [provider]) if mode in modes(case) else {}
+    if not fns:
+        pytest.skip(f"{name} has no {provider}, {mode}")
+    benchmark.group = f"{name} {mode}"
+    benchmark.pedantic(fns[provider], rounds=3, warmup_rounds=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
