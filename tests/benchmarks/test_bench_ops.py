@@ -1,4 +1,4 @@
-"""The op benchmarks: every case runs and agrees with the published algorithm, disagreement is refused, rows and table."""
+"""The op benchmarks: every case agrees with the published algorithm, disagreement is refused; rows and table."""
 import json
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_every_case_agrees_with_the_reference(inputs, name):
 def test_the_floor_is_what_the_docstring_counts(inputs):
     case = op_cases.target_norm(inputs)
     h = 1568 * 3072 * 4
-    assert (case.floor_bytes, case.floor_full) == (2 * h, 5 * h)  # h read, out written; h and gradient read, one written
+    assert (case.floor_bytes, case.floor_full) == (2 * h, 5 * h)  # full: h and the gradient are read too
 
 
 def test_different_results_are_refused(inputs):
@@ -75,7 +75,7 @@ def test_peak_memory_counts_what_a_call_takes_at_most():
 
     cpu = torch.device("cpu")
     one, three = (timing.peak_bytes(takes(n), cpu) for n in (1, 3))
-    assert 32 << 20 <= one < 40 << 20 and 96 << 20 <= three < 110 << 20
+    assert 31 << 20 < one < 40 << 20 and 95 << 20 < three < 110 << 20
 
 
 def test_committed_results_are_of_this_benchmark():
