@@ -273,6 +273,11 @@ def column_backward(grad, z, h, slots, tokens, constants, dz, P, K, N, C, T, D, 
 
 
 # -- launchers: tensors in, tensors out; calls are (device function, p, (low, high, period), reads h) ------------------
+def _pair_registers(calls: int) -> int:
+    """Of a thread at most. Told no bound, ptxas spills a few to fit one program more on an SM; 96 let 5 fit."""
+    return 96 if calls <= 2 else 128
+
+
 def _sizes(z, h, levels):
     d = z.shape[-1]
     e = d // levels
@@ -336,7 +341,8 @@ def pair(z, h, idx, after, calls, places, levels, normalize):
     rows = torch.empty((len(calls), b, k), dtype=torch.float32, device=z.device)
     if rows.numel():
         pair_forward[(b * k,)](
-            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize, **_calls(calls, d), **meta
+            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize, maxnreg=_pair_registers(len(calls)),
+            **_calls(calls, d), **meta,
         )
     return rows
 
@@ -348,15 +354,17 @@ def pair_gradient(grad, z, h, idx, after, before, calls, places, levels, normali
     dz = torch.empty_like(z)
     if dz.numel():
         pair_backward[(b * k,)](
-            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize, **_calls(calls, d), **meta
+            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize, maxnreg=_pair_registers(len(calls)),
+            **_calls(calls, d), **meta,
         )
     return dz
 
 
 def _column_sizes(slots, e):
     steps = triton.next_power_of_2(slots.shape[2])
-    block = max(16, min(triton.next_power_of_2(e), 2048 // steps))
-    return {"BLOCK": block, "STEPS": steps, "num_warps": 4}
+    block = max(16, min(triton.next_power_of_2(e), 1024 // steps))
+    # one warp holds all time steps of its channels: sums over time take shuffles, not shared memory and a barrier
+    return {"BLOCK": block, "STEPS": steps, "num_warps": 1}
 
 
 def column(z, h, slots, tokens, constants, fn, levels, normalize):
@@ -400,20 +408,21 @@ def variants(functions):
         constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
         aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
         return {"fn": fn, "signature": {n: known[n] for n in names}, "constexprs": constexprs, "aligned": aligned,
-                "num_warps": num_warps}
+                "num_warps": num_warps, "maxnreg": _pair_registers(len(constexprs["FNS"])) if "FNS" in constexprs else None}
 
     def pairs(*calls):
         return _calls([(functions[key], 0.0, window, reads_h) for key, window, reads_h in calls], 3072)
 
     everything = (0, 3072, 3072)
     static = pairs(("step", (0, 1536, 3072), False))
-    ltc = pairs(*((f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")))
-    mixed = pairs(("step", (0, 384, 768), False), ("delta", everything, True))
+    contrast = [(f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")]
+    steps = [("step", (0, 384, 768), False), ("delta", everything, True)]
+    ltc, mixed, all_terms = pairs(*contrast), pairs(*steps), pairs(*steps, *contrast, ("step", everything, False))
     same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True}
     change = {"FN": functions["l1"], "TARGET": 2, "HAS_AFTER": True, "KEEP": True}
     power = {"FN": functions["power"], "TARGET": 0, "HAS_AFTER": False}
     wide = {"LEVELS": 4, "BLOCK": 2048}  # 1664 channels a level
-    column = {"FN": functions["spectrum"], "BLOCK": 256, "STEPS": 8}
+    column = {"FN": functions["spectrum"], "BLOCK": 128, "STEPS": 8}
     return {
         "token_forward_bf16": build(token_forward, "*bf16", same),
         "token_forward_fp32": build(token_forward, "*fp32", same),
@@ -422,10 +431,12 @@ def variants(functions):
         "token_sign_bf16": build(token_sign, "*bf16", {"BLOCK": 4096}, 8),
         "token_backward_power_bf16": build(token_backward, "*bf16", power),
         "pair_forward_static_bf16": build(pair_forward, "*bf16", static),
-        "pair_forward_ltc_bf16": build(pair_forward, "*bf16", ltc, 8),
+        "pair_forward_ltc_bf16": build(pair_forward, "*bf16", ltc),
+        "pair_forward_all_bf16": build(pair_forward, "*bf16", all_terms),
         "pair_backward_static_bf16": build(pair_backward, "*bf16", static),
         "pair_backward_mixed_bf16": build(pair_backward, "*bf16", mixed),
+        "pair_backward_all_bf16": build(pair_backward, "*bf16", all_terms),
         "pair_backward_wide_bf16": build(pair_backward, "*bf16", {**mixed, **wide}, 8),
-        "column_forward_bf16": build(column_forward, "*bf16", column),
-        "column_backward_bf16": build(column_backward, "*bf16", column),
+        "column_forward_bf16": build(column_forward, "*bf16", column, 1),
+        "column_backward_bf16": build(column_backward, "*bf16", column, 1),
     }
