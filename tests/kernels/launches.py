@@ -1,6 +1,6 @@
 """Launch every Triton kernel through the real JIT launcher, with a driver that stops short of the GPU.
 
-    python tests/kernels/launches.py          # without TRITON_INTERPRET; a line of JSON: what was launched
+    python tests/kernels/launches.py          # without TRITON_INTERPRET; a line of JSON: kernel -> builds
 
 The interpreter skips the binding and specialisation of arguments and the compiler; ``benchmarks/aot.py`` compiles
 signatures that were written down by hand. Here an op is called as a training step calls it, forward and backward, on
@@ -16,6 +16,8 @@ import types
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+
+from benchmarks.aot import all_variants
 
 _DTYPES = {
     torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "i8",
@@ -46,6 +48,12 @@ class Launcher:
         assert len(args) == len(signature), f"{name}: {len(args)} arguments for {len(signature)} parameters"
         for (parameter, kind), value in zip(signature.items(), args):
             assert not _problem(kind, value), f"{name}: {parameter} is {kind}, got {value!r}"
+        key = str(self.src.constants)  # part of the key of Triton's cache on disk
+        assert " object at 0x" not in key, f"{name}: a cache key that no other process makes: {key}"
+        for value in self.src.constants.values():
+            for item in value if isinstance(value, tuple) else ():
+                stale = isinstance(item, triton.JITFunction) and item.cache_key not in key
+                assert not stale, f"{name}: an edited {item} would be served from the cache on disk"
         for axis, size in enumerate((x, y, z)):
             assert type(size) is int and 0 < size <= _MOST[axis], f"{name}: grid {(x, y, z)}"
         _launched.append((name, id(self)))
@@ -189,7 +197,10 @@ def main(names) -> None:
     kernels = {}
     for name, build in _launched:
         kernels.setdefault(name, set()).add(build)
-    print(json.dumps({name: len(builds) for name, builds in kernels.items()}))
+    if not names:
+        forgotten = {v["fn"].__name__ for v in all_variants().values()} - set(kernels)
+        assert not forgotten, f"no case launches {', '.join(sorted(forgotten))}"
+    print(json.dumps({name: len(builds) for name, builds in sorted(kernels.items())}))
 
 
 if __name__ == "__main__":
