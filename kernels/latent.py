@@ -276,7 +276,7 @@ def column_backward(grad, z, h, slots, tokens, constants, dz, P, K, N, C, T, D, 
 # -- launchers: tensors in, tensors out; calls are (device function, p, (low, high, period), reads h) ------------------
 def _pair_registers(calls: int) -> int:
     """Of a thread at most. Told no bound, ptxas spills a few to fit one program more on an SM; 96 let 5 fit."""
-    return 96 if calls <= 2 else 128
+    return 96 if calls <= 2 else 128 if calls <= 5 else 168
 
 
 def _sizes(z, h, levels):
@@ -342,8 +342,8 @@ def pair(z, h, idx, after, calls, places, levels, normalize):
     rows = torch.empty((len(calls), b, k), dtype=torch.float32, device=z.device)
     if rows.numel():
         pair_forward[(b * k,)](
-            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize, maxnreg=_pair_registers(len(calls)),
-            **_calls(calls, d), **meta,
+            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize,
+            maxnreg=_pair_registers(len(calls)), **_calls(calls, d), **meta,
         )
     return rows
 
@@ -355,17 +355,20 @@ def pair_gradient(grad, z, h, idx, after, before, calls, places, levels, normali
     dz = torch.empty_like(z)
     if dz.numel():
         pair_backward[(b * k,)](
-            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize, maxnreg=_pair_registers(len(calls)),
-            **_calls(calls, d), **meta,
+            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize,
+            maxnreg=_pair_registers(len(calls)), **_calls(calls, d), **meta,
         )
     return dz
+
+
+_COLUMN_REGISTERS = 192  # see _pair_registers
 
 
 def _column_sizes(slots, e):
     steps = triton.next_power_of_2(slots.shape[2])
     block = max(16, min(triton.next_power_of_2(e), 1024 // steps))
     # one warp holds all time steps of its channels: sums over time take shuffles, not shared memory and a barrier
-    return {"BLOCK": block, "STEPS": steps, "num_warps": 1}
+    return {"BLOCK": block, "STEPS": steps, "num_warps": 1, "maxnreg": _COLUMN_REGISTERS}
 
 
 def column(z, h, slots, tokens, constants, fn, levels, normalize):
@@ -403,13 +406,15 @@ def variants(functions):
     tensors = {"rows": "*fp32", "sign": "*i8", "grad": "*fp32", "constants": "*fp32", "p": "fp32"}
 
     def build(fn, dtype, constexprs, num_warps=4):
+        bound = _COLUMN_REGISTERS if "STEPS" in constexprs else None
+        bound = _pair_registers(len(constexprs["FNS"])) if "FNS" in constexprs else bound
         known = {"z": dtype, "h": "*bf16", "dz": dtype, **i64, **ints, **tensors}
         constexprs = {"LEVELS": 4, "NORM": True, "BLOCK": 1024, **constexprs}
         names = [n for n in fn.arg_names if n not in constexprs]
         constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
         aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
         return {"fn": fn, "signature": {n: known[n] for n in names}, "constexprs": constexprs, "aligned": aligned,
-                "num_warps": num_warps, "maxnreg": _pair_registers(len(constexprs["FNS"])) if "FNS" in constexprs else None}
+                "num_warps": num_warps, "maxnreg": bound}
 
     def pairs(*calls):
         return _calls([(functions[key], 0.0, window, reads_h) for key, window, reads_h in calls], 3072)
