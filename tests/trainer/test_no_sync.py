@@ -154,7 +154,8 @@ def test_waits_inside_of_our_ops_and_in_the_backward_pass_are_seen(monkeypatch):
 def test_whole_steps_on_a_gpu(attention, guided):
     specs = tuple(dataclasses.replace(s, motion_guided=guided) for s in config().masks.specs)
     cfg = config(runtime={"device": "cuda", "attention": attention, "compile": False}, objectives=HW,
-                 masks={"specs": specs}, optimization={"clip_grad": 1.0})
+                 masks={"specs": specs}, optimization={"clip_grad": 1.0},
+                 model={"pred_embed_dim": 48})  # varlen takes heads of 8 n channels
     step = TrainStep(cfg, device="cuda", dtype=torch.bfloat16)
     batches = [batch(i) for i in range(6)]
     for b in batches:

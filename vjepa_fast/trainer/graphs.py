@@ -116,7 +116,11 @@ def _capture(run: Callable[[Tensor], Tensor], x: Tensor) -> Captured:
                 run(static)
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what other threads do meanwhile (reading data, NCCL's watchdog) is no part of it
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            output = run(static)
+        try:
+            # thread_local: what other threads do meanwhile (reading data, NCCL's watchdog) is no part of it
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                output = run(static)
+        except BaseException:
+            torch.cuda.set_stream(current)  # a capture that ends with an error leaves its own stream current
+            raise
     return Captured(static, output, graph.replay)
