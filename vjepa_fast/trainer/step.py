@@ -155,10 +155,13 @@ class TrainStep:
         """
         batches = list(batches) if isinstance(batches, (list, tuple)) else [batches]
         self.optimizer.zero_grad(set_to_none=True)
-        outs, state = [], None
-        for batch in batches:
+        outs, monitored = [], {}
+        for number, batch in enumerate(batches):
             state = self.forward(batch, index)
             out = self.plan(state)
+            if monitor and number == len(batches) - 1:
+                monitored = _monitors(state, self.encoder.levels)
+            del state  # features that the backward pass does not ask for are free from here on
             if out.total.requires_grad:
                 (out.total / len(batches)).backward()
             outs.append((out.total.detach(), out.terms, out.weights))
@@ -186,7 +189,7 @@ class TrainStep:
             clips=sum(len(g.paths) for g in groups) * self.world.world,
             paths=[p for g in groups for p in g.paths],
             stop=stop,
-            monitors=_monitors(state, self.encoder.levels) if monitor else {},
+            monitors=monitored,
         )
 
     def stage(self, batch: Batch, index: int) -> Staged:
