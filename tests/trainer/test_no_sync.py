@@ -100,7 +100,7 @@ def test_no_operator_of_a_step_hands_a_value_to_the_host(case, monkeypatch):
     dtype = torch.bfloat16 if case == "bfloat16" else torch.float32
     step = TrainStep(config(data={"dataset_fpcs": (8,)}, **{**CASES, **sections}[case]), dtype=dtype)
     data = staged(step, data_of(case, 0), 0, step.device)
-    monkeypatch.setattr(_check, "in_range", lambda *args: None)
+    monkeypatch.setattr(_check, "in_range", lambda *args, **kwargs: None)
     before = step.encoder.blocks[0].attn.qkv.weight.detach().clone()
     with ops.use_backend("eager"), HostWaits():
         out = step(data, 0)
@@ -140,7 +140,7 @@ def test_waits_inside_of_our_ops_and_in_the_backward_pass_are_seen(monkeypatch):
     data = staged(step, batch(), 0, step.device)
     with pytest.raises(AssertionError, match="waits for the device"), HostWaits():
         step(data, 0)  # in_range is in its place
-    monkeypatch.setattr(_check, "in_range", lambda *args: None)
+    monkeypatch.setattr(_check, "in_range", lambda *args, **kwargs: None)
     x = torch.ones(3, requires_grad=True)
     y = x * 2
     y.register_hook(lambda g: g * g.sum().item())
