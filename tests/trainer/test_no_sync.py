@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vjepa_fast import ops
-from vjepa_fast.ops import _check
+from vjepa_fast.ops import _check, linear
 from vjepa_fast.trainer.prefetch import Prefetcher, Staged
 from vjepa_fast.trainer.step import TrainStep
 
@@ -34,6 +34,14 @@ ONLINE = {"pred": {}, "kinematic": {"type": "huber"}}
 CASES = {"headline": {"objectives": HW}, "rest": {"objectives": REST}, "clipped": {"optimization": {"clip_grad": 0.1}},
          "online": {"objectives": ONLINE, "target": {"mode": "online"}},
          "images": {"model": {"use_silu": True}}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def decided_before():
+    """What is found out once in a process, such as whether oneDNN serves, is found out before a mode that refuses it:
+    the answer is kept for all later tests."""
+    linear.has_product()
+    TrainStep(config())(batch(), 0)
 
 
 class HostWaits(TorchDispatchMode):
