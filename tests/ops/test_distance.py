@@ -4,9 +4,8 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.parity import BACKENDS, KERNELS, device_for
 from vjepa_fast import ops
 from vjepa_fast.ops.distance import _mask_distance

@@ -1,9 +1,8 @@
 """The latent loss skeletons: every backend, every row function of the objectives, against eager code in float64."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.parity import BACKENDS, KERNELS, assert_parity, device_for, run
 from vjepa_fast import ops
 from vjepa_fast.objectives import registry
