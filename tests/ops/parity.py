@@ -16,6 +16,7 @@ from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICES = sorted({"cpu", DEVICE})
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 KERNELS = [  # on the CPU Triton is interpreted
     pytest.param("cpp", marks=pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON or "-")),
