@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.draws import given, settings, st
-from tests.ops.parity import BACKENDS, DEVICE, KERNELS, device_for
+from tests.ops.parity import BACKENDS, DEVICE, KERNELS, device_for, moved
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops import BlockMasks, BlockSpec, _cpp, origin_probabilities, philox
@@ -34,7 +34,7 @@ def maps(b, grid, seed=0):
 def draw(backend, b, grid, specs, saliency=None, *, seed=1, step=0, **keys) -> BlockMasks:
     """Masks of a backend, on the CPU."""
     device = device_for(backend)
-    saliency = None if saliency is None else saliency.to(device)
+    saliency = None if saliency is None else moved(saliency, device)
     with ops.use_backend(backend):
         masks = ops.sample_block_masks(b, grid, specs, saliency, seed=seed, step=step, device=device, **keys)
     assert all(getattr(masks, f).device.type == device for f in FIELDS)
