@@ -317,7 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks/results/gpu.json", metavar="PATH")
     parser.add_argument("--skip", action="append", default=[], choices=list(LIMITS), help="leave a part out")
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE", help="these files of tests alone")
-    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="test files at a time")
+    parser.add_argument("--jobs", type=int, default=min(16, os.cpu_count() or 1), help="test files at a time")
     for name, limit in LIMITS.items():
         option = f"--limit-{name.replace('_', '-')}"
         parser.add_argument(option, type=float, default=limit, metavar="S", help=f"seconds (default {limit})")
