@@ -55,11 +55,11 @@ def run(args) -> int:
     if not args.no_memory:
         for row in rows:
             row["peak_bytes"] = peak_bytes(cfg, row["provider"])
-    show(rows)
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump(rows, f, indent=1)
             f.write("\n")
+    show(rows)
     return 0
 
 
@@ -258,9 +258,13 @@ def _resident(field: str) -> int | None:
 
 def show(rows: list[dict]) -> None:
     """A table on stdout; the ratio is to the reference where it was measured."""
-    from rich.console import Console
-    from rich.table import Table
-
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ModuleNotFoundError:  # a source tree on a GPU machine: see benchmarks/gpu_check.py
+        for row in rows:
+            print(f"{row['provider']}: {row['median_ms']:.1f} ms, {row['min_ms']:.1f} to {row['max_ms']:.1f}")
+        return
     base = next((r for r in rows if r["provider"] == "reference"), None)
     head = rows[0]
     table = Table(title=f"{head['op']}: {head['shape']}, {head['dtype']}, {head['device']}, {head['threads']} threads")
