@@ -120,6 +120,7 @@ class OptimizationConfig:
     eps: float = 1e-8
     accumulate: int = 1  # micro-batches per optimiser step
     clip_grad: float | None = None  # maximum gradient norm
+    name: str = "adamw"  # adamw | muon (for the matrices of the blocks; changes the maths)
 
 
 @dataclass(frozen=True)

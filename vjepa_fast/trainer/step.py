@@ -125,6 +125,7 @@ class TrainStep:
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
+        self.average = None if self.online else optim.Average(self.encoder, self.target_encoder)
         self.sampler, self.img_sampler = build_samplers(cfg)
         segments.choose(cfg.runtime.attention)
         if cfg.runtime.compile:
@@ -158,13 +159,8 @@ class TrainStep:
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
         norm = optim.gradient_norm(self.params)
-        limit = self.cfg.optimization.clip_grad
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
         optim.set_schedule(self.optimizer, lr, wd)
-        self.optimizer.step()
-        if not self.online:
-            models.ema_update(self.target_encoder, self.encoder, momentum)
+        optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(
