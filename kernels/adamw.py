@@ -64,7 +64,7 @@ def _step(
     SCALED: tl.constexpr, ALIGNED: tl.constexpr,  # all addresses are multiples of 16
     BLOCK: tl.constexpr,
 ):
-    """Floor, and what it moves: gradient, averages, parameter and target read once; all but the gradient written once."""
+    """Floor, and what it moves: each number read once, all but the gradient written once."""
     row = rows_ptr + tl.load(chunks_ptr + 2 * tl.program_id(0)).to(tl.int64) * 7
     first = tl.load(chunks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
     p_ptr = tl.load(row).to(tl.pointer_type(tl.float32))
@@ -96,7 +96,7 @@ def _to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _on_device(addresses: list[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two tables of the kernel. They are functions of the addresses alone, so those of earlier steps serve again."""
+    """The two tables of the kernel: functions of the addresses alone, so those of earlier steps serve again."""
     key = (device, tuple(addresses))
     if key not in _tables:
         if len(_tables) >= _KEPT:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
+_FUSED = ("cpu", "cuda")  # devices for which torch has its fused AdamW
+
 
 class Rule(NamedTuple):
     """Numbers of a step, the same for all its parameters; Python floats, so a GPU is neither waited for nor recompiled.
@@ -63,8 +65,8 @@ def adamw_ema_(
         ValueError: lists of different lengths, tensors of different shapes, or a copy without its target.
 
     Floor, in bytes per float32 parameter: 16 read and 12 written; with a target 20 and 16, with a bfloat16 copy of it 2
-    more. Backends agree with ``torch.optim.AdamW`` and ``torch.lerp`` to 4 units in the last place per step, of the larger
-    of old and new value.
+    more. Backends agree with ``torch.optim.AdamW`` and ``torch.lerp`` to 4 units in the last place per step, of the
+    largest number that went into an element.
     """
     n = len(params)
     targets = [None] * n if targets is None else list(targets)
@@ -87,7 +89,7 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
     params, grads, exp_avgs, exp_avg_sqs, targets, lows = lists
     if scale is not None:
         torch._foreach_mul_(grads, scale.to(params[0].device))
-    if params[0].device.type in ("cpu", "cuda"):
+    if params[0].device.type in _FUSED:
         at = torch.full((), float(rule.step), device=params[0].device)
         torch._fused_adamw_(
             params, grads, exp_avgs, exp_avg_sqs, [], [at] * len(params), lr=rule.lr, beta1=rule.beta1,
@@ -165,7 +167,7 @@ def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """L2 norm over all elements of floating tensors on one device: a 0-d tensor there, nobody waits.
 
-    Of their dtype; summed in float64 by the C++ kernel. The norm of none is 0, on the CPU. Floor: each element read once.
+    Of their dtype; the C++ kernel adds up in float64. The norm of none is 0, on the CPU. Floor: each element read once.
     """
     return _backend.call("total_norm", list(tensors)) if tensors else torch.zeros(())
 

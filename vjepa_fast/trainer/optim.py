@@ -91,7 +91,8 @@ class AdamW(torch.optim.AdamW):
                     by_count.setdefault(self._count(p), []).append(p)
             for count, params in by_count.items():
                 states, follow = [self.state[p] for p in params], [targets.get(p) for p in params]
-                rule = ops.Rule(group["lr"], *group["betas"], group["eps"], group["weight_decay"], count, 1.0 - momentum)
+                rule = ops.Rule(group["lr"], *group["betas"], group["eps"], group["weight_decay"], count,
+                                follow=1.0 - momentum)
                 ops.adamw_ema_(
                     params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
                     rule, targets=follow, lows=[lows.get(t) for t in follow], scale=scale,
@@ -146,7 +147,7 @@ def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
 
 
 def _muon(modules: Mapping[str, nn.Module], groups: list[dict], *, lr: float, betas: tuple, eps: float):
-    """timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982), AdamW for all that is not hidden matrices."""
+    """timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982); AdamW for all but the hidden matrices."""
     import timm
     import timm.optim
 
