@@ -18,7 +18,7 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import monitors, optim
+from vjepa_fast.trainer import monitors, optim, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.schedules import Schedules
 
@@ -67,13 +67,6 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
 class TrainStep:
     """Holds the models, objectives and optimiser of a run; a call makes one optimiser step.
 
@@ -102,6 +95,8 @@ class TrainStep:
         torch.manual_seed(cfg.seed)
         encoder, predictor = models.build_from_config(cfg)
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
+        if cfg.runtime.fp8:
+            precision.enable_fp8(self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
