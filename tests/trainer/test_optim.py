@@ -72,16 +72,15 @@ def test_several_steps_with_schedules_and_missing_gradients_are_those_of_torch()
 
 def test_the_average_moves_everything_also_what_has_no_gradient():
     net, target = Net(), Net(1)
-    low = nn.ParameterList([nn.Parameter(p.detach().bfloat16(), requires_grad=False) for p in target.parameters()])
-    holder = type("Low", (), {"low": list(low), "full": list(target.parameters())})
-    expected, average = copy.deepcopy(target), optim.Average(net, target, holder)
+    low = models.LowCopy(target, torch.bfloat16)
+    expected, average = copy.deepcopy(target), optim.Average(net, target, low)
     optimizer = ours(net)
     gradients(net, 1)
     optim.update(optimizer, average, 0.75, torch.zeros(()), None)
     models.ema_update(expected, net, 0.75)
     same(target, expected)
     assert not torch.equal(target.frozen, Net(1).frozen) and not torch.equal(target.late.weight, Net(1).late.weight)
-    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(low, target.parameters()))
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(low.low, low.full)) and len(low.low) == 4
 
 
 def test_a_target_of_another_architecture_is_refused():

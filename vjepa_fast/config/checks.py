@@ -168,6 +168,10 @@ def _runtime(c: _Checker, config: Config) -> None:
     c.choice("runtime.dtype", runtime.dtype)
     c.require(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", runtime.device) is not None, "runtime.device",
               f"unknown value {runtime.device!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+    for name, accepted in (("compile", ("auto", "blocks", "target")), ("cuda_graphs", ("auto",))):
+        value = getattr(runtime, name)
+        c.require(isinstance(value, bool) or value in accepted, f"runtime.{name}",
+                  f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}")
     c.at_least(0, "runtime", runtime, "threads")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
 

@@ -134,7 +134,8 @@ class RuntimeConfig:
     keep_checkpoints: int = 2
     monitor_every: int = 100  # steps between collapse monitors
     attention: str = "auto"  # auto | sdpa | varlen | xformers
-    compile: bool = False
+    compile: bool | str = "auto"  # auto | true | false | blocks | target
+    cuda_graphs: bool | str = "auto"  # of the target encoder: auto | true | false
     tensorboard: bool = True
 
 

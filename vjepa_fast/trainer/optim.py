@@ -36,20 +36,17 @@ class Average:
     """Who follows whom: parameters of ``target`` those of ``source`` (`models.ema_update`), and ``low`` the target.
 
     Args:
-        low: a copy of the target in the dtype it computes in: something with the lists ``low`` and ``full`` (parameters
-            of the copy and of the target, in one order) and ``refresh()``; or None.
+        low: the copy of the target in the dtype it computes in, or None.
     """
 
-    def __init__(self, source: nn.Module, target: nn.Module, low=None):
+    def __init__(self, source: nn.Module, target: nn.Module, low: models.LowCopy | None = None):
         self.source, self.target, self.low = source, target, low
         self.pairs = dict(zip(source.parameters(), target.parameters(), strict=True))
         self.lows = dict(zip(low.full, low.low)) if low is not None else {}
 
     def follow(self, momentum: float) -> None:
         """The update as a pass of its own."""
-        models.ema_update(self.target, self.source, momentum)
-        if self.low is not None:
-            self.low.refresh()
+        models.ema_update(self.target, self.source, momentum, self.low)
 
     @torch.no_grad()
     def follow_rest(self, done: set[Tensor], momentum: float) -> None:
