@@ -6,8 +6,8 @@ import triton
 import triton.language as tl
 
 BLOCK, WARPS = 2048, 8
-_KEPT = 16  # tables of addresses kept: gradients come back to the addresses they had, but not always
-_tables: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+_KEPT = 32  # tables: gradients often, not always, come back to the addresses of an earlier step
+_tables: dict[tuple, torch.Tensor] = {}
 
 
 @triton.jit
@@ -95,19 +95,25 @@ def _to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
-def _on_device(addresses: list[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two tables of the kernel: functions of the addresses alone, so those of earlier steps serve again."""
-    key = (device, tuple(addresses))
+def _kept(make, values: tuple, device: torch.device) -> torch.Tensor:
+    """``make(values)`` on the device, or what was made of the same values at an earlier step."""
+    key = (device, make, values)
     if key not in _tables:
         if len(_tables) >= _KEPT:
             _tables.pop(next(iter(_tables)))
-        rows = torch.tensor(addresses, dtype=torch.int64)
-        blocks = (rows[:, 6] + BLOCK - 1) // BLOCK
-        tensor = torch.repeat_interleave(torch.arange(len(rows)), blocks)
-        number = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
-        chunks = torch.stack([tensor, number], 1).to(torch.int32)
-        _tables[key] = (_to(rows, device), _to(chunks, device))
+        _tables[key] = _to(make(values), device)
     return _tables[key]
+
+
+def _rows(addresses: tuple) -> torch.Tensor:
+    return torch.tensor(addresses, dtype=torch.int64)
+
+
+def _chunks(sizes: tuple) -> torch.Tensor:
+    blocks = (torch.tensor(sizes) + BLOCK - 1) // BLOCK
+    tensor = torch.repeat_interleave(torch.arange(len(sizes)), blocks)
+    number = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
+    return torch.stack([tensor, number], 1).to(torch.int32)
 
 
 def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None, device: torch.device) -> None:
@@ -115,7 +121,8 @@ def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None
     addresses = [a for a in addresses if a[6]]
     if not addresses:
         return
-    rows, chunks = _on_device(addresses, device)
+    rows = _kept(_rows, tuple(addresses), device)
+    chunks = _kept(_chunks, tuple(a[6] for a in addresses), device)
     aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
     _step[(len(chunks),)](
         rows, chunks, rows if scale is None else scale,

@@ -1,9 +1,9 @@
 """Linear layers whose forward product is computed in 8-bit floats (``runtime.fp8``; changes the maths).
 
 Recipe: x and W are each scaled by one number per tensor, such that their largest magnitude becomes that of e4m3 (448),
-and rounded to e4m3, anew at every call (arXiv:2209.05433; "dynamic, tensor-wise"). The product accumulates in the tensor
-cores' fast mode and comes out in bfloat16, bias included. The backward pass is the plain one in bfloat16, from x and W
-before rounding (a straight-through estimate). Scaling by row rounds a little less, but sm_120 has no such product.
+and rounded to e4m3, anew at every call (arXiv:2209.05433; "dynamic, tensor-wise"). The product accumulates in the fast
+mode of the tensor cores and comes out in bfloat16, bias included. The backward pass is the plain one in bfloat16, from
+x and W before rounding (a straight-through estimate). Scaling by row rounds a little less; sm_120 lacks that product.
 """
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def objections(device: torch.device) -> list[str]:
         return [f"needs a CUDA device, this run is on {device.type}"]
     found = torch.cuda.get_device_capability(device)
     if found < CAPABILITY:
-        return [f"needs compute capability 8.9 or later, {torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}"]
+        name = torch.cuda.get_device_name(device)
+        return [f"needs compute capability 8.9 or later, {name} has {found[0]}.{found[1]}"]
     return []
 
 
@@ -31,7 +32,8 @@ def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Elements differ from x by 1/16 of themselves at most, or by 2 ** -10 scales where they are tiny.
     """
-    scale = x.detach().abs().amax().float().clamp(min=1e-12) / LARGEST
+    largest = torch.linalg.vector_norm(x.detach(), float("inf"), dtype=torch.float32)  # max |x| in one pass
+    scale = largest.clamp(min=1e-12) / LARGEST
     return (x.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3), scale
 
 
