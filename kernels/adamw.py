@@ -5,7 +5,7 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK, WARPS = 2048, 8
+BLOCK, WARPS = 1024, 8
 _KEPT = 32  # tables: gradients often, not always, come back to the addresses of an earlier step
 _tables: dict[tuple, torch.Tensor] = {}
 
@@ -28,7 +28,7 @@ def _chunk(
         p = tl.load(p_ptr + at)
     m = m + gain1 * (g - m)
     v = beta2 * v + gain2 * g * g
-    p = p * keep - pace * m / (tl.sqrt(v) * root + eps)
+    p = p * keep - tl.div_rn(pace * m, tl.sqrt_rn(v) * root + eps)  # exact ones: hidden behind memory
     if MASKED:
         tl.store(m_ptr + at, m, mask=inside)
         tl.store(v_ptr + at, v, mask=inside)

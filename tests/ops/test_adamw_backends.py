@@ -111,7 +111,9 @@ def test_addresses_anywhere(backend):
         with ops.use_backend(backend):
             ops.adamw_ema_(state[0], given, *state[1:], rule)
         found.append(state)
-    assert all(torch.equal(a, b) for x, y in zip(*found) for a, b in zip(x, y))
+    rtol = 0 if backend == "cpp" else 1e-6  # two builds of the Triton kernel may join products and sums otherwise
+    for x, y in zip(*found):
+        torch.testing.assert_close(x, y, rtol=rtol, atol=rtol)
 
 
 @pytest.mark.skipif(ops.backend_report()["adamw_ema"]["cpp"] != "", reason="no C++ kernels")

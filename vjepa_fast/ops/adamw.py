@@ -72,12 +72,15 @@ def adamw_ema_(
     targets = [None] * n if targets is None else list(targets)
     lows = [None] * n if lows is None else list(lows)
     lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), targets, lows)
+    shapes = [p.shape for p in lists[0]]
     for name, values in zip(("grads", "exp_avgs", "exp_avg_sqs", "targets", "lows"), lists[1:]):
         _check.require(len(values) == n, "adamw_ema_", name, f"{n} tensors, one per parameter", len(values))
-        for p, x in zip(lists[0], values):
-            _check.require(x is None or x.shape == p.shape, "adamw_ema_", name, f"the shape {list(p.shape)}", x)
+        for shape, x in zip(shapes, values):
+            if x is not None and x.shape != shape:
+                _check.require(False, "adamw_ema_", name, f"the shape {list(shape)}", x)
     for target, low in zip(targets, lows):
-        _check.require(low is None or target is not None, "adamw_ema_", "lows", "None where there is no target", low)
+        if low is not None and target is None:
+            _check.require(False, "adamw_ema_", "lows", "None where there is no target", low)
     _check.require(rule.step >= 1, "adamw_ema_", "rule.step", "at least 1", rule.step)
     if n:
         _backend.call("adamw_ema", lists, rule, scale)
@@ -116,11 +119,11 @@ def _common_objections(backend: str, lists: Lists, scale: Tensor | None) -> list
     wide = [x for values in lists[:5] for x in values if x is not None]
     narrow = [x for x in lists[5] if x is not None]
     reasons = []
-    if any(x.dtype != torch.float32 for x in wide):
+    if {x.dtype for x in wide} != {torch.float32}:
         reasons.append(f"{backend} serves float32 parameters, gradients and averages")
-    if any(x.dtype != torch.bfloat16 for x in narrow):
+    if not {x.dtype for x in narrow} <= {torch.bfloat16}:
         reasons.append(f"{backend} keeps copies in bfloat16 only")
-    if not all(x.is_contiguous() for x in (*wide, *narrow)):
+    if not all([x.is_contiguous() for x in (*wide, *narrow)]):
         reasons.append(f"{backend} serves contiguous tensors only")
     if len({x.device for x in (*wide, *narrow, *([] if scale is None else [scale]))}) > 1:
         reasons.append(f"{backend} serves tensors on one device")
@@ -131,7 +134,7 @@ def _cpp_objections(*args) -> list[str]:
     if not args:
         return _cpp.objections()
     lists, _, scale = args
-    return _cpp.objections(*lists[0]) + _common_objections("cpp", lists, scale)
+    return _cpp.objections(*lists[0]) or _common_objections("cpp", lists, scale)
 
 
 def _addresses(lists: Lists) -> list[tuple[int, ...]]:
@@ -153,7 +156,7 @@ def _triton_objections(*args) -> list[str]:
     if not args:
         return _triton.objections()
     lists, _, scale = args
-    return _triton.objections(*lists[0], *lists[1]) + _common_objections("triton", lists, scale)
+    return _triton.objections(*lists[0]) or _common_objections("triton", lists, scale)
 
 
 @_backend.register("adamw_ema", "triton", _triton_objections)
