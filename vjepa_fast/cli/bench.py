@@ -79,7 +79,8 @@ class Provider:
     def __init__(self, name: str, cfg):
         import dataclasses
 
-        from ..trainer.step import TrainStep, resolve_device, resolve_dtype
+        from ..trainer.precision import resolve_dtype
+        from ..trainer.step import TrainStep, resolve_device
 
         if cfg.runtime.threads:
             import torch

@@ -18,8 +18,9 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import graphs, monitors, optim, regional
+from vjepa_fast.trainer import graphs, monitors, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.precision import resolve_dtype  # noqa: F401 (callers look for it here)
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
 
@@ -68,13 +69,6 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
 class TrainStep:
     """Holds the models, objectives and optimiser of a run; a call makes one optimiser step.
 
@@ -103,6 +97,8 @@ class TrainStep:
         torch.manual_seed(cfg.seed)
         encoder, predictor = models.build_from_config(cfg)
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
+        if cfg.runtime.fp8:
+            precision.enable_fp8(self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -135,6 +131,7 @@ class TrainStep:
         self.low = None
         if not self.online and self.dtype != torch.float32:
             self.low = models.LowCopy(self.target_encoder, self.dtype)
+        self.average = None if self.online else optim.Average(self.encoder, self.target_encoder, self.low)
         self.target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
         steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
         how = regional.resolve(cfg, self.device)
@@ -169,13 +166,8 @@ class TrainStep:
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
         norm = optim.gradient_norm(self.params)
-        limit = self.cfg.optimization.clip_grad
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
         optim.set_schedule(self.optimizer, lr, wd)
-        self.optimizer.step()
-        if not self.online:
-            models.ema_update(self.target_encoder, self.encoder, momentum, self.low)
+        optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(

@@ -20,13 +20,13 @@ from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data import ClipLoader
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.trainer import checkpoint
+from vjepa_fast.trainer import checkpoint, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
-from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device, resolve_dtype
+from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Trainer:
         self.folder = Path(cfg.folder)
         source = self._source(resume)
         saved = checkpoint.load(source) if source is not None else None
-        self.step = TrainStep(cfg, device=self.device, dtype=resolve_dtype(run.dtype, self.device), world=self.world)
+        dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
+        self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
         self.done = 0
-        self.notes: list[str] = []
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
@@ -86,7 +86,7 @@ class Trainer:
             changed = changed_settings(saved["config"], configs.to_dict(cfg))
             self.notes.append(f"resuming {source} at step {self.done}"
                               + (f"; changed since: {', '.join(changed)}" if changed else ""))
-        self.versions = versions(self.device)
+        self.versions = versions(self.device, dtype)
         self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
         self._claim_folder(resume)
         self.metrics = Metrics(self.folder, world=self.world, ipe=cfg.optimization.ipe, resume_step=self.done,
