@@ -134,6 +134,7 @@ class RuntimeConfig:
     attention: str = "auto"  # auto | sdpa | varlen | xformers
     compile: bool = False
     tensorboard: bool = True
+    peak_tflops: float | None = None  # of the device, for MFU; None: known GPUs by name, a CPU is measured
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import monitors, optim
+from vjepa_fast.trainer import flops, monitors, optim
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.profile import phase, whole_step
 from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class StepOutput:
     clips: int
     paths: list[str]
     stop: bool = False  # some process was asked to stop
+    work: flops.Work = flops.Work()  # of this process
     monitors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -126,11 +128,13 @@ class TrainStep:
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
         self.sampler, self.img_sampler = build_samplers(cfg)
+        self.dims = flops.Dims.of(self.encoder, self.predictor)
         segments.choose(cfg.runtime.attention)
         if cfg.runtime.compile:
             for module in (self.encoder, self.predictor, self.target_encoder):
                 module.compile(dynamic=True)
 
+    @whole_step
     def __call__(
         self, batches: Batch | Sequence[Batch], index: int, *, stop: bool = False, monitor: bool = False
     ) -> StepOutput:
@@ -144,24 +148,29 @@ class TrainStep:
         """
         batches = list(batches) if isinstance(batches, (list, tuple)) else [batches]
         self.optimizer.zero_grad(set_to_none=True)
-        outs, state = [], None
+        outs, state, work = [], None, flops.Work()
         for batch in batches:
             state = self.forward(batch, index)
-            out = self.plan(state)
-            if out.total.requires_grad:
-                (out.total / len(batches)).backward()
+            with phase("losses"):
+                out = self.plan(state)
+            with phase("backward"):
+                if out.total.requires_grad:
+                    (out.total / len(batches)).backward()
+            work += flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
             outs.append((out.total.detach(), out.terms, out.weights))
         stop = self.world.average_gradients(self.params, stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
-        norm = optim.gradient_norm(self.params)
-        limit = self.cfg.optimization.clip_grad
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
-        optim.set_schedule(self.optimizer, lr, wd)
-        self.optimizer.step()
+        with phase("optimiser"):
+            norm = optim.gradient_norm(self.params)
+            limit = self.cfg.optimization.clip_grad
+            if limit is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
+            optim.set_schedule(self.optimizer, lr, wd)
+            self.optimizer.step()
         if not self.online:
-            models.ema_update(self.target_encoder, self.encoder, momentum)
+            with phase("ema"):
+                models.ema_update(self.target_encoder, self.encoder, momentum)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(
@@ -175,6 +184,7 @@ class TrainStep:
             clips=sum(len(g.paths) for g in groups) * self.world.world,
             paths=[p for g in groups for p in g.paths],
             stop=stop,
+            work=work,
             monitors=_monitors(state, self.encoder.levels) if monitor else {},
         )
 
@@ -189,12 +199,14 @@ class TrainStep:
             mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
         )
         for number, group in enumerate(batch.groups):
-            clip = group.clip.to(self.device, non_blocking=True)  # uint8: the patch embedding normalises what it reads
+            with phase("copy"):  # uint8: the patch embedding normalises what it reads
+                clip = group.clip.to(self.device, non_blocking=True)
             still = group.modality == "image"
             sampler = self.img_sampler if still else self.sampler
             key = number + IMAGE_GROUPS if still else number
-            enc, pred = sampler(clip, step=index, first_sample=group.first_sample, group=key)
-            enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
+            with phase("masks"):
+                enc, pred = sampler(clip, step=index, first_sample=group.first_sample, group=key)
+                enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             h, z, z_pred, z_context = self._group(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
             state.clips.append(clip)
@@ -211,10 +223,11 @@ class TrainStep:
     def _group(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
         """Target ``h`` [B,N,D]; per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
         # a block of its own: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
-        with torch.set_grad_enabled(self.target_grad), self.autocast():
+        with phase("target"), torch.set_grad_enabled(self.target_grad), self.autocast():
             h_BND = (self.encoder if self.online else self.target_encoder)(clip)
-        with self.autocast():
+        with phase("context"), self.autocast():
             z = self.encoder(clip, masks=enc)
+        with phase("predictor"), self.autocast():
             tokens = [0 if self.shared_token else j for j in range(len(z))]
             z_pred, z_context = self.predictor(
                 z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context
