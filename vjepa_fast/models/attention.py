@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_fast import ops
-from vjepa_fast.models import segments
+from vjepa_fast.models import fused_block, segments
 from vjepa_fast.ops.linear import Linear, linear_gelu
 
 
@@ -108,6 +108,8 @@ class Block(nn.Module):
     def forward(
         self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Sequence[int] | None = None
     ) -> torch.Tensor:
+        if isinstance(self.mlp, MLP) and fused_block.serves(x_BKE, rope):
+            return fused_block.apply(self, x_BKE, rope, lengths)
         x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))
 

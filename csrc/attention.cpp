@@ -1,0 +1,311 @@
+// Attention of packed queries, keys and values on the CPU, with the rotary positions applied as they are read
+// (vjepa_fast/models/fused_block.py). One task per sample, head and segment: its q, k and v are packed into buffers that
+// stay in the cache, blocks of query rows go through softmax, and only the output, or the gradient, goes back to memory.
+// The backward pass makes the probabilities again from the row sums that the forward left.
+//
+// B batch, K tokens, H heads, d channels of a head, E = H*d; L tokens of a segment. Buffers are padded to whole tiles of
+// the product, with zeros, so that it has no edges.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "exp.h"
+#include "op.h"
+#include "simd.h"
+
+namespace {
+
+using vjepa::Tensor;
+
+constexpr int64_t kRows = 64;  // query rows of a block
+constexpr int64_t kPad = 32;   // columns of a tile, of every instruction set
+
+int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: everything below is inlined
+#pragma GCC diagnostic ignored "-Wattributes"
+template <int W>
+struct Vector {
+  typedef float type __attribute__((vector_size(4 * W), aligned(4), may_alias));
+};
+
+// C [M,N] (= or +=) A [M,K] B [K,N]; A at a[m*row + k*col], M a multiple of MR, N of kPad. W floats to a vector, C tiles of
+// MR rows and two vectors.
+template <int W, int MR, bool add>
+VJEPA_INLINE void multiply(const float* a, int64_t row, int64_t col, const float* b, int64_t ldb, float* c,
+                           int64_t ldc, int64_t M, int64_t N, int64_t K) {
+  using V = typename Vector<W>::type;
+  for (int64_t n = 0; n < N; n += 2 * W)
+    for (int64_t m = 0; m < M; m += MR) {
+      V left[MR], right[MR];
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        const float* at = c + (m + i) * ldc + n;
+        left[i] = add ? *reinterpret_cast<const V*>(at) : V{};
+        right[i] = add ? *reinterpret_cast<const V*>(at + W) : V{};
+      }
+      const float *u = a + m * row, *v = b + n;
+      for (int64_t k = 0; k < K; ++k, u += col, v += ldb) {
+        const V l = *reinterpret_cast<const V*>(v), r = *reinterpret_cast<const V*>(v + W);
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) {
+          const float x = u[i * row];
+          left[i] += x * l;
+          right[i] += x * r;
+        }
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; ++i) {
+        float* at = c + (m + i) * ldc + n;
+        *reinterpret_cast<V*>(at) = left[i];
+        *reinterpret_cast<V*>(at + W) = right[i];
+      }
+    }
+}
+
+struct Problem {
+  int64_t K, H, d, R, period;  // of the table: K, or B*K where samples hold different tokens
+  const float *qkv, *table, *out, *dout;
+  float *to, *lse, *dqkv;  // output, [B,H,K], gradient
+
+  int64_t E() const { return H * d; }
+};
+
+struct Task {
+  int64_t b, h, begin, L;
+};
+
+// Row n of q (part 0) or k (1) of a head, turned by its position (ops/rope.py) and scaled.
+VJEPA_INLINE void turned(const Problem& p, const Task& t, int64_t n, int64_t part, float scale, float* out) {
+  const int64_t token = t.b * p.K + t.begin + n;
+  const float* x = p.qkv + (token * 3 + part) * p.E() + t.h * p.d;
+  const float *cos = p.table + token % p.period * 2 * p.R, *sin = cos + p.R;
+#pragma GCC ivdep
+  for (int64_t c = 0; c < p.R; c += 2) {
+    out[c] = scale * (x[c] * cos[c] - x[c + 1] * sin[c]);
+    out[c + 1] = scale * (x[c + 1] * cos[c + 1] + x[c] * sin[c + 1]);
+  }
+  for (int64_t c = p.R; c < p.d; ++c) out[c] = scale * x[c];
+}
+
+// The transpose of that map, for the gradient g of a turned row.
+VJEPA_INLINE void turned_back(const Problem& p, const Task& t, int64_t n, int64_t part, float scale, const float* g) {
+  const int64_t token = t.b * p.K + t.begin + n;
+  float* out = p.dqkv + (token * 3 + part) * p.E() + t.h * p.d;
+  const float *cos = p.table + token % p.period * 2 * p.R, *sin = cos + p.R;
+#pragma GCC ivdep
+  for (int64_t c = 0; c < p.R; c += 2) {
+    out[c] = scale * (g[c] * cos[c] + g[c + 1] * sin[c + 1]);
+    out[c + 1] = scale * (g[c + 1] * cos[c + 1] - g[c] * sin[c]);
+  }
+  for (int64_t c = p.R; c < p.d; ++c) out[c] = scale * g[c];
+}
+
+VJEPA_INLINE void transpose(const float* x, int64_t rows, int64_t width, float* out, int64_t ld) {
+  for (int64_t c = 0; c < width; ++c)
+    for (int64_t r = 0; r < rows; ++r) out[c * ld + r] = x[r * width + c];
+}
+
+// Buffers of a thread, grown as needed.
+struct Space {
+  std::vector<float> all;
+  float* at = nullptr;
+
+  void begin(int64_t size) {
+    if (static_cast<int64_t>(all.size()) < size) all.assign(static_cast<size_t>(size), 0.f);
+    at = all.data();
+  }
+  float* take(int64_t size, bool zero) {
+    float* p = at;
+    at += size;
+    if (zero) std::fill_n(p, size, 0.f);
+    return p;
+  }
+};
+
+template <int W, int MR>
+VJEPA_INLINE void forward_task(const Problem& p, const Task& t, Space& space) {
+  const int64_t L = t.L, Lp = padded(L), d = p.d, dp = padded(d), E = p.E();
+  space.begin(3 * Lp * dp + kRows * (Lp + dp));
+  float *q = space.take(Lp * dp, true), *kT = space.take(dp * Lp, true), *v = space.take(Lp * dp, true);
+  float *s = space.take(kRows * Lp, false), *o = space.take(kRows * dp, false);
+  const float scale = vjepa::kLog2E / std::sqrt(static_cast<float>(d));  // scores are powers of 2
+  for (int64_t n = 0; n < L; ++n) {
+    turned(p, t, n, 1, 1.f, q + n * dp);
+    const float* from = p.qkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d;
+    std::copy(from, from + d, v + n * dp);
+  }
+  transpose(q, L, dp, kT, Lp);
+  for (int64_t n = 0; n < L; ++n) turned(p, t, n, 0, scale, q + n * dp);
+  for (int64_t first = 0; first < L; first += kRows) {
+    const int64_t rows = std::min(kRows, L - first), M = (rows + MR - 1) / MR * MR;
+    multiply<W, MR, false>(q + first * dp, dp, 1, kT, Lp, s, Lp, M, Lp, d);
+    float inverse[kRows];
+    for (int64_t r = 0; r < rows; ++r) {
+      float *x = s + r * Lp, peak = x[0], sum = 0.f;
+#pragma omp simd reduction(max : peak)
+      for (int64_t n = 0; n < L; ++n) peak = std::max(peak, x[n]);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t n = 0; n < L; ++n) sum += x[n] = vjepa::exp2_negative(x[n] - peak);
+      inverse[r] = 1.f / sum;
+      p.lse[(t.b * p.H + t.h) * p.K + t.begin + first + r] = peak + std::log2(sum);
+    }
+    multiply<W, MR, false>(s, Lp, 1, v, dp, o, dp, M, dp, L);
+    for (int64_t r = 0; r < rows; ++r) {
+      float* to = p.to + (t.b * p.K + t.begin + first + r) * E + t.h * d;
+      for (int64_t c = 0; c < d; ++c) to[c] = o[r * dp + c] * inverse[r];
+    }
+  }
+}
+
+template <int W, int MR>
+VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
+  const int64_t L = t.L, Lp = padded(L), d = p.d, dp = padded(d), E = p.E();
+  space.begin(7 * Lp * dp + kRows * (2 * Lp + dp));
+  float *q = space.take(Lp * dp, true), *k = space.take(Lp * dp, true), *kT = space.take(dp * Lp, true);
+  float *vT = space.take(dp * Lp, true), *g = space.take(Lp * dp, true);
+  float *dk = space.take(Lp * dp, true), *dv = space.take(Lp * dp, true);
+  float *s = space.take(kRows * Lp, false), *ds = space.take(kRows * Lp, false), *dq = space.take(kRows * dp, false);
+  const float scale = 1.f / std::sqrt(static_cast<float>(d));
+  for (int64_t n = 0; n < L; ++n) {
+    const float* from = p.qkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d;
+    std::copy(from, from + d, q + n * dp);
+  }
+  transpose(q, L, dp, vT, Lp);
+  for (int64_t n = 0; n < L; ++n) {
+    turned(p, t, n, 0, scale * vjepa::kLog2E, q + n * dp);
+    turned(p, t, n, 1, 1.f, k + n * dp);
+    const float* from = p.dout + (t.b * p.K + t.begin + n) * E + t.h * d;
+    std::copy(from, from + d, g + n * dp);
+  }
+  transpose(k, L, dp, kT, Lp);
+  for (int64_t first = 0; first < L; first += kRows) {
+    const int64_t rows = std::min(kRows, L - first), M = (rows + MR - 1) / MR * MR;
+    multiply<W, MR, false>(q + first * dp, dp, 1, kT, Lp, s, Lp, M, Lp, d);
+    multiply<W, MR, false>(g + first * dp, dp, 1, vT, Lp, ds, Lp, M, Lp, d);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t token = t.b * p.K + t.begin + first + r;
+      const float *out = p.out + token * E + t.h * d, *dout = g + (first + r) * dp;
+      const float lse = p.lse[(t.b * p.H + t.h) * p.K + t.begin + first + r];
+      float delta = 0.f, *x = s + r * Lp, *dx = ds + r * Lp;
+#pragma omp simd reduction(+ : delta)
+      for (int64_t c = 0; c < d; ++c) delta += out[c] * dout[c];
+#pragma omp simd
+      for (int64_t n = 0; n < L; ++n) {
+        x[n] = vjepa::exp2_negative(std::min(0.f, x[n] - lse));
+        dx[n] = x[n] * (dx[n] - delta);
+      }
+    }
+    multiply<W, MR, false>(ds, Lp, 1, k, dp, dq, dp, M, dp, L);
+    for (int64_t r = 0; r < rows; ++r) turned_back(p, t, first + r, 0, scale, dq + r * dp);
+    // the padding of s and ds beyond L reaches rows of dk and dv that nobody reads
+    multiply<W, MR, true>(ds, 1, Lp, q + first * dp, dp, dk, dp, Lp, dp, rows);
+    multiply<W, MR, true>(s, 1, Lp, g + first * dp, dp, dv, dp, Lp, dp, rows);
+  }
+  for (int64_t n = 0; n < L; ++n) {
+    turned_back(p, t, n, 1, 1.f / vjepa::kLog2E, dk + n * dp);
+    std::copy(dv + n * dp, dv + n * dp + d, p.dqkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d);
+  }
+}
+
+// A task for each instruction set. (target_clones would give one source for all, but tiles differ: MR rows must divide
+// kPad, and their vectors must fit the registers.)
+using Run = void (*)(const Problem&, const Task&, Space&);
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+__attribute__((target("arch=x86-64-v4"))) void forward_512(const Problem& p, const Task& t, Space& s) {
+  forward_task<16, 8>(p, t, s);
+}
+__attribute__((target("arch=x86-64-v4"))) void backward_512(const Problem& p, const Task& t, Space& s) {
+  backward_task<16, 8>(p, t, s);
+}
+__attribute__((target("arch=x86-64-v3"))) void forward_256(const Problem& p, const Task& t, Space& s) {
+  forward_task<8, 4>(p, t, s);
+}
+__attribute__((target("arch=x86-64-v3"))) void backward_256(const Problem& p, const Task& t, Space& s) {
+  backward_task<8, 4>(p, t, s);
+}
+#endif
+void forward_128(const Problem& p, const Task& t, Space& s) { forward_task<4, 4>(p, t, s); }
+void backward_128(const Problem& p, const Task& t, Space& s) { backward_task<4, 4>(p, t, s); }
+
+Run choose(bool forward) {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("x86-64-v4")) return forward ? forward_512 : backward_512;
+  if (__builtin_cpu_supports("x86-64-v3")) return forward ? forward_256 : backward_256;
+#endif
+  return forward ? forward_128 : backward_128;
+}
+
+Problem problem(const Tensor& qkv, const Tensor& table, int64_t heads) {
+  vjepa::check(qkv.dim() == 3 && heads > 0 && qkv.size(2) % (3 * heads) == 0 &&
+                   qkv.dtype() == aoti_torch_dtype_float32(), "attention: qkv must be float32 [B,K,3*E]");
+  const int64_t B = qkv.size(0), K = qkv.size(1), d = qkv.size(2) / (3 * heads), dims = table.dim();
+  Problem p{};
+  p.K = K, p.H = heads, p.d = d, p.period = 1;
+  p.qkv = qkv.data<float>();
+  p.table = table.data<float>();
+  if (dims > 1) {  // else: no positions
+    p.R = table.size(dims - 1), p.period = dims == 3 ? K : B * K;
+    vjepa::check(table.dtype() == aoti_torch_dtype_float32() && table.size(dims - 3) == K && table.size(dims - 2) == 2 &&
+                     p.R % 2 == 0 && p.R <= d, "attention: table must be float32 [K,2,R] or [B,K,2,R]");
+  }
+  return p;
+}
+
+// lengths int64 [S]: tokens of each segment, adding up to K
+void run(const Problem& p, int64_t B, const Tensor& lengths, Run task) {
+  std::vector<Task> tasks;
+  const int64_t* n = lengths.data<int64_t>();
+  int64_t begin = 0;
+  for (int64_t i = 0; i < lengths.size(0); begin += n[i++]) {
+    vjepa::check(n[i] >= 0, "attention: a negative length");
+    for (int64_t b = 0; n[i] && b < B; ++b)
+      for (int64_t h = 0; h < p.H; ++h) tasks.push_back({b, h, begin, n[i]});
+  }
+  vjepa::check(begin == p.K, "attention: lengths must add up to the tokens");
+  std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) { return x.L > y.L; });
+  const int64_t count = static_cast<int64_t>(tasks.size());
+  vjepa::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    thread_local Space space;
+    for (int64_t i = first; i < last; ++i) task(p, tasks[static_cast<size_t>(i)], space);
+  });
+}
+
+bool same(const Tensor& x, int64_t a, int64_t b, int64_t c) {
+  return x.dim() == 3 && x.size(0) == a && x.size(1) == b && x.size(2) == c && x.dtype() == aoti_torch_dtype_float32();
+}
+
+// All tensors contiguous. -> out [B,K,E], lse [B,H,K]
+void attention(const Tensor& qkv, const Tensor& table, const Tensor& lengths, int64_t heads, const Tensor& out,
+               const Tensor& lse) {
+  static const Run task = choose(true);
+  Problem p = problem(qkv, table, heads);
+  const int64_t B = qkv.size(0);
+  vjepa::check(same(out, B, p.K, p.E()) && same(lse, B, heads, p.K), "attention: out [B,K,E], lse [B,H,K] expected");
+  p.to = out.mutable_data<float>();
+  p.lse = lse.mutable_data<float>();
+  run(p, B, lengths, task);
+}
+
+void attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& table, const Tensor& lengths,
+                        int64_t heads, const Tensor& out, const Tensor& lse, const Tensor& dqkv) {
+  static const Run task = choose(false);
+  Problem p = problem(qkv, table, heads);
+  const int64_t B = qkv.size(0);
+  vjepa::check(same(out, B, p.K, p.E()) && same(dout, B, p.K, p.E()) && same(lse, B, heads, p.K) &&
+                   same(dqkv, B, p.K, 3 * p.E()), "attention_backward: shapes differ");
+  p.out = out.data<float>();
+  p.dout = dout.data<float>();
+  p.lse = const_cast<float*>(lse.data<float>());
+  p.dqkv = dqkv.mutable_data<float>();
+  run(p, B, lengths, task);
+}
+
+const vjepa::Add<&attention> add_attention(
+    "attention", "attention(Tensor qkv, Tensor table, Tensor lengths, int heads, Tensor(a!) out, Tensor(b!) lse) -> ()");
+const vjepa::Add<&attention_backward> add_attention_backward(
+    "attention_backward", "attention_backward(Tensor dout, Tensor qkv, Tensor table, Tensor lengths, int heads, "
+                          "Tensor out, Tensor lse, Tensor(a!) dqkv) -> ()");
+
+}  // namespace

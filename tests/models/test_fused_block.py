@@ -1,0 +1,151 @@
+"""The block written out by hand against the plain one: values, gradients, bits, memory."""
+import pytest
+import torch
+
+from vjepa_fast import ops
+from vjepa_fast.models import fused_block, rope
+from vjepa_fast.models.attention import Block, run_block
+from vjepa_fast.ops import _cpp
+from vjepa_fast.ops.linear import has_product
+
+pytestmark = pytest.mark.skipif(not _cpp.LOADED or not has_product(), reason=_cpp.REASON or "no oneDNN")
+GRID = (4, 5, 5)
+
+
+def make(width=48, heads=4, batch=2, tokens=23, variant="v2.1", positions=True, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    block = Block(width, heads, 4.0, False, True)
+    with torch.no_grad():
+        for p in block.parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (0.3 if p.ndim > 1 else 0.5) + (p.ndim == 1))
+    x = 2 * torch.randn(batch, tokens, width, generator=g) + 0.3
+    idx = torch.stack([torch.randperm(100, generator=g)[:tokens] for _ in range(batch)])
+    table = rope.rope_table(GRID, width // heads, variant, 16, torch.float32, x.device, False)[idx]
+    return block, x, table if positions else None, torch.randn(x.shape, generator=g)
+
+
+def run(block, x, table, lengths, grad, dtype=torch.float32, plain=False):
+    """Output and gradients of x and all parameters, as float64; ``plain``: the block as PyTorch computes it."""
+    block = block.to(dtype)
+    x = x.to(dtype).requires_grad_()
+    with ops.use_backend("eager" if plain else "auto"):
+        assert fused_block.serves(x, table) is not plain
+        out = block(x, table, lengths)
+        grads = torch.autograd.grad(out, [x, *block.parameters()], grad.to(dtype))
+    block.float()
+    return [t.detach().double() for t in (out, *grads)]
+
+
+@pytest.mark.parametrize("change, lengths", [
+    ({}, None), ({}, [10, 13]), ({}, [1, 22]), ({"variant": "v2"}, [20, 3]), ({"positions": False}, [10, 13]),
+    ({"tokens": 1}, None), ({"batch": 1, "tokens": 100}, [67, 33]), ({"width": 130, "heads": 1}, [11, 12]),
+    ({"width": 96, "heads": 8}, [5, 5, 13]), ({"width": 192, "heads": 3, "tokens": 70}, [64, 6]), ({}, [0, 23]),
+])
+def test_values_and_gradients(change, lengths):
+    block, x, table, grad = make(**change)
+    exact = run(block, x, table, lengths, grad, torch.float64, plain=True)
+    eager = run(block, x, table, lengths, grad, plain=True)
+    ours = run(block, x, table, lengths, grad)
+    for n, (e, p, o) in enumerate(zip(exact, eager, ours)):
+        bound = 2 * (p - e).abs().max() + 1e-5 * e.abs().max()
+        assert (o - e).abs().max() <= bound, f"output {n}"
+    again = run(block, x, table, lengths, grad)
+    assert all(torch.equal(a, b) for a, b in zip(ours, again))
+
+
+def test_without_gradient_it_gives_the_same():
+    block, x, table, grad = make()
+    with torch.no_grad():
+        out = block(x, table, [10, 13])
+    torch.testing.assert_close(out.double(), run(block, x, table, [10, 13], grad)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_kernels_give_the_same_bits_on_any_number_of_threads():
+    g = torch.Generator().manual_seed(0)
+    qkv, out = torch.randn(2, 90, 144, generator=g), torch.empty(2, 90, 48)
+    lse, dqkv, grad = torch.empty(2, 4, 90), torch.empty(2, 90, 144), torch.randn(2, 90, 48, generator=g)
+    hidden, sums = torch.randn(180, 64, generator=g), torch.empty(64)
+    nowhere, lengths = torch.empty(0), torch.tensor([40, 50])
+    kept, found = torch.get_num_threads(), []
+    cpp = torch.ops.vjepa_fast_cpp
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            dh, a = torch.ones_like(hidden), torch.empty_like(hidden)
+            cpp.attention(qkv, nowhere, lengths, 4, out, lse)
+            cpp.attention_backward(grad, qkv, nowhere, lengths, 4, out, lse, dqkv)
+            cpp.gelu_backward(hidden, dh, a, sums)
+            found.append([t.clone() for t in (out, lse, dqkv, dh, a, sums)])
+    finally:
+        torch.set_num_threads(kept)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
+def test_it_keeps_little():
+    block, x, table, _ = make(width=96, heads=4, tokens=60)
+    kept: dict[int, int] = {}
+
+    def count(t):
+        kept[t.untyped_storage().data_ptr()] = t.numel()
+        return t
+
+    weights = {p.untyped_storage().data_ptr() for p in block.parameters()} | {table.untyped_storage().data_ptr()}
+    numbers = []
+    for backend in ("eager", "auto"):
+        kept.clear()
+        with ops.use_backend(backend), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            block(x.clone().requires_grad_(), table, [20, 40])
+        numbers.append(sum(n for p, n in kept.items() if p not in weights) / x.numel())
+    plain, ours = numbers
+    assert ours < 10.2 and plain > 14
+
+
+def test_recomputed_under_checkpointing():
+    block, x, table, grad = make()
+    want = run(block, x, table, [10, 13], grad)
+    x = x.requires_grad_()
+    out = run_block(block, x, table, True, [10, 13])
+    got = torch.autograd.grad(out, [x, *block.parameters()], grad)
+    assert all(torch.equal(a.double(), b) for a, b in zip((out, *got), want))
+
+
+def test_a_second_derivative_is_refused():
+    block, x, table, grad = make()
+    out = block(x.requires_grad_(), table, None)
+    (dx,) = torch.autograd.grad(out, x, grad, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        dx.sum().backward()
+
+
+def test_who_is_served():
+    x = torch.zeros(1, 2, 12)
+    assert fused_block.serves(x, None)
+    assert not fused_block.serves(x.double(), None)
+    assert not fused_block.serves(x.bfloat16(), None)
+    assert not fused_block.serves(x[:, :0], None)
+    assert not fused_block.serves(x, torch.zeros(2, 6, dtype=torch.complex64))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not fused_block.serves(x, None)
+    with ops.use_backend("eager"):
+        assert not fused_block.serves(x, None)
+
+
+@pytest.mark.parametrize("lengths", [[10, 12], [24], [-1, 24]])
+def test_lengths_must_add_up(lengths):
+    block, x, table, _ = make()
+    with pytest.raises(RuntimeError, match="length"):
+        block(x, table, lengths)
+
+
+@pytest.mark.parametrize("spread", [1.0, 30.0])
+def test_gelu_far_from_zero(spread):
+    h = torch.linspace(-spread, spread, 4096).view(64, 64)
+    a, grad, sums = torch.empty_like(h), torch.ones_like(h), torch.empty(64)
+    torch.ops.vjepa_fast_cpp.gelu_backward(h, grad, a, sums)
+    x = h.double().requires_grad_()
+    want = torch.nn.functional.gelu(x)
+    (slope,) = torch.autograd.grad(want.sum(), x)
+    torch.testing.assert_close(a.double(), want, rtol=2e-6, atol=4e-7)
+    torch.testing.assert_close(grad.double(), slope, rtol=1e-6, atol=6e-7)
+    torch.testing.assert_close(sums.double(), grad.double().sum(0), rtol=1e-6, atol=1e-5)
+    assert h.abs().max() < 20 or (a[0, 0] == 0 or abs(a[0, 0]) < 1e-6) and a[-1, -1] == h[-1, -1]

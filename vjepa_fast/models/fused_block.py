@@ -1,0 +1,128 @@
+"""A transformer block on a CPU as one node of autograd, written out by hand: fewer activations kept, fewer passes.
+
+Legend: B batch, K tokens, E width, H heads, F hidden width of the feed-forward.
+
+What autograd would keep of a block is 15 E numbers per token. Here it is 10 E: the input, q, k and v, the output of the
+attention, the sum after it, and the hidden layer before its GELU. The outputs of both LayerNorms and of the GELU are
+made again in the backward pass, by passes over memory, not by matrix products. Positions are applied as the attention
+reads its queries and keys, residuals are added by the matrix product that precedes them, and the gradients of q, k and
+v of all segments are written into one packed tensor. Kernels: csrc/attention.cpp, csrc/block.cpp.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vjepa_fast import ops
+from vjepa_fast.ops import _cpp
+from vjepa_fast.ops.linear import has_product, linear_gelu, product, product_add
+
+
+def serves(x: Tensor, rope: Tensor | None) -> bool:
+    """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, our C++ and oneDNN.
+
+    Autograd through it works once, not twice.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+        return False
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or ops.current_backend() == "eager":
+        return False
+    return (rope is None or not rope.is_complex()) and _cpp.LOADED and has_product()
+
+
+def apply(block, x: Tensor, rope: Tensor | None, lengths: Sequence[int] | None) -> Tensor:
+    """``Block`` with a plain feed-forward: x [B,K,E] float32 -> [B,K,E]. ``rope``: rows of the table, or None."""
+    attn, mlp = block.attn, block.mlp
+    rope = _nowhere() if rope is None else rope.contiguous()
+    lengths = _lengths((x.shape[1],) if lengths is None else tuple(lengths))
+    weights = (
+        block.norm1.weight, block.norm1.bias, attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias,
+        block.norm2.weight, block.norm2.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
+    )
+    eps = block.norm1.eps, block.norm2.eps
+    if torch.is_grad_enabled():
+        return _Block.apply(x, rope, lengths, attn.num_heads, eps, *weights)
+    return _attended(x.contiguous(), rope, lengths, attn.num_heads, eps, weights)
+
+
+@functools.cache
+def _nowhere() -> Tensor:
+    return torch.empty(0)  # tokens without positions
+
+
+@functools.lru_cache(256)
+def _lengths(values: tuple[int, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64)
+
+
+def _attention(u: Tensor, wqkv: Tensor, bqkv: Tensor, rope: Tensor, lengths: Tensor, heads: int):
+    """Packed qkv [B,K,3*E] of u, the attention's output [B,K,E], and the row sums [B,H,K] that its backward reads."""
+    qkv, out = product(u, wqkv, bqkv), torch.empty_like(u)
+    lse = u.new_empty(u.shape[0], heads, u.shape[1])
+    torch.ops.vjepa_fast_cpp.attention(qkv, rope, lengths, heads, out, lse)
+    return qkv, out, lse
+
+
+def _attended(x, rope, lengths, heads, eps, weights) -> Tensor:
+    n1w, n1b, wqkv, bqkv, wp, bp, n2w, n2b, w1, b1, w2, b2 = weights
+    u = torch.native_layer_norm(x, x.shape[-1:], n1w, n1b, eps[0])[0]
+    y = product_add(_attention(u, wqkv, bqkv, rope, lengths, heads)[1], wp, bp, x)
+    v = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])[0]
+    return product_add(linear_gelu(v, w1, b1), w2, b2, y)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, rope, lengths, heads, eps, n1w, n1b, wqkv, bqkv, wp, bp, n2w, n2b, w1, b1, w2, b2):
+        x = x.contiguous()
+        u, *stats_1 = torch.native_layer_norm(x, x.shape[-1:], n1w, n1b, eps[0])
+        qkv, attended, lse = _attention(u, wqkv, bqkv, rope, lengths, heads)
+        y = product_add(attended, wp, bp, x)
+        v, *stats_2 = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])
+        hidden = product(v, w1, b1)
+        a = torch.empty_like(hidden)
+        torch.ops.vjepa_fast_cpp.gelu(hidden, a)
+        ctx.heads = heads
+        ctx.save_for_backward(x, *stats_1, qkv, attended, lse, y, *stats_2, hidden, rope, lengths, n1w, n1b, wqkv, wp,
+                              n2w, n2b, w1, w2)
+        return product_add(a, w2, b2, y)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        cpp = torch.ops.vjepa_fast_cpp
+        (x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, hidden, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b,
+         w1, w2) = ctx.saved_tensors
+        grad = grad.contiguous()
+
+        # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2
+        dhidden, a, db1 = product(grad, w2.t()), torch.empty_like(hidden), hidden.new_empty(hidden.shape[-1])
+        cpp.gelu_backward(hidden, dhidden, a, db1)  # in place, and the GELU's output again
+        dw2, db2 = _by_weight(grad, a), _by_bias(grad)
+        normed = torch.empty_like(x)
+        cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
+        dw1 = _by_weight(dhidden, normed)
+        dn2w, dn2b, dy = torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
+        cpp.norm_backward(product(dhidden, w1.t()), y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
+        del a, dhidden
+
+        # attention: y = x + attention(norm1(x) Wqkv^T + bqkv) Wp^T + bp
+        dwp, dbp = _by_weight(dy, attended), _by_bias(dy)
+        dqkv = torch.empty_like(qkv)
+        cpp.attention_backward(product(dy, wp.t()), qkv, rope, lengths, ctx.heads, attended, lse, dqkv)
+        cpp.norm_again(x, mean_1, rstd_1, n1w, n1b, normed)
+        dwqkv, dbqkv = _by_weight(dqkv, normed), _by_bias(dqkv)
+        dn1w, dn1b, dx = torch.empty_like(n1w), torch.empty_like(n1w), dy
+        cpp.norm_backward(product(dqkv, wqkv.t()), x, mean_1, rstd_1, n1w, dx, dn1w, dn1b)
+        return dx, None, None, None, None, dn1w, dn1b, dwqkv, dbqkv, dwp, dbp, dn2w, dn2b, dw1, db1, dw2, db2
+
+
+def _by_weight(grad: Tensor, x: Tensor) -> Tensor:
+    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+
+
+def _by_bias(grad: Tensor) -> Tensor:
+    return grad.flatten(0, -2).sum(0)
