@@ -1,8 +1,8 @@
 """A whole training step, ours and the published one, on the same weights, clips and masks.
 
 As a script this is ``vjepa-fast bench step`` with the grid of the published recipes on a GPU, or without one the small
-case that the CPU figures are of; its options replace these. It writes benchmarks/results/bench_step.json, from which
-``benchmarks/plot_step.py`` makes the plot and the table of docs/performance.md:
+case that the CPU figures are of; its options replace these. It writes bench_step.json or bench_step_cuda.json in
+benchmarks/results, from which ``benchmarks/plot_step.py`` makes the plot and the table of docs/performance.md:
 
     python benchmarks/bench_step.py                            # ViT-tiny, 112 px, batch 4 on a CPU
     python benchmarks/bench_step.py --device cuda --budget 420 # ViT-B/16, 224 px, seven recipes, batch 8, 32, 64
@@ -25,7 +25,7 @@ import pytest
 
 from vjepa_fast.cli import _bench_step, bench, main
 
-RESULT = Path(__file__).resolve().parent / "results" / "bench_step.json"
+RESULTS = Path(__file__).resolve().parent / "results"
 ON_CUDA = ["--full-size", "--recipes", "all", "--batches", "8,32,64", "--providers", "all"]
 ON_CPU = ["--providers", "vjepa_fast,reference,reference_checkpointed"]
 WARMUP, ROUNDS = 1, 5
@@ -68,4 +68,5 @@ def test_step(benchmark, rows, name):
 
 if __name__ == "__main__":
     cuda = any(word.startswith("cuda") for word in sys.argv[1:])
-    sys.exit(main(["bench", "step", *(ON_CUDA if cuda else ON_CPU), "--json", str(RESULT), *sys.argv[1:]]))
+    path = RESULTS / ("bench_step_cuda.json" if cuda else "bench_step.json")
+    sys.exit(main(["bench", "step", *(ON_CUDA if cuda else ON_CPU), "--json", str(path), *sys.argv[1:]]))

@@ -3,8 +3,8 @@
     python benchmarks/step_floor.py                                    # the published step: ViT-B/16, batch 8, bfloat16
     python benchmarks/step_floor.py --recipe my.yaml --set data.batch_size=64 --tflops 989 --bandwidth 4.8
 
-Masks are drawn as the recipe says, on clips of noise, and their lengths averaged. ``--tflops`` and ``--bandwidth`` (TB/s)
-turn the counts into the least time of a part: the longer of the two.
+Masks are drawn as the recipe says, on clips of noise, and their lengths averaged. ``--tflops`` and ``--bandwidth``
+(TB/s) turn the counts into the least time of a part: the longer of the two.
 """
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def mean_lengths(cfg, draws: int = 16) -> list[tuple[float, float]]:
     d = cfg.data
     shape = (d.batch_size, 3, max(d.dataset_fpcs), d.crop_size, d.crop_size)
     guided = any(spec.motion_guided for spec in cfg.masks.specs)  # else only the shape matters
-    clip = torch.randint(0, 256, shape, dtype=torch.uint8) if guided else torch.zeros(1, dtype=torch.uint8).expand(shape)
+    clip = torch.zeros(1, dtype=torch.uint8).expand(shape)
+    if guided:
+        clip = torch.randint(0, 256, shape, dtype=torch.uint8)
     sampler, _ = build_samplers(cfg)
     found = [sampler(clip, step=i, first_sample=0) for i in range(draws)]
     kinds = [[[m.shape[1] for m in masks[kind]] for masks in found] for kind in (0, 1)]
