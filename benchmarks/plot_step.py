@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -33,12 +34,11 @@ def cases(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
 
 
 def step_table(rows: list[dict]) -> str:
-    lines = []
     head = next(r for r in rows if "shape" in r)
-    lines += [f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['dtype']}, "
+    lines = [f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['dtype']}, "
               f"{head['shape'].split(' ')[0]} {head['shape'].split(' ', 2)[2].rsplit(' ', 1)[0]}:", "",
-              "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |",
-              "|---|---|---|---|---|---|---|---|---|---|---|"]
+             "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
     for (_, _, recipe, batch), providers in cases(rows).items():
         base = providers.get("reference", {})
         for name, r in providers.items():
@@ -78,10 +78,11 @@ def linear_table(found: dict) -> str:
 
 def curves_text(found: dict) -> str:
     outside = len(found["steps_outside_the_spread"])
-    return (f"Over {found['steps']} steps the losses of the fast step and of the float32 reference are at most "
+    text = (f"Over {found['steps']} steps the losses of the fast step and of the float32 reference are at most "
             f"{found['largest_distance']:.1e} apart (mean of {found['window']} steps), those of the two references at "
             f"most {found['largest_spread']:.1e}; the fast step is outside the spread at {outside} steps, and at its "
             f"nearest to that it takes up {100 * found['largest_share_of_the_spread']:.0f} % of it.")
+    return textwrap.fill(text, 118)
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -107,7 +108,8 @@ def plot(rows: list[dict], path: Path) -> None:
                     if value is not None:
                         at = place + 0.8 * ((i + 0.5) / len(names) - 0.5)
                         bar = axis.bar(at, scale * value, 0.8 / len(names), color=COLOURS.get(name), label=name)
-                        axis.bar_label(bar, fmt="{:.3g}", fontsize=7)
+                        form = "{:.0f}" if scale < 1 or value > 99 else "{:.2f}"
+                        axis.bar_label(bar, fmt=form, fontsize=7, padding=2, rotation=90 if len(here) > 2 else 0)
             axis.set_xticks(range(len(here)), [r.replace("_4gpu_", "\n") for r in here], fontsize=8)
             axis.spines[["top", "right"]].set_visible(False)
         upper.set(title=f"{device}\n{dtype}, batch {batch}", ylabel="clips per second")

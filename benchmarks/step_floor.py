@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import textwrap
 
 from vjepa_fast import config, models
 from vjepa_fast.trainer import flops
@@ -44,9 +45,10 @@ def table(cfg, tflops: float, bandwidth: float) -> str:
     cost = flops.step_cost(dims, [flops.Clips(n, tokens, masks)], itemsize=itemsize,
                            predict_context="context" in cfg.objectives, target_grad=online)
     kept = ", ".join(f"{e:.0f} + {p:.0f}" for e, p in masks)
-    lines = [f"{cfg.model.model_name}, {max(d.dataset_fpcs)} x {d.crop_size} x {d.crop_size}, batch {n}, "
+    about = (f"{cfg.model.model_name}, {max(d.dataset_fpcs)} x {d.crop_size} x {d.crop_size}, batch {n}, "
              f"{8 * itemsize}-bit activations, {tokens} tokens, context + predicted tokens per mask {kept}; "
-             f"at {tflops:g} TFLOP/s and {bandwidth:g} TB/s:", "",
+             f"at {tflops:g} TFLOP/s and {bandwidth:g} TB/s:")
+    lines = [textwrap.fill(about, 118), "",
              "| part | GFLOP per clip | MB per clip | FLOP per byte | least ms per step |", "|---|---|---|---|---|"]
     total = flops.Cost()
     least = 0.0

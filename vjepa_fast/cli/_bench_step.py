@@ -27,7 +27,9 @@ class Provider:
         if not name.startswith("reference"):
             self.ours = ours
             return
-        self.theirs = reference_of(cfg, ours, checkpointing=name == "reference_checkpointed")  # ours goes now
+        self.theirs = reference_of(cfg, ours, checkpointing=name == "reference_checkpointed")
+        del ours
+        _free()  # it holds itself in a cycle, and must not count as the reference's memory
         if name == "reference_compiled":
             for module in (self.theirs.encoder, self.theirs.predictor, self.theirs.target_encoder):
                 module.compile(dynamic=True)

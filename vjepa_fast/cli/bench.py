@@ -55,10 +55,13 @@ def config_of(args, recipe: str | None = None, batch: int | None = None):
 
 
 def run(args) -> int:
+    import os
     import time
 
     from ..errors import UserError
     from ._bench_step import measure
+
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells of a missing GPU as of an error
 
     chosen = list(PROVIDERS) if args.providers == "all" else _names(args.providers)
     for name in chosen:

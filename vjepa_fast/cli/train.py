@@ -40,6 +40,8 @@ def run(args) -> int:
     if folder is not None:
         cfg = dataclasses.replace(cfg, folder=folder)
 
+    if args.profile:  # torch's profiler tells of a missing GPU as of an error; read when torch is imported
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from .. import trainer
 
     result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps, profile=args.profile)
