@@ -20,6 +20,8 @@ from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.linear import has_product, linear_gelu, product, product_add
 
+_CHUNK = 512  # rows of the hidden layer that are differentiated at a time
+
 
 def serves(x: Tensor, rope: Tensor | None) -> bool:
     """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, our C++ and oneDNN.
@@ -98,16 +100,19 @@ class _Block(torch.autograd.Function):
          w1, w2) = ctx.saved_tensors
         grad = grad.contiguous()
 
-        # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2
-        dhidden, a, db1 = product(grad, w2.t()), torch.empty_like(hidden), hidden.new_empty(hidden.shape[-1])
-        cpp.gelu_backward(hidden, dhidden, a, db1)  # in place, and the GELU's output again
-        dw2, db2 = _by_weight(grad, a), _by_bias(grad)
-        normed = torch.empty_like(x)
+        # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache
+        normed, dv = torch.empty_like(x), torch.empty_like(x)
         cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
-        dw1 = _by_weight(dhidden, normed)
-        dn2w, dn2b, dy = torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
-        cpp.norm_backward(product(dhidden, w1.t()), y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
-        del a, dhidden
+        dw1, dw2, db1 = torch.zeros_like(w1), torch.zeros_like(w2), w1.new_zeros(len(w1))
+        for g, h, v, to in zip(*(_rows(t).split(_CHUNK) for t in (grad, hidden, normed, dv))):
+            dh, a, sums = product(g, w2.t()), torch.empty_like(h), torch.empty_like(db1)
+            cpp.gelu_backward(h, dh, a, sums)  # in place, and the GELU's output again
+            dw2.addmm_(g.t(), a)
+            dw1.addmm_(dh.t(), v)
+            db1 += sums
+            to.copy_(product(dh, w1.t()))
+        db2, dn2w, dn2b, dy = _by_bias(grad), torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
+        cpp.norm_backward(dv, y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
 
         # attention: y = x + attention(norm1(x) Wqkv^T + bqkv) Wp^T + bp
         dwp, dbp = _by_weight(dy, attended), _by_bias(dy)
@@ -120,9 +125,13 @@ class _Block(torch.autograd.Function):
         return dx, None, None, None, None, dn1w, dn1b, dwqkv, dbqkv, dwp, dbp, dn2w, dn2b, dw1, db1, dw2, db2
 
 
+def _rows(x: Tensor) -> Tensor:
+    return x.view(-1, x.shape[-1])
+
+
 def _by_weight(grad: Tensor, x: Tensor) -> Tensor:
-    return grad.flatten(0, -2).t() @ x.flatten(0, -2)
+    return _rows(grad).t() @ _rows(x)
 
 
 def _by_bias(grad: Tensor) -> Tensor:
-    return grad.flatten(0, -2).sum(0)
+    return _rows(grad).sum(0)

@@ -72,6 +72,7 @@ class ObjectivePlan(nn.Module):
                 # a weight of 0 keeps its graph: a zero gradient is not the same as none to AdamW or DDP
                 total = weights[name] * value if total is None else total + weights[name] * value
                 values[name] = value.detach()
+        state.forget()
         return ObjectiveOutput(total, values, weights)
 
     def _check(self, state: LatentState) -> torch.device:

@@ -73,6 +73,12 @@ class LatentState:
         fresh._stop_gradient, fresh._levels, fresh._pair_calls = stop_gradient, levels, pair_calls
         return fresh
 
+    def forget(self) -> None:
+        """Drop what was kept: views know their state, and such a circle would hold the features until Python's next
+        collection, beyond the backward pass.
+        """
+        self._cache.clear()
+
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """``make()``, computed the first time and kept for this step under ``key``."""
         if key not in self._cache:

@@ -148,15 +148,18 @@ class TrainStep:
         """
         batches = list(batches) if isinstance(batches, (list, tuple)) else [batches]
         self.optimizer.zero_grad(set_to_none=True)
-        outs, state, work = [], None, flops.Work()
-        for batch in batches:
+        outs, monitored, work = [], {}, flops.Work()
+        for number, batch in enumerate(batches):
             state = self.forward(batch, index)
             with phase("losses"):
                 out = self.plan(state)
+            work += flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
+            if monitor and number == len(batches) - 1:
+                monitored = _monitors(state, self.encoder.levels)
+            del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
                 if out.total.requires_grad:
                     (out.total / len(batches)).backward()
-            work += flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
             outs.append((out.total.detach(), out.terms, out.weights))
         stop = self.world.average_gradients(self.params, stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
@@ -185,7 +188,7 @@ class TrainStep:
             paths=[p for g in groups for p in g.paths],
             stop=stop,
             work=work,
-            monitors=_monitors(state, self.encoder.levels) if monitor else {},
+            monitors=monitored,
         )
 
     def forward(self, batch: Batch, index: int) -> objectives.LatentState:

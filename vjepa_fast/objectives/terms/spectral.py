@@ -17,6 +17,7 @@ from vjepa_fast.ops.latent import RowFunction
 
 from ..api import Objective, objective
 from ..reduce import mean_of_entries
+from ..state import computing
 
 
 def _spectrum(z, h, constants):
@@ -73,9 +74,10 @@ class Spectral(Objective):
         for view in state.temporal(min_steps=4):
             slots_BPT, tokens_BPT = view.columns
             seen_BP = slots_BPT[..., 0] >= 0
-            basis = state.once(("dft", view.steps, view.z.device), lambda v=view: weighted_dft(v.steps, v.z))
+            z_BKD = state.z[view.i][view.j]
+            basis = state.once(("dft", view.steps), lambda t=view.steps, z=z_BKD: weighted_dft(t, computing(z[:0])))
             rows_BP = ops.latent_loss_column(
-                state.z[view.i][view.j], state.h[view.i], slots_BPT, tokens_BPT, *self.lower(ctx), basis,
+                z_BKD, state.h[view.i], slots_BPT, tokens_BPT, *self.lower(ctx), basis,
                 levels=ctx.levels, normalize=not state.h_normalized,
             )
             entries.append((rows_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
