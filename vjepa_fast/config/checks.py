@@ -173,6 +173,7 @@ def _runtime(c: _Checker, config: Config) -> None:
         c.require(isinstance(value, bool) or value in accepted, f"runtime.{name}",
                   f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}")
     c.at_least(0, "runtime", runtime, "threads")
+    c.positive("runtime", runtime, "peak_tflops")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
 
 

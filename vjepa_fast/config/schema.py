@@ -137,6 +137,7 @@ class RuntimeConfig:
     compile: bool | str = "auto"  # auto | true | false | blocks | target
     cuda_graphs: bool | str = "auto"  # of the target encoder: auto | true | false
     tensorboard: bool = True
+    peak_tflops: float | None = None  # of the device, for MFU; None: known GPUs by name, a CPU is measured
 
 
 @dataclass(frozen=True)
