@@ -20,7 +20,7 @@ import torch
 
 from vjepa_fast.trainer.checkpoint import atomic_file
 
-PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser", "ema")
+PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser")
 WARMUP = 2  # steps before the profiled ones: compilation, allocator, first launches
 TOP = 15  # operators in the table
 
