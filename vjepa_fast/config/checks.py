@@ -166,7 +166,7 @@ def _runtime(c: _Checker, config: Config) -> None:
     c.choice("runtime.dtype", runtime.dtype)
     c.require(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", runtime.device) is not None, "runtime.device",
               f"unknown value {runtime.device!r}; accepted: auto, cpu, cuda, cuda:N, mps")
-    c.at_least(0, "runtime", runtime, "threads")
+    c.at_least(0, "runtime", runtime, "threads", "pad_to_multiple")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
 
 

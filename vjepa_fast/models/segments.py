@@ -1,7 +1,8 @@
-"""Attention within segments: several masks of a sample in one stream of tokens, each token seeing its own mask only.
+"""Attention within segments: several masks in one stream of tokens, each token seeing its own sample and mask only.
 
 Legend: B batch, K tokens, H heads, d channels of a head; ``lengths`` are those of the segments along K, the same in
-every sample. Backends:
+every sample. Where samples keep different numbers of tokens (``ops.Packed``), all of them lie in one stream, B = 1, and
+a segment is one mask of one sample. Backends:
 
     sdpa      torch's scaled_dot_product_attention, one call per segment; any device
     varlen    torch.nn.attention.varlen, one call; CUDA, float16 and bfloat16
@@ -22,9 +23,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops import Packed
 
 _HALF = (torch.float16, torch.bfloat16)
 _chosen = "auto"
+
+
+def pieces(x: Tensor, mask: Tensor | Packed) -> Sequence[Tensor]:
+    """The segments of ``x`` [B,K,...], the tokens of one mask: all of it, or one part per sample where ``mask`` is packed."""
+    return x.split(mask.lengths, 1) if isinstance(mask, Packed) else (x,)
+
+
+def sizes(mask: Tensor | Packed) -> Sequence[int]:
+    """Lengths of the segments of one mask."""
+    return mask.lengths if isinstance(mask, Packed) else (mask.shape[1],)
+
+
+def tokens(mask: Tensor | Packed) -> Tensor:
+    """int64 [B,K] or [1,M], the place of each token in its own sample's grid."""
+    return mask.token if isinstance(mask, Packed) else mask.long()
+
+
+def filler(length: int, multiple: int) -> int:
+    """Tokens to add to a stream so that its length is a multiple; 0 if ``multiple`` is, else at least one.
+
+    One at least, so that there is always a segment of them and the number of segments stays the same from step to step.
+    """
+    return multiple - length % multiple if multiple else 0
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -38,8 +63,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
 @functools.lru_cache(64)
 def _bounds(batch: int, lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """int32 [B*segments + 1]: where each segment begins in the stream of all samples."""
-    ends = torch.tensor([0, *lengths * batch]).cumsum(0)
-    return ends.to(torch.int32).to(device)
+    ends = torch.tensor([0, *lengths * batch]).cumsum(0).to(torch.int32)
+    return ends.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ends.to(device)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -120,8 +145,12 @@ _measured: dict[tuple, str] = {}
 
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> str:
-    """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128)."""
-    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in lengths))
+    """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128).
+
+    Of many segments, whose lengths differ at every step, the mean and the longest stand for all.
+    """
+    told = lengths if len(lengths) <= 4 else (len(lengths) * 128, sum(lengths) // len(lengths), max(lengths))
+    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in told))
     if key not in _measured:
         if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return "sdpa"  # no time to measure now
