@@ -183,7 +183,7 @@ _WARPS = 4
 
 
 def tubelet_patchify(clip, idx, tubelet, patch, scale, shift, out) -> None:
-    """idx int64 [B,K], or [1,K] of b*N + n, or None for all; scale, shift float32 [C], for uint8; out [B,K,P], float."""
+    """idx int64 [B,K], [1,K] of b*N + n, or None for all; scale, shift float32 [C], for uint8; out [B,K,P], float."""
     c, f, height, width = clip.shape[1:]
     h, w = height // patch, width // patch
     n = f // tubelet * h * w
@@ -193,7 +193,8 @@ def tubelet_patchify(clip, idx, tubelet, patch, scale, shift, out) -> None:
         _patchify[(out.shape[0] * out.shape[1],)](
             clip, idx if idx is None else idx.contiguous(), scale, shift, out, out.shape[1], n,
             n * clip.shape[0] // out.shape[0], h, w, *clip.stride(), C=c, TUBELET=tubelet, PATCH=patch, ROWS=rows,
-            COLS=cols, HAS_IDX=idx is not None, NORMALIZE=not clip.is_floating_point(), num_warps=_WARPS, enable_fp_fusion=False,
+            COLS=cols, HAS_IDX=idx is not None, NORMALIZE=not clip.is_floating_point(), num_warps=_WARPS,
+            enable_fp_fusion=False,
         )
 
 

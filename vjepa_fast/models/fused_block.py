@@ -20,7 +20,6 @@ from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.linear import has_product, linear_gelu, product, product_add
 
-
 _CHUNK = 512  # rows of the hidden layer that are differentiated at a time
 
 

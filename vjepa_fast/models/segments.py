@@ -30,7 +30,7 @@ _chosen = "auto"
 
 
 def pieces(x: Tensor, mask: Tensor | Packed) -> Sequence[Tensor]:
-    """The segments of ``x`` [B,K,...], the tokens of one mask: all of it, or one part per sample where ``mask`` is packed."""
+    """The segments of ``x`` [B,K,...], the tokens of one mask: all of it, or one part per sample of a packed mask."""
     return x.split(mask.lengths, 1) if isinstance(mask, Packed) else (x,)
 
 
@@ -53,6 +53,9 @@ def filler(length: int, multiple: int) -> int:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    if len(lengths) > 1 and len(set(lengths)) == 1:  # as of the predictor where nothing is truncated
+        out = _sdpa(*(x.reshape(-1, lengths[0], *x.shape[2:]) for x in (q, k, v)), lengths[:1])
+        return out.reshape(q.shape)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if len(lengths) == 1:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)

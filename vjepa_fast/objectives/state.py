@@ -7,8 +7,8 @@ through ``ops.latent_loss_*``, which reduce them to one number per token.
 B batch, N = T*H*W grid tokens, K kept tokens of a mask, D = levels * embed_dim channels, S = H*W places.
 Group i is an entry of the outer lists (one per frames-per-clip value), j a mask.
 
-Where samples keep different numbers of tokens (``ops.Packed``), a mask's tokens are one row [1, M] instead of [B, K], and
-grids [B, N] are looked at as [1, B*N]: so there is no padding, and a mean over tokens is one over those of all samples.
+Where samples keep different numbers of tokens (``ops.Packed``), a mask's tokens are one row [1, M] instead of [B, K],
+and grids [B, N] are seen as [1, B*N]: there is no padding, and a mean over tokens is one over those of all samples.
 """
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class LatentState:
             return value_BKD.mean(-1)
         _, height, width = self.grids[i] if self.grids is not None else (1, 0, 0)
         return ops.latent_loss_token(
-            x_BKD, h, idx_BK, call, target=target, after=after, places=height * width, levels=self._levels,
+            x_BKD, h, idx_BK.long(), call, target=target, after=after, places=height * width, levels=self._levels,
             normalize=not self.h_normalized,
         )
 
@@ -178,8 +178,8 @@ class TemporalView:
     """The context tokens of one (group, mask) and how they follow each other in time.
 
     A token (t, y, x) makes a *pair* if (t+1, y, x) is a context token too. Everything stays in the [B, K] layout of the
-    context; a token without a successor counts as its own, so differences are exactly 0 there. Under a packed mask B is 1
-    and K is M: the samples' grids follow each other, and no pair leads from one to the next.
+    context; a token without a successor counts as its own, so differences are exactly 0 there. Under a packed mask B is
+    1 and K is M: the samples' grids follow each other, and no pair leads from one to the next.
     """
 
     def __init__(self, state: LatentState, i: int, j: int):
@@ -299,17 +299,23 @@ class TemporalView:
 
         K tokens fill at most P = K // T columns, which keeps the shapes fixed.
         """
-        k = self.idx.shape[1]
-        slot_BTS = self.slot_of_token[:, : -self.places].reshape(-1, self.steps, self.places)
-        if self.packed:  # [1,T,B*S]: the places of all samples side by side
-            slot_BTS = slot_BTS.transpose(0, 1).reshape(1, self.steps, -1)
+        k = max(self.packed.lengths) if self.packed else self.idx.shape[1]
+        slot_BTS = self.slot_of_token[:, : -self.places].view(-1, self.steps, self.places)
         seen, place = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
         seen, place = seen[:, : k // self.steps, None] > 0, place[:, : k // self.steps]
         slots = slot_BTS.gather(2, place.unsqueeze(1).expand(-1, self.steps, -1)).transpose(1, 2)
-        if self.packed:  # the token of a place at its sample's first time step
-            place = place // self.places * self.packed.tokens + place % self.places
         tokens = place[..., None] + torch.arange(self.steps, device=place.device) * self.places
-        return slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
+        if self.packed:
+            tokens = tokens + torch.arange(len(tokens), device=place.device)[:, None, None] * self.packed.tokens
+        slots, tokens = slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
+        return (slots.flatten(0, 1)[None], tokens.flatten(0, 1)[None]) if self.packed else (slots, tokens)
+
+    def column_rows(self, call: RowCall, constants: Tensor) -> Tensor:
+        """``call`` (access COLUMN) of z and h at each of ``columns``, mean over D, 0 in spare entries; [B, P]."""
+        return ops.latent_loss_column(
+            self.state.z[self.i][self.j], by_rows(self.state.h[self.i], self.idx), *self.columns, call, constants,
+            levels=self.state._levels, normalize=not self.state.h_normalized,
+        )
 
 
 def computing(x: Tensor) -> Tensor:
@@ -323,7 +329,7 @@ def by_rows(x: Tensor, idx_BK: Tensor) -> Tensor:
 
 
 def take_rows(x_BND: Tensor, idx_BK: Tensor) -> Tensor:
-    """Rows ``idx`` of each sample: [B, N, D], [B, K] -> [B, K, D]; or of all samples: [B, N, D], [1, M] -> [1, M, D]."""
+    """Rows ``idx`` of each sample, [B, N, D], [B, K] -> [B, K, D], or of all samples, with [1, M] -> [1, M, D]."""
     x_BND = by_rows(x_BND, idx_BK)
     b, n, d = x_BND.shape
     start = torch.arange(b, device=x_BND.device).unsqueeze(1) * n

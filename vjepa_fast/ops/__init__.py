@@ -11,8 +11,8 @@ from vjepa_fast.ops.rope import rope3d, rope3d_
 from vjepa_fast.ops.saliency import motion_saliency
 
 __all__ = [
-    "IMAGENET_MEAN", "IMAGENET_STD", "BackendError", "BlockMasks", "BlockSpec", "Packed", "backend_report", "current_backend",
-    "latent_loss_column", "latent_loss_pair", "latent_loss_token", "mask_distance", "motion_saliency",
-    "normalize_clip", "origin_probabilities", "patch_mean", "rope3d", "rope3d_", "sample_block_masks", "target_norm",
-    "tubelet_patchify", "use_backend",
+    "IMAGENET_MEAN", "IMAGENET_STD", "BackendError", "BlockMasks", "BlockSpec", "Packed", "backend_report",
+    "current_backend", "latent_loss_column", "latent_loss_pair", "latent_loss_token", "mask_distance",
+    "motion_saliency", "normalize_clip", "origin_probabilities", "patch_mean", "rope3d", "rope3d_",
+    "sample_block_masks", "target_norm", "tubelet_patchify", "use_backend",
 ]

@@ -73,10 +73,8 @@ class BlockMasks:
         Raises:
             ConfigError: no context is left after 32 redraws.
         """
-        enc, pred = (
-            [Packed.of(mask, size_B, length_B, mask.shape[1]) for mask, size_B, length_B in zip(indices, sizes, lengths)]
-            for indices, sizes, lengths in zip((self.enc, self.pred), (self.enc_len, self.pred_len), self._lengths())
-        )
+        sides = zip((self.enc, self.pred), (self.enc_len, self.pred_len), self._lengths())
+        enc, pred = ([Packed.of(*mask, self.enc.shape[2]) for mask in zip(*side)] for side in sides)
         return enc, pred
 
     def _lengths(self) -> list[list[list[int]]]:

@@ -19,7 +19,7 @@ class Packed:
     """One mask of a batch, for ``masks.truncate: none``. Features of its tokens are [1,M,...], in the same order.
 
     Attributes:
-        idx: int64 [1,M], b*N + n for token n of sample b, ascending: what finds rows in [B,N,...] viewed as [1,B*N,...].
+        idx: int64 [1,M], b*N + n for token n of sample b, ascending: finds rows in [B,N,...] viewed as [1,B*N,...].
         sizes: int64 [B], tokens of each sample, where ``idx`` is.
         lengths: the same numbers, on the host. At least 1 each.
         tokens: N.
@@ -58,11 +58,12 @@ class Packed:
         """int64 [1,M], token n within its own sample."""
         return self.idx % self.tokens
 
-    def to(self, *args, **kwargs) -> Packed:
+    def to(self, device: torch.device, non_blocking: bool = False) -> Packed:
         """As ``Tensor.to``."""
-        return Packed(self.idx.to(*args, **kwargs), self.sizes.to(*args, **kwargs), self.lengths, self.tokens)
+        idx, sizes = (x.to(device, non_blocking=non_blocking) for x in (self.idx, self.sizes))
+        return Packed(idx, sizes, self.lengths, self.tokens)
 
-    # -- to one row per sample and back, for what is taken per sample ---------------------------------------------------
+    # -- to one row per sample and back, for what is taken per sample --------------------------------------------------
     @cached_property
     def _starts(self) -> Tensor:
         return self.sizes.cumsum(0) - self.sizes
