@@ -205,7 +205,7 @@ def _patchify(
 ) -> torch.Tensor:
     if idx is not None:
         n = clip.shape[2] // tubelet * (clip.shape[3] // patch) * (clip.shape[4] // patch)
-        _check.in_range("tubelet_patchify", "idx", idx, n * clip.shape[0] // len(idx))
+        _check.in_range("tubelet_patchify", "idx", idx, n * clip.shape[0] // max(1, len(idx)))
     return _backend.call("tubelet_patchify", clip, idx, tubelet, patch, mean, std, out_dtype)
 
 
