@@ -24,7 +24,8 @@ def _level(row, c, limit, E, NORM: tl.constexpr):
     """One level [BLOCK] of the target row at ``row``, float32, normalised where asked; 0 at and past ``limit``."""
     x = tl.load(row + c, mask=c < limit, other=0.0).to(tl.float32)
     if NORM:
-        x = tl.where(c < limit, x - tl.sum(x, 0) / E, 0.0)
+        # `/` is approximate on a GPU, which a mean far from 0 would show
+        x = tl.where(c < limit, x - tl.div_rn(tl.sum(x, 0), E * 1.0), 0.0)
         x = x * (1.0 / tl.sqrt(tl.sum(x * x, 0) / E + _EPS))
     return x
 
@@ -41,7 +42,7 @@ def _target(h, b, n, N, places, start, c, limit, D, E, TARGET: tl.constexpr, NOR
     return y
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "N", "places"])
 def token_forward(z, h, idx, after, rows, sign, p, K, N, places, D, E, FN: tl.constexpr, TARGET: tl.constexpr,
                   LEVELS: tl.constexpr, NORM: tl.constexpr, HAS_AFTER: tl.constexpr, KEEP: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
@@ -77,7 +78,7 @@ def token_sign(grad, sign, dz, D, BLOCK: tl.constexpr):
     tl.store(dz + r * D + c, (s * (tl.load(grad + r) / D)).to(dz.dtype.element_ty), mask=c < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "N", "places"])
 def token_backward(grad, z, h, idx, after, dz, p, K, N, places, D, E, FN: tl.constexpr, TARGET: tl.constexpr,
                    LEVELS: tl.constexpr, NORM: tl.constexpr, HAS_AFTER: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """dz [B*K,D] with the slopes computed again. Moves its floor: z and h read, dz written."""
@@ -99,13 +100,34 @@ def token_backward(grad, z, h, idx, after, dz, p, K, N, places, D, E, FN: tl.con
 
 
 @triton.jit
-def pair_forward(z, h, idx, after, rows, K, N, M, places, D, E, FNS: tl.constexpr, P: tl.constexpr, LOW: tl.constexpr,
-                 HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr, NEEDS_H: tl.constexpr,
-                 LEVELS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def _wanted(start, c, LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, PART: tl.constexpr):
+    """Channels [BLOCK] of the level at ``start`` that lie in any window; PART: in some windows not all of them do."""
+    wanted = c >= 0
+    if PART:
+        wanted = c < 0
+        for f in tl.static_range(len(LOW)):
+            at = (start + c) % PERIOD[f]
+            wanted |= (at >= LOW[f]) & (at < HIGH[f])
+    return wanted
+
+
+@triton.jit
+def _none_yet(FNS: tl.constexpr, BLOCK: tl.constexpr):
+    totals = ()
+    for _ in tl.static_range(len(FNS)):
+        totals = totals + (tl.zeros([BLOCK], dtype=tl.float32),)
+    return totals
+
+
+@triton.jit(do_not_specialize=["K", "N", "M", "places"])
+def pair_forward(z, h, idx, after, rows, K, N, M, places, D, E, FNS: tl.constexpr, SOURCES: tl.constexpr,
+                 P: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr,
+                 PART: tl.constexpr, NEEDS_H: tl.constexpr, LEVELS: tl.constexpr, NORM: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
     """z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [R,M], M = B*K; FNS and the tuples after it have R entries.
 
     Reads each row of z and h twice (as itself and as the successor of another), the second time from the L2 cache: its
-    floor from memory.
+    floor from memory. All functions see the same loads.
     """
     r = tl.program_id(0).to(tl.int64)
     b = r // K
@@ -114,59 +136,63 @@ def pair_forward(z, h, idx, after, rows, K, N, M, places, D, E, FNS: tl.constexp
     r1 = b * K + _inside(a, K)
     n = tl.load(idx + r)
     c = tl.arange(0, BLOCK)
-    for f in tl.static_range(len(FNS)):
-        total = tl.zeros([BLOCK], dtype=tl.float32)
-        for level in range(LEVELS):
-            start = level * E
-            z0 = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
-            z1 = tl.load(z + r1 * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
-            h0, h1 = z0, z1
-            if NEEDS_H[f]:
-                h0 = _target(h, b, n, N, places, start, c, limit, D, E, _SAME, NORM)
-                h1 = _target(h, b, n, N, places, start, c, limit, D, E, _NEXT, NORM)
+    totals = _none_yet(FNS, BLOCK)
+    for level in range(LEVELS):
+        start = level * E
+        mask = (c < limit) & _wanted(start, c, LOW, HIGH, PERIOD, PART)
+        z0 = tl.load(z + r * D + start + c, mask=mask, other=0.0).to(tl.float32)
+        z1 = tl.load(z + r1 * D + start + c, mask=mask, other=0.0).to(tl.float32)
+        h0, h1 = z0, z1
+        if NEEDS_H:
+            h0 = _target(h, b, n, N, places, start, c, limit, D, E, _SAME, NORM)
+            h1 = _target(h, b, n, N, places, start, c, limit, D, E, _NEXT, NORM)
+        added = ()
+        for f in tl.static_range(len(FNS)):
             value, to_0, to_1 = FNS[f](z0, z1, h0, h1, P[f])
             at = (start + c) % PERIOD[f]
             inside = (c < limit) & (at >= LOW[f]) & (at < HIGH[f])
-            total += tl.where(inside, value, 0.0)
-        tl.store(rows + f * M + r, tl.sum(total, 0) / COUNT[f])
+            added = added + (totals[f] + tl.where(inside, value, 0.0),)
+        totals = added
+    for f in tl.static_range(len(FNS)):
+        tl.store(rows + f * M.to(tl.int64) + r, tl.sum(totals[f], 0) / COUNT[f])
 
 
-@triton.jit
-def pair_backward(grad, z, h, idx, after, before, dz, K, N, M, places, D, E, FNS: tl.constexpr, P: tl.constexpr,
-                  LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr,
-                  NEEDS_H: tl.constexpr, LEVELS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["K", "N", "M", "places"])
+def pair_backward(grad, z, h, idx, after, before, dz, K, N, M, places, D, E, FNS: tl.constexpr, SOURCES: tl.constexpr,
+                  P: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr,
+                  PART: tl.constexpr, NEEDS_H: tl.constexpr, LEVELS: tl.constexpr, NORM: tl.constexpr,
+                  BLOCK: tl.constexpr):  # fmt: skip
     """dz [B*K,D] from grad [R,M]: a row gathers from the pair it starts and from the one it ends. Floor as forward,
     plus dz."""
     r = tl.program_id(0).to(tl.int64)
     b = r // K
     a, q = tl.load(after + r), tl.load(before + r)
     limit, limit_q = tl.where(a >= 0, E, 0), tl.where(q >= 0, E, 0)
+    own = tl.maximum(limit, limit_q)
     r1, rq = b * K + _inside(a, K), b * K + _inside(q, K)
     n = tl.load(idx + r)
     c = tl.arange(0, BLOCK)
     for level in range(LEVELS):
         start = level * E
+        wanted = _wanted(start, c, LOW, HIGH, PERIOD, PART)
+        at = start + c
+        z0 = tl.load(z + r * D + at, mask=wanted & (c < own), other=0.0).to(tl.float32)
+        later = tl.load(z + r1 * D + at, mask=wanted & (c < limit), other=0.0).to(tl.float32)
+        earlier = tl.load(z + rq * D + at, mask=wanted & (c < limit_q), other=0.0).to(tl.float32)
+        h0, h_later, h_earlier = z0, later, earlier
+        if NEEDS_H:
+            h0 = _target(h, b, n, N, places, start, c, own, D, E, _SAME, NORM)
+            h_later = _target(h, b, n, N, places, start, c, limit, D, E, _NEXT, NORM)
+            h_earlier = _target(h, b, n - places, N, places, start, c, limit_q, D, E, _SAME, NORM)
         out = tl.zeros([BLOCK], dtype=tl.float32)
         for f in tl.static_range(len(FNS)):
-            at = (start + c) % PERIOD[f]
-            window = (at >= LOW[f]) & (at < HIGH[f])
-            z0 = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
-            z1 = tl.load(z + r1 * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
-            h0, h1 = z0, z1
-            if NEEDS_H[f]:
-                h0 = _target(h, b, n, N, places, start, c, limit, D, E, _SAME, NORM)
-                h1 = _target(h, b, n, N, places, start, c, limit, D, E, _NEXT, NORM)
-            value, to_0, to_1 = FNS[f](z0, z1, h0, h1, P[f])
-            out += tl.where(window & (c < limit), to_0 * (tl.load(grad + f * M + r) / COUNT[f]), 0.0)
-            z0 = tl.load(z + rq * D + start + c, mask=c < limit_q, other=0.0).to(tl.float32)
-            z1 = tl.load(z + r * D + start + c, mask=c < limit_q, other=0.0).to(tl.float32)
-            h0, h1 = z0, z1
-            if NEEDS_H[f]:
-                h0 = _target(h, b, n - places, N, places, start, c, limit_q, D, E, _SAME, NORM)
-                h1 = _target(h, b, n, N, places, start, c, limit_q, D, E, _SAME, NORM)
-            value, to_0, to_1 = FNS[f](z0, z1, h0, h1, P[f])
-            out += tl.where(window & (c < limit_q), to_1 * (tl.load(grad + f * M + rq) / COUNT[f]), 0.0)
-        tl.store(dz + r * D + start + c, out.to(dz.dtype.element_ty), mask=c < E)
+            window = (at % PERIOD[f] >= LOW[f]) & (at % PERIOD[f] < HIGH[f])
+            g = grad + f * M.to(tl.int64)
+            value, to_0, to_1 = FNS[f](z0, later, h0, h_later, P[f])
+            out += tl.where(window & (c < limit), to_0 * (tl.load(g + r) / COUNT[f]), 0.0)
+            value, to_0, to_1 = FNS[f](earlier, z0, h_earlier, h0, P[f])
+            out += tl.where(window & (c < limit_q), to_1 * (tl.load(g + rq) / COUNT[f]), 0.0)
+        tl.store(dz + r * D + at, out.to(dz.dtype.element_ty), mask=c < E)
 
 
 @triton.jit
@@ -189,7 +215,7 @@ def _statistics(rows, live, E, BLOCK: tl.constexpr, STEPS: tl.constexpr):
     return mean, 1.0 / tl.sqrt(square / E + _EPS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "K", "N"])
 def column_forward(z, h, slots, tokens, constants, rows, P, K, N, C, T, D, E, FN: tl.constexpr, LEVELS: tl.constexpr,
                    NORM: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
     """z [B,K,D], h [B,N,D], slots and tokens [B*P,T], constants [C,T] -> rows [B*P].
@@ -220,7 +246,7 @@ def column_forward(z, h, slots, tokens, constants, rows, P, K, N, C, T, D, E, FN
     tl.store(rows + r, tl.where(there, tl.sum(total, 0) / D, 0.0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "K", "N"])
 def column_backward(grad, z, h, slots, tokens, constants, dz, P, K, N, C, T, D, E, FN: tl.constexpr,
                     LEVELS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
     """Adds the columns' part to dz [B,K,D], which is 0 before. Reads as forward, writes the columns' rows."""
@@ -248,6 +274,11 @@ def column_backward(grad, z, h, slots, tokens, constants, dz, P, K, N, C, T, D, 
 
 
 # -- launchers: tensors in, tensors out; calls are (device function, p, (low, high, period), reads h) ------------------
+def _pair_registers(calls: int) -> int:
+    """Of a thread at most. Told no bound, ptxas spills a few to fit one program more on an SM; 96 let 5 fit."""
+    return 96 if calls <= 2 else 128 if calls <= 5 else 168
+
+
 def _sizes(z, h, levels):
     d = z.shape[-1]
     e = d // levels
@@ -297,19 +328,22 @@ def _calls(calls, d):
     fns, ps, windows, reads_h = zip(*calls)
     low, high, period = zip(*windows)
     count = tuple(float((hi - lo) * (d // per)) for lo, hi, per in windows)
-    return {"FNS": fns, "P": ps, "LOW": low, "HIGH": high, "PERIOD": period, "COUNT": count, "NEEDS_H": reads_h}
+    # Triton's cache on disk knows functions in a tuple by name only; with their sources an edited one is compiled anew
+    sources = tuple(getattr(fn, "cache_key", "") for fn in fns)
+    part = all((lo, hi) != (0, per) for lo, hi, per in windows)
+    return {"FNS": fns, "SOURCES": sources, "P": ps, "LOW": low, "HIGH": high, "PERIOD": period, "COUNT": count,
+            "PART": part, "NEEDS_H": any(reads_h)}
 
 
 def pair(z, h, idx, after, calls, places, levels, normalize):
     (b, k), n = z.shape[:2], h.shape[1]
     z, h, idx, after = (x.contiguous() for x in (z, h, idx, after))
     d, e, meta = _sizes(z, h, levels)
-    if len(calls) > 2:  # or Triton 3.6 spills
-        meta["num_warps"] = 8
     rows = torch.empty((len(calls), b, k), dtype=torch.float32, device=z.device)
     if rows.numel():
         pair_forward[(b * k,)](
-            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize, **_calls(calls, d), **meta
+            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize,
+            maxnreg=_pair_registers(len(calls)), **_calls(calls, d), **meta,
         )
     return rows
 
@@ -321,15 +355,20 @@ def pair_gradient(grad, z, h, idx, after, before, calls, places, levels, normali
     dz = torch.empty_like(z)
     if dz.numel():
         pair_backward[(b * k,)](
-            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize, **_calls(calls, d), **meta
+            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize,
+            maxnreg=_pair_registers(len(calls)), **_calls(calls, d), **meta,
         )
     return dz
 
 
+_COLUMN_REGISTERS = 192  # see _pair_registers
+
+
 def _column_sizes(slots, e):
     steps = triton.next_power_of_2(slots.shape[2])
-    block = max(16, min(triton.next_power_of_2(e), 2048 // steps))
-    return {"BLOCK": block, "STEPS": steps, "num_warps": 4}
+    block = max(16, min(triton.next_power_of_2(e), 1024 // steps))
+    # one warp holds all time steps of its channels: sums over time take shuffles, not shared memory and a barrier
+    return {"BLOCK": block, "STEPS": steps, "num_warps": 1, "maxnreg": _COLUMN_REGISTERS}
 
 
 def column(z, h, slots, tokens, constants, fn, levels, normalize):
@@ -367,26 +406,29 @@ def variants(functions):
     tensors = {"rows": "*fp32", "sign": "*i8", "grad": "*fp32", "constants": "*fp32", "p": "fp32"}
 
     def build(fn, dtype, constexprs, num_warps=4):
+        bound = _COLUMN_REGISTERS if "STEPS" in constexprs else None
+        bound = _pair_registers(len(constexprs["FNS"])) if "FNS" in constexprs else bound
         known = {"z": dtype, "h": "*bf16", "dz": dtype, **i64, **ints, **tensors}
         constexprs = {"LEVELS": 4, "NORM": True, "BLOCK": 1024, **constexprs}
         names = [n for n in fn.arg_names if n not in constexprs]
         constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
         aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
         return {"fn": fn, "signature": {n: known[n] for n in names}, "constexprs": constexprs, "aligned": aligned,
-                "num_warps": num_warps}
+                "num_warps": num_warps, "maxnreg": bound}
 
     def pairs(*calls):
         return _calls([(functions[key], 0.0, window, reads_h) for key, window, reads_h in calls], 3072)
 
     everything = (0, 3072, 3072)
     static = pairs(("step", (0, 1536, 3072), False))
-    ltc = pairs(*((f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")))
-    mixed = pairs(("step", (0, 384, 768), False), ("delta", everything, True))
+    contrast = [(f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")]
+    steps = [("step", (0, 384, 768), False), ("delta", everything, True)]
+    ltc, mixed, all_terms = pairs(*contrast), pairs(*steps), pairs(*steps, *contrast, ("step", everything, False))
     same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True}
     change = {"FN": functions["l1"], "TARGET": 2, "HAS_AFTER": True, "KEEP": True}
     power = {"FN": functions["power"], "TARGET": 0, "HAS_AFTER": False}
     wide = {"LEVELS": 4, "BLOCK": 2048}  # 1664 channels a level
-    column = {"FN": functions["spectrum"], "BLOCK": 256, "STEPS": 8}
+    column = {"FN": functions["spectrum"], "BLOCK": 128, "STEPS": 8}
     return {
         "token_forward_bf16": build(token_forward, "*bf16", same),
         "token_forward_fp32": build(token_forward, "*fp32", same),
@@ -395,10 +437,12 @@ def variants(functions):
         "token_sign_bf16": build(token_sign, "*bf16", {"BLOCK": 4096}, 8),
         "token_backward_power_bf16": build(token_backward, "*bf16", power),
         "pair_forward_static_bf16": build(pair_forward, "*bf16", static),
-        "pair_forward_ltc_bf16": build(pair_forward, "*bf16", ltc, 8),
+        "pair_forward_ltc_bf16": build(pair_forward, "*bf16", ltc),
+        "pair_forward_all_bf16": build(pair_forward, "*bf16", all_terms),
         "pair_backward_static_bf16": build(pair_backward, "*bf16", static),
         "pair_backward_mixed_bf16": build(pair_backward, "*bf16", mixed),
+        "pair_backward_all_bf16": build(pair_backward, "*bf16", all_terms),
         "pair_backward_wide_bf16": build(pair_backward, "*bf16", {**mixed, **wide}, 8),
-        "column_forward_bf16": build(column_forward, "*bf16", column),
-        "column_backward_bf16": build(column_backward, "*bf16", column),
+        "column_forward_bf16": build(column_forward, "*bf16", column, 1),
+        "column_backward_bf16": build(column_backward, "*bf16", column, 1),
     }

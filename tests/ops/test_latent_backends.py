@@ -90,6 +90,22 @@ def test_pair(backend, dtype, keys):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("windows", [[(0, 12, 24)], [(13, 20, 24), (2, 5, 12)]])
+@pytest.mark.parametrize("key", ["step", "delta", "ltc_zh_later"])
+def test_pair_of_windows_only(backend, key, windows):
+    """Channels that no function wants are not read, yet get their gradient of 0."""
+    idx = tokens(2, 5, GRID)
+    z, h = features(2, 5, 6, 24)
+
+    def fn(z, h, idx, after, before):
+        calls = [latent.RowCall(key, 0.0, window) for window in windows]
+        return ops.latent_loss_pair(z, h, idx, after, before, calls, places=2, levels=2, normalize=True)
+
+    pairs = neighbours(idx, GRID)
+    assert_parity(fn, (z, h, idx, *pairs), backend=backend, dtype=torch.float32, wrt=(0,), atol=2e-6)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("steps, normalize", [(4, False), (5, True)])
 def test_column(backend, dtype, steps, normalize):

@@ -3,8 +3,10 @@ import dataclasses
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from vjepa_fast.config import schema
+from vjepa_fast.trainer import regional
 from vjepa_fast.trainer.step import TrainStep
 
 from .conftest import batch, config
@@ -114,3 +116,19 @@ def test_padding_to_a_multiple_changes_nothing(truncate):
         a, b = plain(batch(i), i), padded(batch(i), i)
         torch.testing.assert_close(a.loss, b.loss, rtol=1e-5, atol=0)
         torch.testing.assert_close(a.grad_norm, b.grad_norm, rtol=1e-4, atol=0)
+
+
+def test_compiled_blocks_are_not_compiled_again_for_other_lengths():
+    options = {**NONE, "objectives": {"pred": {}, "hw": {}}}
+    plain, compiled = TrainStep(config(**options)), TrainStep(config(**options))
+    torch._dynamo.reset()
+    regional.compile_models("blocks", compiled.encoder, compiled.predictor, compiled.target, steady=True,
+                            backend="aot_eager")  # fmt: skip
+    graphs, lengths = [], set()
+    for i in range(6):
+        data = batch(i, size=3 + i % 2)  # another number of segments is no other graph either
+        torch.testing.assert_close(compiled(data, i).loss, plain(data, i).loss, rtol=1e-5, atol=0)
+        graphs.append(counters["stats"]["unique_graphs"])
+        lengths.add(plain.forward(data, i).masks_enc[0][0].lengths)
+    assert len(lengths) == 6 and graphs[0] > 0
+    assert graphs[-1] - graphs[0] <= 1  # segments of one length come back from the attention in another layout

@@ -166,6 +166,13 @@ def _runtime(c: _Checker, config: Config) -> None:
     c.choice("runtime.dtype", runtime.dtype)
     c.require(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", runtime.device) is not None, "runtime.device",
               f"unknown value {runtime.device!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+    for name, accepted in (("compile", ("auto", "blocks", "target")), ("cuda_graphs", ("auto",))):
+        value = getattr(runtime, name)
+        c.require(isinstance(value, bool) or value in accepted, f"runtime.{name}",
+                  f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}")
+    untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
+    c.require(runtime.compile is not True or not untruncated, "runtime.compile",
+              "true makes a graph for every set of mask lengths under masks.truncate: none; use blocks, auto or false")
     c.at_least(0, "runtime", runtime, "threads", "pad_to_multiple")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
 

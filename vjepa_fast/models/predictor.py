@@ -129,11 +129,13 @@ class Predictor(nn.Module):
         else:
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
             x = x + pos[0, idx_BK]
-        lengths = [e + p for e, p in zip(seen, hidden)] + [rest] * (rest > 0)
+        lengths = [e + p for e, p in zip(seen, hidden)] + ([rest] if rest else [])
+        if isinstance(idx_enc[0], Packed):
+            lengths = segments.Changing(lengths)
         for block in self.predictor_blocks:
             x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
-        parts = self.predictor_norm(x).split([n for pair in zip(seen, hidden) for n in pair] + [rest] * (rest > 0), 1)
-        parts = parts[: 2 * len(seen)]
+        sizes = [n for pair in zip(seen, hidden) for n in pair]
+        parts = self.predictor_norm(x).split([*sizes, rest] if rest else sizes, 1)[: len(sizes)]
         z_pred = [self._out(self.predictor_proj, part) for part in _by_mask(parts[1::2], idx_pred)]
         if not (self.return_all_tokens and context):
             return z_pred, None

@@ -44,6 +44,16 @@ def tokens(mask: Tensor | Packed) -> Tensor:
     return mask.token if isinstance(mask, Packed) else mask.long()
 
 
+class Changing:
+    """Lengths of many segments, others at every step. The compiler sees an object, not numbers: see ``attention``."""
+
+    def __init__(self, lengths: Sequence[int]):
+        self.values = tuple(lengths)
+
+    def __iter__(self):
+        return iter(self.values)
+
+
 def filler(length: int, multiple: int) -> int:
     """Tokens to add to a stream so that its length is a multiple; 0 if ``multiple`` is, else at least one.
 
@@ -53,7 +63,8 @@ def filler(length: int, multiple: int) -> int:
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
-    if len(lengths) > 1 and len(set(lengths)) == 1:  # as of the predictor where nothing is truncated
+    # as of the predictor where nothing is truncated; a graph with symbolic lengths must not ask
+    if len(lengths) > 1 and not torch.compiler.is_compiling() and len(set(lengths)) == 1:
         out = _sdpa(*(x.reshape(-1, lengths[0], *x.shape[2:]) for x in (q, k, v)), lengths[:1])
         return out.reshape(q.shape)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -66,8 +77,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
 @functools.lru_cache(64)
 def _bounds(batch: int, lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """int32 [B*segments + 1]: where each segment begins in the stream of all samples."""
-    ends = torch.tensor([0, *lengths * batch]).cumsum(0).to(torch.int32)
-    return ends.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else ends.to(device)
+    return _sent(torch.tensor([0, *lengths * batch]).cumsum(0).to(torch.int32), device)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the device. Lengths are new at every step: from pinned memory, since else each would be waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -83,7 +98,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
 def _block_diagonal(batch: int, lengths: tuple[int, ...], device: torch.device):
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    return BlockDiagonalMask.from_seqlens(list(lengths) * batch, device=device)
+    mask = BlockDiagonalMask.from_seqlens(list(lengths) * batch, device=torch.device("cpu"))
+    on_device = _sent(mask.q_seqinfo.seqstart, device)
+    for info in (mask.q_seqinfo, mask.k_seqinfo):  # as many keys as queries
+        info.seqstart = on_device
+    return mask
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -125,17 +144,28 @@ def choose(name: str) -> None:
     _chosen = name
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Changing | None = None) -> Tensor:
     """Softmax attention of each segment's tokens among themselves.
 
     Args:
-        q, k, v: [B,K,H,d]. lengths: of the segments, adding up to K; None: one segment.
+        q, k, v: [B,K,H,d]. lengths: of the segments, adding up to K; None: one segment. ``Changing`` ones are attended
+            to outside of a compiled graph, which would have to be made anew at every step.
     Returns:
         [B,K,H,d].
     Raises:
         ConfigError: the chosen backend cannot serve; the message has all its reasons.
     """
-    lengths = (q.shape[1],) if lengths is None else tuple(lengths)
+    if isinstance(lengths, Changing):
+        return _uncompiled(q, k, v, lengths)
+    return _attention(q, k, v, (q.shape[1],) if lengths is None else tuple(lengths))
+
+
+@torch.compiler.disable
+def _uncompiled(q: Tensor, k: Tensor, v: Tensor, lengths: Changing) -> Tensor:
+    return _attention(q, k, v, lengths.values)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
     name = _chosen
     if name == "auto":
         name = "sdpa" if len(lengths) == 1 or not q.is_cuda else _fastest(q, k, v, lengths)
@@ -152,10 +182,12 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> str:
 
     Of many segments, whose lengths differ at every step, the mean and the longest stand for all.
     """
+    if torch.compiler.is_compiling():
+        return "sdpa"  # and no look at the lengths, which would make a graph for each
     told = lengths if len(lengths) <= 4 else (len(lengths) * 128, sum(lengths) // len(lengths), max(lengths))
     key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in told))
     if key not in _measured:
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return "sdpa"  # no time to measure now
         able = [name for name in _BACKENDS if not objections(name, q)]
         _measured[key] = min(able, key=lambda name: _seconds(_BACKENDS[name], q, k, v, lengths))

@@ -5,6 +5,7 @@ Legend: B batch, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, E embe
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -159,11 +160,14 @@ class VisionTransformer(nn.Module):
             return []
         idx_BK = torch.cat([ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
         lengths = [n for m in masks for n in segments.sizes(m)]
+        sizes = [m.shape[1] for m in masks]
         if pad := segments.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
-            idx_BK, lengths = nn.functional.pad(idx_BK, (0, pad)), [*lengths, pad]
+            idx_BK, lengths, sizes = nn.functional.pad(idx_BK, (0, pad)), [*lengths, pad], [*sizes, pad]
+        if isinstance(masks[0], Packed):
+            lengths = segments.Changing(lengths)
         place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
         x = self._embed(clip, grid, idx_BK, place_BK)
-        return self._blocks(x, self._rope(x, grid, place_BK), hierarchical, lengths, [m.shape[1] for m in masks])
+        return self._blocks(x, self._rope(x, grid, place_BK), hierarchical, lengths, sizes)[: len(masks)]
 
     def _embed(
         self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None, place_BK: torch.Tensor | None = None
@@ -186,12 +190,12 @@ class VisionTransformer(nn.Module):
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
     def _blocks(
-        self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool, lengths: list[int] | None = None,
+        self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool, lengths: Sequence[int] | None = None,
         sizes: list[int] | None = None,
     ) -> torch.Tensor | list[torch.Tensor]:
         """The levels of ``x``; with ``lengths``, of segments of tokens that attend to themselves, a list of them.
 
-        Its entries have ``sizes`` tokens, one after another; what is left over belongs to no mask.
+        Its entries have ``sizes`` tokens, one after another.
         """
         outs = []
         for i, block in enumerate(self.blocks):
@@ -202,8 +206,7 @@ class VisionTransformer(nn.Module):
             outs = [self.norms_block[-1](x)]
         if lengths is None:
             return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
-        rest = x.shape[1] - sum(sizes)
-        parts = list(zip(*(out.split([*sizes, rest] if rest else sizes, 1) for out in outs)))[: len(sizes)]
+        parts = zip(*(out.split(sizes, 1) for out in outs))
         return [torch.cat(part, -1) if len(part) > 1 else part[0].contiguous() for part in parts]
 
 

@@ -47,11 +47,12 @@ def indices(op: str, argument: str, idx: torch.Tensor, batch: int | None = None)
     require(batch is None or idx.shape[0] == batch, op, argument, f"a batch of {batch}", idx)
 
 
-def in_range(op: str, argument: str, idx: torch.Tensor, n: int) -> None:
-    """Token indices lie in [0, n). Looked at on the CPU; elsewhere it would wait, so only while ``debugging``."""
+def in_range(op: str, argument: str, idx: torch.Tensor, n: int, least: int = 0) -> None:
+    """Token indices lie in [least, n). Looked at on the CPU; elsewhere it would wait, so only while ``debugging``."""
     if idx.numel() and (idx.device.type == "cpu" or debugging()):
         low, high = torch.aminmax(idx)
-        require(bool(low >= 0) and bool(high < n), op, argument, f"token indices in [0, {n})", [int(low), int(high)])
+        ok = bool(low >= least) and bool(high < n)
+        require(ok, op, argument, f"token indices in [{least}, {n})", [int(low), int(high)])
 
 
 def distinct(op: str, argument: str, idx: torch.Tensor) -> None:

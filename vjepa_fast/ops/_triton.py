@@ -35,9 +35,9 @@ def objections(*tensors: torch.Tensor | None) -> list[str]:
         forced = _backend.current_backend() == "triton"
         reasons = [] if forced else ["TRITON_INTERPRET=1 interprets the kernels, only where triton is forced"]
     else:
-        reasons = [_machine()] if _machine() else []
-        if any(t is not None and t.device.type != "cuda" for t in tensors):
-            reasons.append("triton serves CUDA tensors only")
+        elsewhere = any(t is not None and t.device.type != "cuda" for t in tensors)
+        # with CPU tensors CUDA is not asked: in a forked worker that would fail
+        reasons = ["triton serves CUDA tensors only"] if elsewhere else [_machine()] if _machine() else []
     if any(t is not None and t.dtype == torch.float64 for t in tensors):
         reasons.append("triton computes in float32, float64 is left to eager")
     return reasons

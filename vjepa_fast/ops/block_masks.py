@@ -53,33 +53,36 @@ class BlockMasks:
     enc_len: torch.Tensor  # [S,B]
     pred_len: torch.Tensor  # [S,B]
 
-    def trim(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec. Copies the lengths to the host.
+    def trim(self, lengths: torch.Tensor | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec.
+
+        ``lengths``: ``enc_len`` and ``pred_len`` as one int64 ``[2,S,B]`` on the host, where they are there already;
+        else they are copied to it, which waits for the device.
 
         Raises:
             ValueError: the samples of a spec differ in length (``truncate="none"``).
             ConfigError: no context is left after 32 redraws.
         """
         dense = []
-        for indices, length_SB in zip((self.enc, self.pred), self._lengths()):
+        for indices, length_SB in zip((self.enc, self.pred), self._lengths(lengths)):
             if any(len(set(length_B)) > 1 for length_B in length_SB):
                 raise ValueError("masks of truncate='none' differ in length within a batch; use pack()")
             dense.append([mask[:, : length_B[0]].contiguous() for mask, length_B in zip(indices, length_SB)])
         return dense[0], dense[1]
 
-    def pack(self) -> tuple[list[Packed], list[Packed]]:
-        """All tokens of all samples, context and prediction, one ``Packed`` per spec. Copies the lengths to the host.
+    def pack(self, lengths: torch.Tensor | None = None) -> tuple[list[Packed], list[Packed]]:
+        """All tokens of all samples, context and prediction, one ``Packed`` per spec. ``lengths`` as for ``trim``.
 
         Raises:
             ConfigError: no context is left after 32 redraws.
         """
-        sides = zip((self.enc, self.pred), (self.enc_len, self.pred_len), self._lengths())
+        sides = zip((self.enc, self.pred), (self.enc_len, self.pred_len), self._lengths(lengths))
         enc, pred = ([Packed.of(*mask, self.enc.shape[2]) for mask in zip(*side)] for side in sides)
         return enc, pred
 
-    def _lengths(self) -> list[list[list[int]]]:
+    def _lengths(self, lengths: torch.Tensor | None) -> list[list[list[int]]]:
         """Of context and prediction, [S][B] each, on the host."""
-        lengths = torch.stack([self.enc_len, self.pred_len]).tolist()
+        lengths = (torch.stack([self.enc_len, self.pred_len]) if lengths is None else lengths).tolist()
         for s, length_B in enumerate(lengths[0]):
             if 0 in length_B:
                 raise _no_context(s)

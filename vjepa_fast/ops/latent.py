@@ -122,12 +122,13 @@ def _window_mask(window: tuple[int, int, int], dim: int, like: Tensor) -> tuple[
     return mask.to(like.dtype), (high - low) * (dim // period)
 
 
-def _check_features(op: str, z: Tensor, h: Tensor, idx: Tensor, levels: int) -> None:
+def _check_features(op: str, z: Tensor, h: Tensor, idx: Tensor | None, levels: int) -> None:
     _check.require(z.dim() == 3 and z.is_floating_point(), op, "z", "a floating tensor [B,K,D]", z)
     ok = h.dim() == 3 and h.is_floating_point() and h.shape[0] == z.shape[0] and h.shape[2] == z.shape[2]
     _check.require(ok, op, "h", f"a floating tensor [{z.shape[0]},N,{z.shape[2]}]", h)
-    _check.indices(op, "idx", idx, batch=z.shape[0])
-    _check.require(idx.shape[1] == z.shape[1], op, "idx", f"{z.shape[1]} indices, one per row of z", idx)
+    if idx is not None:
+        _check.indices(op, "idx", idx, batch=z.shape[0])
+        _check.require(idx.shape[1] == z.shape[1], op, "idx", f"{z.shape[1]} indices, one per row of z", idx)
     _check.require(h.device == z.device, op, "h", f"device {z.device}", h.device)
     _check.require(levels > 0 and z.shape[2] % levels == 0, op, "levels", f"a divisor of {z.shape[2]}", levels)
 
@@ -302,7 +303,7 @@ def _pair(
 ) -> Tensor:
     _check.in_range("latent_loss_pair", "idx", idx, h.shape[1])
     for name, x in (("after", after), ("before", before)):
-        _check.in_range("latent_loss_pair", name, x + 1, z.shape[1] + 1)
+        _check.in_range("latent_loss_pair", name, x, z.shape[1], least=-1)
     return _backend.call("latent_loss_pair", z, h, idx, after, before, keys, numbers, places, levels, normalize)
 
 
@@ -392,7 +393,7 @@ def latent_loss_column(
         ValueError: a shape, dtype or (on the CPU) index does not fit.
     """
     op = "latent_loss_column"
-    _check_features(op, z, h, torch.empty_like(z[..., 0], dtype=torch.int64), levels)
+    _check_features(op, z, h, None, levels)
     for name, x in (("slots", slots), ("tokens", tokens)):
         ok = x.dim() == 3 and x.dtype == torch.int64 and x.shape == slots.shape and x.shape[0] == z.shape[0]
         _check.require(ok, op, name, f"int64 [{z.shape[0]},P,T]", x)
@@ -405,8 +406,8 @@ def latent_loss_column(
 def _column(
     z: Tensor, h: Tensor, slots: Tensor, tokens: Tensor, constants: Tensor, key: str, levels: int, normalize: bool
 ) -> Tensor:
-    _check.in_range("latent_loss_column", "slots", slots + 1, z.shape[1] + 1)
-    _check.in_range("latent_loss_column", "tokens", tokens + 1, h.shape[1] + 1)
+    _check.in_range("latent_loss_column", "slots", slots, z.shape[1], least=-1)
+    _check.in_range("latent_loss_column", "tokens", tokens, h.shape[1], least=-1)
     return _backend.call("latent_loss_column", z, h, slots, tokens, constants, key, levels, normalize)
 
 

@@ -26,6 +26,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 def _multiply(x, factor: int):
     """High and low 32 bits of x * factor; in 16-bit halves, so that nothing exceeds 49 bits of an int64."""
+    if isinstance(x, int):
+        return x * factor >> 32, x * factor & _MASK
     high = (x >> 16) * factor
     low = (x & 0xFFFF) * factor
     return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _MASK

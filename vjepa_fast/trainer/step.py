@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,12 +18,13 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import monitors, optim
+from vjepa_fast.trainer import graphs, monitors, optim, regional
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
-    from vjepa_fast.data import Batch
+    from vjepa_fast.data import Batch, ClipGroup
 
 IMAGE_GROUPS = 8  # mask draws of images are keyed apart from those of the videos of the same step
 
@@ -127,17 +128,27 @@ class TrainStep:
         self.params = optim.parameters(self.optimizer)
         self.sampler, self.img_sampler = build_samplers(cfg)
         segments.choose(cfg.runtime.attention)
-        if cfg.runtime.compile:
-            for module in (self.encoder, self.predictor, self.target_encoder):
-                module.compile(dynamic=True)
+        self._build_target(cfg)
+
+    def _build_target(self, cfg: Config) -> None:
+        """What the target forward calls, and how: a copy of the weights in the computing dtype, compiled, captured."""
+        self.low = None
+        if not self.online and self.dtype != torch.float32:
+            self.low = models.LowCopy(self.target_encoder, self.dtype)
+        self.target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
+        steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
+        how = regional.resolve(cfg, self.device)
+        regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
+        self.graphs = graphs.build(cfg, self.device, self.target_grad)
 
     def __call__(
-        self, batches: Batch | Sequence[Batch], index: int, *, stop: bool = False, monitor: bool = False
+        self, batches: Batch | Staged | Sequence[Batch | Staged], index: int, *, stop: bool = False,
+        monitor: bool = False,
     ) -> StepOutput:
         """One optimiser step over one or more micro-batches, whose losses are averaged.
 
         Args:
-            batches: what the loaders gave for this step.
+            batches: what the loaders gave for this step, or what `stage` made of it.
             index: 0-based optimiser step; schedules, anneals and masks depend on it.
             stop: this process was asked to stop (told to the others with the gradients).
             monitor: also compute the collapse monitors.
@@ -164,7 +175,7 @@ class TrainStep:
         optim.set_schedule(self.optimizer, lr, wd)
         self.optimizer.step()
         if not self.online:
-            models.ema_update(self.target_encoder, self.encoder, momentum)
+            models.ema_update(self.target_encoder, self.encoder, momentum, self.low)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(
@@ -181,8 +192,25 @@ class TrainStep:
             monitors=monitored,
         )
 
-    def forward(self, batch: Batch, index: int) -> objectives.LatentState:
-        """Everything before the objectives: the state of one micro-batch, with gradients where they belong."""
+    def stage(self, batch: Batch, index: int) -> Staged:
+        """The clips on the device and the masks of step ``index`` drawn from them; nothing is waited for."""
+        groups = [replace(g, clip=to_device(g.clip, self.device)) for g in batch.groups]
+        drawn = [self._sampler(g).draw(g.clip, **self._keys(g, n, index)) for n, g in enumerate(groups)]
+        return Staged(groups, batch.step, drawn)
+
+    def _sampler(self, group: ClipGroup) -> Sampler:
+        return self.img_sampler if group.modality == "image" else self.sampler
+
+    def _keys(self, group: ClipGroup, number: int, index: int) -> dict[str, int]:
+        """What the masks of the group are a function of."""
+        key = number + IMAGE_GROUPS if group.modality == "image" else number
+        return {"step": index, "first_sample": group.first_sample, "group": key}
+
+    def forward(self, batch: Batch | Staged, index: int) -> objectives.LatentState:
+        """Everything before the objectives: the state of one micro-batch, with gradients where they belong.
+
+        Where CUDA graphs are in use, ``h`` is overwritten by the next call with clips of the same shape.
+        """
         s, cfg = self.schedules, self.cfg
         image = all(g.modality == "image" for g in batch.groups)
         state = objectives.LatentState(
@@ -192,13 +220,15 @@ class TrainStep:
             mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
         )
         for number, group in enumerate(batch.groups):
-            clip = group.clip.to(self.device, non_blocking=True)  # uint8: the patch embedding normalises what it reads
-            still = group.modality == "image"
-            sampler = self.img_sampler if still else self.sampler
-            key = number + IMAGE_GROUPS if still else number
-            enc, pred = sampler(clip, step=index, first_sample=group.first_sample, group=key)
-            enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
-            h, z, z_pred, z_context = self._group(clip, enc, pred, group.modality)
+            clip = to_device(group.clip, self.device)  # uint8: the patch embedding normalises what it reads
+            if isinstance(batch, Staged):  # lengths came while the device was busy; the target needs none of them
+                h = self._target(clip, number)
+                enc, pred = batch.masks[number].wait()
+            else:
+                enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
+                enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
+                h = self._target(clip, number)
+            z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
             state.clips.append(clip)
             state.h.append(h)
@@ -211,25 +241,32 @@ class TrainStep:
             state.z_context = None
         return state
 
-    def _group(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
-        """Target ``h`` [B,N,D]; per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
-        # a block of its own: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
-        with torch.set_grad_enabled(self.target_grad), self.autocast():
-            h_BND = (self.encoder if self.online else self.target_encoder)(clip)
+    def _target(self, clip: Tensor, slot: int) -> Tensor:
+        """``h`` [B,N,D], normalised per level only where it carries gradient: else the losses do as they read it."""
+        if self.graphs is not None:
+            return self.graphs(self._target_forward, clip, slot)
+        h_BND = self._target_forward(clip)
+        return ops.target_norm(h_BND, self.encoder.levels) if self.target_grad else h_BND
+
+    def _target_forward(self, clip: Tensor) -> Tensor:
+        # no cache: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
+        with torch.set_grad_enabled(self.target_grad), self.autocast(cache=False):
+            return self.target(clip)
+
+    def _context(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
+        """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
         with self.autocast():
             z = self.encoder(clip, masks=enc)
             tokens = [0 if self.shared_token else j for j in range(len(z))]
             z_pred, z_context = self.predictor(
                 z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context
             )
-        if self.target_grad:  # else the losses normalise it as they read it
-            h_BND = ops.target_norm(h_BND, self.encoder.levels)
-        return h_BND, z, z_pred, z_context
+        return z, z_pred, z_context
 
-    def autocast(self):
+    def autocast(self, cache: bool = True):
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=cache)
 
     def state_dict(self) -> dict:
         """The checkpoint's ``encoder predictor target_encoder heads opt``, under the FAIR names."""
@@ -249,6 +286,8 @@ class TrainStep:
         """
         for name in ("encoder", "predictor", "target_encoder"):
             interop.load_weights(getattr(self, name), state[name], f"{path}: {name}")
+        if self.low is not None:
+            self.low.refresh()
         interop.load_weights(self.plan, state["heads"], f"{path}: objectives")
         try:
             self.optimizer.load_state_dict(state["opt"])

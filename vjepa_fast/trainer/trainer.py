@@ -10,7 +10,6 @@ import json
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.trainer import checkpoint
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device, resolve_dtype
@@ -132,13 +132,14 @@ class Trainer:
         run = self.cfg.runtime
         if self.done >= end:
             return self._result()
-        streams = [iter(loader) for loader in self.loaders]
+        feed = Prefetcher([iter(loader) for loader in self.loaders], self.step.stage, self.device,
+                          accumulate=self.cfg.optimization.accumulate)
         try:
             with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress:
                 for note in self.notes:
                     progress.note(note)
                 while self.done < end:
-                    out = self._one(streams, stop=request.signal is not None)
+                    out = self._one(feed, end, stop=request.signal is not None)
                     if self.world.world == 1:  # several processes agree during the next step
                         out.stop = request.signal is not None
                     if self.done % run.log_every == 0 or self.done == end:
@@ -160,14 +161,14 @@ class Trainer:
             self.metrics.close()
         return self._result()
 
-    def _one(self, streams: list, *, stop: bool) -> StepOutput:
-        """Draw and make the next step."""
-        waited = time.perf_counter()
-        batches = [next(s) for s in streams for _ in range(self.cfg.optimization.accumulate)]
-        self.metrics.data_wait += time.perf_counter() - waited
-        every = self.cfg.runtime.monitor_every
+    def _one(self, feed: Prefetcher, end: int, *, stop: bool) -> StepOutput:
+        """Make the next step; where the device works by itself, get the one after it ready meanwhile."""
+        batches, every = feed.take(self.done), self.cfg.runtime.monitor_every
         out = self.step(batches, self.done, stop=stop, monitor=bool(every) and (self.done + 1) % every == 0)
         self.done += 1
+        if self.done < end:
+            feed.advance(self.done)
+        self.metrics.data_wait, feed.waited = self.metrics.data_wait + feed.waited, 0.0
         self.metrics.record(self.done, out)
         return out
 

@@ -40,26 +40,27 @@ def _hh_later(z0, z1, h0, h1, p):
 def _device(name):
     def make():
         import triton
+        import triton.language as tl
 
         @triton.jit
         def zz(z0, z1, h0, h1, p):
-            return z0 * z0, 2 * z0, z0 * 0.0
+            return z0 * z0, 2 * z0, tl.zeros_like(z0)
 
         @triton.jit
         def zh(z0, z1, h0, h1, p):
-            return z0 * h0, h0, z0 * 0.0
+            return z0 * h0, h0, tl.zeros_like(z0)
 
         @triton.jit
         def zh_later(z0, z1, h0, h1, p):
-            return z0 * h1, h1, z0 * 0.0
+            return z0 * h1, h1, tl.zeros_like(z0)
 
         @triton.jit
         def hh(z0, z1, h0, h1, p):
-            return h0 * h0, z0 * 0.0, z0 * 0.0
+            return h0 * h0, tl.zeros_like(z0), tl.zeros_like(z0)
 
         @triton.jit
         def hh_later(z0, z1, h0, h1, p):
-            return h1 * h1, z0 * 0.0, z0 * 0.0
+            return h1 * h1, tl.zeros_like(z0), tl.zeros_like(z0)
 
         return {"zz": zz, "zh": zh, "zh_later": zh_later, "hh": hh, "hh_later": hh_later}[name]
 

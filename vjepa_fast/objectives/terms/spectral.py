@@ -16,6 +16,7 @@ from vjepa_fast.ops.latent import RowFunction
 
 from ..api import Objective, objective
 from ..reduce import mean_of_entries
+from ..state import computing
 
 
 def _spectrum(z, h, constants):
@@ -71,7 +72,8 @@ class Spectral(Objective):
         entries = []
         for view in state.temporal(min_steps=4):
             seen_BP = view.columns[0][..., 0] >= 0
-            basis = state.once(("dft", view.steps, view.z.device), lambda v=view: weighted_dft(v.steps, v.z))
+            z_BKD = state.z[view.i][view.j]
+            basis = state.once(("dft", view.steps), lambda t=view.steps, z=z_BKD: weighted_dft(t, computing(z[:0])))
             rows_BP = view.column_rows(*self.lower(ctx), basis)
             entries.append((rows_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
         return mean_of_entries(entries, state.outputs("z"))

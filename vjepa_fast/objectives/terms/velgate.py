@@ -26,11 +26,12 @@ def _speed(z0, z1, h0, h1, p):
 
 def _speed_device():
     import triton
+    import triton.language as tl
 
     @triton.jit
     def speed(z0, z1, h0, h1, p):
         d = h1 - h0
-        return d * d, d * 0.0, d * 0.0
+        return d * d, tl.zeros_like(d), tl.zeros_like(d)
 
     return speed
 

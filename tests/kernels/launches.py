@@ -1,0 +1,207 @@
+"""Launch every Triton kernel through the real JIT launcher, with a driver that stops short of the GPU.
+
+    python tests/kernels/launches.py          # without TRITON_INTERPRET; a line of JSON: kernel -> builds
+
+The interpreter skips the binding and specialisation of arguments and the compiler; ``benchmarks/aot.py`` compiles
+signatures that were written down by hand. Here an op is called as a training step calls it, forward and backward, on
+CPU tensors: Triton binds the arguments, specialises on their values, compiles for sm_90 and hands them to the launcher,
+which is ours: it compares them with the compiled signature instead of launching. Results are never written.
+"""
+from __future__ import annotations
+
+import json
+import sys
+import types
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from benchmarks.aot import all_variants
+
+_DTYPES = {
+    torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "i8",
+    torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8",
+}
+_MOST = (2**31 - 1, 65535, 65535)  # programs along the axes of a grid
+_launched: list[tuple[str, int]] = []  # kernel, compiled build
+
+
+def _problem(kind, value) -> bool:
+    """Whether ``value`` is not what the compiled kernel takes for a parameter of the type ``kind``."""
+    if kind == "constexpr":
+        return False
+    if kind.startswith("*"):
+        return not isinstance(value, torch.Tensor) or kind != "*" + _DTYPES[value.dtype]
+    if kind in ("i32", "i64"):
+        return type(value) is not int or not -(2 ** (int(kind[1:]) - 1)) <= value < 2 ** (int(kind[1:]) - 1)
+    return kind != "fp32" or type(value) is not float
+
+
+class Launcher:
+    def __init__(self, src, metadata):
+        self.src, self.metadata = src, metadata
+
+    def __call__(self, x, y, z, stream, function, packed, launch_metadata, enter_hook, exit_hook, *args):
+        name = self.src.fn.__name__
+        signature = self.src.signature
+        assert len(args) == len(signature), f"{name}: {len(args)} arguments for {len(signature)} parameters"
+        for (parameter, kind), value in zip(signature.items(), args):
+            assert not _problem(kind, value), f"{name}: {parameter} is {kind}, got {value!r}"
+        key = str(self.src.constants)  # part of the key of Triton's cache on disk
+        assert " object at 0x" not in key, f"{name}: a cache key that no other process makes: {key}"
+        for value in self.src.constants.values():
+            for item in value if isinstance(value, tuple) else ():
+                stale = isinstance(item, triton.JITFunction) and item.cache_key not in key
+                assert not stale, f"{name}: an edited {item} would be served from the cache on disk"
+        for axis, size in enumerate((x, y, z)):
+            assert type(size) is int and 0 < size <= _MOST[axis], f"{name}: grid {(x, y, z)}"
+        _launched.append((name, id(self)))
+
+
+class Driver:
+    launcher_cls = Launcher
+    utils = types.SimpleNamespace(
+        load_binary=lambda *args: (object(), object(), 0, 0, 1024),
+        unload_module=lambda module: None,
+        get_device_properties=lambda device: {"max_shared_mem": 232448},  # of an H100
+    )
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+
+GRID = (8, 14, 14)
+TOKENS = GRID[0] * GRID[1] * GRID[2]
+
+
+def _masked(batch, kept, start=0):
+    """[B,K] tokens that make pairs and columns: places start.. of every time step."""
+    places = GRID[1] * GRID[2]
+    return torch.tensor([t * places + start + i for t in range(GRID[0]) for i in range(kept)]).expand(batch, -1)
+
+
+def objectives(dtype, h_dtype, normalized, spec, dim=3072):
+    """Every term of ``spec`` as a training step calls it; K is 8 x 5 tokens, or 8 x 6, so that it is specialised."""
+    from vjepa_fast.objectives import LatentState, build_objectives
+
+    for batch, kept in ((2, 5), (2, 6), (1, 1)):
+        seen, hidden = _masked(batch, kept), _masked(batch, 3, start=20)
+
+        def features(k, dtype=dtype, grad=True, batch=batch):
+            return torch.zeros(batch, k, dim, dtype=dtype, requires_grad=grad)
+
+        state = LatentState(
+            grids=[GRID], h=[features(TOKENS, h_dtype, normalized)], h_normalized=normalized,
+            z=[[features(seen.shape[1])]], z_pred=[[features(hidden.shape[1])]], masks_enc=[[seen]],
+            masks_pred=[[hidden]], z_context=[[features(seen.shape[1])]], step=10, total_steps=20,
+            clips=[torch.zeros(batch, 3, 16, 224, 224, dtype=torch.uint8)],
+        )
+        plan = build_objectives(spec, levels=4, embed_dim=dim // 4, target_grad=normalized)
+        plan(state).total.backward()
+
+
+def clips():
+    from vjepa_fast import ops
+
+    for clip in (torch.zeros(2, 3, 16, 224, 224, dtype=torch.uint8),
+                 torch.zeros(2, 3, 16, 224, 224, dtype=torch.bfloat16),
+                 torch.zeros(2, 16, 210, 210, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3),
+                 torch.zeros(1, 1, 2, 14, 14, dtype=torch.uint8)):
+        patch = 16 if clip.shape[3] == 224 else 14
+        grid = clip.shape[2] // 2, clip.shape[3] // patch, clip.shape[4] // patch
+        idx = torch.zeros(clip.shape[0], 5, dtype=torch.int64)
+        for kept in (idx, None):
+            for dtype in (torch.float32, torch.bfloat16):
+                ops.tubelet_patchify(clip, kept, 2, patch, *_stats(clip), out_dtype=dtype)
+        ops.patch_mean(clip, 2, patch, *_stats(clip))
+        for mode in ("trilinear", "area"):
+            ops.motion_saliency(clip, grid, None, None, mode)
+            ops.motion_saliency(clip[:1], grid, None, None, mode, "published")
+    ops.motion_saliency(torch.zeros(2, 3, 7, 50, 61, dtype=torch.uint8), (3, 7, 5), mode="area")
+
+
+def _stats(clip):
+    return [0.5] * clip.shape[1], [0.25] * clip.shape[1]
+
+
+def masks():
+    from vjepa_fast import ops
+
+    for specs in ([ops.BlockSpec(), ops.BlockSpec(num_blocks=2, spatial_scale=(0.7, 0.7), full_complement=True)],
+                  [ops.BlockSpec(motion_guided=True), ops.BlockSpec(motion_guided=True, inv_block=True)]):
+        for truncate in ("batch", "random", "none"):
+            for dtype in (torch.float32, torch.bfloat16):
+                ops.sample_block_masks(3, GRID, specs, torch.ones(3, *GRID, dtype=dtype), seed=-5, step=7,
+                                       first_sample=2**40, truncate=truncate)
+    ops.sample_block_masks(1, (1, 4, 4), [ops.BlockSpec(spatial_scale=(0.3, 0.3))], seed=1, step=0)
+    enc, pred = _masked(3, 50), _masked(3, 90, 60)
+    ops.mask_distance(enc, pred, GRID)
+    ops.mask_distance(enc[:, :1], pred[:, :1], GRID, offset=True)
+
+
+def rope():
+    from vjepa_fast import ops
+
+    for heads, width, rotated, dtype in ((12, 64, 60, torch.bfloat16), (16, 104, 102, torch.float32),
+                                         (3, 20, 18, torch.float16), (1, 2, 2, torch.float32)):
+        for b, k in ((2, 16), (2, 7), (1, 1)):
+            for shape in ((k, 2, rotated), (b, k, 2, rotated)):
+                qkv = torch.zeros(b, k, 3 * heads * width, dtype=dtype, requires_grad=True)
+                ops.rope3d(qkv, torch.zeros(shape), heads).sum().backward()
+                ops.rope3d_(qkv.detach(), torch.zeros(shape), heads)
+
+
+def norm():
+    from vjepa_fast import ops
+
+    for channels, levels, dtype in ((3072, 4, torch.bfloat16), (6656, 4, torch.float32), (6656, 1, torch.float16),
+                                    (24, 3, torch.float32), (1, 1, torch.float32)):
+        for tokens in (16, 7, 1):
+            h = torch.zeros(1, tokens, channels, dtype=dtype, requires_grad=True)
+            ops.target_norm(h, levels).sum().backward()
+
+
+PAIRS = {"fwm_static": {}, "delta": {}, "ltc": {}, "velgate": {}}
+EVERYTHING = {"pred": {}, "hw": {}, "context": {"warmup": [0, 0], "weight_distance": True}, "ld": {}, **PAIRS,
+              "hamiltonian": {}, "spectral": {}, "ac": {}}
+CASES = {
+    "losses": lambda: objectives(torch.bfloat16, torch.bfloat16, False, EVERYTHING),
+    "losses_fp32": lambda: objectives(torch.float32, torch.float32, False, {**PAIRS, "spectral": {}, "pred": {}}, 96),
+    "losses_exponents": lambda: [objectives(torch.float16, torch.float32, False, {"pred": {"loss_exp": p}}, 96)
+                                 for p in (1.5, 2)],
+    "losses_channel_split": lambda: objectives(
+        torch.bfloat16, torch.bfloat16, False, {"fwm_static": {"split": "channel"}, "delta": {}}),
+    "losses_online": lambda: [objectives(torch.float32, torch.float32, True, {"kinematic": {"type": kind}}, 96)
+                              for kind in ("l1", "huber")],
+    "losses_narrow": lambda: objectives(torch.float32, torch.float32, False, {**PAIRS, "spectral": {}, "pred": {}}, 4),
+    "clips": clips, "masks": masks, "rope": rope, "norm": norm,
+}
+
+
+def main(names) -> None:
+    from vjepa_fast import ops
+    from vjepa_fast.ops import _backend
+
+    triton.runtime.driver.set_active(Driver())
+    _backend._reasons = lambda *call: []  # CPU tensors will do
+    with ops.use_backend("triton"):
+        for name in names or CASES:
+            CASES[name]()
+    kernels = {}
+    for name, build in _launched:
+        kernels.setdefault(name, set()).add(build)
+    if not names:
+        forgotten = {v["fn"].__name__ for v in all_variants().values()} - set(kernels)
+        assert not forgotten, f"no case launches {', '.join(sorted(forgotten))}"
+    print(json.dumps({name: len(builds) for name, builds in sorted(kernels.items())}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
