@@ -43,6 +43,7 @@ GUIDED = {"specs": (SPEC(2, (0.3, 0.3), motion_guided=True), SPEC(1, (0.5, 0.5))
 @pytest.mark.parametrize("change", [
     {}, {"masks": GUIDED}, {"optimization": {"epochs": 2, "ipe": 3, "accumulate": 2}},
     {"masks": {"specs": GUIDED["specs"], "truncate": "random"}},
+    {"masks": {"specs": GUIDED["specs"], "truncate": "none"}},
 ])
 def test_a_run_is_the_same_run_and_resumes_exactly(manifest, tmp_path, monkeypatch, change):
     cfg = config(data={"datasets": (manifest,)}, **{"optimization": {"epochs": 2, "ipe": 3}, **change})
