@@ -1,11 +1,10 @@
 """tubelet_patchify and patch_mean on every backend: the bits, or the bound, of eager code."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.clip_cases import AVAILABLE, DTYPES, MEAN, STD, VIEWS, assert_clip_parity, make_clip
-from tests.ops.parity import KERNELS, assert_parity, device_for
+from tests.ops.parity import KERNELS, assert_parity, device_for, moved
 from vjepa_fast import ops
 from vjepa_fast.ops.patchify import _patch_mean, _patchify
 
@@ -23,7 +22,7 @@ def assert_same_bits(backend, clip, idx, tubelet, patch, out_dtype=None):
     mean, std = MEAN[: clip.shape[1]], STD[: clip.shape[1]]
     with ops.use_backend("eager"):
         want = ops.tubelet_patchify(clip, idx, tubelet, patch, mean, std, out_dtype)
-    clip, idx = (x if x is None else x.to(device_for(backend)) for x in (clip, idx))
+    clip, idx = (x if x is None else moved(x, device_for(backend)) for x in (clip, idx))
     with ops.use_backend(backend):
         got = ops.tubelet_patchify(clip, idx, tubelet, patch, mean, std, out_dtype).cpu()
     assert got.dtype == want.dtype and got.is_contiguous()
@@ -46,7 +45,7 @@ def assert_mean_parity(backend, clip, tubelet, patch, **kwargs):
 def test_patchify_bits(backend, dtype, out_dtype, shape, tubelet, patch, k):
     clip = make_clip(shape, dtype)
     n = shape[2] // tubelet * (shape[3] // patch) * (shape[4] // patch)
-    for idx in (tokens(shape[0], n, k), None):
+    for idx in (tokens(shape[0], n, k), tokens(1, shape[0] * n, 2 * k), None):  # the second: of all samples in one row
         assert_same_bits(backend, clip, idx, tubelet, patch, out_dtype)
 
 
@@ -161,9 +160,10 @@ def test_tokens_outside_the_grid_are_not_read_by_triton():
     clips = pytest.importorskip("vjepa_fast.kernels.clips")
     device = device_for("triton")
     table, out = torch.ones(3, device=device), torch.zeros(1, 3, 96, device=device)
-    clip, idx = make_clip((1, 3, 2, 4, 8), torch.uint8).to(device), torch.tensor([[-1, 1, 2]], device=device)
-    clips.tubelet_patchify(clip, idx, 2, 4, table, table, out)
-    assert out.isnan().all(-1).tolist() == [[True, False, True]] and not out[:, 1].isnan().any()
+    for batch, outside in ((1, 2), (2, 4)):
+        clip = make_clip((batch, 3, 2, 4, 8), torch.uint8).to(device)
+        clips.tubelet_patchify(clip, torch.tensor([[-1, 1, outside]], device=device), 2, 4, table, table, out)
+        assert out.isnan().all(-1).tolist() == [[True, False, True]] and not out[:, 1].isnan().any()
 
 
 def test_other_samples_and_threads_do_not_change_the_bits(backend):
