@@ -98,7 +98,8 @@ def _work(cfg: Config) -> Work | None:
     most = max(1, int(FLOP / (72 * width ** 2)) // side ** 2)  # frames of tokens: 24 E^2 forward, twice that backward
     t = min(most, max(1, max(data.dataset_fpcs) // data.tubelet_size))
     base = rope.base_grid(data.patch_size) if m.interpolate_rope else None
-    return Work(width, heads, size.mlp_ratio if size else 4.0, m.use_silu, (m.rope_variant, base) if m.use_rope else None,
+    positions = (m.rope_variant, base) if m.use_rope else None
+    return Work(width, heads, size.mlp_ratio if size else 4.0, m.use_silu, positions,
                 min(data.batch_size, max(1, most // t)), (t, side, side))
 
 
