@@ -1,22 +1,33 @@
-"""A whole training step on the CPU under pytest-benchmark: ours and the reference, same weights, clips and masks.
+"""A whole training step, ours and the published one, on the same weights, clips and masks.
 
-ViT-tiny, 112 px, 16 frames, batch 4, float32, the objectives of the headline run (fwm_hw_ld). From the root:
+As a script this is ``vjepa-fast bench step`` with the grid of the published recipes on a GPU, or without one the small
+case that the CPU figures are of; its options replace these. It writes bench_step.json or bench_step_cuda.json in
+benchmarks/results, from which ``benchmarks/plot_step.py`` makes the plot and the table of docs/performance.md:
+
+    python benchmarks/bench_step.py                            # ViT-tiny, 112 px, batch 4 on a CPU
+    python benchmarks/bench_step.py --device cuda --budget 420 # ViT-B/16, 224 px, seven recipes, batch 8, 32, 64
+
+Under pytest-benchmark it times ViT-tiny, 112 px, 16 frames, batch 4, float32, the headline objectives (fwm_hw_ld):
 
     python -m pytest benchmarks/bench_step.py --benchmark-only
     python -m pytest benchmarks/bench_step.py --benchmark-only --json step.json
 
-``--json`` writes one row per provider: op, shape, dtype, provider, mode, median ms, peak bytes, device. The table of
-``vjepa-fast bench step`` measures the same by turns.
+``--json`` there writes one row per provider: op, shape, dtype, provider, mode, median ms, peak bytes, device.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
-from vjepa_fast.cli import bench
+from vjepa_fast.cli import _bench_step, bench, main
 
+RESULTS = Path(__file__).resolve().parent / "results"
+ON_CUDA = ["--full-size", "--recipes", "all", "--batches", "8,32,64", "--providers", "all"]
+ON_CPU = ["--providers", "vjepa_fast,reference,reference_checkpointed"]
 WARMUP, ROUNDS = 1, 5
 
 
@@ -37,10 +48,10 @@ def rows(request):
             f.write("\n")
 
 
-@pytest.mark.parametrize("name", ["vjepa_fast", "reference"])
+@pytest.mark.parametrize("name", ["vjepa_fast", "reference", "reference_checkpointed"])
 def test_step(benchmark, rows, name):
     cfg = settings()
-    provider = bench.Provider(name, cfg)
+    provider = _bench_step.Provider(name, cfg)
     count = iter(range(1_000_000))
 
     def fresh():
@@ -48,8 +59,14 @@ def test_step(benchmark, rows, name):
         return (provider.prepare(index), index), {}
 
     benchmark.pedantic(provider.step, setup=fresh, rounds=ROUNDS, warmup_rounds=WARMUP)
-    row = {**bench.describe(cfg, provider), "mode": "step", "median_ms": round(1e3 * benchmark.stats.stats.median, 3),
-           "min_ms": round(1e3 * benchmark.stats.stats.min, 3), "repeats": ROUNDS,
-           "peak_bytes": bench.peak_bytes(cfg, name)}
+    row = {**_bench_step.describe(cfg, provider), "mode": "step",
+           "median_ms": round(1e3 * benchmark.stats.stats.median, 3),
+           "min_ms": round(1e3 * benchmark.stats.stats.min, 3), "repeats": ROUNDS, **_bench_step.peak_bytes(cfg, name)}
     benchmark.extra_info.update(row)
     rows.append(row)
+
+
+if __name__ == "__main__":
+    cuda = any(word.startswith("cuda") for word in sys.argv[1:])
+    path = RESULTS / ("bench_step_cuda.json" if cuda else "bench_step.json")
+    sys.exit(main(["bench", "step", *(ON_CUDA if cuda else ON_CPU), "--json", str(path), *sys.argv[1:]]))

@@ -13,7 +13,7 @@ from vjepa_fast.ops import sample_block_masks
 
 
 def kept(cfg: config.Config, batch: int, steps: int) -> list[dict[str, float]]:
-    """Per mask: tokens of a sample in context and prediction, under ``none`` and ``batch`` (``random`` keeps as many)."""
+    """Per mask: tokens of a sample in context and prediction under ``none`` and ``batch`` (``random``: as many)."""
     data = cfg.data
     side = data.crop_size // data.patch_size
     grid = max(1, max(data.dataset_fpcs) // data.tubelet_size), side, side

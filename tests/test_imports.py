@@ -14,7 +14,7 @@ RANK = {
     "trainer": 3, "evaluation": 3, "study": 4, "cli": 5, "__main__": 6,
 }
 FREE = {("config", "errors")}  # (importer, imported)
-REFERENCE_USERS = {"cli/bench.py"}
+REFERENCE_USERS = {"cli/_bench_step.py"}
 REFERENCE_MAY_IMPORT = {"torch", "numpy"}
 LIGHT = ("__init__.py", "errors.py", "cli", "config")  # no heavy import at module level
 HEAVY_EVERYWHERE = {"timm", "torchvision", "av", "matplotlib", "sklearn", "pandas", "tensorboard", "rich", "xformers"}
@@ -86,7 +86,7 @@ def violations(path, text):
             found.append(f"{relative}:{line}: reference must not import {name}")
         elif target == "reference":
             if relative not in REFERENCE_USERS:
-                found.append(f"{relative}:{line}: only tests, benchmarks and cli/bench import the reference")
+                found.append(f"{relative}:{line}: only tests, benchmarks and vjepa-fast bench import the reference")
         elif target not in RANK or part not in RANK:
             found.append(f"{relative}:{line}: {part} imports {target}, which has no place in the order")
         elif RANK[target] >= RANK[part] and (part, target) not in FREE:
@@ -143,7 +143,7 @@ def test_the_check_sees(where, text):
 @pytest.mark.parametrize("where, text", [
     ("ops/x.py", "import torch\nfrom vjepa_fast.ops import _cpp\nfrom ..errors import UserError\nfrom . import norm"),
     ("models/x.py", "from vjepa_fast import ops, __version__\nfrom ..config.schema import Config"),
-    ("cli/bench.py", "def run(args):\n    import torch\n    from vjepa_fast.reference import step"),
+    ("cli/_bench_step.py", "def run(args):\n    import torch\n    from vjepa_fast.reference import step"),
     ("config/load.py", "from ..errors import ConfigError\ndef f():\n    import yaml"),
     ("reference/x.py", "import math\nimport torch.nn as nn\nfrom . import masks"),
     ("trainer/trainer.py", "\n" * 250),

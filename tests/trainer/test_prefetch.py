@@ -19,6 +19,8 @@ from .conftest import batch, config
 
 CPU = torch.device("cpu")
 
+VOLATILE = ("clips_per_s", "tokens_per_s", "mfu", "peak_memory_mb", "data_wait")
+
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
@@ -27,7 +29,7 @@ def manifest(tmp_path_factory):
 
 def rows(folder):
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("clips_per_s", "data_wait")} for row in found]
+    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in found]
 
 
 def ahead(monkeypatch, yes=True):

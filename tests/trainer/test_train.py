@@ -20,7 +20,7 @@ from vjepa_fast.trainer.step import TrainStep
 
 from .conftest import config
 
-VOLATILE = ("clips_per_s", "data_wait")
+VOLATILE = ("clips_per_s", "tokens_per_s", "mfu", "peak_memory_mb", "data_wait")
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +66,9 @@ def test_run_folder(cfg, tmp_path):
     assert [r["step"] for r in rows(result.folder)] == [2, 4, 6, 8, 10, 12] == [r["step"] for r in seen]
     assert result.last_metrics == seen[-1]
     row = seen[1]
-    assert set(row) == {"step", "epoch", "loss", "terms", "weights", "lr", "wd", "ema", "grad_norm", "clips_per_s",
-                        "data_wait", "monitors"}
+    assert set(row) == {"step", "epoch", "loss", "terms", "weights", "lr", "wd", "ema", "grad_norm", "monitors",
+                        *VOLATILE}
+    assert row["tokens_per_s"] > row["clips_per_s"] > 0 and 0 < row["mfu"] < 1 and row["peak_memory_mb"] > 10
     assert set(row["terms"]) == set(row["weights"]) == {"pred", "context", "ld"}
     assert set(row["monitors"]) == {"rankme", "feature_std", "target_var"} and seen[0]["monitors"] == {}
     assert [r["epoch"] for r in seen] == [0, 0, 1, 1, 2, 2]

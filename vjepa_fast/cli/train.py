@@ -14,6 +14,9 @@ def add_arguments(parser) -> None:
                         help="start over instead of going on from the folder's newest checkpoint")
     parser.add_argument("--max-steps", type=int, metavar="N",
                         help="stop after step N of the schedule; the next start goes on from there")
+    parser.add_argument("--profile", type=int, nargs="?", const=5, default=0, metavar="N",
+                        help="profile N steps (default 5) after the first two: profile/ of the run folder gets a trace "
+                        "and a table of where the step went; training goes on")
 
 
 def run(args) -> int:
@@ -25,6 +28,8 @@ def run(args) -> int:
 
     if args.max_steps is not None and args.max_steps < 1:
         raise UserError(f"--max-steps: must be at least 1, got {args.max_steps}")
+    if args.profile < 0:
+        raise UserError(f"--profile: must be at least 1, got {args.profile}")
     overrides = list(args.overrides)
     if args.device is not None:
         overrides.append(f"runtime.device={args.device}")
@@ -35,9 +40,11 @@ def run(args) -> int:
     if folder is not None:
         cfg = dataclasses.replace(cfg, folder=folder)
 
+    if args.profile:  # torch's profiler tells of a missing GPU as of an error; read when torch is imported
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from .. import trainer
 
-    result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps)
+    result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps, profile=args.profile)
     print(f"step {result.step}: {result.folder}")
     if result.checkpoint is not None:
         print(f"checkpoint: {result.checkpoint}")

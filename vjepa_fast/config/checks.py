@@ -12,6 +12,7 @@ CHOICES = {
     "model.mask_token_index": ("mask", "zero"),
     "model.rope_variant": ("v2", "v2.1"),
     "target.mode": ("ema", "online"),
+    "optimization.name": ("adamw", "muon"),
     "runtime.dtype": ("auto", "float32", "bfloat16"),
     "compat": ("intended", "published"),
 }
@@ -154,6 +155,7 @@ def _target(c: _Checker, config: Config) -> None:
 
 
 def _optimization(c: _Checker, opt: OptimizationConfig) -> None:
+    c.choice("optimization.name", opt.name)
     c.at_least(1, "optimization", opt, "epochs", "ipe", "accumulate")
     c.at_least(0, "optimization", opt, "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay")
     c.positive("optimization", opt, "ipe_scale", "eps", "clip_grad")
@@ -174,6 +176,7 @@ def _runtime(c: _Checker, config: Config) -> None:
     c.require(runtime.compile is not True or not untruncated, "runtime.compile",
               "true makes a graph for every set of mask lengths under masks.truncate: none; use blocks, auto or false")
     c.at_least(0, "runtime", runtime, "threads", "pad_to_multiple")
+    c.positive("runtime", runtime, "peak_tflops")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import TrainingError, UserError
+from vjepa_fast.trainer import hardware
 from vjepa_fast.trainer.checkpoint import atomic_file
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.flops import Work
 from vjepa_fast.trainer.step import StepOutput
 
 MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
@@ -32,6 +34,7 @@ class Pending:
     terms: list[str] = field(default_factory=list)
     monitors: dict[str, Tensor] = field(default_factory=dict)
     clips: int = 0
+    work: Work = Work()
 
 
 class Metrics:
@@ -41,10 +44,13 @@ class Metrics:
         folder: the run folder; rows beyond ``resume_step`` are cut off, so that a resumed run has none twice.
         world: rows are means over its processes and written by the first.
         ipe: steps per epoch.
+        device, peak: whose memory, and FLOP/s per process (None: not known), the rows tell.
     """
 
-    def __init__(self, folder: Path, *, world: Distributed, ipe: int, resume_step: int = 0, tensorboard: bool = True):
+    def __init__(self, folder: Path, *, world: Distributed, ipe: int, resume_step: int = 0, tensorboard: bool = True,
+                 device: torch.device | str = "cpu", peak: float | None = None):
         self.folder, self.world, self.ipe = folder, world, ipe
+        self.device, self.peak = torch.device(device), peak
         self.path = folder / "metrics.jsonl"
         self.last_row: dict = {}
         self.pending = Pending()
@@ -68,6 +74,7 @@ class Metrics:
         p.paths.append(out.paths)
         p.monitors.update(out.monitors)
         p.clips += out.clips
+        p.work += out.work
 
     def read(self) -> Tensor:
         """The pending values ``[n, 2 + terms]`` on the CPU (the one wait), averaged over processes and checked.
@@ -104,7 +111,8 @@ class Metrics:
         p = self.pending
         values = self.read().double()
         mean = values.mean(dim=0).tolist()
-        elapsed = time.perf_counter() - self.since
+        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        memory = hardware.peak_memory(self.device)
         row = {
             "step": p.steps[-1],
             "epoch": (p.steps[-1] - 1) // self.ipe,
@@ -115,8 +123,11 @@ class Metrics:
             "wd": out.weight_decay,
             "ema": out.momentum,
             "grad_norm": mean[-1],
-            "clips_per_s": round(p.clips / max(elapsed, 1e-9), 3),
-            "data_wait": round(self.data_wait / max(elapsed, 1e-9), 4),
+            "clips_per_s": round(p.clips / elapsed, 3),
+            "tokens_per_s": round(self.world.world * p.work.tokens / elapsed, 1),
+            "mfu": round(p.work.flops / elapsed / self.peak, 4) if self.peak else None,
+            "peak_memory_mb": None if memory is None else round(memory / 1e6, 1),
+            "data_wait": round(self.data_wait / elapsed, 4),
             "monitors": {k: float(v) for k, v in p.monitors.items()},
         }
         self.pending, self.data_wait, self.since = Pending(), 0.0, time.perf_counter()
@@ -183,7 +194,7 @@ def flatten(row: dict, prefix: str = "") -> dict[str, float]:
     for key, value in row.items():
         if isinstance(value, dict):
             out.update(flatten(value, f"{prefix}{key}/"))
-        elif key != "step" and math.isfinite(value):
+        elif key != "step" and value is not None and math.isfinite(value):
             out[prefix + key] = value
     return out
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vjepa_fast.trainer.profile import phase
+
 if TYPE_CHECKING:
     from vjepa_fast.data import Batch
     from vjepa_fast.data.loader import ClipGroup
@@ -104,7 +106,8 @@ class Prefetcher:
 
     def _load(self, index: int) -> list[Batch] | list[Staged]:
         began = time.perf_counter()
-        batches = [next(s) for s in self.streams for _ in range(self.accumulate)]
+        with phase("data"):
+            batches = [next(s) for s in self.streams for _ in range(self.accumulate)]
         self.waited += time.perf_counter() - began
         if not self.ahead:
             return batches

@@ -58,6 +58,8 @@ def summary(row: dict) -> str:
     if len(row["terms"]) > 1:
         parts += [f"{k} {v:.3f}" for k, v in row["terms"].items()]
     parts += [f"lr {row['lr']:.2e}", f"{row['clips_per_s']:.1f} clips/s"]
+    if row.get("mfu"):
+        parts.append(f"MFU {100 * row['mfu']:.0f} %")
     if row["data_wait"] > 0.1:
         parts.append(f"waiting for data {100 * row['data_wait']:.0f} %")
     parts += [f"{k} {v:.2f}" for k, v in row["monitors"].items()]

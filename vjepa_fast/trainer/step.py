@@ -18,9 +18,11 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import graphs, monitors, optim, regional
+from vjepa_fast.trainer import flops, graphs, monitors, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.precision import resolve_dtype  # noqa: F401 (callers look for it here)
 from vjepa_fast.trainer.prefetch import Staged, to_device
+from vjepa_fast.trainer.profile import phase, whole_step
 from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class StepOutput:
     clips: int
     paths: list[str]
     stop: bool = False  # some process was asked to stop
+    work: flops.Work = flops.Work()  # of this process
     monitors: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -66,13 +69,6 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ConfigError(f"runtime.device: {name!r} cannot be used ({str(error).splitlines()[0]})") from None
     return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 class TrainStep:
@@ -103,6 +99,8 @@ class TrainStep:
         torch.manual_seed(cfg.seed)
         encoder, predictor = models.build_from_config(cfg)
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
+        if cfg.runtime.fp8:
+            precision.enable_fp8(self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -127,6 +125,7 @@ class TrainStep:
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
         self.sampler, self.img_sampler = build_samplers(cfg)
+        self.dims = flops.Dims.of(self.encoder, self.predictor)
         segments.choose(cfg.runtime.attention)
         self._build_target(cfg)
 
@@ -135,12 +134,14 @@ class TrainStep:
         self.low = None
         if not self.online and self.dtype != torch.float32:
             self.low = models.LowCopy(self.target_encoder, self.dtype)
+        self.average = None if self.online else optim.Average(self.encoder, self.target_encoder, self.low)
         self.target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
         steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
         how = regional.resolve(cfg, self.device)
         regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
         self.graphs = graphs.build(cfg, self.device, self.target_grad)
 
+    @whole_step
     def __call__(
         self, batches: Batch | Staged | Sequence[Batch | Staged], index: int, *, stop: bool = False,
         monitor: bool = False,
@@ -155,27 +156,26 @@ class TrainStep:
         """
         batches = list(batches) if isinstance(batches, (list, tuple)) else [batches]
         self.optimizer.zero_grad(set_to_none=True)
-        outs, monitored = [], {}
+        outs, monitored, work = [], {}, flops.Work()
         for number, batch in enumerate(batches):
             state = self.forward(batch, index)
-            out = self.plan(state)
+            with phase("losses"):
+                out = self.plan(state)
+            work += flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
             if monitor and number == len(batches) - 1:
                 monitored = _monitors(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
-            if out.total.requires_grad:
-                (out.total / len(batches)).backward()
+            with phase("backward"):
+                if out.total.requires_grad:
+                    (out.total / len(batches)).backward()
             outs.append((out.total.detach(), out.terms, out.weights))
         stop = self.world.average_gradients(self.params, stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
-        norm = optim.gradient_norm(self.params)
-        limit = self.cfg.optimization.clip_grad
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
-        optim.set_schedule(self.optimizer, lr, wd)
-        self.optimizer.step()
-        if not self.online:
-            models.ema_update(self.target_encoder, self.encoder, momentum, self.low)
+        with phase("optimiser"):  # and the moving average of the target, in the same pass
+            norm = optim.gradient_norm(self.params)
+            optim.set_schedule(self.optimizer, lr, wd)
+            optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(
@@ -189,6 +189,7 @@ class TrainStep:
             clips=sum(len(g.paths) for g in groups) * self.world.world,
             paths=[p for g in groups for p in g.paths],
             stop=stop,
+            work=work,
             monitors=monitored,
         )
 
@@ -220,13 +221,16 @@ class TrainStep:
             mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
         )
         for number, group in enumerate(batch.groups):
-            clip = to_device(group.clip, self.device)  # uint8: the patch embedding normalises what it reads
+            with phase("copy"):  # uint8: the patch embedding normalises what it reads
+                clip = to_device(group.clip, self.device)
             if isinstance(batch, Staged):  # lengths came while the device was busy; the target needs none of them
                 h = self._target(clip, number)
-                enc, pred = batch.masks[number].wait()
+                with phase("masks"):
+                    enc, pred = batch.masks[number].wait()
             else:
-                enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
-                enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
+                with phase("masks"):
+                    enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
+                    enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
                 h = self._target(clip, number)
             z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
@@ -243,10 +247,11 @@ class TrainStep:
 
     def _target(self, clip: Tensor, slot: int) -> Tensor:
         """``h`` [B,N,D], normalised per level only where it carries gradient: else the losses do as they read it."""
-        if self.graphs is not None:
-            return self.graphs(self._target_forward, clip, slot)
-        h_BND = self._target_forward(clip)
-        return ops.target_norm(h_BND, self.encoder.levels) if self.target_grad else h_BND
+        with phase("target"):
+            if self.graphs is not None:
+                return self.graphs(self._target_forward, clip, slot)
+            h_BND = self._target_forward(clip)
+            return ops.target_norm(h_BND, self.encoder.levels) if self.target_grad else h_BND
 
     def _target_forward(self, clip: Tensor) -> Tensor:
         # no cache: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
@@ -255,8 +260,9 @@ class TrainStep:
 
     def _context(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
         """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
-        with self.autocast():
+        with phase("context"), self.autocast():
             z = self.encoder(clip, masks=enc)
+        with phase("predictor"), self.autocast():
             tokens = [0 if self.shared_token else j for j in range(len(z))]
             z_pred, z_context = self.predictor(
                 z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context

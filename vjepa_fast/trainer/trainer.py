@@ -9,7 +9,6 @@ import dataclasses
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,15 @@ from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data import ClipLoader
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.trainer import checkpoint
+from vjepa_fast.trainer import checkpoint, hardware, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
+from vjepa_fast.trainer.profile import StepProfiler
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
-from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device, resolve_dtype
+from vjepa_fast.trainer.signals import StopRequest
+from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
 
 
 @dataclass(frozen=True)
@@ -35,28 +36,6 @@ class TrainResult:
     step: int  # optimiser steps made in all
     last_metrics: dict  # the last row of metrics.jsonl
     checkpoint: Path
-
-
-class StopRequest:
-    """SIGTERM and SIGINT ask for a stop after the step in hand; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.previous: dict[int, object] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if number == signal.SIGINT and self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
 
 
 class Trainer:
@@ -76,9 +55,9 @@ class Trainer:
         self.folder = Path(cfg.folder)
         source = self._source(resume)
         saved = checkpoint.load(source) if source is not None else None
-        self.step = TrainStep(cfg, device=self.device, dtype=resolve_dtype(run.dtype, self.device), world=self.world)
+        dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
+        self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
         self.done = 0
-        self.notes: list[str] = []
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
@@ -86,11 +65,12 @@ class Trainer:
             changed = changed_settings(saved["config"], configs.to_dict(cfg))
             self.notes.append(f"resuming {source} at step {self.done}"
                               + (f"; changed since: {', '.join(changed)}" if changed else ""))
-        self.versions = versions(self.device)
+        peak = hardware.peak(self.device, dtype, run.peak_tflops)
+        self.versions = {**versions(self.device, dtype), "peak": peak.label}
         self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
         self._claim_folder(resume)
         self.metrics = Metrics(self.folder, world=self.world, ipe=cfg.optimization.ipe, resume_step=self.done,
-                               tensorboard=run.tensorboard)
+                               tensorboard=run.tensorboard, device=self.device, peak=peak.flops)
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
         self.saved_path = source if saved is not None else None
@@ -126,7 +106,9 @@ class Trainer:
             loaders.append(ClipLoader(self.cfg, **own, img=True))
         return loaders
 
-    def run(self, max_steps: int | None = None, on_log: Callable[[dict], None] | None = None) -> TrainResult:
+    def run(
+        self, max_steps: int | None = None, on_log: Callable[[dict], None] | None = None, profile: int = 0
+    ) -> TrainResult:
         total = self.step.schedules.total_steps
         end = total if max_steps is None else min(total, max_steps)
         run = self.cfg.runtime
@@ -135,11 +117,13 @@ class Trainer:
         feed = Prefetcher([iter(loader) for loader in self.loaders], self.step.stage, self.device,
                           accumulate=self.cfg.optimization.accumulate)
         try:
-            with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress:
+            profiler = StepProfiler(profile if self.world.main else 0, self.folder, self.device)
+            with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
                 for note in self.notes:
                     progress.note(note)
                 while self.done < end:
                     out = self._one(feed, end, stop=request.signal is not None)
+                    profiler.step()
                     if self.world.world == 1:  # several processes agree during the next step
                         out.stop = request.signal is not None
                     if self.done % run.log_every == 0 or self.done == end:
@@ -221,6 +205,7 @@ def train(
     device: str | None = None,
     max_steps: int | None = None,
     on_log: Callable[[dict], None] | None = None,
+    profile: int = 0,
 ) -> TrainResult:
     """Train, or go on training, as ``cfg`` says, in ``cfg.folder``.
 
@@ -230,6 +215,7 @@ def train(
         device: in place of ``cfg.runtime.device``.
         max_steps: stop at this count of optimiser steps; schedules stay those of the whole run.
         on_log: called with each row of metrics.jsonl.
+        profile: so many steps, after two, go into ``profile/`` of the folder (trainer/profile.py).
 
     On SIGTERM the step in hand is finished, a checkpoint written, and the process exits 0; on SIGINT likewise, then
     KeyboardInterrupt. After a kill the run goes on with the losses that an uninterrupted one has, bit for bit on a CPU.
@@ -241,6 +227,6 @@ def train(
     """
     trainer = Trainer(cfg, resume=resume, device=device)
     try:
-        return trainer.run(max_steps, on_log)
+        return trainer.run(max_steps, on_log, profile)
     finally:
         trainer.close()

@@ -1,0 +1,160 @@
+"""Puts what was measured into docs/performance.md: tables between its markers, and docs/images/step.png.
+
+    python benchmarks/plot_step.py                 # after benchmarks/bench_step.py, bench_linear.py, training_curves.py
+
+Reads benchmarks/results/bench_step.json and, where it is there, bench_step_cuda.json, linear.json and
+training_curves.json; the table of the step's floor is computed. A part whose file is missing stays as it is.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import step_floor  # noqa: E402
+
+from vjepa_fast import config  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"vjepa_fast": "C0", "vjepa_fast_compiled": "C9", "reference": "0.45", "reference_compiled": "0.65",
+           "reference_checkpointed": "0.82"}
+
+
+def cases(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
+    """(device, dtype, recipe, batch) -> provider -> row, in the order of the rows."""
+    found: dict[tuple, dict[str, dict]] = {}
+    devices = [r["device"] for r in rows if "device" in r]
+    for r in rows:
+        key = r.get("device", devices[0] if devices else "?"), r["dtype"], r["recipe"], r["batch"]
+        found.setdefault(key, {})[r["provider"]] = r
+    return found
+
+
+def step_table(rows: list[dict]) -> str:
+    head = next(r for r in rows if "shape" in r)
+    lines = [f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['dtype']}, "
+              f"{head['shape'].split(' ')[0]} {head['shape'].split(' ', 2)[2].rsplit(' ', 1)[0]}:", "",
+             "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    for (_, _, recipe, batch), providers in cases(rows).items():
+        base = providers.get("reference", {})
+        for name, r in providers.items():
+            cells = [recipe, batch, name]
+            if r["error"]:
+                cells += [r["error"].replace("|", "/"), *[""] * 7]
+            else:
+                cells += [f"{r['median_ms']:.1f}", f"{r['clips_per_s']:.2f}", _ratio(base, r, "median_ms"),
+                          _number(r["mfu"], "{:.1f}", 100), _number(r["peak_after_imports"], "{:.0f}", 1e-6),
+                          _ratio(r, base, "peak_after_imports"), _number(r["launches_per_step"], "{:.0f}"),
+                          _number(r["syncs_per_step"], "{:g}")]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _number(value, form: str, scale: float = 1) -> str:
+    return "-" if value is None else form.format(scale * value)
+
+
+def _ratio(a: dict, b: dict, key: str) -> str:
+    return f"{a[key] / b[key]:.2f}" if a.get(key) and b.get(key) else "-"
+
+
+def linear_table(found: dict) -> str:
+    names = ("forward", "gelu", "gradient_x", "gradient_w")
+    lines = [f"{found['device']}, {found['threads']} threads, torch {found['torch']}; MKL's time over oneDNN's, "
+             f"{found['rows'][0]['tokens']} tokens:", "",
+             "| model | layer | x W^T + b | with GELU | gradient in x | gradient in W |", "|---|---|---|---|---|---|"]
+    by_layer: dict[tuple, dict] = {}
+    for r in found["rows"]:
+        by_layer.setdefault((r["model"], f"{r['layer']} {r['inputs']} to {r['outputs']}"), {})[r["product"]] = r
+    for (model, layer), products in by_layer.items():
+        ratios = " | ".join(f"{products[n]['mkl_ms'] / products[n]['onednn_ms']:.2f}" for n in names)
+        lines.append(f"| {model} | {layer} | {ratios} |")
+    return "\n".join(lines)
+
+
+def curves_text(found: dict) -> str:
+    outside = len(found["steps_outside_the_spread"])
+    text = (f"Over {found['steps']} steps the losses of the fast step and of the float32 reference are at most "
+            f"{found['largest_distance']:.1e} apart (mean of {found['window']} steps), those of the two references at "
+            f"most {found['largest_spread']:.1e}; the fast step is outside the spread at {outside} steps, and at its "
+            f"nearest to that it takes up {100 * found['largest_share_of_the_spread']:.0f} % of it.")
+    return textwrap.fill(text, 118)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Clips per second above, peak memory below; a column per device and batch size, a group of bars per recipe."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = cases(rows)
+    columns = list(dict.fromkeys((device, dtype, batch) for device, dtype, _, batch in found))
+    names = list(dict.fromkeys(r["provider"] for r in rows))
+    counts = [sum(1 for k in found if (k[0], k[1], k[3]) == c) for c in columns]
+    size = (max(6.0, sum(1.6 + 1.1 * n for n in counts)), 6)
+    figure, axes = plt.subplots(2, len(columns), figsize=size, squeeze=False, layout="constrained",
+                                gridspec_kw={"width_ratios": [n + 1 for n in counts]})
+    for (device, dtype, batch), upper, lower in zip(columns, *axes):
+        here = {k[2]: v for k, v in found.items() if (k[0], k[1], k[3]) == (device, dtype, batch)}
+        for axis, key, scale in ((upper, "clips_per_s", 1), (lower, "peak_after_imports", 1e-6)):
+            for place, providers in enumerate(here.values()):
+                for i, name in enumerate(names):
+                    value = providers.get(name, {}).get(key)
+                    if value is not None:
+                        at = place + 0.8 * ((i + 0.5) / len(names) - 0.5)
+                        bar = axis.bar(at, scale * value, 0.8 / len(names), color=COLOURS.get(name), label=name)
+                        form = "{:.0f}" if scale < 1 or value > 99 else "{:.2f}"
+                        axis.bar_label(bar, fmt=form, fontsize=7, padding=2, rotation=90 if len(here) > 2 else 0)
+            axis.set_xticks(range(len(here)), [r.replace("_4gpu_", "\n") for r in here], fontsize=8)
+            axis.spines[["top", "right"]].set_visible(False)
+        upper.set(title=f"{device}\n{dtype}, batch {batch}", ylabel="clips per second")
+        upper.title.set_fontsize(9)
+        lower.set(ylabel="peak memory, MB")
+        handles = {label: h for h, label in zip(*upper.get_legend_handles_labels())}
+        upper.legend(handles.values(), handles, fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def put(text: str, name: str, content: str) -> str:
+    """``text`` with ``content`` between ``<!-- name -->`` and ``<!-- end name -->``."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"expected {begin} and {end} once each in the page")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="of the JSON files")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
+    parser.add_argument("--png", type=Path, default=ROOT / "docs" / "images" / "step.png")
+    args = parser.parse_args()
+
+    def read(name: str):
+        path = args.results / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    text = args.page.read_text(encoding="utf-8")
+    floor = [step_floor.table(config.load("mixed_4gpu_baseline", [*step_floor.FIXED, f"data.batch_size={n}"]), 989, 4.8)
+             for n in (8, 64)]
+    text = put(text, "floor", "\n\n".join(floor))
+    tables = [rows for rows in (read("bench_step.json"), read("bench_step_cuda.json")) if rows]
+    if tables:
+        text = put(text, "step", "\n\n".join(map(step_table, tables)))
+        plot([row for rows in tables for row in rows], args.png)
+    for name, file, made in (("linear", "linear.json", linear_table), ("curves", "training_curves.json", curves_text)):
+        if (found := read(file)) is not None:
+            text = put(text, name, made(found))
+    args.page.write_text(text, encoding="utf-8")
+    print(f"wrote {args.page} and {args.png}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What the benchmarks of the step make of their results: floor, tables, plot, and the comparison of training curves."""
+import json
+import pathlib
+import sys
+
+import pytest
+
+from benchmarks import plot_step, training_curves
+from vjepa_fast import config
+
+step_floor = plot_step.step_floor
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def row(provider, ms, memory, recipe="mixed_4gpu_ld"):
+    return {"recipe": recipe, "provider": provider, "batch": 8, "dtype": "float32", "device": "A device", "threads": 2,
+            "torch": "2", "shape": "vit_tiny B8 F16 112px p16 pred+ld", "median_ms": ms, "clips_per_s": 8e3 / ms,
+            "mfu": 0.25, "peak_after_imports": memory, "launches_per_step": 100.0, "syncs_per_step": None,
+            "error": None}
+
+
+@pytest.fixture
+def page(tmp_path):
+    text = (ROOT / "docs" / "performance.md").read_text()
+    for name in ("floor", "step", "linear", "curves"):  # as if nothing were measured yet
+        text = plot_step.put(text, name, "old")
+    (tmp_path / "page.md").write_text(text)
+    return tmp_path / "page.md"
+
+
+def test_page_is_filled(page, tmp_path, monkeypatch):
+    failed = {"recipe": "mixed_4gpu_ld", "provider": "reference_compiled", "batch": 8, "dtype": "float32",
+              "error": "RuntimeError: a | b", **dict.fromkeys(("median_ms", "clips_per_s", "peak_after_imports"))}
+    rows = [row("vjepa_fast", 100.0, 300e6), row("reference", 250.0, 600e6), failed]
+    (tmp_path / "bench_step.json").write_text(json.dumps(rows))
+    curves = {"steps": 9, "window": 2, "steps_outside_the_spread": [], "largest_distance": 1e-6, "largest_spread": 1e-3,
+              "largest_share_of_the_spread": 0.25}
+    (tmp_path / "training_curves.json").write_text(json.dumps(curves))
+    command = ["plot_step.py", "--results", tmp_path, "--page", page, "--png", tmp_path / "step.png"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    plot_step.main()
+    text = page.read_text()
+    assert "| mixed_4gpu_ld | 8 | vjepa_fast | 100.0 | 80.00 | 2.50 | 25.0 | 300 | 0.50 | 100 | - |" in text
+    assert "reference_compiled | RuntimeError: a / b" in text
+    assert "takes up 25 % of it" in " ".join(text.split()) and "1.0e-06 apart" in " ".join(text.split())
+    assert text.count("\nold\n") == 1  # linear.json is missing: that part stays
+    assert (tmp_path / "step.png").stat().st_size > 5000
+    plot_step.main()
+    assert page.read_text() == text  # a second time changes nothing
+    with pytest.raises(SystemExit, match="expected <!-- nothing -->"):
+        plot_step.put(text, "nothing", "")
+
+
+def test_linear_table():
+    products = [("forward", 2.0, 1.0), ("gelu", 3.0, 1.0), ("gradient_x", 1.0, 1.0), ("gradient_w", 1.0, 2.0)]
+    rows = [{"model": "m", "layer": "qkv", "product": p, "tokens": 5, "inputs": 2, "outputs": 6, "mkl_ms": a,
+             "onednn_ms": b} for p, a, b in products]
+    text = plot_step.linear_table({"device": "d", "threads": 1, "torch": "2", "rows": rows})
+    assert text.splitlines()[-1] == "| m | qkv 2 to 6 | 2.00 | 3.00 | 1.00 | 0.50 |"
+
+
+def test_floor():
+    small = ["model.model_name=vit_tiny", "data.crop_size=32", "data.dataset_fpcs=[4]", "data.batch_size=2"]
+    lines = step_floor.table(config.load("mixed_4gpu_motion_guided", [*step_floor.FIXED, *small]), 1, 1).splitlines()
+    parts = {cells[1].strip(): [float(c) for c in cells[2:6]] for line in lines if len(cells := line.split("|")) == 7
+             and cells[2].strip().replace(".", "").isdigit()}
+    assert list(parts) == ["target", "context", "predictor", "losses", "backward", "optimiser", "ema", "step"]
+    for column in (0, 3):
+        assert parts["step"][column] == pytest.approx(sum(v[column] for k, v in parts.items() if k != "step"), abs=0.5)
+
+
+def test_curves_of_a_few_steps(tmp_path):
+    from vjepa_fast.data.synthetic import render_suite
+
+    manifest = render_suite("motion8", tmp_path, splits={"train": 6}, size=64, frames=16, seed=0)["train"]
+    small = ["model.embed_dim=48", "model.num_heads=2", "model.pred_embed_dim=24", "model.pred_num_heads=2",
+             "model.pred_depth=1", "data.patch_size=16", "data.batch_size=2", f"data.datasets=[{manifest}]"]
+    cfg = config.load("mixed_4gpu_fwm_hw_ld", [*training_curves.OVERRIDES, *small])
+    losses = training_curves.curves(cfg, 3)
+    assert {len(v) for v in losses.values()} == {3}
+    gap = training_curves.smoothed(losses["vjepa_fast"], losses["reference"])
+    spread = training_curves.smoothed(losses["reference_bfloat16"], losses["reference"])
+    assert all(a < b for a, b in zip(gap, spread)) and max(gap) < 1e-5
+    assert losses["reference"][0] != losses["reference"][2]
+
+
+def test_smoothed_is_the_mean_of_the_last_steps(monkeypatch):
+    monkeypatch.setattr(training_curves, "WINDOW", 2)
+    assert training_curves.smoothed([1.0, 2.0, 5.0], [0.0, 0.0, 9.0]) == [1.0, 1.5, 3.0]
