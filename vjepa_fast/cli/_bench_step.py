@@ -66,8 +66,7 @@ class Provider:
         groups = []
         for clip, enc, pred in zip(clips, masks_enc, masks_pred):
             t, h, w = self.sampler.grid(clip.shape)
-            lengths = [(e.shape[1], p.shape[1]) for e, p in zip(enc, pred)]
-            groups.append(flops.Clips(clip.shape[0], t * h * w, lengths))
+            groups += flops.of_masks(clip.shape[0], t * h * w, enc, pred)
         return sum(c.flops for c in flops.step_cost(self.dims, groups, **self.counted).values())
 
 
@@ -92,9 +91,13 @@ def random_batch(cfg, index: int):
 
 def reference_of(cfg, ours, *, dtype=None, checkpointing: bool | None = None):
     """The reference's step with the weights of ``ours``. ``dtype``, ``checkpointing``: in place of those of ``cfg``."""
+    from ..errors import ConfigError
     from ..reference import build_reference
     from ..trainer.step import objective_fields
 
+    if cfg.masks.truncate == "none":
+        raise ConfigError("masks.truncate: the reference takes masks of one length only, not none; "
+                          "use batch or random, or --providers vjepa_fast")
     m, d, o = cfg.model, cfg.data, cfg.optimization
     checkpointing = m.use_activation_checkpointing if checkpointing is None else checkpointing
     blocks, heads = ours.encoder.blocks, ours.encoder.num_heads

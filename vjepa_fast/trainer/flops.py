@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vjepa_fast.objectives import LatentState
+    from vjepa_fast.ops import Packed
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,25 @@ class Work:
         return Work(self.tokens + other.tokens, self.flops + other.flops)
 
 
+def of_masks(
+    count: int, tokens: int, masks_enc: Sequence[Tensor | Packed], masks_pred: Sequence[Tensor | Packed],
+    image: bool = False,
+) -> list[Clips]:
+    """``count`` clips of ``tokens`` tokens with these masks; each for itself where the samples' lengths differ."""
+    from vjepa_fast.ops import Packed
+
+    if not isinstance(masks_enc[0], Packed):
+        return [Clips(count, tokens, [(e.shape[1], p.shape[1]) for e, p in zip(masks_enc, masks_pred)], image)]
+    lengths = zip(*(zip(e.lengths, p.lengths) for e, p in zip(masks_enc, masks_pred)))
+    return [Clips(1, tokens, masks, image) for masks in lengths]
+
+
 def of_state(dims: Dims, state: LatentState, *, predict_context: bool, target_grad: bool) -> Work:
     """The work behind a state. Reads shapes only, so nothing is waited for."""
     clips = [
-        Clips(enc[0].shape[0], t * h * w, [(e.shape[1], p.shape[1]) for e, p in zip(enc, pred)],
-              image=state.modality == "image")
-        for (t, h, w), enc, pred in zip(state.grids, state.masks_enc, state.masks_pred)
+        each
+        for (t, h, w), h_BND, enc, pred in zip(state.grids, state.h, state.masks_enc, state.masks_pred)
+        for each in of_masks(len(h_BND), t * h * w, enc, pred, state.modality == "image")
     ]
     cost = step_cost(dims, clips, predict_context=predict_context, target_grad=target_grad)
     tokens = sum(c.count * (c.tokens + sum(2 * e + p for e, p in c.masks)) for c in clips)
