@@ -119,16 +119,19 @@ def reference_of(cfg, ours, *, dtype=None, checkpointing: bool | None = None):
     return step
 
 
-def measure(cfg, names, warmup: int, repeats: int, *, deadline: float = float("inf"), memory: bool = True):
+def measure(cfg, names, warmup: int, repeats: int, *, deadline: float = float("inf"), memory: bool = True, against=()):
     """Time providers on the same weights, clips and masks; yields lists of rows as they are ready.
 
     On a CPU all by turns, so that a slow moment hits all; on CUDA one after another, so that each has the memory for
     itself. One that fails gives a row with ``error``, the others go on. One whose first loss is not that of the first
-    in ``names`` has an ``error`` and ``mismatch``: its time compares nothing.
+    (of ``against``, rows that are there already, else of these) has an ``error`` and ``mismatch``: its time compares
+    nothing.
     """
     import time
 
-    cuda, first = cfg.runtime.device.startswith("cuda"), None  # (provider, loss) that all are held against
+    cuda = cfg.runtime.device.startswith("cuda")
+    known = ((r["provider"], r["first_loss"]) for r in against if r["first_loss"] is not None)
+    first = next(known, None)  # (provider, loss) that all are held against
     for group in [[name] for name in names] if cuda else [list(names)]:
         if time.monotonic() > deadline:
             yield [_row(cfg, name, error="not begun: the time of --budget was over") for name in group]
