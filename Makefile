@@ -5,11 +5,11 @@ PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
 
-.PHONY: help install test demo bench lint clean
+.PHONY: help install test demo bench gpu-check lint clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 14) else \
@@ -33,6 +33,9 @@ demo: install  ## videos, pretraining, evaluation, report in runs/demo
 
 bench: install  ## every op against the published algorithm, eager PyTorch and torch.compile
 	$(PY) benchmarks/bench_ops.py $(ARGS)
+
+gpu-check:  ## all tests and benchmarks that need a GPU; PYTHON as it is, nothing is installed (OUT=results.json)
+	$(PYTHON) benchmarks/gpu_check.py $(if $(OUT),--out '$(OUT)') $(ARGS)
 
 lint: install  ## ruff
 	$(PY) -m ruff check .

@@ -24,7 +24,7 @@ if MODE not in ("auto", "0", "1"):
 if MODE == "1" and sys.platform != "linux":
     sys.exit("VJEPA_FAST_BUILD=1: the extension is built on Linux only")
 
-CXXFLAGS = "-O3 -g0 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -Wall -Wextra"
+CXXFLAGS = "-O3 -g0 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math-errno -Wall -Wextra"
 
 
 def find_compiler():

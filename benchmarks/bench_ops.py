@@ -2,6 +2,7 @@
 
     python benchmarks/bench_ops.py --json ops.json             # a table of all ops, batch 8 on a CPU, 32 on a GPU
     python benchmarks/bench_ops.py --ops latent_loss,rope3d --providers reference,fused
+    python benchmarks/bench_ops.py --show benchmarks/results/ops_cpu.json
     python -m pytest benchmarks/bench_ops.py --benchmark-only  # the same functions under pytest-benchmark
 
 Outputs and gradients of the providers are compared first. ``op_cases.py`` says what each computes, ``timing.py`` how it
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import pathlib
 import sys
 
@@ -87,8 +89,10 @@ def check(case: op_cases.Case, fns: dict) -> None:
     for name in others:
         for a, b in zip(want, _tensors(fns[name]())):
             scale = a.double().abs().max().clamp(min=1e-12)
-            error = ((a.double() - b.double()).abs().max() / scale).item()
-            if not error <= case.atol:
+            off = (a.double() - b.double()).abs() / scale
+            # one in a million may: the slope of an absolute value where rounding decides the sign
+            if (~(off <= case.atol)).sum() > 1e-6 * off.numel():
+                error = off.max().item()
                 raise SystemExit(f"{case.op}: {name} differs from {first} by {error:.3g} of the largest value")
 
 
@@ -124,7 +128,11 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--budget", type=float, default=2.0, metavar="S", help="seconds per function, about")
     parser.add_argument("--json", metavar="PATH", help="also write the rows as JSON")
+    parser.add_argument("--show", metavar="PATH", help="measure nothing; print the table of rows written by --json")
     args = parser.parse_args()
+    if args.show:
+        print(timing.table(json.loads(pathlib.Path(args.show).read_text(encoding="utf-8"))))
+        return 0
     names = [n for n in args.ops.split(",") if n] or list(op_cases.CASES)
     for given, known in ((names, op_cases.CASES), (args.providers.split(","), PROVIDERS)):
         for n in given:

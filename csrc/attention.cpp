@@ -29,6 +29,15 @@ struct Vector {
   typedef float type __attribute__((vector_size(4 * W), aligned(4), may_alias));
 };
 
+// Neighbouring channels exchanged.
+VJEPA_INLINE Vector<4>::type swapped(Vector<4>::type v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
+VJEPA_INLINE Vector<8>::type swapped(Vector<8>::type v) {
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+}
+VJEPA_INLINE Vector<16>::type swapped(Vector<16>::type v) {
+  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+}
+
 // C [M,N] (= or +=) A [M,K] B [K,N]; A at a[m*row + k*col], M a multiple of MR, N of kPad. W floats to a vector, C tiles of
 // MR rows and two vectors.
 template <int W, int MR, bool add>
@@ -64,8 +73,9 @@ VJEPA_INLINE void multiply(const float* a, int64_t row, int64_t col, const float
 }
 
 struct Problem {
-  int64_t K, H, d, R, period;  // of the table: K, or B*K where samples hold different tokens
-  const float *qkv, *table, *out, *dout;
+  int64_t K, H, d, period;     // of the table: K, or B*K where samples hold different tokens; 1 without positions
+  const float *qkv, *out, *dout;
+  const float* table;          // [period,2,d]: cosines, then sines with the sign of the rotation
   float *to, *lse, *dqkv;  // output, [B,H,K], gradient
 
   int64_t E() const { return H * d; }
@@ -75,30 +85,33 @@ struct Task {
   int64_t b, h, begin, L;
 };
 
+// out[c] = scale (x[c] cos[c] + x[c^1] sin[c]) for the channels of a head, sin being signed; ``back``: the transpose.
+template <int W, bool back>
+VJEPA_INLINE void turn(const float* x, const float* cos, const float* sin, float scale, float* out, int64_t d) {
+  using V = typename Vector<W>::type;
+  int64_t c = 0;
+  for (; c + W <= d; c += W) {
+    const V u = *reinterpret_cast<const V*>(x + c), s = *reinterpret_cast<const V*>(sin + c);
+    *reinterpret_cast<V*>(out + c) =
+        scale * (u * *reinterpret_cast<const V*>(cos + c) + swapped(u) * (back ? swapped(s) : s));
+  }
+  for (; c < d; ++c) out[c] = scale * (x[c] * cos[c] + x[c ^ 1] * sin[back ? c ^ 1 : c]);
+}
+
 // Row n of q (part 0) or k (1) of a head, turned by its position (ops/rope.py) and scaled.
+template <int W>
 VJEPA_INLINE void turned(const Problem& p, const Task& t, int64_t n, int64_t part, float scale, float* out) {
   const int64_t token = t.b * p.K + t.begin + n;
-  const float* x = p.qkv + (token * 3 + part) * p.E() + t.h * p.d;
-  const float *cos = p.table + token % p.period * 2 * p.R, *sin = cos + p.R;
-#pragma GCC ivdep
-  for (int64_t c = 0; c < p.R; c += 2) {
-    out[c] = scale * (x[c] * cos[c] - x[c + 1] * sin[c]);
-    out[c + 1] = scale * (x[c + 1] * cos[c + 1] + x[c] * sin[c + 1]);
-  }
-  for (int64_t c = p.R; c < p.d; ++c) out[c] = scale * x[c];
+  const float* angles = p.table + token % p.period * 2 * p.d;
+  turn<W, false>(p.qkv + (token * 3 + part) * p.E() + t.h * p.d, angles, angles + p.d, scale, out, p.d);
 }
 
 // The transpose of that map, for the gradient g of a turned row.
+template <int W>
 VJEPA_INLINE void turned_back(const Problem& p, const Task& t, int64_t n, int64_t part, float scale, const float* g) {
   const int64_t token = t.b * p.K + t.begin + n;
-  float* out = p.dqkv + (token * 3 + part) * p.E() + t.h * p.d;
-  const float *cos = p.table + token % p.period * 2 * p.R, *sin = cos + p.R;
-#pragma GCC ivdep
-  for (int64_t c = 0; c < p.R; c += 2) {
-    out[c] = scale * (g[c] * cos[c] + g[c + 1] * sin[c + 1]);
-    out[c + 1] = scale * (g[c + 1] * cos[c + 1] - g[c] * sin[c]);
-  }
-  for (int64_t c = p.R; c < p.d; ++c) out[c] = scale * g[c];
+  const float* angles = p.table + token % p.period * 2 * p.d;
+  turn<W, true>(g, angles, angles + p.d, scale, p.dqkv + (token * 3 + part) * p.E() + t.h * p.d, p.d);
 }
 
 VJEPA_INLINE void transpose(const float* x, int64_t rows, int64_t width, float* out, int64_t ld) {
@@ -131,12 +144,12 @@ VJEPA_INLINE void forward_task(const Problem& p, const Task& t, Space& space) {
   float *s = space.take(kRows * Lp, false), *o = space.take(kRows * dp, false);
   const float scale = vjepa::kLog2E / std::sqrt(static_cast<float>(d));  // scores are powers of 2
   for (int64_t n = 0; n < L; ++n) {
-    turned(p, t, n, 1, 1.f, q + n * dp);
+    turned<W>(p, t, n, 1, 1.f, q + n * dp);
     const float* from = p.qkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d;
     std::copy(from, from + d, v + n * dp);
   }
   transpose(q, L, dp, kT, Lp);
-  for (int64_t n = 0; n < L; ++n) turned(p, t, n, 0, scale, q + n * dp);
+  for (int64_t n = 0; n < L; ++n) turned<W>(p, t, n, 0, scale, q + n * dp);
   for (int64_t first = 0; first < L; first += kRows) {
     const int64_t rows = std::min(kRows, L - first), M = (rows + MR - 1) / MR * MR;
     multiply<W, MR, false>(q + first * dp, dp, 1, kT, Lp, s, Lp, M, Lp, d);
@@ -173,8 +186,8 @@ VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
   }
   transpose(q, L, dp, vT, Lp);
   for (int64_t n = 0; n < L; ++n) {
-    turned(p, t, n, 0, scale * vjepa::kLog2E, q + n * dp);
-    turned(p, t, n, 1, 1.f, k + n * dp);
+    turned<W>(p, t, n, 0, scale * vjepa::kLog2E, q + n * dp);
+    turned<W>(p, t, n, 1, 1.f, k + n * dp);
     const float* from = p.dout + (t.b * p.K + t.begin + n) * E + t.h * d;
     std::copy(from, from + d, g + n * dp);
   }
@@ -197,13 +210,13 @@ VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
       }
     }
     multiply<W, MR, false>(ds, Lp, 1, k, dp, dq, dp, M, dp, L);
-    for (int64_t r = 0; r < rows; ++r) turned_back(p, t, first + r, 0, scale, dq + r * dp);
+    for (int64_t r = 0; r < rows; ++r) turned_back<W>(p, t, first + r, 0, scale, dq + r * dp);
     // the padding of s and ds beyond L reaches rows of dk and dv that nobody reads
     multiply<W, MR, true>(ds, 1, Lp, q + first * dp, dp, dk, dp, Lp, dp, rows);
     multiply<W, MR, true>(s, 1, Lp, g + first * dp, dp, dv, dp, Lp, dp, rows);
   }
   for (int64_t n = 0; n < L; ++n) {
-    turned_back(p, t, n, 1, 1.f / vjepa::kLog2E, dk + n * dp);
+    turned_back<W>(p, t, n, 1, 1.f / vjepa::kLog2E, dk + n * dp);
     std::copy(dv + n * dp, dv + n * dp + d, p.dqkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d);
   }
 }
@@ -212,10 +225,10 @@ VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
 // kPad, and their vectors must fit the registers.)
 using Run = void (*)(const Problem&, const Task&, Space&);
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-__attribute__((target("arch=x86-64-v4"))) void forward_512(const Problem& p, const Task& t, Space& s) {
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void forward_512(const Problem& p, const Task& t, Space& s) {
   forward_task<16, 8>(p, t, s);
 }
-__attribute__((target("arch=x86-64-v4"))) void backward_512(const Problem& p, const Task& t, Space& s) {
+__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void backward_512(const Problem& p, const Task& t, Space& s) {
   backward_task<16, 8>(p, t, s);
 }
 __attribute__((target("arch=x86-64-v3"))) void forward_256(const Problem& p, const Task& t, Space& s) {
@@ -237,20 +250,32 @@ Run choose(bool forward) {
   return forward ? forward_128 : backward_128;
 }
 
-Problem problem(const Tensor& qkv, const Tensor& table, int64_t heads) {
+// The table of ops/rope.py, [K,2,R] or [B,K,2,R], for all d channels: those that are not turned have angle 0.
+void problem(Problem& p, const Tensor& qkv, const Tensor& table, int64_t heads, std::vector<float>& angles) {
   vjepa::check(qkv.dim() == 3 && heads > 0 && qkv.size(2) % (3 * heads) == 0 &&
                    qkv.dtype() == aoti_torch_dtype_float32(), "attention: qkv must be float32 [B,K,3*E]");
   const int64_t B = qkv.size(0), K = qkv.size(1), d = qkv.size(2) / (3 * heads), dims = table.dim();
-  Problem p{};
   p.K = K, p.H = heads, p.d = d, p.period = 1;
   p.qkv = qkv.data<float>();
-  p.table = table.data<float>();
-  if (dims > 1) {  // else: no positions
-    p.R = table.size(dims - 1), p.period = dims == 3 ? K : B * K;
+  int64_t R = 0;
+  if (dims > 1) {
+    R = table.size(dims - 1), p.period = dims == 3 ? K : B * K;
     vjepa::check(table.dtype() == aoti_torch_dtype_float32() && table.size(dims - 3) == K && table.size(dims - 2) == 2 &&
-                     p.R % 2 == 0 && p.R <= d, "attention: table must be float32 [K,2,R] or [B,K,2,R]");
+                     R % 2 == 0 && R <= d && d % 2 == 0 && (dims == 3 || (dims == 4 && table.size(0) == B)),
+                 "attention: table must be float32 [K,2,R] or [B,K,2,R], with even R and heads");
   }
-  return p;
+  angles.assign(static_cast<size_t>(p.period * 2 * d), 0.f);
+  float* to = angles.data();
+  const float* from = table.data<float>();
+  vjepa::parallel_for(0, p.period, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n)
+      for (int64_t c = 0; c < d; ++c) {
+        const bool rotated = c < R;
+        to[n * 2 * d + c] = rotated ? from[n * 2 * R + c] : 1.f;
+        to[(n * 2 + 1) * d + c] = !rotated ? 0.f : c % 2 ? from[(n * 2 + 1) * R + c] : -from[(n * 2 + 1) * R + c];
+      }
+  });
+  p.table = to;
 }
 
 // lengths int64 [S]: tokens of each segment, adding up to K
@@ -280,7 +305,9 @@ bool same(const Tensor& x, int64_t a, int64_t b, int64_t c) {
 void attention(const Tensor& qkv, const Tensor& table, const Tensor& lengths, int64_t heads, const Tensor& out,
                const Tensor& lse) {
   static const Run task = choose(true);
-  Problem p = problem(qkv, table, heads);
+  std::vector<float> angles;
+  Problem p{};
+  problem(p, qkv, table, heads, angles);
   const int64_t B = qkv.size(0);
   vjepa::check(same(out, B, p.K, p.E()) && same(lse, B, heads, p.K), "attention: out [B,K,E], lse [B,H,K] expected");
   p.to = out.mutable_data<float>();
@@ -291,7 +318,9 @@ void attention(const Tensor& qkv, const Tensor& table, const Tensor& lengths, in
 void attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& table, const Tensor& lengths,
                         int64_t heads, const Tensor& out, const Tensor& lse, const Tensor& dqkv) {
   static const Run task = choose(false);
-  Problem p = problem(qkv, table, heads);
+  std::vector<float> angles;
+  Problem p{};
+  problem(p, qkv, table, heads, angles);
   const int64_t B = qkv.size(0);
   vjepa::check(same(out, B, p.K, p.E()) && same(dout, B, p.K, p.E()) && same(lse, B, heads, p.K) &&
                    same(dqkv, B, p.K, 3 * p.E()), "attention_backward: shapes differ");

@@ -232,7 +232,7 @@ def trilinear_change(clip, weight, out) -> None:
     if out.numel():
         _trilinear[(out.shape[0], triton.cdiv(grid[0] * grid[1] * grid[2], tokens))](
             clip, weight, out, *grid, *size, *(s / g for s, g in zip(size, grid)), *clip.stride(), C=clip.shape[1],
-            TOKENS=tokens, num_warps=_WARPS,
+            TOKENS=tokens, num_warps=_WARPS, enable_fp_fusion=False,  # positions are rounded as in eager code
         )
 
 

@@ -59,6 +59,8 @@ def test_values_are_typed(small):
     ("folder=a=b", "folder", "a=b"),
     ("folder=2024", "folder", "2024"),
     ("runtime.compile=true", "runtime.compile", True),
+    ("runtime.compile=blocks", "runtime.compile", "blocks"),
+    ("runtime.cuda_graphs=false", "runtime.cuda_graphs", False),
     ("img_data.dataset_fpcs=1", "img_data.dataset_fpcs", (1,)),
 ])
 def test_override(small, text, path, value):
@@ -85,7 +87,9 @@ def test_overrides_apply_in_order(small):
     ("optimization.lr=.inf", ["optimization.lr: expected a number"]),
     ("data.batch_size=2.5", ["data.batch_size: expected an integer, got 2.5"]),
     ("data.batch_size=true", ["data.batch_size: expected an integer, got true"]),
-    ("runtime.compile=1", ["runtime.compile: expected true or false, got 1"]),
+    ("runtime.tensorboard=1", ["runtime.tensorboard: expected true or false, got 1"]),
+    ("runtime.compile=block", ["runtime.compile: unknown value 'block'; accepted: true, false, auto, blocks, target"]),
+    ("runtime.cuda_graphs=1", ["runtime.cuda_graphs: unknown value '1'; accepted: true, false, auto"]),
     ("data.fps=x", ["data.fps: expected an integer or null, got 'x'"]),
     ("data.batch_size.x=3", ["data.batch_size: is a single value"]),
     ("data=3", ["data: expected a section of keys, got 3"]),

@@ -17,8 +17,10 @@ PREDICTOR_CASES = {
 
 def close(got, want, relative=1e-5):
     """Largest error below ``relative`` of the largest entry."""
-    want = torch.as_tensor(want)
+    want = torch.as_tensor(want, device=got.device)
     assert got.shape == want.shape
+    if got.is_cuda and got.dtype == torch.float32:
+        relative *= 10  # attention kernels there multiply in another order and precision
     error = (got.detach() - want).abs().max().item()
     assert error <= relative * want.abs().max().item(), error
 
@@ -57,7 +59,8 @@ def check_parameter_gradients(module, golden, skip=()):
         if norm < 0:
             assert grad is None or not grad.any(), name
         else:
-            assert abs(grad.norm().item() - norm) <= 1e-5 * norm + 1e-7 * scale, name
+            slack = 10 if grad.is_cuda else 1
+            assert abs(grad.norm().item() - norm) <= slack * (1e-5 * norm + 1e-7 * scale), name
     for name, want in golden.group("grad_full/").items():
         close(parameters[name].grad, want)
 

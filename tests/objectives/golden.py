@@ -96,28 +96,28 @@ def golden():
         return {key: f[key] for key in f.files}
 
 
-def tensor(key, dtype=None, grad=False):
-    x = torch.from_numpy(golden()[key].copy())
+def tensor(key, dtype=None, grad=False, device="cpu"):
+    x = torch.from_numpy(golden()[key].copy()).to(device)
     return x if dtype is None else x.to(dtype).requires_grad_(grad)
 
 
-def inputs(prefix, dtype, grad=True, target_grad=True):
+def inputs(prefix, dtype, grad=True, target_grad=True, device="cpu"):
     """(LatentState, {golden input name: leaf}) of a set."""
     cfg = SETS[prefix]
     leaves = {}
 
     def leaf(name, grad=grad):
-        leaves[name] = tensor(f"{prefix}in/{name}", dtype, grad)
+        leaves[name] = tensor(f"{prefix}in/{name}", dtype, grad, device)
         return leaves[name]
 
     groups, masks = range(len(cfg["frames"])), range(cfg["masks"])
     ids = {
-        kind: [[tensor(f"{prefix}in/{kind}/{i}/{j}").long() for j in masks] for i in groups]
+        kind: [[tensor(f"{prefix}in/{kind}/{i}/{j}", device=device).long() for j in masks] for i in groups]
         for kind in ("masks_enc", "masks_pred")
     }
     state = LatentState(
         grids=[(max(1, f // TUBELET), SIDE, SIDE) for f in cfg["frames"]],
-        clips=[tensor(f"{prefix}in/clip/{i}", dtype) for i in groups],
+        clips=[tensor(f"{prefix}in/clip/{i}", dtype, device=device) for i in groups],
         h=[leaf(f"h/{i}", target_grad) for i in groups],
         z=[[leaf(f"z_enc/{i}/{j}") for j in masks] for i in groups],
         z_pred=[[leaf(f"z_pred/{i}/{j}") for j in masks] for i in groups],
@@ -127,7 +127,7 @@ def inputs(prefix, dtype, grad=True, target_grad=True):
     return state, leaves
 
 
-def plan_of(case, prefix, dtype, compat=None):
+def plan_of(case, prefix, dtype, compat=None, device="cpu"):
     """(plan with the golden heads, {golden parameter name: parameter})."""
     spec = {name: dict(fields) for name, fields in case.spec.items()}
     loaded = {}
@@ -138,7 +138,7 @@ def plan_of(case, prefix, dtype, compat=None):
     plan = build_objectives(
         spec, levels=LEVELS, embed_dim=SETS[prefix]["embed_dim"], compat=compat or case.compat,
         target_grad=True, stop_gradient=False,
-    ).to(dtype)  # fmt: skip
+    ).to(device, dtype)  # fmt: skip
     named = {}
     for term, weights in loaded.items():
         plan.heads[term].load_state_dict(weights)

@@ -177,6 +177,8 @@ class NoSync(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
+        if name == "equal" and args[0].ndim == 0:  # torch 2.11's quantile checks q so, on a CPU alone
+            return func(*args, **(kwargs or {}))
         assert name not in self.FORBIDDEN, f"{func} waits for the device"
         assert name != "index" or not any(
             x is not None and x.dtype == torch.bool for x in args[1]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.objectives.golden import CASES, SETS, golden, inputs, plan_of
+from tests.ops.parity import DEVICES
 
 PARTS = {"pred": "loss_pred", "hw": "hw_loss", "context": "loss_context", "fwm_static": "fwm_static_loss",
          "fwm_orth": "fwm_orth_loss", "ld": "ld_loss"}  # fmt: skip
@@ -20,9 +21,9 @@ def tolerance(kind, case):
     return dtype, max(rtol, 1e-8) if case.distance or "context" in case.spec else rtol
 
 
-def run(case, prefix, dtype, compat=None):
-    state, leaves = inputs(prefix, dtype)
-    plan, heads = plan_of(case, prefix, dtype, compat)
+def run(case, prefix, dtype, compat=None, device="cpu"):
+    state, leaves = inputs(prefix, dtype, device=device)
+    plan, heads = plan_of(case, prefix, dtype, compat, device)
     out = plan(dataclasses.replace(state, step=case.step, total_steps=30000, epoch=0, epochs=100))
     return out, leaves | heads
 
@@ -36,11 +37,12 @@ def test_every_golden_case_is_tried():
 
 @everywhere
 @each_precision
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", list(CASES))
-def test_values_and_gradients(name, prefix, kind):
+def test_values_and_gradients(name, device, prefix, kind):
     case = CASES[name]
     dtype, rtol = tolerance(kind, case)
-    out, leaves = run(case, prefix, dtype)
+    out, leaves = run(case, prefix, dtype, device=device)
     total = name.startswith("total")
     value = out.total if total else next(iter(out.terms.values()))
     np.testing.assert_allclose(value.item(), float(golden()[f"{prefix}val/{name}/{kind}"]), rtol=rtol)
@@ -67,7 +69,7 @@ def check_gradients(leaves, wanted, rtol):
         if want is None:
             assert got is None or not got.any(), f"{leaf} must get no gradient"
         else:
-            np.testing.assert_allclose(got.numpy(), want, rtol=0, atol=rtol * abs(want).max(), err_msg=leaf)
+            np.testing.assert_allclose(got.cpu().numpy(), want, rtol=0, atol=rtol * abs(want).max(), err_msg=leaf)
 
 
 @everywhere

@@ -16,6 +16,7 @@ from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICES = sorted({"cpu", DEVICE})
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 KERNELS = [  # on the CPU Triton is interpreted
     pytest.param("cpp", marks=pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON or "-")),
@@ -29,6 +30,14 @@ def device_for(backend: str) -> str:
     return "cpu" if backend == "cpp" else DEVICE
 
 
+def moved(x: torch.Tensor, device: str) -> torch.Tensor:
+    """``x`` on ``device`` with its strides; ``.to`` closes the gaps of a tensor that has some."""
+    if x.device.type == device:
+        return x
+    memory = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return memory.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
 def run(fn, args, *, dtype, backend, wrt=(), cotangents=None, device="cpu"):
     """Outputs of ``fn(*args)`` and gradients of the arguments numbered in ``wrt``, as float64 on the CPU.
 
@@ -37,7 +46,7 @@ def run(fn, args, *, dtype, backend, wrt=(), cotangents=None, device="cpu"):
     ready = []
     for n, a in enumerate(args):
         if isinstance(a, torch.Tensor):
-            a = a.to(device)
+            a = moved(a, device)
             if a.is_floating_point():
                 a = a.to(dtype).detach().requires_grad_(n in wrt)
         ready.append(a)

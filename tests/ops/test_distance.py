@@ -4,10 +4,9 @@ import pathlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from tests.ops.parity import BACKENDS, KERNELS, device_for
+from tests.draws import given, settings, st
+from tests.ops.parity import BACKENDS, KERNELS, device_for, moved
 from vjepa_fast import ops
 from vjepa_fast.ops.distance import _mask_distance
 
@@ -23,7 +22,7 @@ def backend(request):
 def distance(enc, pred, *args, **kwargs):
     """ops.mask_distance of the backend in force, from and to the CPU."""
     device = device_for(ops.current_backend())
-    out = ops.mask_distance(enc.to(device), pred.to(device), *args, **kwargs)
+    out = ops.mask_distance(moved(enc, device), moved(pred, device), *args, **kwargs)
     assert out.device.type == device and out.dtype == torch.float32
     return out.cpu()
 

@@ -1,9 +1,8 @@
 """The latent loss skeletons: every backend, every row function of the objectives, against eager code in float64."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.parity import BACKENDS, KERNELS, assert_parity, device_for, run
 from vjepa_fast import ops
 from vjepa_fast.objectives import registry
@@ -162,7 +161,7 @@ def test_mixed_dtypes_and_views(backend):
     idx = tokens(2, 5, GRID).to(device)
     after, before = (x.to(device) for x in neighbours(idx.cpu(), GRID))
     z, h = (x.to(device) for x in features(2, 5, 6, 24))
-    want = None
+    want, exactly = None, {} if backend == "eager" and device == "cuda" else {"rtol": 0, "atol": 0}
     for view in (lambda x: x, lambda x: x.transpose(0, 1).contiguous().transpose(0, 1)):
         z_, h_ = view(z.float()).requires_grad_(), view(h.bfloat16())
         with ops.use_backend(backend):
@@ -171,7 +170,7 @@ def test_mixed_dtypes_and_views(backend):
             (grad,) = torch.autograd.grad(rows, z_, view(torch.ones_like(rows).t().contiguous().t()))
         assert rows.dtype == grad.dtype == torch.float32
         want = want or (rows.detach(), grad)
-        assert torch.equal(rows, want[0]) and torch.equal(grad, want[1])
+        torch.testing.assert_close((rows.detach(), grad), want, **exactly)  # eager sums on a GPU depend on strides
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

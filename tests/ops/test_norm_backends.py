@@ -1,9 +1,8 @@
 """target_norm of every backend, forward and backward, against eager code in float64."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.parity import BACKENDS, KERNELS, assert_parity, device_for
 from vjepa_fast import ops
 from vjepa_fast.ops.norm import _target_norm, _target_norm_backward

@@ -1,11 +1,10 @@
 """tubelet_patchify and patch_mean on every backend: the bits, or the bound, of eager code."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.clip_cases import AVAILABLE, DTYPES, MEAN, STD, VIEWS, assert_clip_parity, make_clip
-from tests.ops.parity import KERNELS, assert_parity, device_for
+from tests.ops.parity import KERNELS, assert_parity, device_for, moved
 from vjepa_fast import ops
 from vjepa_fast.ops.patchify import _patch_mean, _patchify
 
@@ -23,7 +22,7 @@ def assert_same_bits(backend, clip, idx, tubelet, patch, out_dtype=None):
     mean, std = MEAN[: clip.shape[1]], STD[: clip.shape[1]]
     with ops.use_backend("eager"):
         want = ops.tubelet_patchify(clip, idx, tubelet, patch, mean, std, out_dtype)
-    clip, idx = (x if x is None else x.to(device_for(backend)) for x in (clip, idx))
+    clip, idx = (x if x is None else moved(x, device_for(backend)) for x in (clip, idx))
     with ops.use_backend(backend):
         got = ops.tubelet_patchify(clip, idx, tubelet, patch, mean, std, out_dtype).cpu()
     assert got.dtype == want.dtype and got.is_contiguous()

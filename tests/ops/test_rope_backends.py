@@ -1,9 +1,8 @@
 """rope3d of every backend against eager code in float64."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.parity import BACKENDS, KERNELS, assert_parity, device_for
 from vjepa_fast import ops
 from vjepa_fast.ops.rope import _rope3d, _rope3d_inplace, _rope3d_transpose
@@ -98,7 +97,7 @@ def test_only_rotated_channels_change_and_only_of_this_tensor(backend, dtype):
 
 @pytest.mark.parametrize("backend", KERNELS)
 def test_in_place_needs_dense_memory(backend):
-    strided = random(3, 4, 48)[:, ::2].to(device_for(backend))
+    strided = random(3, 4, 48).to(device_for(backend))[:, ::2]
     table = table_of(2, 4).to(strided.device)
     expected = ops.rope3d(strided, table, 2)
     with ops.use_backend(backend), pytest.raises(ops.BackendError, match="in place, qkv must be contiguous"):

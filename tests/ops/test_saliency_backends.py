@@ -1,9 +1,8 @@
 """motion_saliency on every backend, held to the bound of eager code."""
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
+from tests.draws import given, settings, st
 from tests.ops.clip_cases import AVAILABLE, DTYPES, STD, VIEWS, assert_clip_parity, make_clip
 from tests.ops.parity import KERNELS, device_for
 from vjepa_fast import ops

@@ -12,6 +12,7 @@ CHOICES = {
     "model.mask_token_index": ("mask", "zero"),
     "model.rope_variant": ("v2", "v2.1"),
     "target.mode": ("ema", "online"),
+    "optimization.name": ("adamw", "muon"),
     "runtime.dtype": ("auto", "float32", "bfloat16"),
     "compat": ("intended", "published"),
 }
@@ -154,6 +155,7 @@ def _target(c: _Checker, config: Config) -> None:
 
 
 def _optimization(c: _Checker, opt: OptimizationConfig) -> None:
+    c.choice("optimization.name", opt.name)
     c.at_least(1, "optimization", opt, "epochs", "ipe", "accumulate")
     c.at_least(0, "optimization", opt, "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay")
     c.positive("optimization", opt, "ipe_scale", "eps", "clip_grad")
@@ -166,6 +168,10 @@ def _runtime(c: _Checker, config: Config) -> None:
     c.choice("runtime.dtype", runtime.dtype)
     c.require(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", runtime.device) is not None, "runtime.device",
               f"unknown value {runtime.device!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+    for name, accepted in (("compile", ("auto", "blocks", "target")), ("cuda_graphs", ("auto",))):
+        value = getattr(runtime, name)
+        c.require(isinstance(value, bool) or value in accepted, f"runtime.{name}",
+                  f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}")
     c.at_least(0, "runtime", runtime, "threads")
     c.positive("runtime", runtime, "peak_tflops")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")

@@ -121,7 +121,7 @@ class _Translation:
             "target": {"mode": "online" if self._flag("optimization", "disable_ema", False) else "ema",
                        "ema": self._get("optimization", "ema")},
             "optimization": self._same("optimization"),
-            "runtime": {"dtype": self._dtype(), "compile": self._flag("model", "compile_model", False)},
+            "runtime": {"dtype": self._dtype(), **self._compile()},
             "compat": self.values.get("compat", "intended"),
             "seed": self._get("meta", "seed", 0),
         }
@@ -192,6 +192,11 @@ class _Translation:
         if not isinstance(value, bool):
             self._fail(f"{section}.{key}", f"expected true or false, got {value!r}")
         return value
+
+    def _compile(self) -> dict:
+        if "compile_model" not in self.values["model"]:
+            return {}
+        return {"compile": self._flag("model", "compile_model", False)}
 
     def _value(self, section: str, key: str, default: float) -> float:
         value = self._get(section, key, default)

@@ -120,19 +120,22 @@ class OptimizationConfig:
     eps: float = 1e-8
     accumulate: int = 1  # micro-batches per optimiser step
     clip_grad: float | None = None  # maximum gradient norm
+    name: str = "adamw"  # adamw | muon (for the matrices of the blocks; changes the maths)
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
     device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
-    dtype: str = "auto"  # auto | float32 | bfloat16
+    dtype: str = "auto"  # auto | float32 | bfloat16; auto on a CPU: the faster one, by a short measurement
+    fp8: bool = False  # forward products of the blocks' linear layers in e4m3 (changes the maths)
     threads: int = 0  # CPU threads; 0: torch's choice
     log_every: int = 10  # steps
     save_every: int = 500  # steps
     keep_checkpoints: int = 2
     monitor_every: int = 100  # steps between collapse monitors
     attention: str = "auto"  # auto | sdpa | varlen | xformers
-    compile: bool = False
+    compile: bool | str = "auto"  # auto | true | false | blocks | target
+    cuda_graphs: bool | str = "auto"  # of the target encoder: auto | true | false
     tensorboard: bool = True
     peak_tflops: float | None = None  # of the device, for MFU; None: known GPUs by name, a CPU is measured
 

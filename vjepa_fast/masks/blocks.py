@@ -4,6 +4,7 @@ from __future__ import annotations
 from ..errors import ConfigError
 from ..ops.block_masks import check_spec, sample_block_masks
 from . import motion
+from .drawn import DrawnMasks
 
 
 class MaskSampler:
@@ -70,6 +71,10 @@ class MaskSampler:
         Raises:
             ConfigError: no context is left, naming the mask; or the clip does not divide into tokens.
         """
+        return self.draw(clip, step=step, first_sample=first_sample, group=group).wait()
+
+    def draw(self, clip, *, step: int, first_sample: int, group: int = 0) -> DrawnMasks:
+        """The same, without waiting for the device that draws them: ``DrawnMasks.wait`` gives the lists."""
         grid = self.grid(clip.shape)
         saliency = motion.guide(self.specs, clip, grid, self.mean, self.std, self.saliency, self.compat)
         masks = sample_block_masks(
@@ -84,4 +89,4 @@ class MaskSampler:
             first_spec=group * len(self.specs),
             device=clip.device,
         )
-        return masks.trim()
+        return DrawnMasks(masks)

@@ -1,11 +1,11 @@
 """Encoder, predictor, moving average and weight files (see docs/models.md)."""
 from vjepa_fast.models.build import build_from_config, encoder_from_config
-from vjepa_fast.models.ema import ema_update
+from vjepa_fast.models.ema import LowCopy, ema_update
 from vjepa_fast.models.interop import from_fair, load_encoder, load_weights, to_fair
 from vjepa_fast.models.predictor import build_predictor
 from vjepa_fast.models.vit import SIZES, build_encoder
 
 __all__ = [
-    "SIZES", "build_encoder", "build_from_config", "build_predictor", "ema_update", "encoder_from_config", "from_fair",
-    "load_encoder", "load_weights", "to_fair",
+    "LowCopy", "SIZES", "build_encoder", "build_from_config", "build_predictor", "ema_update", "encoder_from_config",
+    "from_fair", "load_encoder", "load_weights", "to_fair",
 ]

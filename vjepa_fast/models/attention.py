@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vjepa_fast import ops
 from vjepa_fast.models import fused_block, segments
-from vjepa_fast.ops.linear import Linear, linear_gelu
+from vjepa_fast.ops.linear import Linear
 
 
 def attend(
@@ -72,7 +72,7 @@ class MLP(nn.Module):
         return self.fc2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.fc2(linear_gelu(x, self.fc1.weight, self.fc1.bias))
+        return self.fc2(self.fc1.gelu(x))
 
 
 class SwiGLU(nn.Module):

@@ -20,7 +20,7 @@ from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.linear import has_product, linear_gelu, product, product_add
 
-_CHUNK = 512  # rows of the hidden layer that are differentiated at a time
+_PORTION = 512  # rows that go through the feed-forward at a time: their hidden layer stays in the cache
 
 
 def serves(x: Tensor, rope: Tensor | None) -> bool:
@@ -84,27 +84,30 @@ class _Block(torch.autograd.Function):
         qkv, attended, lse = _attention(u, wqkv, bqkv, rope, lengths, heads)
         y = product_add(attended, wp, bp, x)
         v, *stats_2 = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])
-        hidden = product(v, w1, b1)
-        a = torch.empty_like(hidden)
-        torch.ops.vjepa_fast_cpp.gelu(hidden, a)
+        out, hidden = torch.empty_like(x), []
+        for v_rows, y_rows, to in zip(*(_rows(t).split(_PORTION) for t in (v, y, out))):
+            hidden.append(product(v_rows, w1, b1))
+            a = torch.empty_like(hidden[-1])
+            torch.ops.vjepa_fast_cpp.gelu(hidden[-1], a)
+            to.copy_(product_add(a, w2, b2, y_rows))
         ctx.heads = heads
-        ctx.save_for_backward(x, *stats_1, qkv, attended, lse, y, *stats_2, hidden, rope, lengths, n1w, n1b, wqkv, wp,
-                              n2w, n2b, w1, w2)
-        return product_add(a, w2, b2, y)
+        ctx.save_for_backward(x, *stats_1, qkv, attended, lse, y, *stats_2, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b,
+                              w1, w2, *hidden)
+        return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         cpp = torch.ops.vjepa_fast_cpp
-        (x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, hidden, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b,
-         w1, w2) = ctx.saved_tensors
+        (x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b, w1, w2,
+         *hidden) = ctx.saved_tensors
         grad = grad.contiguous()
 
         # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache
         normed, dv = torch.empty_like(x), torch.empty_like(x)
         cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
         dw1, dw2, db1 = torch.zeros_like(w1), torch.zeros_like(w2), w1.new_zeros(len(w1))
-        for g, h, v, to in zip(*(_rows(t).split(_CHUNK) for t in (grad, hidden, normed, dv))):
+        for h, g, v, to in zip(hidden, *(_rows(t).split(_PORTION) for t in (grad, normed, dv))):
             dh, a, sums = product(g, w2.t()), torch.empty_like(h), torch.empty_like(db1)
             cpp.gelu_backward(h, dh, a, sums)  # in place, and the GELU's output again
             dw2.addmm_(g.t(), a)

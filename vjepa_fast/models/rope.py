@@ -5,7 +5,7 @@ Token id n = (t*H + h)*W + w. Each axis rotates R/3 channels with base 10000; ch
 """
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -60,7 +60,7 @@ def rope_table(
     return _kept_table(grid, head_dim, variant, base, dtype, device, rotor)
 
 
-@lru_cache(maxsize=64)
+@cache  # a captured CUDA graph reads it at its address: never dropped
 def _kept_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return _make_table(grid, head_dim, variant, base, dtype, torch.device("cpu"), rotor).to(device)

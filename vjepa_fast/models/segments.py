@@ -38,8 +38,12 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
 @functools.lru_cache(64)
 def _bounds(batch: int, lengths: tuple[int, ...], device: torch.device) -> Tensor:
     """int32 [B*segments + 1]: where each segment begins in the stream of all samples."""
-    ends = torch.tensor([0, *lengths * batch]).cumsum(0)
-    return ends.to(torch.int32).to(device)
+    return _sent(torch.tensor([0, *lengths * batch]).cumsum(0).to(torch.int32), device)
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on the device. Lengths are new at every step: from pinned memory, since else each would be waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -55,7 +59,11 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
 def _block_diagonal(batch: int, lengths: tuple[int, ...], device: torch.device):
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
-    return BlockDiagonalMask.from_seqlens(list(lengths) * batch, device=device)
+    mask = BlockDiagonalMask.from_seqlens(list(lengths) * batch, device=torch.device("cpu"))
+    on_device = _sent(mask.q_seqinfo.seqstart, device)
+    for info in (mask.q_seqinfo, mask.k_seqinfo):  # as many keys as queries
+        info.seqstart = on_device
+    return mask
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -121,9 +129,11 @@ _measured: dict[tuple, str] = {}
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> str:
     """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128)."""
+    if torch.compiler.is_compiling():
+        return "sdpa"  # and no look at the lengths, which would make a graph for each
     key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in lengths))
     if key not in _measured:
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_current_stream_capturing():
             return "sdpa"  # no time to measure now
         able = [name for name in _BACKENDS if not objections(name, q)]
         _measured[key] = min(able, key=lambda name: _seconds(_BACKENDS[name], q, k, v, lengths))

@@ -52,14 +52,17 @@ class BlockMasks:
     enc_len: torch.Tensor  # [S,B]
     pred_len: torch.Tensor  # [S,B]
 
-    def trim(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec. Copies the lengths to the host.
+    def trim(self, lengths: torch.Tensor | None = None) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Dense masks: (enc list of ``[B,Ke]``, pred list of ``[B,Kp]``), one per spec.
+
+        ``lengths``: ``enc_len`` and ``pred_len`` as one int64 ``[2,S,B]`` on the host, where they are there already;
+        else they are copied to it, which waits for the device.
 
         Raises:
             ValueError: the samples of a spec differ in length (``truncate="none"``).
             ConfigError: no context is left after 32 redraws.
         """
-        lengths = torch.stack([self.enc_len, self.pred_len]).tolist()
+        lengths = (torch.stack([self.enc_len, self.pred_len]) if lengths is None else lengths).tolist()
         for s, length_B in enumerate(lengths[0]):
             if 0 in length_B:
                 raise _no_context(s)

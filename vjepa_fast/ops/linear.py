@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vjepa_fast.ops import fp8
+
 
 @functools.cache
 def _onednn():
@@ -87,7 +89,16 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` through ``linear``; parameters, initialisation and state dict are the same."""
+    """``nn.Linear`` through ``linear``; parameters, initialisation and state dict are the same.
+
+    ``fp8`` set to True takes the product of `ops.fp8` instead.
+    """
+
+    fp8 = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return fp8.linear(x, self.weight, self.bias) if self.fp8 else linear(x, self.weight, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """``F.gelu(self(x))`` (exact GELU)."""
+        return F.gelu(self(x)) if self.fp8 else linear_gelu(x, self.weight, self.bias)

@@ -121,9 +121,11 @@ def objections(backend: str) -> Callable[..., list[str]]:
     return reasons
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def channel_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """float32 [C] on the device. Kept, since copying it there anew would stop the host until the device is done."""
+    """float32 [C] on the device. Kept, since copying it there anew would stop the host until the device is done; never
+    dropped, since a captured CUDA graph reads it at its address.
+    """
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 

@@ -1,12 +1,17 @@
-"""AdamW over every trainable module, with the published parameter groups."""
+"""The optimisers, over every trainable module with the published parameter groups, and the average that follows them.
+
+``update`` is one step: clipping, optimiser and moving average; with AdamW one pass over memory.
+"""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vjepa_fast import models, ops
 from vjepa_fast.config.schema import OptimizationConfig
+from vjepa_fast.errors import ConfigError
 
 
 def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> list[dict]:
@@ -27,17 +32,133 @@ def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> l
     return decayed + excluded
 
 
+class Average:
+    """Who follows whom: parameters of ``target`` those of ``source`` (`models.ema_update`), and ``low`` the target.
+
+    Args:
+        low: the copy of the target in the dtype it computes in, or None.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module, low: models.LowCopy | None = None):
+        self.source, self.target, self.low = source, target, low
+        self.pairs = dict(zip(source.parameters(), target.parameters(), strict=True))
+        self.lows = dict(zip(low.full, low.low)) if low is not None else {}
+
+    def follow(self, momentum: float) -> None:
+        """The update as a pass of its own."""
+        models.ema_update(self.target, self.source, momentum, self.low)
+
+    @torch.no_grad()
+    def follow_rest(self, done: set[Tensor], momentum: float) -> None:
+        """The update of parameters that are not among ``done`` (they had no gradient), and of buffers."""
+        rest = [(t, p) for p, t in self.pairs.items() if p not in done]
+        if rest:
+            torch._foreach_lerp_(*map(list, zip(*rest)), 1.0 - momentum)
+        lows = [(self.lows[t], t) for t, _ in rest if t in self.lows]
+        if lows:
+            torch._foreach_copy_(*map(list, zip(*lows)))
+        for a, b in zip(self.target.buffers(), self.source.buffers()):
+            a.copy_(b)
+
+
+class AdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` (same groups, same state dict) whose step is `ops.adamw_ema_`.
+
+    Steps are counted on the host, so that no value has to come from the device or go there.
+    """
+
+    def __init__(self, groups: list[dict], **kwargs):
+        super().__init__(groups, **kwargs)
+        self.counts: dict[Tensor, int] = {}
+
+    @torch.no_grad()
+    def step(self, closure=None, *, average: Average | None = None, momentum: float = 1.0, scale: Tensor | None = None):
+        """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
+
+        ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
+        """
+        if closure is not None:
+            raise ValueError("AdamW.step: a closure is not supported")
+        targets, lows = (average.pairs, average.lows) if average is not None else ({}, {})
+        done: set[Tensor] = set()
+        for group in self.param_groups:
+            by_count: dict[int, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_count.setdefault(self._count(p), []).append(p)
+            for count, params in by_count.items():
+                states, follow = [self.state[p] for p in params], [targets.get(p) for p in params]
+                rule = ops.Rule(group["lr"], *group["betas"], group["eps"], group["weight_decay"], count,
+                                follow=1.0 - momentum)
+                ops.adamw_ema_(
+                    params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
+                    rule, targets=follow, lows=[lows.get(t) for t in follow], scale=scale,
+                )
+                done.update(params)
+        if average is not None:
+            average.follow_rest(done, momentum)
+
+    def _count(self, p: Tensor) -> int:
+        state = self.state[p]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        self.counts[p] = self.counts.get(p, 0) + 1
+        return self.counts[p]
+
+    def state_dict(self) -> dict:
+        for p, count in self.counts.items():
+            self.state[p]["step"] = torch.tensor(float(count))
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take over what an AdamW of torch or this one saved."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32).cpu()
+        self.counts = {p: int(state["step"]) for p, state in self.state.items()}
+
+
 def build_optimizer(
     modules: Mapping[str, nn.Module], cfg: OptimizationConfig, device: torch.device
-) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101), fused where torch has a fused kernel for the device."""
-    return torch.optim.AdamW(
-        parameter_groups(modules, cfg.weight_decay),
-        lr=cfg.lr,
-        betas=tuple(cfg.betas),
-        eps=cfg.eps,
-        fused=device.type in ("cpu", "cuda") or None,
-    )
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), or by ``optimization.name`` Muon for the matrices of the blocks.
+
+    Raises:
+        ConfigError: Muon is asked for and the installed timm has none.
+    """
+    groups = parameter_groups(modules, cfg.weight_decay)
+    betas = tuple(cfg.betas)
+    if cfg.name == "muon":
+        return _muon(modules, groups, lr=cfg.lr, betas=betas, eps=cfg.eps)
+    fused = device.type in ("cpu", "cuda") or None  # what torch's own does with the state that we save
+    return AdamW(groups, lr=cfg.lr, betas=betas, eps=cfg.eps, fused=fused)
+
+
+def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
+    """Weights [O,I] of the linear layers of transformer blocks, of those modules that have blocks."""
+    from vjepa_fast.models.attention import Block
+
+    blocks = [block for module in modules.values() for block in module.modules() if isinstance(block, Block)]
+    return {p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
+
+
+def _muon(modules: Mapping[str, nn.Module], groups: list[dict], *, lr: float, betas: tuple, eps: float):
+    """timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982); AdamW for all but the hidden matrices."""
+    import timm
+    import timm.optim
+
+    if not hasattr(timm.optim, "Muon"):
+        raise ConfigError(f"optimization.name: muon needs timm 1.0.21 or later, this is {timm.__version__}; "
+                          "upgrade timm or use adamw")
+    hidden, split = hidden_matrices(modules), []
+    for group in groups:
+        for muon in (True, False):
+            params = [p for p in group["params"] if (p in hidden) == muon]
+            if params:
+                own = {"nesterov": True, "use_muon": True} if muon else {"eps": eps, "use_muon": False}
+                split.append({**group, "params": params, **own})
+    return timm.optim.Muon(split, lr=lr, betas=betas, momentum=0.95, adjust_lr_fn="match_rms_adamw")
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
@@ -52,9 +173,21 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def gradient_norm(params: Iterable[nn.Parameter]) -> torch.Tensor:
-    """L2 norm over all gradients, a 0-d float32 tensor on their device (no sync)."""
-    grads = [p.grad for p in params if p.grad is not None]
-    if not grads:
-        return torch.zeros(())
-    return torch.nn.utils.get_total_norm(grads)
+def gradient_norm(params: Iterable[nn.Parameter]) -> Tensor:
+    """L2 norm over all gradients, a 0-d tensor on their device (no sync)."""
+    return ops.total_norm([p.grad for p in params if p.grad is not None])
+
+
+def update(
+    optimizer: torch.optim.Optimizer, average: Average | None, momentum: float, norm: Tensor, limit: float | None
+) -> None:
+    """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow."""
+    scale = None if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0)  # as clip_grads_with_norm_
+    if isinstance(optimizer, AdamW):
+        optimizer.step(average=average, momentum=momentum, scale=scale)
+        return
+    if scale is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters(optimizer), limit, norm)
+    optimizer.step()
+    if average is not None:
+        average.follow(momentum)

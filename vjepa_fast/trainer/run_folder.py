@@ -16,14 +16,15 @@ RUN_FILES = ("checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "te
              "bad_samples.jsonl")
 
 
-def versions(device: torch.device) -> dict[str, str]:
-    """Package, torch, python, commit, device and system, all texts."""
+def versions(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """Package, torch, python, commit, device, dtype and system, all texts."""
     return {
         "package": getattr(vjepa_fast, "__version__", "unknown"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "commit": git_commit(),
         "device": f"{device} ({device_name(device)})",
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": str(torch.get_num_threads()),
         "system": platform.platform(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

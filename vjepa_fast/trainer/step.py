@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,13 +18,15 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import flops, monitors, optim
+from vjepa_fast.trainer import flops, graphs, monitors, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.precision import resolve_dtype  # noqa: F401 (callers look for it here)
+from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.profile import phase, whole_step
 from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
-    from vjepa_fast.data import Batch
+    from vjepa_fast.data import Batch, ClipGroup
 
 IMAGE_GROUPS = 8  # mask draws of images are keyed apart from those of the videos of the same step
 
@@ -69,13 +71,6 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 autocast on CUDA and float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
 class TrainStep:
     """Holds the models, objectives and optimiser of a run; a call makes one optimiser step.
 
@@ -104,6 +99,8 @@ class TrainStep:
         torch.manual_seed(cfg.seed)
         encoder, predictor = models.build_from_config(cfg)
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
+        if cfg.runtime.fp8:
+            precision.enable_fp8(self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -130,18 +127,29 @@ class TrainStep:
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         segments.choose(cfg.runtime.attention)
-        if cfg.runtime.compile:
-            for module in (self.encoder, self.predictor, self.target_encoder):
-                module.compile(dynamic=True)
+        self._build_target(cfg)
+
+    def _build_target(self, cfg: Config) -> None:
+        """What the target forward calls, and how: a copy of the weights in the computing dtype, compiled, captured."""
+        self.low = None
+        if not self.online and self.dtype != torch.float32:
+            self.low = models.LowCopy(self.target_encoder, self.dtype)
+        self.average = None if self.online else optim.Average(self.encoder, self.target_encoder, self.low)
+        self.target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
+        steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
+        how = regional.resolve(cfg, self.device)
+        regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
+        self.graphs = graphs.build(cfg, self.device, self.target_grad)
 
     @whole_step
     def __call__(
-        self, batches: Batch | Sequence[Batch], index: int, *, stop: bool = False, monitor: bool = False
+        self, batches: Batch | Staged | Sequence[Batch | Staged], index: int, *, stop: bool = False,
+        monitor: bool = False,
     ) -> StepOutput:
         """One optimiser step over one or more micro-batches, whose losses are averaged.
 
         Args:
-            batches: what the loaders gave for this step.
+            batches: what the loaders gave for this step, or what `stage` made of it.
             index: 0-based optimiser step; schedules, anneals and masks depend on it.
             stop: this process was asked to stop (told to the others with the gradients).
             monitor: also compute the collapse monitors.
@@ -164,16 +172,10 @@ class TrainStep:
         stop = self.world.average_gradients(self.params, stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
-        with phase("optimiser"):
+        with phase("optimiser"):  # and the moving average of the target, in the same pass
             norm = optim.gradient_norm(self.params)
-            limit = self.cfg.optimization.clip_grad
-            if limit is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.params, limit, norm)
             optim.set_schedule(self.optimizer, lr, wd)
-            self.optimizer.step()
-        if not self.online:
-            with phase("ema"):
-                models.ema_update(self.target_encoder, self.encoder, momentum)
+            optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(
@@ -191,8 +193,25 @@ class TrainStep:
             monitors=monitored,
         )
 
-    def forward(self, batch: Batch, index: int) -> objectives.LatentState:
-        """Everything before the objectives: the state of one micro-batch, with gradients where they belong."""
+    def stage(self, batch: Batch, index: int) -> Staged:
+        """The clips on the device and the masks of step ``index`` drawn from them; nothing is waited for."""
+        groups = [replace(g, clip=to_device(g.clip, self.device)) for g in batch.groups]
+        drawn = [self._sampler(g).draw(g.clip, **self._keys(g, n, index)) for n, g in enumerate(groups)]
+        return Staged(groups, batch.step, drawn)
+
+    def _sampler(self, group: ClipGroup) -> Sampler:
+        return self.img_sampler if group.modality == "image" else self.sampler
+
+    def _keys(self, group: ClipGroup, number: int, index: int) -> dict[str, int]:
+        """What the masks of the group are a function of."""
+        key = number + IMAGE_GROUPS if group.modality == "image" else number
+        return {"step": index, "first_sample": group.first_sample, "group": key}
+
+    def forward(self, batch: Batch | Staged, index: int) -> objectives.LatentState:
+        """Everything before the objectives: the state of one micro-batch, with gradients where they belong.
+
+        Where CUDA graphs are in use, ``h`` is overwritten by the next call with clips of the same shape.
+        """
         s, cfg = self.schedules, self.cfg
         image = all(g.modality == "image" for g in batch.groups)
         state = objectives.LatentState(
@@ -203,14 +222,17 @@ class TrainStep:
         )
         for number, group in enumerate(batch.groups):
             with phase("copy"):  # uint8: the patch embedding normalises what it reads
-                clip = group.clip.to(self.device, non_blocking=True)
-            still = group.modality == "image"
-            sampler = self.img_sampler if still else self.sampler
-            key = number + IMAGE_GROUPS if still else number
-            with phase("masks"):
-                enc, pred = sampler(clip, step=index, first_sample=group.first_sample, group=key)
-                enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
-            h, z, z_pred, z_context = self._group(clip, enc, pred, group.modality)
+                clip = to_device(group.clip, self.device)
+            if isinstance(batch, Staged):  # lengths came while the device was busy; the target needs none of them
+                h = self._target(clip, number)
+                with phase("masks"):
+                    enc, pred = batch.masks[number].wait()
+            else:
+                with phase("masks"):
+                    enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
+                    enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
+                h = self._target(clip, number)
+            z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
             state.clips.append(clip)
             state.h.append(h)
@@ -223,11 +245,21 @@ class TrainStep:
             state.z_context = None
         return state
 
-    def _group(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
-        """Target ``h`` [B,N,D]; per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
-        # a block of its own: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
-        with phase("target"), torch.set_grad_enabled(self.target_grad), self.autocast():
-            h_BND = (self.encoder if self.online else self.target_encoder)(clip)
+    def _target(self, clip: Tensor, slot: int) -> Tensor:
+        """``h`` [B,N,D], normalised per level only where it carries gradient: else the losses do as they read it."""
+        with phase("target"):
+            if self.graphs is not None:
+                return self.graphs(self._target_forward, clip, slot)
+            h_BND = self._target_forward(clip)
+            return ops.target_norm(h_BND, self.encoder.levels) if self.target_grad else h_BND
+
+    def _target_forward(self, clip: Tensor) -> Tensor:
+        # no cache: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
+        with torch.set_grad_enabled(self.target_grad), self.autocast(cache=False):
+            return self.target(clip)
+
+    def _context(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
+        """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
         with phase("context"), self.autocast():
             z = self.encoder(clip, masks=enc)
         with phase("predictor"), self.autocast():
@@ -235,14 +267,12 @@ class TrainStep:
             z_pred, z_context = self.predictor(
                 z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context
             )
-        if self.target_grad:  # else the losses normalise it as they read it
-            h_BND = ops.target_norm(h_BND, self.encoder.levels)
-        return h_BND, z, z_pred, z_context
+        return z, z_pred, z_context
 
-    def autocast(self):
+    def autocast(self, cache: bool = True):
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=cache)
 
     def state_dict(self) -> dict:
         """The checkpoint's ``encoder predictor target_encoder heads opt``, under the FAIR names."""
@@ -262,6 +292,8 @@ class TrainStep:
         """
         for name in ("encoder", "predictor", "target_encoder"):
             interop.load_weights(getattr(self, name), state[name], f"{path}: {name}")
+        if self.low is not None:
+            self.low.refresh()
         interop.load_weights(self.plan, state["heads"], f"{path}: objectives")
         try:
             self.optimizer.load_state_dict(state["opt"])

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,15 @@ from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data import ClipLoader
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.trainer import checkpoint, hardware
+from vjepa_fast.trainer import checkpoint, hardware, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
-from vjepa_fast.trainer.profile import StepProfiler, phase
+from vjepa_fast.trainer.prefetch import Prefetcher
+from vjepa_fast.trainer.profile import StepProfiler
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest
-from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device, resolve_dtype
+from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class Trainer:
         self.folder = Path(cfg.folder)
         source = self._source(resume)
         saved = checkpoint.load(source) if source is not None else None
-        dtype = resolve_dtype(run.dtype, self.device)
+        dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
         self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
         self.done = 0
-        self.notes: list[str] = []
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
@@ -67,7 +66,7 @@ class Trainer:
             self.notes.append(f"resuming {source} at step {self.done}"
                               + (f"; changed since: {', '.join(changed)}" if changed else ""))
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
-        self.versions = {**versions(self.device), "peak": peak.label}
+        self.versions = {**versions(self.device, dtype), "peak": peak.label}
         self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
         self._claim_folder(resume)
         self.metrics = Metrics(self.folder, world=self.world, ipe=cfg.optimization.ipe, resume_step=self.done,
@@ -115,14 +114,15 @@ class Trainer:
         run = self.cfg.runtime
         if self.done >= end:
             return self._result()
-        streams = [iter(loader) for loader in self.loaders]
+        feed = Prefetcher([iter(loader) for loader in self.loaders], self.step.stage, self.device,
+                          accumulate=self.cfg.optimization.accumulate)
         try:
             profiler = StepProfiler(profile if self.world.main else 0, self.folder, self.device)
             with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
                 for note in self.notes:
                     progress.note(note)
                 while self.done < end:
-                    out = self._one(streams, stop=request.signal is not None)
+                    out = self._one(feed, end, stop=request.signal is not None)
                     profiler.step()
                     if self.world.world == 1:  # several processes agree during the next step
                         out.stop = request.signal is not None
@@ -145,15 +145,14 @@ class Trainer:
             self.metrics.close()
         return self._result()
 
-    def _one(self, streams: list, *, stop: bool) -> StepOutput:
-        """Draw and make the next step."""
-        waited = time.perf_counter()
-        with phase("data"):
-            batches = [next(s) for s in streams for _ in range(self.cfg.optimization.accumulate)]
-        self.metrics.data_wait += time.perf_counter() - waited
-        every = self.cfg.runtime.monitor_every
+    def _one(self, feed: Prefetcher, end: int, *, stop: bool) -> StepOutput:
+        """Make the next step; where the device works by itself, get the one after it ready meanwhile."""
+        batches, every = feed.take(self.done), self.cfg.runtime.monitor_every
         out = self.step(batches, self.done, stop=stop, monitor=bool(every) and (self.done + 1) % every == 0)
         self.done += 1
+        if self.done < end:
+            feed.advance(self.done)
+        self.metrics.data_wait, feed.waited = self.metrics.data_wait + feed.waited, 0.0
         self.metrics.record(self.done, out)
         return out
 

@@ -1,0 +1,344 @@
+"""Everything that needs a GPU, in one command and one JSON file: ``make gpu-check``, or
+
+    python benchmarks/gpu_check.py --out benchmarks/results/gpu.json
+
+From the source tree; needs torch, timm and pytest and installs nothing. Parts, in this order: measured copy bandwidth;
+the tests of TESTS on CUDA, a pytest process per file, several at a time, so that a crash takes one file along; the op
+benchmarks; the step benchmark. Every part has a time limit; one that fails is recorded with its last lines and the next
+one runs. The file is written after each. Exit code: 0, 1 if anything failed, 2 without CUDA.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TESTS = tuple(f"tests/{name}.py" for name in (  # those that take longest first
+    "ops/test_latent_backends", "ops/test_block_masks_backends", "ops/test_patchify_backends", "kernels/test_aot",
+    "ops/test_saliency_backends", "ops/test_rope_backends", "ops/test_norm_backends", "ops/test_distance",
+    "ops/test_patchify", "ops/test_backend", "ops/test_debug_checks", "ops/test_norm", "ops/test_rope",
+    "objectives/test_goldens", "models/test_goldens", "models/test_segments",
+))
+LIMITS = {"copy_bandwidth": 40, "tests": 200, "ops": 170, "step": 50}  # seconds, under 8 minutes together
+TAIL = 30  # lines of a failed part that are kept
+_running: set[subprocess.Popen] = set()
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def run(command: list[str], limit: float, env: dict[str, str] | None = None) -> tuple[int | None, str]:
+    """(exit code, None where the time limit ended it; output). The children of the process end with it."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=env or environment(), stdout=output, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        _running.add(process)
+        try:
+            code = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            code = None
+        end(process)
+        process.wait()
+        _running.discard(process)
+        output.seek(0)
+        return code, output.read().decode(errors="replace")
+
+
+def end(process: subprocess.Popen) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop(signum: int, frame: object) -> None:
+    """What a signal does: nothing is left running on the GPU. The file has what was known."""
+    for process in list(_running):
+        end(process)
+    say("gpu-check: interrupted")
+    os._exit(128 + signum)
+
+
+def environment() -> dict[str, str]:
+    """Of the processes: this source tree first, kernels compiled, backends and debug checks as they are by default."""
+    dropped = ("TRITON_INTERPRET", "VJEPA_FAST_BACKEND", "VJEPA_FAST_DEBUG", "PYTEST_ADDOPTS")
+    kept = {k: v for k, v in os.environ.items() if k not in dropped}
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH")))),
+            "PYTHONUNBUFFERED": "1"}
+
+
+def tail(output: str) -> list[str]:
+    return output.splitlines()[-TAIL:]
+
+
+def outcome(code: int | None, limit: float) -> str:
+    return f"stopped after {limit:.0f} s" if code is None else f"exit code {code}"
+
+
+def clock() -> float:
+    return time.monotonic()
+
+
+# -- the tests ---------------------------------------------------------------------------------------------------------
+def read_report(path: str) -> dict | None:
+    """Counts and names of what failed, from a JUnit file; None where pytest did not get so far as to write it."""
+    try:
+        cases = list(xml.etree.ElementTree.parse(path).getroot().iter("testcase"))
+    except (OSError, xml.etree.ElementTree.ParseError):
+        return None
+    found = {"passed": 0, "failed": 0, "skipped": 0, "failures": []}
+    for case in cases:
+        kinds = {child.tag: child for child in case}
+        broken = kinds.get("failure", kinds.get("error"))
+        if broken is not None:
+            found["failed"] += 1
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            found["failures"].append({"name": name, "message": (broken.get("message") or "")[:1000]})
+        else:
+            found["skipped" if "skipped" in kinds else "passed"] += 1
+    return found
+
+
+def read_output(output: str) -> dict:
+    """The same from what ``pytest -v`` printed before it was ended."""
+    said = re.findall(r"^(\S+::.+) (PASSED|FAILED|ERROR|SKIPPED)\b", output, re.MULTILINE)
+    failures = [{"name": name, "message": ""} for name, word in said if word in ("FAILED", "ERROR")]
+    counts = {word: sum(w == word for _, w in said) for word in ("PASSED", "SKIPPED")}
+    return {"passed": counts["PASSED"], "failed": len(failures), "skipped": counts["SKIPPED"], "failures": failures}
+
+
+def test_file(path: str, limit: float) -> dict:
+    """Run one file of tests. ``error`` tells of what no test of the file says: a crash, an import, the time limit."""
+    began = clock()
+    if limit < 1:
+        return {**read_output(""), "error": "not begun: no time was left", "tail": [], "seconds": 0.0}
+    with tempfile.TemporaryDirectory() as folder:
+        report = os.path.join(folder, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={report}", path]
+        code, output = run(command, limit, {**environment(), "OMP_NUM_THREADS": "2"})
+        found = read_report(report) or read_output(output)
+    if code not in (0, 1) or code == 1 and not found["failed"]:
+        found.update(error=outcome(code, limit), tail=tail(output))
+    return {**found, "seconds": round(clock() - began, 1)}
+
+
+test_file.__test__ = False  # for pytest: not a test
+
+
+def run_tests(paths: Iterable[str], limit: float, jobs: int, report: Callable[[dict], None]) -> dict:
+    """All files, ``jobs`` at a time; ``report`` gets what is known after each."""
+    deadline = clock() + limit
+    total = {"ok": False, "passed": 0, "failed": 0, "skipped": 0, "failures": [], "files": {}}
+    with ThreadPoolExecutor(jobs) as pool:
+        tasks = {pool.submit(lambda path=path: test_file(path, deadline - clock())): path for path in paths}
+        for task in as_completed(tasks):
+            path, found = tasks[task], task.result()
+            for key in ("passed", "failed", "skipped", "failures"):
+                total[key] += found[key]
+            total["files"][path] = {k: v for k, v in found.items() if k != "failures"}
+            say(f"  {path}: {found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped, "
+                f"{found['seconds']} s{', ' + found['error'] if 'error' in found else ''}")
+            report(total)
+    broken = [path for path, found in total["files"].items() if "error" in found]
+    if broken:
+        total["error"] = f"no full report of {', '.join(broken)}"
+    total["ok"] = not total["failed"] and not broken and total["passed"] > 0
+    return total
+
+
+# -- the benchmarks ----------------------------------------------------------------------------------------------------
+def rows_of(command: list[str], limit: float) -> dict:
+    """{ok, rows} of a benchmark that writes a JSON list of rows to ``--json PATH``; rows made before it broke count."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "rows.json")
+        code, output = run([*command, "--json", path], limit)
+        try:
+            rows = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            rows = []
+    found = {"ok": code == 0 and bool(rows), "rows": rows}
+    if not found["ok"]:
+        found.update(error=outcome(code, limit) if code != 0 else "wrote no rows", tail=tail(output))
+    return found
+
+
+def rows_of_ops(command: list[str], names: list[str], limit: float, report: Callable[[dict], None]) -> dict:
+    """{ok, rows, failures} of ``command --ops NAMES``. Where an op breaks it, the ops after that one are run anew."""
+    deadline, total = clock() + limit, {"ok": False, "rows": [], "failures": {}}
+    while names and (left := deadline - clock()) > 1:
+        found = rows_of([*command, "--ops", ",".join(names)], left)
+        total["rows"] += found["rows"]
+        done = {row["op"] for row in found["rows"]}
+        names = [name for name in names if name not in done]
+        if names:  # the first of these is where it ended
+            broken, *names = names
+            total["failures"][broken] = {"error": found.get("error", "no rows"), "tail": found.get("tail", [])}
+            say("\n  | ".join([f"  {broken}: {found.get('error', 'no rows')}", *found.get("tail", [])]))
+        report(total)
+    for name in names:
+        total["failures"][name] = {"error": "not begun: no time was left", "tail": []}
+    if total["failures"]:
+        total["error"] = f"no rows of {', '.join(total['failures'])}"
+    total["ok"] = not total["failures"] and bool(total["rows"])
+    return total
+
+
+def over_bandwidth(rows: list[dict], bytes_per_s: float | None) -> None:
+    """Adds ``of_copy_bandwidth`` to rows that tell how many bytes they cannot avoid moving."""
+    for row in rows:
+        floor, ms = row.get("floor_bytes"), row.get("median_ms")
+        if floor and ms and bytes_per_s:
+            row["of_copy_bandwidth"] = round(floor / (1e-3 * ms) / bytes_per_s, 4)
+
+
+_COPY = "import torch, timing; print(timing.copy_bandwidth(torch.device('cuda')))"
+
+
+def copy_bandwidth(limit: float, code: str = _COPY) -> dict:
+    """Bytes per second, read and written, of ``copy_`` on a tensor of 1 GiB, in a process of its own."""
+    env = environment()
+    env["PYTHONPATH"] = os.pathsep.join((str(ROOT / "benchmarks"), env["PYTHONPATH"]))
+    status, output = run([sys.executable, "-c", code], limit, env)
+    if status != 0:
+        return {"ok": False, "error": outcome(status, limit), "tail": tail(output)}
+    return {"ok": True, "bytes_per_s": float(output.split()[-1])}
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+def about() -> dict:
+    """The machine and the versions."""
+    import importlib.metadata
+
+    import torch
+
+    from vjepa_fast.trainer.run_folder import git_commit
+
+    def version(name: str) -> str | None:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+        return None
+
+    return {
+        "device": torch.cuda.get_device_name(), "capability": list(torch.cuda.get_device_capability()),
+        "memory_bytes": torch.cuda.get_device_properties(0).total_memory, "driver": driver(),
+        "cuda": torch.version.cuda, "torch": str(torch.__version__), "triton": version("triton"),
+        "numpy": version("numpy"), "python": platform.python_version(), "commit": git_commit(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def driver() -> str | None:
+    """The version of the NVIDIA driver, as nvidia-smi gives it."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], check=True,
+                              capture_output=True, text=True, timeout=30)
+        return done.stdout.split()[0] if done.stdout.split() else None
+    return None
+
+
+class Results:
+    """The JSON file, written anew whenever something is known."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.found, self.began = path, {}, clock()
+
+    def add(self, **parts) -> None:
+        self.found.update(parts)
+        self.found["seconds"] = round(clock() - self.began, 1)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(self.path.name + ".new")
+        new.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+        new.replace(self.path)  # whole, or not at all
+
+    def part(self, name: str, work: Callable[[], dict]) -> dict:
+        """Do ``work`` and keep its result; what it raises is its result too."""
+        say(f"{name} ...")
+        began = clock()
+        try:
+            result = work()
+        except Exception as error:
+            result = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        self.add(**{name: result})
+        state = "ok" if result.get("ok") else f"FAILED {result.get('error', '')}"
+        say(f"{name}: {state}, {clock() - began:.0f} s")
+        for line in result.get("tail", []):
+            say(f"  | {line}")
+        return result
+
+
+def parts(args: argparse.Namespace, results: Results) -> dict[str, Callable[[], dict]]:
+    """name -> what to do, in order."""
+
+    def ops() -> dict:
+        import op_cases
+
+        def known(total: dict) -> None:
+            over_bandwidth(total["rows"], results.found.get("copy_bandwidth", {}).get("bytes_per_s"))
+            results.add(ops=total)
+
+        command = [sys.executable, "benchmarks/bench_ops.py", "--device", "cuda"]
+        return rows_of_ops(command, list(op_cases.CASES), args.limit_ops, known)
+
+    step = [sys.executable, "-m", "vjepa_fast", "bench", "step", "--device", "cuda"]
+    return {
+        "copy_bandwidth": lambda: copy_bandwidth(args.limit_copy_bandwidth),
+        "tests": lambda: run_tests(args.tests, args.limit_tests, args.jobs, lambda total: results.add(tests=total)),
+        "ops": ops,
+        "step": lambda: rows_of(step, args.limit_step),
+    }
+
+
+def check(results: Results, work: dict[str, Callable[[], dict]]) -> int:
+    """Do all parts, whatever becomes of them; 0 if all are well, else 1."""
+    results.add(complete=False)
+    failed = [name for name, do in work.items() if not results.part(name, do).get("ok")]
+    results.add(complete=True, failed=failed)
+    for failure in results.found.get("tests", {}).get("failures", []):
+        say(f"  failed: {failure['name']}")
+    say(f"{results.path}: {'failed: ' + ', '.join(failed) if failed else 'all is well'}, {results.found['seconds']} s")
+    return 1 if failed else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks/results/gpu.json", metavar="PATH")
+    parser.add_argument("--skip", action="append", default=[], choices=list(LIMITS), help="leave a part out")
+    parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE", help="these files of tests alone")
+    parser.add_argument("--jobs", type=int, default=min(16, os.cpu_count() or 1), help="test files at a time")
+    for name, limit in LIMITS.items():
+        option = f"--limit-{name.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=limit, metavar="S", help=f"seconds (default {limit})")
+    args = parser.parse_args(argv)
+    try:
+        import torch
+    except ImportError as error:
+        say(f"gpu-check: torch does not import: {error}")
+        return 2
+    if not torch.cuda.is_available():
+        say(f"gpu-check: torch {torch.__version__} finds no CUDA device here")
+        return 2
+    sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+    results = Results(args.out)
+    results.add(**about())
+    say(f"{results.found['device']}, torch {results.found['torch']}, Triton {results.found['triton']}, "
+        f"commit {results.found['commit']}; results go to {args.out}")
+    return check(results, {name: do for name, do in parts(args, results).items() if name not in args.skip})
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""AdamW and the moving average behind it on the GPU: all tensors of a group in one launch, each number read once."""
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK, WARPS = 1024, 8
+_KEPT = 32  # tables: gradients often, not always, come back to the addresses of an earlier step
+_tables: dict[tuple, torch.Tensor] = {}
+
+
+@triton.jit
+def _chunk(
+    p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr, at, inside, scale, has_target, has_low,
+    keep, gain1, beta2, gain2, pace, root, eps, follow,
+    MASKED: tl.constexpr,  # some elements of the block lie beyond the end
+):
+    if MASKED:
+        g = tl.load(g_ptr + at, mask=inside, other=0.0) * scale
+        m = tl.load(m_ptr + at, mask=inside, other=0.0)
+        v = tl.load(v_ptr + at, mask=inside, other=0.0)
+        p = tl.load(p_ptr + at, mask=inside, other=0.0)
+    else:
+        g = tl.load(g_ptr + at) * scale
+        m = tl.load(m_ptr + at)
+        v = tl.load(v_ptr + at)
+        p = tl.load(p_ptr + at)
+    m = m + gain1 * (g - m)
+    v = beta2 * v + gain2 * g * g
+    p = p * keep - tl.div_rn(pace * m, tl.sqrt_rn(v) * root + eps)  # exact ones: hidden behind memory
+    if MASKED:
+        tl.store(m_ptr + at, m, mask=inside)
+        tl.store(v_ptr + at, v, mask=inside)
+        tl.store(p_ptr + at, p, mask=inside)
+    else:
+        tl.store(m_ptr + at, m)
+        tl.store(v_ptr + at, v)
+        tl.store(p_ptr + at, p)
+    if has_target:
+        if MASKED:
+            t = tl.load(target_ptr + at, mask=inside, other=0.0)
+        else:
+            t = tl.load(target_ptr + at)
+        near = p - t  # exact at both ends: where they are equal, and where follow is 1
+        t = tl.where(follow < 0.5, t + follow * near, p - (1.0 - follow) * near)
+        if MASKED:
+            tl.store(target_ptr + at, t, mask=inside)
+        else:
+            tl.store(target_ptr + at, t)
+        if has_low:
+            if MASKED:
+                tl.store(low_ptr + at, t.to(tl.bfloat16), mask=inside)
+            else:
+                tl.store(low_ptr + at, t.to(tl.bfloat16))
+
+
+@triton.jit
+def _step(
+    rows_ptr,  # int64 [tensors, 7]: addresses of parameter, gradient, both averages, target, its copy; elements
+    chunks_ptr,  # int32 [programs, 2]: tensor, and which BLOCK of it
+    scale_ptr,  # float32 [], not read unless SCALED
+    keep, gain1, beta2, gain2, pace, root, eps, follow,
+    SCALED: tl.constexpr, ALIGNED: tl.constexpr,  # all addresses are multiples of 16
+    BLOCK: tl.constexpr,
+):
+    """Floor, and what it moves: each number read once, all but the gradient written once."""
+    row = rows_ptr + tl.load(chunks_ptr + 2 * tl.program_id(0)).to(tl.int64) * 7
+    first = tl.load(chunks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
+    p_ptr = tl.load(row).to(tl.pointer_type(tl.float32))
+    g_ptr = tl.load(row + 1).to(tl.pointer_type(tl.float32))
+    m_ptr = tl.load(row + 2).to(tl.pointer_type(tl.float32))
+    v_ptr = tl.load(row + 3).to(tl.pointer_type(tl.float32))
+    target, low, n = tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+    target_ptr, low_ptr = target.to(tl.pointer_type(tl.float32)), low.to(tl.pointer_type(tl.bfloat16))
+    if ALIGNED:
+        p_ptr, g_ptr = tl.multiple_of(p_ptr, 16), tl.multiple_of(g_ptr, 16)
+        m_ptr, v_ptr = tl.multiple_of(m_ptr, 16), tl.multiple_of(v_ptr, 16)
+        target_ptr, low_ptr = tl.multiple_of(target_ptr, 16), tl.multiple_of(low_ptr, 16)
+    scale = 1.0
+    if SCALED:
+        scale = tl.load(scale_ptr)
+    at = first + tl.arange(0, BLOCK)
+    inside = at < n
+    if first + BLOCK <= n:  # without a mask, whose edge may lie anywhere, loads are of 16 bytes
+        _chunk(p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr, at, inside, scale, target != 0, low != 0,
+               keep, gain1, beta2, gain2, pace, root, eps, follow, False)
+    else:
+        _chunk(p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr, at, inside, scale, target != 0, low != 0,
+               keep, gain1, beta2, gain2, pace, root, eps, follow, True)
+
+
+def _to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """From pinned memory, so that nobody waits; the pinned block is reused only after the copy."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+
+
+def _kept(make, values: tuple, device: torch.device) -> torch.Tensor:
+    """``make(values)`` on the device, or what was made of the same values at an earlier step."""
+    key = (device, make, values)
+    if key not in _tables:
+        if len(_tables) >= _KEPT:
+            _tables.pop(next(iter(_tables)))
+        _tables[key] = _to(make(values), device)
+    return _tables[key]
+
+
+def _rows(addresses: tuple) -> torch.Tensor:
+    return torch.tensor(addresses, dtype=torch.int64)
+
+
+def _chunks(sizes: tuple) -> torch.Tensor:
+    blocks = (torch.tensor(sizes) + BLOCK - 1) // BLOCK
+    tensor = torch.repeat_interleave(torch.arange(len(sizes)), blocks)
+    number = torch.arange(len(tensor)) - (blocks.cumsum(0) - blocks)[tensor]
+    return torch.stack([tensor, number], 1).to(torch.int32)
+
+
+def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None, device: torch.device) -> None:
+    """One step over the tensors at these addresses (see ``_step``; 0 for no target, no copy)."""
+    addresses = [a for a in addresses if a[6]]
+    if not addresses:
+        return
+    rows = _kept(_rows, tuple(addresses), device)
+    chunks = _kept(_chunks, tuple(a[6] for a in addresses), device)
+    aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
+    _step[(len(chunks),)](
+        rows, chunks, rows if scale is None else scale,
+        1.0 - rule.lr * rule.weight_decay, 1.0 - rule.beta1, float(rule.beta2), 1.0 - rule.beta2, rule.lr / rule.bias1,
+        rule.bias2 ** -0.5, float(rule.eps), float(rule.follow),
+        SCALED=scale is not None, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS,
+    )
+
+
+def variants() -> dict[str, dict]:
+    def one(scaled: bool, aligned: bool) -> dict:
+        numbers = ("keep", "gain1", "beta2", "gain2", "pace", "root", "eps", "follow")
+        return dict(
+            fn=_step, constexprs=dict(SCALED=scaled, ALIGNED=aligned, BLOCK=BLOCK), num_warps=WARPS,
+            aligned=["rows_ptr", "chunks_ptr", "scale_ptr"],
+            signature={"rows_ptr": "*i64", "chunks_ptr": "*i32", "scale_ptr": "*fp32" if scaled else "*i64",
+                       **dict.fromkeys(numbers, "fp32")},
+        )
+
+    return {"step": one(False, True), "step_clipped": one(True, True), "step_unaligned": one(False, False)}

@@ -1,0 +1,36 @@
+"""Masks that are drawn but not yet cut to their lengths, so that nobody has to wait for the device in between."""
+from __future__ import annotations
+
+import torch
+
+from ..ops.block_masks import BlockMasks
+
+
+class DrawnMasks:
+    """The masks of a group of clips, with their lengths on the way to the host.
+
+    On CUDA the lengths travel to pinned memory behind an event of the stream that drew the masks: when ``wait`` is
+    called later, it waits for that event alone, not for what other streams were given in the meantime.
+    """
+
+    def __init__(self, masks: BlockMasks):
+        self.masks = masks
+        self.lengths = torch.stack([masks.enc_len, masks.pred_len])
+        self.copied = None
+        if self.lengths.is_cuda:
+            on_device = self.lengths
+            self.lengths = torch.empty(on_device.shape, dtype=on_device.dtype, pin_memory=True)
+            self.lengths.copy_(on_device, non_blocking=True)
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def wait(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """(masks_enc, masks_pred), as ``MaskSampler`` returns and raises; cut on the current stream."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.masks.trim(self.lengths)
+
+    def record_stream(self, stream) -> None:
+        """The memory of the masks is used on this stream too: not to be given away before it is done with them."""
+        for indices in (self.masks.enc, self.masks.pred):
+            indices.record_stream(stream)

@@ -1,0 +1,195 @@
+"""AdamW, and the moving average that follows the parameters, in one pass over memory.
+
+Not a custom op as the others are: it changes lists of tensors in place, nothing differentiates it or compiles it.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.ops import _backend, _check, _cpp, _triton
+
+_FUSED = ("cpu", "cuda")  # devices for which torch has its fused AdamW
+
+
+class Rule(NamedTuple):
+    """Numbers of a step, the same for all its parameters; Python floats, so a GPU is neither waited for nor recompiled.
+
+    ``step`` counts from 1; ``follow`` is 1 - momentum of the average.
+    """
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    step: int
+    follow: float = 0.0
+
+    @property
+    def bias1(self) -> float:
+        return 1.0 - self.beta1 ** self.step
+
+    @property
+    def bias2(self) -> float:
+        return 1.0 - self.beta2 ** self.step
+
+
+Lists = tuple[list, list, list, list, list, list]
+
+
+def adamw_ema_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    rule: Rule,
+    *,
+    targets: Sequence[Tensor | None] | None = None,
+    lows: Sequence[Tensor | None] | None = None,
+    scale: Tensor | None = None,
+) -> None:
+    """One step of AdamW (arXiv:1711.05101), then ``target <- lerp(target, param, follow)``, all in place.
+
+    Args:
+        params, grads, exp_avgs, exp_avg_sqs: floating tensors, entry by entry of one shape; on one device.
+        rule: what is the same for all of them.
+        targets: per parameter the tensor that follows it (V-JEPA, arXiv:2404.08471), or None.
+        lows: per parameter a copy of its target in another dtype, to be brought up to date, or None.
+        scale: float32 [] on their device, by which gradients are multiplied first (clipping); eager code leaves the
+            product in the gradients, the others do not touch them.
+    Raises:
+        ValueError: lists of different lengths, tensors of different shapes, or a copy without its target.
+
+    Floor, in bytes per float32 parameter: 16 read and 12 written; with a target 20 and 16, with a bfloat16 copy of it 2
+    more. Backends agree with ``torch.optim.AdamW`` and ``torch.lerp`` to 4 units in the last place per step, of the
+    largest number that went into an element.
+    """
+    n = len(params)
+    targets = [None] * n if targets is None else list(targets)
+    lows = [None] * n if lows is None else list(lows)
+    lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), targets, lows)
+    shapes = [p.shape for p in lists[0]]
+    for name, values in zip(("grads", "exp_avgs", "exp_avg_sqs", "targets", "lows"), lists[1:]):
+        _check.require(len(values) == n, "adamw_ema_", name, f"{n} tensors, one per parameter", len(values))
+        for shape, x in zip(shapes, values):
+            if x is not None and x.shape != shape:
+                _check.require(False, "adamw_ema_", name, f"the shape {list(shape)}", x)
+    for target, low in zip(targets, lows):
+        if low is not None and target is None:
+            _check.require(False, "adamw_ema_", "lows", "None where there is no target", low)
+    _check.require(rule.step >= 1, "adamw_ema_", "rule.step", "at least 1", rule.step)
+    if n:
+        _backend.call("adamw_ema", lists, rule, scale)
+
+
+@_backend.register("adamw_ema", "eager")
+def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
+    """PyTorch's own kernels: its fused AdamW where it has one for the device, else its formula tensor by tensor."""
+    params, grads, exp_avgs, exp_avg_sqs, targets, lows = lists
+    if scale is not None:
+        torch._foreach_mul_(grads, scale.to(params[0].device))
+    if params[0].device.type in _FUSED:
+        at = torch.full((), float(rule.step), device=params[0].device)
+        torch._fused_adamw_(
+            params, grads, exp_avgs, exp_avg_sqs, [], [at] * len(params), lr=rule.lr, beta1=rule.beta1,
+            beta2=rule.beta2, weight_decay=rule.weight_decay, eps=rule.eps, amsgrad=False, maximize=False,
+        )
+    else:
+        torch._foreach_mul_(params, 1.0 - rule.lr * rule.weight_decay)
+        torch._foreach_lerp_(exp_avgs, grads, 1.0 - rule.beta1)
+        torch._foreach_mul_(exp_avg_sqs, rule.beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - rule.beta2)
+        roots = torch._foreach_sqrt(exp_avg_sqs)
+        torch._foreach_div_(roots, rule.bias2 ** 0.5)
+        torch._foreach_add_(roots, rule.eps)
+        torch._foreach_addcdiv_(params, exp_avgs, roots, -rule.lr / rule.bias1)
+    pairs = [(t, p) for t, p in zip(targets, params) if t is not None]
+    if pairs:
+        torch._foreach_lerp_(*map(list, zip(*pairs)), rule.follow)
+    pairs = [(low, t) for low, t in zip(lows, targets) if low is not None]
+    if pairs:
+        torch._foreach_copy_(*map(list, zip(*pairs)))
+
+
+def _common_objections(backend: str, lists: Lists, scale: Tensor | None) -> list[str]:
+    wide = [x for values in lists[:5] for x in values if x is not None]
+    narrow = [x for x in lists[5] if x is not None]
+    reasons = []
+    if {x.dtype for x in wide} != {torch.float32}:
+        reasons.append(f"{backend} serves float32 parameters, gradients and averages")
+    if not {x.dtype for x in narrow} <= {torch.bfloat16}:
+        reasons.append(f"{backend} keeps copies in bfloat16 only")
+    if not all([x.is_contiguous() for x in (*wide, *narrow)]):
+        reasons.append(f"{backend} serves contiguous tensors only")
+    if len({x.device for x in (*wide, *narrow, *([] if scale is None else [scale]))}) > 1:
+        reasons.append(f"{backend} serves tensors on one device")
+    return reasons
+
+
+def _cpp_objections(*args) -> list[str]:
+    if not args:
+        return _cpp.objections()
+    lists, _, scale = args
+    return _cpp.objections(*lists[0]) or _common_objections("cpp", lists, scale)
+
+
+def _addresses(lists: Lists) -> list[tuple[int, ...]]:
+    """Per parameter: addresses of it, its gradient, averages, target (0: none), copy (0: none), and its elements."""
+    return [(p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), t.data_ptr() if t is not None else 0,
+             low.data_ptr() if low is not None else 0, p.numel()) for p, g, m, v, t, low in zip(*lists)]
+
+
+@_backend.register("adamw_ema", "cpp", _cpp_objections)
+def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
+    rows = torch.tensor(_addresses(lists), dtype=torch.int64)
+    torch.ops.vjepa_fast_cpp.adamw_ema(
+        rows, rule.lr, rule.beta1, rule.beta2, rule.eps, rule.weight_decay, rule.bias1, rule.bias2, rule.follow,
+        torch.empty(0) if scale is None else scale.float(),
+    )
+
+
+def _triton_objections(*args) -> list[str]:
+    if not args:
+        return _triton.objections()
+    lists, _, scale = args
+    return _triton.objections(*lists[0]) or _common_objections("triton", lists, scale)
+
+
+@_backend.register("adamw_ema", "triton", _triton_objections)
+def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
+    from vjepa_fast.kernels import adamw as kernel
+
+    with _triton.device_of(lists[0][0]):
+        kernel.adamw_ema(_addresses(lists), rule, scale, lists[0][0].device)
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norm over all elements of floating tensors on one device: a 0-d tensor there, nobody waits.
+
+    Of their dtype; the C++ kernel adds up in float64. The norm of none is 0, on the CPU. Floor: each element read once.
+    """
+    return _backend.call("total_norm", list(tensors)) if tensors else torch.zeros(())
+
+
+@_backend.register("total_norm", "eager")
+def _eager_norm(tensors: list[Tensor]) -> Tensor:
+    return torch.nn.utils.get_total_norm(tensors)
+
+
+def _norm_objections(*args) -> list[str]:
+    reasons = _cpp.objections(*(args[0] if args else ()))
+    if args and not all(x.dtype == torch.float32 and x.is_contiguous() for x in args[0]):
+        reasons.append("cpp serves contiguous float32 tensors")
+    return reasons
+
+
+@_backend.register("total_norm", "cpp", _norm_objections)
+def _cpp_norm(tensors: list[Tensor]) -> Tensor:
+    out = torch.empty(())
+    rows = torch.tensor([(x.data_ptr(), x.numel()) for x in tensors], dtype=torch.int64)
+    torch.ops.vjepa_fast_cpp.total_norm(rows, out)
+    return out

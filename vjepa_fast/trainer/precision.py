@@ -1,0 +1,133 @@
+"""In what precision a run computes: ``runtime.dtype`` (what ``auto`` means here) and ``runtime.fp8``."""
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+from torch import nn
+
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.models.attention import Block
+from vjepa_fast.models.vit import SIZES
+from vjepa_fast.ops import fp8
+from vjepa_fast.ops.linear import Linear
+from vjepa_fast.trainer.distributed import Distributed
+
+NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+GAIN = 1.1  # by which bfloat16 has to be faster on a CPU to be taken
+BUDGET_S = 1.0
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 autocast on CUDA and float32 elsewhere; `choose` measures on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return NAMES[name]
+
+
+def choose(
+    cfg: Config, device: torch.device, world: Distributed, saved: dict | None = None
+) -> tuple[torch.dtype, list[str]]:
+    """The dtype of a run, the same in all its processes, and what to tell about it.
+
+    ``auto`` on a CPU takes the faster one, by `measure`. A run that goes on from the checkpoint ``saved`` keeps its
+    dtype as long as the kind of device is the same; a change is told.
+    """
+    name = cfg.runtime.dtype
+    if name != "auto":
+        return NAMES[name], []
+    before, then = _before(saved)
+    if before is not None and then == device.type:
+        return NAMES[before], []
+    dtype, notes = resolve_dtype(name, device), []
+    if device.type == "cpu" and saved is None:
+        dtype, notes = _faster(cfg, world)
+    if before is not None and NAMES[before] != dtype:
+        notes.append(f"runtime.dtype: auto was {before} on {then} and is {_name(dtype)} on {device.type}; "
+                     f"set runtime.dtype={before} to keep it")
+    return dtype, notes
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _before(saved: dict | None) -> tuple[str | None, str]:
+    """dtype and kind of device of the run that wrote this checkpoint, as far as it tells."""
+    versions = saved["versions"] if saved is not None else {}
+    name = versions.get("dtype")
+    return name if name in NAMES else None, versions.get("device", "").split(" ")[0].split(":")[0]
+
+
+def _faster(cfg: Config, world: Distributed) -> tuple[torch.dtype, list[str]]:
+    width, heads, ratio = _shape(cfg)
+    if not width or not heads or width % heads:
+        return torch.float32, []  # building the model will say what is wrong
+    grid = (max(cfg.data.dataset_fpcs) // cfg.data.tubelet_size or 1) * (cfg.data.crop_size // cfg.data.patch_size) ** 2
+    seconds = measure(width, heads, ratio, cfg.model.use_silu, min(grid, 512), torch.get_num_threads())
+    single, half = world.gather(seconds)[0]  # the first process decides for all
+    faster = half * GAIN < single
+    note = (f"runtime.dtype: auto is {'bfloat16' if faster else 'float32'} on this CPU (a block of width {width}: "
+            f"{1e3 * single:.3g} ms in float32, {1e3 * half:.3g} ms in bfloat16)")
+    return torch.bfloat16 if faster else torch.float32, [note]
+
+
+def _shape(cfg: Config) -> tuple[int | None, int | None, float]:
+    size, m = SIZES.get(cfg.model.model_name), cfg.model
+    return (m.embed_dim or (size and size.embed_dim), m.num_heads or (size and size.num_heads),
+            size.mlp_ratio if size else 4.0)
+
+
+@functools.cache
+def measure(
+    width: int, heads: int, mlp_ratio: float, use_silu: bool, tokens: int, threads: int
+) -> tuple[float, float]:
+    """Seconds that a block of the encoder takes on this CPU, forward and backward: float32, bfloat16 autocast.
+
+    The least of up to 20 each, by turns; a second in all, unless one of each already takes longer. ``threads`` is there
+    for the cache. Draws no random number of the caller's.
+    """
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        block = Block(width, heads, mlp_ratio, use_silu, True)
+        x = torch.randn(1, tokens, width, requires_grad=True)
+
+    def once(dtype: torch.dtype) -> float:
+        with torch.enable_grad():
+            start = time.perf_counter()
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                out = block(x, None)
+            out.backward(torch.ones_like(out))
+            return time.perf_counter() - start
+
+    begun, best = time.perf_counter(), {}
+    for round_ in range(21):
+        for dtype in (torch.float32, torch.bfloat16):
+            taken = once(dtype)
+            if round_:  # the first allocates and chooses kernels
+                best[dtype] = min(taken, best.get(dtype, taken))
+        if round_ and time.perf_counter() - begun > BUDGET_S:
+            break
+    return best[torch.float32], best[torch.bfloat16]
+
+
+def enable_fp8(device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
+    """Let the linear layers of the modules' blocks compute as `ops.fp8` says.
+
+    Raises:
+        ConfigError: this device, dtype or width cannot.
+    """
+    reasons = fp8.objections(device)
+    if dtype != torch.bfloat16:
+        reasons.append(f"needs runtime.dtype=bfloat16, got {_name(dtype)}")
+    layers = [layer for module in modules for block in module.modules() if isinstance(block, Block)
+              for layer in block.modules() if isinstance(layer, Linear)]
+    odd = {(x.in_features, x.out_features) for x in layers if x.in_features % 16 or x.out_features % 16}
+    if odd:
+        reasons.append("needs widths that are multiples of 16, got layers of " +
+                       ", ".join(f"{i} -> {o}" for i, o in sorted(odd)))
+    if reasons:
+        raise ConfigError(f"runtime.fp8: {'; '.join(reasons)}; set runtime.fp8=false")
+    for layer in layers:
+        layer.fp8 = True

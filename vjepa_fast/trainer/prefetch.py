@@ -1,0 +1,129 @@
+"""Batches one step ahead: while the device works on a step, the next clips travel and the next masks are drawn.
+
+A batch and its masks are functions of the step, so drawing them early changes nothing but the time. On CUDA both happen
+on a stream of their own, and the lengths of the masks, the one thing that the host must know before it can launch a
+step, are in pinned memory before it asks. On a CPU nothing would be gained: batches pass through as they are.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.trainer.profile import phase
+
+if TYPE_CHECKING:
+    from vjepa_fast.data import Batch
+    from vjepa_fast.data.loader import ClipGroup
+    from vjepa_fast.masks.drawn import DrawnMasks
+
+
+@dataclass
+class Staged:
+    """A `data.Batch` whose clips are on the device (or on the way) and whose masks are drawn, one entry per group."""
+
+    groups: list[ClipGroup]
+    step: int
+    masks: list[DrawnMasks]
+    ready: torch.cuda.Event | None = None  # recorded behind the copies and draws, where they have their own stream
+
+    def arrive(self, device: torch.device) -> None:
+        """What the current stream is given from now on runs after the copies and draws. The host does not wait."""
+        if self.ready is None:
+            return
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(self.ready)
+        for group, masks in zip(self.groups, self.masks):
+            group.clip.record_stream(stream)
+            masks.record_stream(stream)
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """``x`` on ``device``. From pinned memory the host does not wait; from other memory it has to."""
+    if x.device == device:
+        return x
+    return x.to(device, non_blocking=device.type == "cuda" and x.device.type == "cpu" and x.is_pinned())
+
+
+class Prefetcher:
+    """Gives the batches of a step, and gets those of the next one ready while the device is busy.
+
+    Args:
+        streams: iterators over `data.Batch`, each read ``accumulate`` times a step.
+        stage: makes a `Staged` of (batch, step); `TrainStep.stage`.
+        ahead: None: on CUDA only. Elsewhere True stages on the spot (for tests).
+
+    Attributes:
+        waited: seconds that the host spent in ``streams``, but for waits that ended before the device ran dry.
+    """
+
+    def __init__(
+        self, streams: Sequence[Iterator[Batch]], stage: Callable[[Batch, int], Staged], device: torch.device, *,
+        accumulate: int = 1, ahead: bool | None = None,
+    ):
+        self.streams, self.stage, self.device, self.accumulate = streams, stage, device, accumulate
+        self.ahead = device.type == "cuda" if ahead is None else ahead
+        self.stream = None
+        if self.ahead and device.type == "cuda":
+            self.stream = torch.cuda.Stream(device, priority=-1)  # small work that the next launch will wait for
+        self.next: tuple[int, list[Staged] | Exception] | None = None
+        self.waited = 0.0
+
+    def take(self, index: int) -> list[Batch] | list[Staged]:
+        """The batches of step ``index``; steps are taken in order.
+
+        Raises:
+            What reading or drawing them raised, if early then now: the steps before are not disturbed.
+        """
+        if self.next is None:
+            return self._arrived(self._load(index))
+        (expected, batches), self.next = self.next, None
+        if isinstance(batches, Exception):
+            raise batches
+        if expected != index:
+            raise ValueError(f"prefetch: step {index} was asked for, step {expected} comes next")
+        return self._arrived(batches)
+
+    def advance(self, index: int) -> None:
+        """Get step ``index`` ready; called when the step before it was launched. What goes wrong is told by `take`."""
+        if not self.ahead:
+            return
+        launched = None
+        if self.stream is not None:
+            launched = torch.cuda.Event()
+            launched.record(torch.cuda.current_stream(self.device))
+        before = self.waited
+        try:
+            self.next = index, self._load(index)
+        except Exception as error:
+            self.next = index, error
+        if launched is not None and not launched.query():
+            self.waited = before  # the device is still busy: nothing was lost
+
+    def _load(self, index: int) -> list[Batch] | list[Staged]:
+        began = time.perf_counter()
+        with phase("data"):
+            batches = [next(s) for s in self.streams for _ in range(self.accumulate)]
+        self.waited += time.perf_counter() - began
+        if not self.ahead:
+            return batches
+        if self.stream is None:
+            return [self.stage(batch, index) for batch in batches]
+        if any(group.clip.is_cuda for batch in batches for group in batch.groups):  # made on the device: wait for it
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            staged = [self.stage(batch, index) for batch in batches]
+            for each in staged:
+                each.ready = torch.cuda.Event()
+                each.ready.record(self.stream)
+        return staged
+
+    def _arrived(self, batches: list) -> list:
+        for batch in batches:
+            if isinstance(batch, Staged):
+                batch.arrive(self.device)
+        return batches
