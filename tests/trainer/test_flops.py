@@ -104,6 +104,21 @@ def test_a_step_reports_its_work(target):
     assert (cost["ema"].bytes == 0) == bool(target)
 
 
+def test_samples_of_different_lengths():
+    class Mask:
+        def __init__(self, *lengths):
+            self.lengths = lengths
+
+    found = flops.clips_of((2, 4, 4), [Mask(5, 9), Mask(3, 4)], [Mask(20, 16), Mask(22, 21)])
+    assert found == [flops.Clips(1, 32, [(5, 20), (3, 22)]), flops.Clips(1, 32, [(9, 16), (4, 21)])]
+    equal = flops.clips_of((2, 4, 4), [torch.zeros(2, 5)], [torch.zeros(2, 20)])
+    each = flops.clips_of((2, 4, 4), [Mask(5, 5)], [Mask(20, 20)])
+    assert equal == [flops.Clips(2, 32, [(5, 20)])]
+    dims = base_dims()
+    for part, cost in flops.step_cost(dims, equal).items():
+        assert flops.step_cost(dims, each)[part].flops == cost.flops, part
+
+
 def test_bytes_of_the_optimiser_and_of_longer_masks():
     dims = base_dims()
     few = flops.step_cost(dims, [flops.Clips(1, 1568, [(100, 800)])])

@@ -9,7 +9,7 @@ FIXED = ("data.datasets=[]", "data.datasets_weights=null", "loss.context_warmup=
          "model.use_activation_checkpointing=false", "runtime.dtype=float32", "runtime.tensorboard=false")
 PROVIDERS = {
     "vjepa_fast": "ours as configured",
-    "vjepa_fast_compiled": "ours with runtime.compile",
+    "vjepa_fast_compiled": "ours with runtime.compile: blocks, which is what auto takes on CUDA",
     "reference": "the published algorithm without activation checkpointing",
     "reference_compiled": "its encoder, predictor and target under torch.compile",
     "reference_checkpointed": "with activation checkpointing, as published",

@@ -98,6 +98,15 @@ class Clips:
     image: bool = False
 
 
+def clips_of(grid: tuple[int, int, int], enc: Sequence, pred: Sequence, image: bool = False) -> list[Clips]:
+    """The clips of a group: grid (T,H,W), and per mask ids [B,K], or anything with ``lengths``, one per sample."""
+    tokens = grid[0] * grid[1] * grid[2]
+    if not hasattr(enc[0], "lengths"):
+        return [Clips(enc[0].shape[0], tokens, [(e.shape[1], p.shape[1]) for e, p in zip(enc, pred)], image)]
+    lengths = zip(zip(*(e.lengths for e in enc)), zip(*(p.lengths for p in pred)))
+    return [Clips(1, tokens, list(zip(*of_sample)), image) for of_sample in lengths]
+
+
 @dataclass
 class Cost:
     flops: float = 0
@@ -183,11 +192,8 @@ class Work:
 
 def of_state(dims: Dims, state: LatentState, *, predict_context: bool, target_grad: bool) -> Work:
     """The work behind a state. Reads shapes only, so nothing is waited for."""
-    clips = [
-        Clips(enc[0].shape[0], t * h * w, [(e.shape[1], p.shape[1]) for e, p in zip(enc, pred)],
-              image=state.modality == "image")
-        for (t, h, w), enc, pred in zip(state.grids, state.masks_enc, state.masks_pred)
-    ]
+    groups = zip(state.grids, state.masks_enc, state.masks_pred)
+    clips = [c for group in groups for c in clips_of(*group, image=state.modality == "image")]
     cost = step_cost(dims, clips, predict_context=predict_context, target_grad=target_grad)
     tokens = sum(c.count * (c.tokens + sum(2 * e + p for e, p in c.masks)) for c in clips)
     return Work(tokens, sum(c.flops for c in cost.values()))
