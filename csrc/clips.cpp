@@ -65,7 +65,8 @@ VJEPA_CLONES void tubelet_row(const In* from, Out* out, const int64_t* step, int
   }
 }
 
-// idx int64 [B,K], or of one dimension for all tokens; scale, shift float32 [C], used for uint8; out [B,K,P].
+// idx int64 [B,K], or [1,K] of b*N + n, or of one dimension for all tokens; scale, shift float32 [C], used for uint8;
+// out [B,K,P] or [1,K,P].
 void tubelet_patchify(const Tensor& x, const Tensor& idx, int64_t tubelet, int64_t patch, const Tensor& scale,
                       const Tensor& shift, const Tensor& out) {
   const Clip clip(x);
@@ -73,11 +74,14 @@ void tubelet_patchify(const Tensor& x, const Tensor& idx, int64_t tubelet, int64
   const int64_t N = clip.size[2] / tubelet * H * W, P = C * tubelet * patch * patch, K = out.size(1);
   const bool all = idx.dim() != 2;
   const Tensor kept = idx.contiguous();
-  vjepa::check(out.dim() == 3 && out.size(0) == B && out.size(2) == P, "tubelet_patchify: out must be [B,K,P]");
-  vjepa::check(kept.dtype() == aoti_torch_dtype_int64() && (all ? K == N : kept.size(0) == B && kept.size(1) == K),
+  const int64_t R = all ? B : kept.size(0);  // rows of idx
+  vjepa::check((R == B || R == 1) && out.dim() == 3 && out.size(0) == R && out.size(2) == P,
+               "tubelet_patchify: out must be [B,K,P]");
+  vjepa::check(kept.dtype() == aoti_torch_dtype_int64() && (all ? K == N : kept.size(1) == K),
                "tubelet_patchify: idx must be int64 [B,K]");
   const int64_t* index = kept.data<int64_t>();
-  vjepa::check(all || std::all_of(index, index + B * K, [N](int64_t n) { return n >= 0 && n < N; }),
+  const int64_t limit = R == B ? N : B * N;
+  vjepa::check(all || std::all_of(index, index + R * K, [limit](int64_t n) { return n >= 0 && n < limit; }),
                "tubelet_patchify: a token index lies outside the grid");
   const float *a = channels(scale, clip), *b = channels(shift, clip);
   by_pixel(x, [&](auto in) {
@@ -89,11 +93,11 @@ void tubelet_patchify(const Tensor& x, const Tensor& idx, int64_t tubelet, int64
                                           : tubelet_row<In, Out, 0, 1>;
       const In* from = x.data<In>();
       Out* rows = out.mutable_data<Out>();
-      vjepa::parallel_for(0, B * K, 32, [&](int64_t begin, int64_t end) {
+      vjepa::parallel_for(0, R * K, 32, [&](int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end; ++row) {
-          const int64_t n = all ? row % K : index[row];
+          const int64_t m = all ? row % K : index[row], n = m % N;
           const int64_t at[3] = {n / (H * W) * tubelet, n / W % H * patch, n % W * patch};
-          const In* corner = from + row / K * clip.step[0];
+          const In* corner = from + (row / K + m / N) * clip.step[0];
           for (int i = 0; i < 3; ++i) corner += at[i] * clip.step[i + 2];
           copy(corner, rows + row * P, clip.step, C, tubelet, patch, a, b);
         }

@@ -11,15 +11,15 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["k"])  # it changes from step to step
 def _patchify(
-    clip, idx, scale, shift, out, k, n_tokens, n_h, n_w, step_b, step_c, step_f, step_y, step_x,
+    clip, idx, scale, shift, out, k, n_tokens, limit, n_h, n_w, step_b, step_c, step_f, step_y, step_x,
     C: tl.constexpr, TUBELET: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
     HAS_IDX: tl.constexpr, NORMALIZE: tl.constexpr,
 ):
     """clip -> out [B,K,P], one program per row of out, ROWS x COLS pixels at a time.
 
     Floor: B*K*P pixels read, as many numbers written, 8 bytes of each index. It moves that, and up to twice the reads
-    where 16 bytes of a line are kept alone, as memory gives 32 at least. A token outside the grid reads nothing and
-    gives NaN.
+    where 16 bytes of a line are kept alone, as memory gives 32 at least. A token outside [0, limit) reads nothing and
+    gives NaN. limit is N, or B*N where one row of indices (k = all of them) holds b*N + n.
     """
     row = tl.program_id(0)
     b = (row // k).to(tl.int64)
@@ -27,8 +27,10 @@ def _patchify(
     n_rows = C * TUBELET * PATCH
     if HAS_IDX:
         n_wide = tl.load(idx + row)
-        inside = (n_wide >= 0) & (n_wide < n_tokens)
+        inside = (n_wide >= 0) & (n_wide < limit)
         n = tl.where(inside, n_wide, 0).to(tl.int32)
+        b += n // n_tokens  # 0 but for an index of b*N + n
+        n = n % n_tokens
         readable = tl.where(inside, n_rows, 0)
     else:
         readable = n_rows
@@ -181,16 +183,18 @@ _WARPS = 4
 
 
 def tubelet_patchify(clip, idx, tubelet, patch, scale, shift, out) -> None:
-    """idx int64 [B,K] or None for all; scale, shift float32 [C], for uint8; out [B,K,P], float."""
+    """idx int64 [B,K], [1,K] of b*N + n, or None for all; scale, shift float32 [C], for uint8; out [B,K,P], float."""
     c, f, height, width = clip.shape[1:]
     h, w = height // patch, width // patch
+    n = f // tubelet * h * w
     cols = triton.next_power_of_2(patch)
     rows = max(1, min(_BLOCK // cols, triton.next_power_of_2(c * tubelet * patch)))
     if out.numel():
         _patchify[(out.shape[0] * out.shape[1],)](
-            clip, idx if idx is None else idx.contiguous(), scale, shift, out, out.shape[1], f // tubelet * h * w, h, w,
-            *clip.stride(), C=c, TUBELET=tubelet, PATCH=patch, ROWS=rows, COLS=cols, HAS_IDX=idx is not None,
-            NORMALIZE=not clip.is_floating_point(), num_warps=_WARPS, enable_fp_fusion=False,
+            clip, idx if idx is None else idx.contiguous(), scale, shift, out, out.shape[1], n,
+            n * clip.shape[0] // out.shape[0], h, w, *clip.stride(), C=c, TUBELET=tubelet, PATCH=patch, ROWS=rows,
+            COLS=cols, HAS_IDX=idx is not None, NORMALIZE=not clip.is_floating_point(), num_warps=_WARPS,
+            enable_fp_fusion=False,
         )
 
 
@@ -255,7 +259,7 @@ def variants() -> dict[str, dict]:
         return {
             "fn": _patchify, "num_warps": _WARPS, "aligned": aligned,
             "signature": {"clip": f"*{clip}", "idx": "*i64", **tables, "out": f"*{out}",
-                          **dict.fromkeys(("k", "n_tokens", "n_h", "n_w"), "i32"), **steps},
+                          **dict.fromkeys(("k", "n_tokens", "limit", "n_h", "n_w"), "i32"), **steps},
             "constexprs": {**shape, "HAS_IDX": True, "NORMALIZE": clip == "u8"},
         }
 

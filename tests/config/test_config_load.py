@@ -133,6 +133,8 @@ def test_bad_override_is_refused_with_path_and_hint(small, text, expected):
     (["optimization.betas=[0.9, 1.0]"], "optimization.betas: must lie in [0, 1)"),
     (["runtime.dtype=float16"], "runtime.dtype: unknown value 'float16'; accepted: auto, float32, bfloat16"),
     (["runtime.device=tpu"], "runtime.device: unknown value 'tpu'"),
+    (["runtime.compile=true", "masks.truncate=none"], "runtime.compile: true makes a graph for every set of mask"),
+    (["runtime.pad_to_multiple=-1"], "runtime.pad_to_multiple: must be at least 0, got -1"),
     (["loss.context_warmup=[1, 0.5]"], "loss.context_warmup: both must be integers"),
     (["loss.context_warmup=[20, 10]"], "0 <= start <= end"),
     (["img_masks.truncate=batch"], "img_masks: needs img_data"),

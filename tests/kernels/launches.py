@@ -117,7 +117,7 @@ def clips():
         patch = 16 if clip.shape[3] == 224 else 14
         grid = clip.shape[2] // 2, clip.shape[3] // patch, clip.shape[4] // patch
         idx = torch.zeros(clip.shape[0], 5, dtype=torch.int64)
-        for kept in (idx, None):
+        for kept in (idx, idx[:1], None):
             for dtype in (torch.float32, torch.bfloat16):
                 ops.tubelet_patchify(clip, kept, 2, patch, *_stats(clip), out_dtype=dtype)
         ops.patch_mean(clip, 2, patch, *_stats(clip))

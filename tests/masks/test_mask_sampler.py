@@ -37,6 +37,20 @@ def test_masks_are_those_of_ops():
     assert all(torch.equal(a, b) and a.dtype == torch.int64 for a, b in zip(enc + pred, want_enc + want_pred))
 
 
+def test_untruncated_masks_keep_all_tokens_of_every_sample():
+    clip = moving_clip()
+    enc, pred = sampler(MasksConfig(truncate="none"))(clip, step=7, first_sample=12)
+    drawn = sample_block_masks(4, (4, 4, 4), MasksConfig().specs, seed=3, step=7, first_sample=12, truncate="none")
+    assert len(enc) == len(pred) == 2 and any(len(set(m.lengths)) > 1 for m in enc)
+    for masks, idx, sizes in ((enc, drawn.enc, drawn.enc_len), (pred, drawn.pred, drawn.pred_len)):
+        for s, mask in enumerate(masks):
+            assert mask.lengths == tuple(sizes[s].tolist()) and mask.tokens == 64
+            want = [idx[s, b, : sizes[s, b]] + 64 * b for b in range(4)]
+            assert mask.idx.dtype == torch.int64 and torch.equal(mask.idx, torch.cat(want)[None])
+    both = torch.cat([enc[0].idx, pred[0].idx], 1)[0].sort().values
+    assert torch.equal(both, torch.arange(4 * 64)), "no token is lost"
+
+
 def test_groups_draw_independently():
     clip = torch.zeros(4, 3, 8, 128, 128)
     first, second = (sampler(crop_size=128)(clip, step=0, first_sample=0, group=group)[1][0] for group in (0, 1))
@@ -71,8 +85,6 @@ def test_single_frames_are_one_time_step():
 
 
 def test_errors_name_the_key():
-    with pytest.raises(ConfigError, match="masks.truncate.*packed"):
-        sampler(MasksConfig(truncate="none"))
     with pytest.raises(ConfigError, match="masks.truncate"):
         sampler(MasksConfig(truncate="latest"))
     with pytest.raises(ConfigError, match="masks.saliency"):

@@ -45,7 +45,7 @@ def assert_mean_parity(backend, clip, tubelet, patch, **kwargs):
 def test_patchify_bits(backend, dtype, out_dtype, shape, tubelet, patch, k):
     clip = make_clip(shape, dtype)
     n = shape[2] // tubelet * (shape[3] // patch) * (shape[4] // patch)
-    for idx in (tokens(shape[0], n, k), None):
+    for idx in (tokens(shape[0], n, k), tokens(1, shape[0] * n, 2 * k), None):  # the second: of all samples in one row
         assert_same_bits(backend, clip, idx, tubelet, patch, out_dtype)
 
 
@@ -160,9 +160,10 @@ def test_tokens_outside_the_grid_are_not_read_by_triton():
     clips = pytest.importorskip("vjepa_fast.kernels.clips")
     device = device_for("triton")
     table, out = torch.ones(3, device=device), torch.zeros(1, 3, 96, device=device)
-    clip, idx = make_clip((1, 3, 2, 4, 8), torch.uint8).to(device), torch.tensor([[-1, 1, 2]], device=device)
-    clips.tubelet_patchify(clip, idx, 2, 4, table, table, out)
-    assert out.isnan().all(-1).tolist() == [[True, False, True]] and not out[:, 1].isnan().any()
+    for batch, outside in ((1, 2), (2, 4)):
+        clip = make_clip((batch, 3, 2, 4, 8), torch.uint8).to(device)
+        clips.tubelet_patchify(clip, torch.tensor([[-1, 1, outside]], device=device), 2, 4, table, table, out)
+        assert out.isnan().all(-1).tolist() == [[True, False, True]] and not out[:, 1].isnan().any()
 
 
 def test_other_samples_and_threads_do_not_change_the_bits(backend):

@@ -104,6 +104,15 @@ def test_a_step_reports_its_work(target):
     assert (cost["ema"].bytes == 0) == bool(target)
 
 
+def test_a_packed_step_reports_the_tokens_of_every_sample():
+    step = TrainStep(config(masks={"truncate": "none"}))
+    data = batch()
+    enc, pred = step.sampler(data.groups[0].clip, step=0, first_sample=0, group=0)
+    assert len(set(enc[0].lengths)) > 1  # or the draw shows nothing
+    want = sum(32 + sum(2 * e.lengths[b] + p.lengths[b] for e, p in zip(enc, pred)) for b in range(3))
+    assert step(data, 0).work.tokens == want
+
+
 def test_samples_of_different_lengths():
     class Mask:
         def __init__(self, *lengths):

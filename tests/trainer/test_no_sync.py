@@ -33,7 +33,9 @@ REST = {"pred": {"loss_exp": 1.5}, "ac": {"hidden_dim": 8}, "delta": {}, "hamilt
 ONLINE = {"pred": {}, "kinematic": {"type": "huber"}}
 CASES = {"headline": {"objectives": HW}, "rest": {"objectives": REST}, "clipped": {"optimization": {"clip_grad": 0.1}},
          "online": {"objectives": ONLINE, "target": {"mode": "online"}},
-         "images": {"model": {"use_silu": True}}}
+         "images": {"model": {"use_silu": True}},
+         "untruncated": {"masks": {"truncate": "none"}, "objectives": HW, "runtime": {"pad_to_multiple": 16}},
+         "untruncated rest": {"masks": {"truncate": "none"}, "objectives": REST}}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -159,10 +161,11 @@ def test_waits_inside_of_our_ops_and_in_the_backward_pass_are_seen(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch watches a GPU only")
 @pytest.mark.parametrize("attention", ["sdpa", "varlen"])
 @pytest.mark.parametrize("guided", [False, True])
-def test_whole_steps_on_a_gpu(attention, guided):
+@pytest.mark.parametrize("truncate", ["batch", "none"])
+def test_whole_steps_on_a_gpu(attention, guided, truncate):
     specs = tuple(dataclasses.replace(s, motion_guided=guided) for s in config().masks.specs)
     cfg = config(runtime={"device": "cuda", "attention": attention, "compile": False}, objectives=HW,
-                 masks={"specs": specs}, optimization={"clip_grad": 1.0},
+                 masks={"specs": specs, "truncate": truncate}, optimization={"clip_grad": 1.0},
                  model={"pred_embed_dim": 48})  # varlen takes heads of 8 n channels
     step = TrainStep(cfg, device="cuda", dtype=torch.bfloat16)
     batches = [batch(i) for i in range(6)]

@@ -19,6 +19,8 @@ from .conftest import batch, config
 
 CPU = torch.device("cpu")
 
+VOLATILE = ("clips_per_s", "tokens_per_s", "mfu", "peak_memory_mb", "data_wait")
+
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
@@ -27,7 +29,7 @@ def manifest(tmp_path_factory):
 
 def rows(folder):
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("clips_per_s", "data_wait")} for row in found]
+    return [{k: v for k, v in row.items() if k not in VOLATILE} for row in found]
 
 
 def ahead(monkeypatch, yes=True):
@@ -41,6 +43,7 @@ GUIDED = {"specs": (SPEC(2, (0.3, 0.3), motion_guided=True), SPEC(1, (0.5, 0.5))
 @pytest.mark.parametrize("change", [
     {}, {"masks": GUIDED}, {"optimization": {"epochs": 2, "ipe": 3, "accumulate": 2}},
     {"masks": {"specs": GUIDED["specs"], "truncate": "random"}},
+    {"masks": {"specs": GUIDED["specs"], "truncate": "none"}},
 ])
 def test_a_run_is_the_same_run_and_resumes_exactly(manifest, tmp_path, monkeypatch, change):
     cfg = config(data={"datasets": (manifest,)}, **{"optimization": {"epochs": 2, "ipe": 3}, **change})

@@ -104,7 +104,7 @@ def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
 
 @pytest.mark.parametrize("change", [
     {}, {"runtime": {"log_every": 4, "save_every": 3, "monitor_every": 5}}, {"optimization": {"accumulate": 2}},
-    {"data": {"num_workers": 2}}, {"target": {"mode": "online"}},
+    {"data": {"num_workers": 2}}, {"target": {"mode": "online"}}, {"masks": {"truncate": "none"}},
 ])
 def test_stopping_and_resuming_gives_the_same_run(cfg, tmp_path, change):
     """Stops in the middle of an epoch and of a log interval; a head, an anneal and the EMA ramp are all under way."""

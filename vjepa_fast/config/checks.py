@@ -172,7 +172,10 @@ def _runtime(c: _Checker, config: Config) -> None:
         value = getattr(runtime, name)
         c.require(isinstance(value, bool) or value in accepted, f"runtime.{name}",
                   f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}")
-    c.at_least(0, "runtime", runtime, "threads")
+    untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
+    c.require(runtime.compile is not True or not untruncated, "runtime.compile",
+              "true makes a graph for every set of mask lengths under masks.truncate: none; use blocks, auto or false")
+    c.at_least(0, "runtime", runtime, "threads", "pad_to_multiple")
     c.positive("runtime", runtime, "peak_tflops")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
 

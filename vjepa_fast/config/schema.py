@@ -134,6 +134,7 @@ class RuntimeConfig:
     keep_checkpoints: int = 2
     monitor_every: int = 100  # steps between collapse monitors
     attention: str = "auto"  # auto | sdpa | varlen | xformers
+    pad_to_multiple: int = 0  # pad the streams of context encoder and predictor to a multiple of so many tokens; 0: no
     compile: bool | str = "auto"  # auto | true | false | blocks | target
     cuda_graphs: bool | str = "auto"  # of the target encoder: auto | true | false
     tensorboard: bool = True

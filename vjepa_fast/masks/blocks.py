@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
-from ..ops.block_masks import check_spec, sample_block_masks
+from ..ops.block_masks import TRUNCATE, check_spec, sample_block_masks
 from . import motion
 from .drawn import DrawnMasks
 
@@ -18,16 +18,12 @@ class MaskSampler:
         compat: ``published`` normalises motion maps as the released code does.
 
     Raises:
-        ConfigError: a field of a mask is out of range, the crop is no multiple of the patch, or ``truncate: none``.
+        ConfigError: a field of a mask is out of range, or the crop is no multiple of the patch.
     """
 
     def __init__(self, cfg, *, crop_size: int, patch_size: int, tubelet_size: int, seed: int, mean, std, compat: str):
-        if cfg.truncate == "none":
-            raise ConfigError(
-                "masks.truncate: 'none' needs the packed encoder, which is not available yet; use 'batch' or 'random'"
-            )
-        if cfg.truncate not in ("batch", "random"):
-            raise ConfigError(f"masks.truncate: unknown value {cfg.truncate!r}; use 'batch' or 'random'")
+        if cfg.truncate not in TRUNCATE:
+            raise ConfigError(f"masks.truncate: unknown value {cfg.truncate!r}; use 'batch', 'random' or 'none'")
         if cfg.saliency not in ("trilinear", "area"):
             raise ConfigError(f"masks.saliency: unknown value {cfg.saliency!r}; use 'trilinear' or 'area'")
         if not cfg.specs:
@@ -66,7 +62,8 @@ class MaskSampler:
             group: which of a step's groups of clips (by frames per clip) this is; groups draw independently.
 
         Returns:
-            (masks_enc, masks_pred): lists with one int64 ``[B,K]`` of ascending token indices per mask.
+            (masks_enc, masks_pred): lists with one int64 ``[B,K]`` of ascending token indices per mask; with
+            ``truncate: none`` one ``ops.Packed`` per mask, as the samples differ in length.
 
         Raises:
             ConfigError: no context is left, naming the mask; or the clip does not divide into tokens.
@@ -89,4 +86,4 @@ class MaskSampler:
             first_spec=group * len(self.specs),
             device=clip.device,
         )
-        return DrawnMasks(masks)
+        return DrawnMasks(masks, packed=self.truncate == "none")

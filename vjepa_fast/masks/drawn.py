@@ -4,17 +4,19 @@ from __future__ import annotations
 import torch
 
 from ..ops.block_masks import BlockMasks
+from ..ops.packed import Packed
 
 
 class DrawnMasks:
     """The masks of a group of clips, with their lengths on the way to the host.
 
     On CUDA the lengths travel to pinned memory behind an event of the stream that drew the masks: when ``wait`` is
-    called later, it waits for that event alone, not for what other streams were given in the meantime.
+    called later, it waits for that event alone, not for what other streams were given in the meantime. ``packed``: keep
+    all tokens of every sample.
     """
 
-    def __init__(self, masks: BlockMasks):
-        self.masks = masks
+    def __init__(self, masks: BlockMasks, packed: bool = False):
+        self.masks, self.packed = masks, packed
         self.lengths = torch.stack([masks.enc_len, masks.pred_len])
         self.copied = None
         if self.lengths.is_cuda:
@@ -24,13 +26,13 @@ class DrawnMasks:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def wait(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def wait(self) -> tuple[list[torch.Tensor] | list[Packed], list[torch.Tensor] | list[Packed]]:
         """(masks_enc, masks_pred), as ``MaskSampler`` returns and raises; cut on the current stream."""
         if self.copied is not None:
             self.copied.synchronize()
-        return self.masks.trim(self.lengths)
+        return self.masks.pack(self.lengths) if self.packed else self.masks.trim(self.lengths)
 
     def record_stream(self, stream) -> None:
         """The memory of the masks is used on this stream too: not to be given away before it is done with them."""
-        for indices in (self.masks.enc, self.masks.pred):
-            indices.record_stream(stream)
+        for x in (self.masks.enc, self.masks.pred, self.masks.enc_len, self.masks.pred_len):
+            x.record_stream(stream)

@@ -41,4 +41,5 @@ def build_from_config(cfg: Config, device=None) -> tuple[VisionTransformer, Pred
         use_silu=model.pred_use_silu, wide_silu=model.wide_silu, normalize=model.normalize_predictor,
         use_activation_checkpointing=model.use_activation_checkpointing, device=device,
     )
+    encoder.pad_to = predictor.pad_to = cfg.runtime.pad_to_multiple
     return encoder, predictor

@@ -4,16 +4,18 @@ Legend: B batch, Ke context tokens, Kp predicted tokens, D = levels * embed_dim 
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.models import rope
+from vjepa_fast.models import rope, segments
 from vjepa_fast.models.attention import Block, init_weights, run_block
 from vjepa_fast.models.vit import VisionTransformer, check_heads
+from vjepa_fast.ops import Packed
 from vjepa_fast.ops.linear import Linear
 
 
@@ -25,7 +27,12 @@ def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
 
 
 class Predictor(nn.Module):
-    """Made by ``build_predictor``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code."""
+    """Made by ``build_predictor``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code.
+
+    ``pad_to``: the stream is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
+    """
+
+    pad_to = 0
 
     def __init__(
         self, encoder: VisionTransformer, *, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, levels: int,
@@ -69,8 +76,8 @@ class Predictor(nn.Module):
     def forward(
         self,
         z_BKD: torch.Tensor | Sequence[torch.Tensor],
-        idx_enc: torch.Tensor | Sequence[torch.Tensor],
-        idx_pred: torch.Tensor | Sequence[torch.Tensor],
+        idx_enc: torch.Tensor | Sequence[torch.Tensor] | Sequence[Packed],
+        idx_pred: torch.Tensor | Sequence[torch.Tensor] | Sequence[Packed],
         mask_index: int | Sequence[int] = 0,
         modality: str = "video",
         *,
@@ -88,7 +95,8 @@ class Predictor(nn.Module):
             modality: "video" or "image".
             grid: (T,H,W) of the clip, where it differs from the configured one.
             context: False skips the second output.
-            The first four may also be lists, one entry per mask: one pass for all, each attending to itself only.
+            The first four may also be lists, one entry per mask: one pass for all, each attending to itself only. Ids
+            may then be ``ops.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
         Returns:
             z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``); lists of them for lists.
         """
@@ -99,34 +107,51 @@ class Predictor(nn.Module):
         if modality not in ("video", "image"):
             raise ValueError(f"predictor: modality: expected 'video' or 'image', got {modality!r}")
         grid = self.built_grid if grid is None else tuple(grid)
-        seen, hidden = [m.shape[1] for m in idx_enc], [m.shape[1] for m in idx_pred]
+        # a segment is a mask, or where tokens are packed one sample of a mask
+        seen, hidden = ([n for m in idx for n in segments.sizes(m)] for idx in (idx_enc, idx_pred))
         x = self.predictor_embed(torch.cat(z_BKD, 1) if len(z_BKD) > 1 else z_BKD[0])
         tokens = torch.stack([self.mask_tokens[m % self.num_mask_tokens] for m in mask_index])  # [masks,1,1,E]
         if self.modality_embedding:
             mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
             x, tokens = x + mod, tokens + mod
-        # stream: context and hidden tokens of the first mask, then those of the second, ...
-        fill = [token.expand(x.shape[0], n, -1) for token, n in zip(tokens, hidden)]
+        # stream: context and hidden tokens of the first segment, then those of the second, ...
+        fill = [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, idx_pred)]
+        fill = [part for whole, m in zip(fill, idx_pred) for part in segments.pieces(whole, m)]
         x = torch.cat([part for pair in zip(x.split(seen, 1), fill) for part in pair], 1)
-        idx_BK = torch.cat([m for pair in zip(idx_enc, idx_pred) for m in pair], 1).long()
+        ids = ([part for m in idx for part in segments.pieces(segments.tokens(m), m)] for idx in (idx_enc, idx_pred))
+        idx_BK = torch.cat([part for pair in zip(*ids) for part in pair], 1)
+        rest = segments.filler(x.shape[1], self.pad_to)
+        if rest:  # a segment of its own, dropped in the end
+            x, idx_BK = F.pad(x, (0, 0, 0, rest)), F.pad(idx_BK, (0, rest))
         table = None
         if self.use_rope:
             table = rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
         else:
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
             x = x + pos[0, idx_BK]
-        lengths = [e + p for e, p in zip(seen, hidden)]
+        lengths = [e + p for e, p in zip(seen, hidden)] + ([rest] if rest else [])
+        if isinstance(idx_enc[0], Packed):
+            lengths = segments.Changing(lengths)
         for block in self.predictor_blocks:
             x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
-        parts = self.predictor_norm(x).split([n for pair in zip(seen, hidden) for n in pair], 1)
-        z_pred = [self._out(self.predictor_proj, part) for part in parts[1::2]]
+        sizes = [n for pair in zip(seen, hidden) for n in pair]
+        parts = self.predictor_norm(x).split([*sizes, rest] if rest else sizes, 1)[: len(sizes)]
+        z_pred = [self._out(self.predictor_proj, part) for part in _by_mask(parts[1::2], idx_pred)]
         if not (self.return_all_tokens and context):
             return z_pred, None
-        return z_pred, [self._out(self.predictor_proj_context, part) for part in parts[::2]]
+        return z_pred, [self._out(self.predictor_proj_context, part) for part in _by_mask(parts[::2], idx_enc)]
 
     def _out(self, proj: nn.Linear, x_BKE: torch.Tensor) -> torch.Tensor:
         z = proj(x_BKE)
         return ops.target_norm(z, self.levels) if self.normalize else z
+
+
+def _by_mask(parts: Sequence[torch.Tensor], masks: Sequence) -> Iterator[torch.Tensor]:
+    """The segments [B,K,E] of each mask, side by side."""
+    rest = iter(parts)
+    for mask in masks:
+        own = [next(rest) for _ in segments.sizes(mask)]
+        yield torch.cat(own, 1) if len(own) > 1 else own[0]
 
 
 def build_predictor(

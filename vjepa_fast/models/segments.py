@@ -1,7 +1,8 @@
-"""Attention within segments: several masks of a sample in one stream of tokens, each token seeing its own mask only.
+"""Attention within segments: several masks in one stream of tokens, each token seeing its own sample and mask only.
 
 Legend: B batch, K tokens, H heads, d channels of a head; ``lengths`` are those of the segments along K, the same in
-every sample. Backends:
+every sample. Where samples keep different numbers of tokens (``ops.Packed``), all of them lie in one stream, B = 1, and
+a segment is one mask of one sample. Backends:
 
     sdpa      torch's scaled_dot_product_attention, one call per segment; any device
     varlen    torch.nn.attention.varlen, one call; CUDA, float16 and bfloat16
@@ -22,12 +23,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.ops import Packed
 
 _HALF = (torch.float16, torch.bfloat16)
 _chosen = "auto"
 
 
+def pieces(x: Tensor, mask: Tensor | Packed) -> Sequence[Tensor]:
+    """The segments of ``x`` [B,K,...], the tokens of one mask: all of it, or one part per sample of a packed mask."""
+    return x.split(mask.lengths, 1) if isinstance(mask, Packed) else (x,)
+
+
+def sizes(mask: Tensor | Packed) -> Sequence[int]:
+    """Lengths of the segments of one mask."""
+    return mask.lengths if isinstance(mask, Packed) else (mask.shape[1],)
+
+
+def tokens(mask: Tensor | Packed) -> Tensor:
+    """int64 [B,K] or [1,M], the place of each token in its own sample's grid."""
+    return mask.token if isinstance(mask, Packed) else mask.long()
+
+
+class Changing:
+    """Lengths of many segments, others at every step. The compiler sees an object, not numbers: see ``attention``."""
+
+    def __init__(self, lengths: Sequence[int]):
+        self.values = tuple(lengths)
+
+    def __iter__(self):
+        return iter(self.values)
+
+
+def filler(length: int, multiple: int) -> int:
+    """Tokens to add to a stream so that its length is a multiple; 0 if ``multiple`` is, else at least one.
+
+    One at least, so that there is always a segment of them and the number of segments stays the same from step to step.
+    """
+    return multiple - length % multiple if multiple else 0
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int]) -> Tensor:
+    # as of the predictor where nothing is truncated; a graph with symbolic lengths must not ask
+    if len(lengths) > 1 and not torch.compiler.is_compiling() and len(set(lengths)) == 1:
+        out = _sdpa(*(x.reshape(-1, lengths[0], *x.shape[2:]) for x in (q, k, v)), lengths[:1])
+        return out.reshape(q.shape)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if len(lengths) == 1:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
@@ -105,17 +144,28 @@ def choose(name: str) -> None:
     _chosen = name
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Changing | None = None) -> Tensor:
     """Softmax attention of each segment's tokens among themselves.
 
     Args:
-        q, k, v: [B,K,H,d]. lengths: of the segments, adding up to K; None: one segment.
+        q, k, v: [B,K,H,d]. lengths: of the segments, adding up to K; None: one segment. ``Changing`` ones are attended
+            to outside of a compiled graph, which would have to be made anew at every step.
     Returns:
         [B,K,H,d].
     Raises:
         ConfigError: the chosen backend cannot serve; the message has all its reasons.
     """
-    lengths = (q.shape[1],) if lengths is None else tuple(lengths)
+    if isinstance(lengths, Changing):
+        return _uncompiled(q, k, v, lengths)
+    return _attention(q, k, v, (q.shape[1],) if lengths is None else tuple(lengths))
+
+
+@torch.compiler.disable
+def _uncompiled(q: Tensor, k: Tensor, v: Tensor, lengths: Changing) -> Tensor:
+    return _attention(q, k, v, lengths.values)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> Tensor:
     name = _chosen
     if name == "auto":
         name = "sdpa" if len(lengths) == 1 or not q.is_cuda else _fastest(q, k, v, lengths)
@@ -128,10 +178,14 @@ _measured: dict[tuple, str] = {}
 
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> str:
-    """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128)."""
+    """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128).
+
+    Of many segments, whose lengths differ at every step, the mean and the longest stand for all.
+    """
     if torch.compiler.is_compiling():
         return "sdpa"  # and no look at the lengths, which would make a graph for each
-    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in lengths))
+    told = lengths if len(lengths) <= 4 else (len(lengths) * 128, sum(lengths) // len(lengths), max(lengths))
+    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in told))
     if key not in _measured:
         if torch.cuda.is_current_stream_capturing():
             return "sdpa"  # no time to measure now

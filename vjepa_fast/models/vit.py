@@ -5,6 +5,7 @@ Legend: B batch, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, E embe
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,11 @@ from torch import nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.models import rope
+from vjepa_fast.models import rope, segments
 from vjepa_fast.models.attention import Block, init_weights, run_block
+from vjepa_fast.ops import Packed
 from vjepa_fast.ops.linear import linear
+from vjepa_fast.ops.packed import ids
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class PatchEmbed3D(nn.Module):
         self.proj = nn.Conv3d(3, embed_dim, kernel_size=size, stride=size)
 
     def forward(self, clip: torch.Tensor, idx_BK: torch.Tensor | None, mean, std) -> torch.Tensor:
-        """clip [B,3,F,height,width], idx int64 [B,K] or None (all) -> [B,K,E]; only kept tubelets are multiplied."""
+        """clip [B,3,F,height,width], idx int64 [B,K], packed [1,M] or None (all) -> [B,K,E] or [1,M,E].
+
+        Only kept tubelets are multiplied.
+        """
         weight = self.proj.weight.flatten(1)
         patches_BKP = ops.tubelet_patchify(clip, idx_BK, self.tubelet, self.patch, mean, std, weight.dtype)
         return linear(patches_BKP, weight, self.proj.bias)
@@ -69,7 +75,10 @@ class VisionTransformer(nn.Module):
     Attributes:
         embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.
         built_grid: the grid (T,H,W) of a clip of the configured size.
+        pad_to: the stream of several masks is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
     """
+
+    pad_to = 0
 
     def __init__(
         self, size: Size, *, img_size: tuple[int, int], patch_size: int, num_frames: int, tubelet_size: int,
@@ -127,7 +136,8 @@ class VisionTransformer(nn.Module):
         return frames // tubelet, height // self.patch_size, width // self.patch_size
 
     def forward(
-        self, clip: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | None = None, hierarchical: bool = True
+        self, clip: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | list[Packed] | None = None,
+        hierarchical: bool = True,
     ) -> torch.Tensor | list[torch.Tensor]:
         """Encode a clip (V-JEPA 2, arXiv:2506.09985, section 2; levels as in the study, arXiv:2605.17165).
 
@@ -136,10 +146,10 @@ class VisionTransformer(nn.Module):
                 normalises with ``mean`` and ``std``. F = ``img_temporal_dim_size`` is an image. Other numbers of frames
                 and other sizes than configured are accepted where patches fit.
             masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass, each attending
-                to itself only.
+                to itself only. Or a list of ``ops.Packed``: then the tokens of all samples are one stream.
             hierarchical: True returns all levels, concatenated; False the last one.
         Returns:
-            [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list.
+            [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,M,L*E] of a packed mask with M tokens).
         """
         grid = self.grid(clip.shape)
         if not isinstance(masks, list | tuple):
@@ -148,11 +158,21 @@ class VisionTransformer(nn.Module):
             return self._blocks(x, self._rope(x, grid, masks), hierarchical)
         if not masks:
             return []
-        idx_BK = torch.cat([m.long() for m in masks], 1)  # one pass: tokens of all masks side by side
-        x = self._embed(clip, grid, idx_BK)
-        return self._blocks(x, self._rope(x, grid, idx_BK), hierarchical, [m.shape[1] for m in masks])
+        idx_BK = torch.cat([ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
+        lengths = [n for m in masks for n in segments.sizes(m)]
+        sizes = [m.shape[1] for m in masks]
+        if pad := segments.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
+            idx_BK, lengths, sizes = nn.functional.pad(idx_BK, (0, pad)), [*lengths, pad], [*sizes, pad]
+        if isinstance(masks[0], Packed):
+            lengths = segments.Changing(lengths)
+        place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
+        x = self._embed(clip, grid, idx_BK, place_BK)
+        return self._blocks(x, self._rope(x, grid, place_BK), hierarchical, lengths, sizes)[: len(masks)]
 
-    def _embed(self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor:
+    def _embed(
+        self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None, place_BK: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """``place``: token of each index within its sample, where that is not the index itself."""
         image = self.is_image(clip.shape[2])
         embed = self.patch_embed_img if image else self.patch_embed
         x = embed(clip, idx_BK, self.mean, self.std)
@@ -160,7 +180,8 @@ class VisionTransformer(nn.Module):
             x = x + (self.img_mod_embed if image else self.video_mod_embed).to(x.dtype)
         if not self.use_rope:
             pos = rope.resize_sincos(self.pos_embed, self.built_grid, grid).to(x.dtype)
-            x = x + (pos if idx_BK is None else pos[0, idx_BK])
+            place_BK = idx_BK if place_BK is None else place_BK
+            x = x + (pos if place_BK is None else pos[0, place_BK])
         return x
 
     def _rope(self, x: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor | None:
@@ -169,9 +190,13 @@ class VisionTransformer(nn.Module):
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
     def _blocks(
-        self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool, lengths: list[int] | None = None
+        self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool, lengths: Sequence[int] | None = None,
+        sizes: list[int] | None = None,
     ) -> torch.Tensor | list[torch.Tensor]:
-        """The levels of ``x``; with ``lengths`` a list, one entry per segment of tokens that attend to themselves."""
+        """The levels of ``x``; with ``lengths``, of segments of tokens that attend to themselves, a list of them.
+
+        Its entries have ``sizes`` tokens, one after another.
+        """
         outs = []
         for i, block in enumerate(self.blocks):
             x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
@@ -181,7 +206,7 @@ class VisionTransformer(nn.Module):
             outs = [self.norms_block[-1](x)]
         if lengths is None:
             return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
-        parts = zip(*(out.split(lengths, 1) for out in outs))
+        parts = zip(*(out.split(sizes, 1) for out in outs))
         return [torch.cat(part, -1) if len(part) > 1 else part[0].contiguous() for part in parts]
 
 

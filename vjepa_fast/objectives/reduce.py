@@ -9,6 +9,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from vjepa_fast.ops.packed import Packed
+
 
 def mean_of_entries(entries: list[tuple[Tensor, Tensor | None]], otherwise: Iterable[Tensor]) -> Tensor:
     """Mean over the (fpc group, mask) entries that have the term.
@@ -44,3 +46,15 @@ def hard_softmax(error: Tensor, temperature: float, valid: Tensor | None = None)
         return logits.softmax(-1)
     logits = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
     return logits.softmax(-1).masked_fill(~valid, 0.0)
+
+
+def hard_mean(error_BK: Tensor, temperature: float, mask: Tensor | Packed) -> Tensor:
+    """Mean over all tokens of K x softmax(error / temperature) x error, softmax over the K tokens of each sample.
+
+    The softmax is a constant. ``mask``: the tokens' ids.
+    """
+    if not isinstance(mask, Packed):  # averaged over K tokens: the K cancels
+        return (hard_softmax(error_BK, temperature) * error_BK).sum(-1).mean()
+    error_BK, tokens = mask.padded(error_BK, 0.0), mask.shape[1]
+    value_B = (hard_softmax(error_BK, temperature, mask.valid) * error_BK).sum(-1)
+    return (value_B * (mask.sizes.to(value_B.dtype) * len(value_B) / tokens)).mean()

@@ -6,6 +6,9 @@ through ``ops.latent_loss_*``, which reduce them to one number per token.
 
 B batch, N = T*H*W grid tokens, K kept tokens of a mask, D = levels * embed_dim channels, S = H*W places.
 Group i is an entry of the outer lists (one per frames-per-clip value), j a mask.
+
+Where samples keep different numbers of tokens (``ops.Packed``), a mask's tokens are one row [1, M] instead of [B, K],
+and grids [B, N] are seen as [1, B*N]: there is no padding, and a mean over tokens is one over those of all samples.
 """
 from __future__ import annotations
 
@@ -20,6 +23,9 @@ from torch import Tensor
 from vjepa_fast import ops
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
+from vjepa_fast.ops.packed import Packed, ids
+
+from .reduce import hard_softmax
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,7 +42,8 @@ class LatentState:
             where it is read (only for targets without gradient).
         z: per group and mask ``[B, K_enc, D]``, the context encoder's features.
         z_pred, z_context: per group and mask ``[B, K_pred, D]`` and ``[B, K_enc, D]``, the predictor's outputs.
-        masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``.
+        masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``, or ``ops.Packed``, whose features
+            (z, z_pred, z_context) are ``[1, M, D]``.
         step, total_steps, epoch, epochs: where in the run this is; ``step`` and ``epoch`` count from 0.
         modality: "video" or "image".
         mean, std: normalisation per channel, for uint8 clips.
@@ -48,8 +55,8 @@ class LatentState:
     z: list[list[Tensor]] | None = None
     z_pred: list[list[Tensor]] | None = None
     z_context: list[list[Tensor]] | None = None
-    masks_enc: list[list[Tensor]] | None = None
-    masks_pred: list[list[Tensor]] | None = None
+    masks_enc: list[list[Tensor | Packed]] | None = None
+    masks_pred: list[list[Tensor | Packed]] | None = None
     step: int | None = None
     total_steps: int | None = None
     epoch: int | None = None
@@ -103,7 +110,7 @@ class LatentState:
         self, i: int, x_BKD: Tensor, idx_BK: Tensor, call: RowCall, target: str = "same", after: Tensor | None = None
     ) -> Tensor:
         """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``."""
-        h = self.h[i]
+        h = by_rows(self.h[i], idx_BK)
         if target == "same" and h.requires_grad and not self._stop_gradient:  # differentiable in h too
             value_BKD, _ = function(call.key).formula(computing(x_BKD), take_rows(self.target(i), idx_BK), call.p)
             return value_BKD.mean(-1)
@@ -128,11 +135,19 @@ class LatentState:
     def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
         def make():
             return [
-                [self.target_rows(i, z, m, call) for z, m in zip(zs, ms)]
+                [self.target_rows(i, z, ids(m), call) for z, m in zip(zs, ms)]
                 for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
             ]
 
         return self.once((source, call), make)
+
+    def distance(self, i: int, j: int, offset: bool) -> Tensor:
+        """Of each context token to the predicted ones of its sample, float32 [B, K_enc]; see ``ops.mask_distance``."""
+        enc, pred = self.masks_enc[i][j], self.masks_pred[i][j]
+        if not isinstance(enc, Packed):
+            return ops.mask_distance(enc.long(), pred.long(), self.grids[i], offset=offset)
+        rows = (mask.padded(mask.token) for mask in (enc, pred))  # a token twice changes no distance
+        return enc.packed(ops.mask_distance(*rows, self.grids[i], offset=offset))
 
     def grid_pairs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """(idx, after, before) [B, N] of all tokens of group ``i``, for ``ops.latent_loss_pair``."""
@@ -163,16 +178,19 @@ class TemporalView:
     """The context tokens of one (group, mask) and how they follow each other in time.
 
     A token (t, y, x) makes a *pair* if (t+1, y, x) is a context token too. Everything stays in the [B, K] layout of the
-    context; a token without a successor counts as its own, so differences are exactly 0 there.
+    context; a token without a successor counts as its own, so differences are exactly 0 there. Under a packed mask B is
+    1 and K is M: the samples' grids follow each other, and no pair leads from one to the next.
     """
 
     def __init__(self, state: LatentState, i: int, j: int):
         self.state, self.i, self.j = state, i, j
         self.steps, height, width = state.grids[i]
         self.places = height * width
-        self.idx = state.masks_enc[i][j].long()
+        mask = state.masks_enc[i][j]
+        self.packed = mask if isinstance(mask, Packed) else None
+        self.idx = ids(mask)
         b, k = self.idx.shape
-        n = self.steps * self.places
+        n = self.steps * self.places * (len(mask.lengths) if self.packed else 1)
         if _check.debugging():  # a token has one row, or gradients go astray
             _check.in_range("objectives", "masks_enc", self.idx, n)
             _check.distinct("objectives", "masks_enc", self.idx)
@@ -180,9 +198,13 @@ class TemporalView:
         # one time step more than the grid has, so that the successor of a last token is looked up and not found
         self.slot_of_token = self.idx.new_full((b, n + self.places), -1).scatter_(1, self.idx, slot_BK)
         after_BK = self.slot_of_token.gather(1, self.idx + self.places)
+        place_BK = self.idx
+        if self.packed:
+            place_BK = mask.token
+            after_BK = after_BK.masked_fill(place_BK >= mask.tokens - self.places, -1)  # of the next sample
         self.pair = after_BK >= 0
         self.after_slot = after_BK  # row of the successor, -1 where there is none
-        earlier_BK = torch.where(self.idx >= self.places, self.idx - self.places, n)
+        earlier_BK = torch.where(place_BK >= self.places, self.idx - self.places, n)
         self.before_slot = self.slot_of_token.gather(1, earlier_BK)
         start_B1 = torch.arange(b, device=self.idx.device).unsqueeze(1) * k
         self._after = (torch.where(self.pair, after_BK, slot_BK) + start_B1).reshape(-1)
@@ -208,6 +230,15 @@ class TemporalView:
     def mean(self, x_BK: Tensor) -> tuple[Tensor, Tensor]:
         """(mean over the pairs of the batch, present), for ``reduce.mean_of_entries``."""
         return x_BK.masked_fill(~self.pair, 0.0).sum() / self.count, self.present
+
+    def hard_shares(self, error_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """(softmax(error / temperature) over the pairs of each sample, number of those), each [B, K] or [B, 1]."""
+        if self.packed is None:
+            return hard_softmax(error_BK, temperature, self.pair), self.pair.sum(-1, keepdim=True)
+        pair = self.packed.padded(self.pair, False)
+        share = hard_softmax(self.packed.padded(error_BK.detach()), temperature, pair)
+        count = pair.sum(-1, keepdim=True).expand_as(share)
+        return self.packed.packed(share), self.packed.packed(count)
 
     @property
     def z(self) -> Tensor:
@@ -252,7 +283,7 @@ class TemporalView:
             target["idx"] = target["idx"].expand_as(self.idx)
             places = 0
         else:
-            target, places = {"h": self.state.h[self.i], "idx": self.idx}, self.places
+            target, places = {"h": by_rows(self.state.h[self.i], self.idx), "idx": self.idx}, self.places
         return ops.latent_loss_pair(
             z_BKD, **target, after=self.after_slot, before=self.before_slot, row_calls=calls, places=places,
             levels=self.state._levels, normalize=not self.state.h_normalized,
@@ -268,13 +299,23 @@ class TemporalView:
 
         K tokens fill at most P = K // T columns, which keeps the shapes fixed.
         """
-        b, k = self.idx.shape
-        slot_BTS = self.slot_of_token.view(b, self.steps + 1, self.places)[:, : self.steps]
+        k = max(self.packed.lengths) if self.packed else self.idx.shape[1]
+        slot_BTS = self.slot_of_token[:, : -self.places].view(-1, self.steps, self.places)
         seen, place = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
         seen, place = seen[:, : k // self.steps, None] > 0, place[:, : k // self.steps]
         slots = slot_BTS.gather(2, place.unsqueeze(1).expand(-1, self.steps, -1)).transpose(1, 2)
         tokens = place[..., None] + torch.arange(self.steps, device=place.device) * self.places
-        return slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
+        if self.packed:
+            tokens = tokens + torch.arange(len(tokens), device=place.device)[:, None, None] * self.packed.tokens
+        slots, tokens = slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
+        return (slots.flatten(0, 1)[None], tokens.flatten(0, 1)[None]) if self.packed else (slots, tokens)
+
+    def column_rows(self, call: RowCall, constants: Tensor) -> Tensor:
+        """``call`` (access COLUMN) of z and h at each of ``columns``, mean over D, 0 in spare entries; [B, P]."""
+        return ops.latent_loss_column(
+            self.state.z[self.i][self.j], by_rows(self.state.h[self.i], self.idx), *self.columns, call, constants,
+            levels=self.state._levels, normalize=not self.state.h_normalized,
+        )
 
 
 def computing(x: Tensor) -> Tensor:
@@ -282,8 +323,14 @@ def computing(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def by_rows(x: Tensor, idx_BK: Tensor) -> Tensor:
+    """``x`` [B, N, ...] as ``idx`` counts its rows: as it is, or [1, B*N, ...] for the ids of a packed mask."""
+    return x if len(x) == len(idx_BK) else x.flatten(0, 1)[None]
+
+
 def take_rows(x_BND: Tensor, idx_BK: Tensor) -> Tensor:
-    """Rows ``idx`` of each sample: [B, N, D], [B, K] -> [B, K, D]."""
+    """Rows ``idx`` of each sample, [B, N, D], [B, K] -> [B, K, D], or of all samples, with [1, M] -> [1, M, D]."""
+    x_BND = by_rows(x_BND, idx_BK)
     b, n, d = x_BND.shape
     start = torch.arange(b, device=x_BND.device).unsqueeze(1) * n
     return x_BND.reshape(b * n, d).index_select(0, (idx_BK.long() + start).reshape(-1)).view(*idx_BK.shape, d)

@@ -15,6 +15,7 @@ import torch
 
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops import _backend, _check, _cpp, _triton, philox
+from vjepa_fast.ops.packed import Packed
 
 MAX_REDRAWS = 32  # of a mask that leaves no context
 TRUNCATE = ("batch", "random", "none")
@@ -44,7 +45,7 @@ class BlockMasks:
     """Token indices, ascending; int64. Entries at and past a length are 0, so that a gather stays in range.
 
     Lengths of 0 say that no context was left after the redraws: a kernel on the GPU cannot raise without being waited
-    for, so ``trim``, which waits anyway, does it. Elsewhere the sampling itself has raised.
+    for, so ``trim`` and ``pack``, which wait anyway, do it. Elsewhere the sampling itself has raised.
     """
 
     enc: torch.Tensor  # [S,B,N]
@@ -62,16 +63,30 @@ class BlockMasks:
             ValueError: the samples of a spec differ in length (``truncate="none"``).
             ConfigError: no context is left after 32 redraws.
         """
+        dense = []
+        for indices, length_SB in zip((self.enc, self.pred), self._lengths(lengths)):
+            if any(len(set(length_B)) > 1 for length_B in length_SB):
+                raise ValueError("masks of truncate='none' differ in length within a batch; use pack()")
+            dense.append([mask[:, : length_B[0]].contiguous() for mask, length_B in zip(indices, length_SB)])
+        return dense[0], dense[1]
+
+    def pack(self, lengths: torch.Tensor | None = None) -> tuple[list[Packed], list[Packed]]:
+        """All tokens of all samples, context and prediction, one ``Packed`` per spec. ``lengths`` as for ``trim``.
+
+        Raises:
+            ConfigError: no context is left after 32 redraws.
+        """
+        sides = zip((self.enc, self.pred), (self.enc_len, self.pred_len), self._lengths(lengths))
+        enc, pred = ([Packed.of(*mask, self.enc.shape[2]) for mask in zip(*side)] for side in sides)
+        return enc, pred
+
+    def _lengths(self, lengths: torch.Tensor | None) -> list[list[list[int]]]:
+        """Of context and prediction, [S][B] each, on the host."""
         lengths = (torch.stack([self.enc_len, self.pred_len]) if lengths is None else lengths).tolist()
         for s, length_B in enumerate(lengths[0]):
             if 0 in length_B:
                 raise _no_context(s)
-        dense = []
-        for indices, length_SB in zip((self.enc, self.pred), lengths):
-            if any(len(set(length_B)) > 1 for length_B in length_SB):
-                raise ValueError("masks of truncate='none' differ in length within a batch; use enc_len and pred_len")
-            dense.append([mask[:, : length_B[0]].contiguous() for mask, length_B in zip(indices, length_SB)])
-        return dense[0], dense[1]
+        return lengths
 
 
 def check_spec(spec, name: str = "mask") -> None:

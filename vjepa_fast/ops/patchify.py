@@ -55,12 +55,13 @@ def tubelet_patchify(
 
     Args:
         clip: [B,C,F,height,width], uint8 or floating (taken as normalised).
-        idx: int64 [B,K] token indices n = (t*H+h)*W+w to keep, in this order; None keeps all N.
+        idx: int64 [B,K] token indices n = (t*H+h)*W+w to keep, in this order; None keeps all N. Or int64 [1,M] of
+            b*N + n, where samples keep different numbers (``Packed.idx``).
         tubelet, patch: frames and pixels of a tubelet; they must divide F, height and width.
         mean, std: C values each, for uint8 clips.
         out_dtype: floating dtype of the result; None means float32 for uint8 and the clip's dtype otherwise.
     Returns:
-        [B,K,P], or [B,N,P] without ``idx``. A float clip receives gradient.
+        [B,K,P] ([1,M,P]), or [B,N,P] without ``idx``. A float clip receives gradient.
     Raises:
         ValueError: a shape, dtype or (on the CPU) token index does not fit. On the GPU, looking would wait for the
             device: a token outside the grid gives NaN there.
@@ -69,7 +70,7 @@ def tubelet_patchify(
     _check.clip(op, clip, tubelet, patch)
     mean, std = _check.channel_stats(op, mean, std, clip.shape[1])
     if idx is not None:
-        _check.indices(op, "idx", idx, batch=clip.shape[0])
+        _check.indices(op, "idx", idx, batch=None if len(idx) == 1 else clip.shape[0])
     out_dtype = out_dtype or (torch.float32 if clip.dtype == torch.uint8 else clip.dtype)
     _check.require(out_dtype.is_floating_point, op, "out_dtype", "a floating dtype", out_dtype)
     return _patchify(clip, idx, tubelet, patch, mean, std, out_dtype)
@@ -167,18 +168,18 @@ def _patchify_eager(
     if idx is None:
         x = x.reshape(b, n, p).contiguous()
     else:  # gathered in the clip's own dtype, a quarter of the traffic for uint8
-        x = x.reshape(b * n, p).index_select(0, _rows(idx, n)).view(b, idx.shape[1], p)
+        x = x.reshape(b * n, p).index_select(0, _rows(idx, n)).view(*idx.shape, p)
     if clip.dtype == torch.uint8:
-        x = x.to(torch.promote_types(out_dtype, torch.float32)).view(b, -1, c, p // c)
-        x = _normalize(x, 2, mean, std).view(b, -1, p)
+        x = x.to(torch.promote_types(out_dtype, torch.float32)).unflatten(2, (c, p // c))
+        x = _normalize(x, 2, mean, std).flatten(2)
     x = x.to(out_dtype)
     return x.clone() if x.untyped_storage().data_ptr() == clip.untyped_storage().data_ptr() else x
 
 
 def _patchify_out(clip, idx, tubelet, patch, out_dtype) -> torch.Tensor:
     b, c, f, height, width = clip.shape
-    k = (f // tubelet) * (height // patch) * (width // patch) if idx is None else idx.shape[1]
-    return clip.new_empty((b, k, c * tubelet * patch * patch), dtype=out_dtype)
+    rows = (b, (f // tubelet) * (height // patch) * (width // patch)) if idx is None else idx.shape
+    return clip.new_empty((*rows, c * tubelet * patch * patch), dtype=out_dtype)
 
 
 @_backend.register("tubelet_patchify", "cpp", objections("cpp"))
@@ -206,7 +207,7 @@ def _patchify(
 ) -> torch.Tensor:
     if idx is not None:
         n = clip.shape[2] // tubelet * (clip.shape[3] // patch) * (clip.shape[4] // patch)
-        _check.in_range("tubelet_patchify", "idx", idx, n)
+        _check.in_range("tubelet_patchify", "idx", idx, n * clip.shape[0] // max(1, len(idx)))
     return _backend.call("tubelet_patchify", clip, idx, tubelet, patch, mean, std, out_dtype)
 
 

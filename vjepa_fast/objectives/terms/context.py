@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vjepa_fast import ops
-
 from ..api import Objective, checked, flag, number, objective
 from ..reduce import mean_of_entries
 from ..rows import power_error
@@ -80,9 +78,6 @@ class Context(Objective):
                 if not error_BK.numel():
                     continue
                 if self.weight_distance:
-                    distance = ops.mask_distance(
-                        state.masks_enc[i][j].long(), state.masks_pred[i][j].long(), state.grids[i], offset=self.offset
-                    )
-                    error_BK = error_BK * distance.reciprocal().to(error_BK.dtype)
+                    error_BK = error_BK * state.distance(i, j, self.offset).reciprocal().to(error_BK.dtype)
                 entries.append((error_BK.mean(), None))
         return mean_of_entries(entries, state.outputs("z_context"))

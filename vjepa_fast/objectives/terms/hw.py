@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..api import Objective, number, objective
-from ..reduce import hard_softmax, mean_of_entries
+from ..reduce import hard_mean, mean_of_entries
 from ..rows import power_error
 
 
@@ -31,6 +31,6 @@ class HardRegion(Objective):
 
     def value(self, state, head, ctx) -> Tensor:
         errors = state.prediction_errors(*self.lower(ctx))
-        # K softmax, averaged over K tokens: the K cancels
-        values = [(hard_softmax(e, self.temp) * e).sum(-1).mean() for es in errors for e in es if e.numel()]
+        pairs = [(e, mask) for es, masks in zip(errors, state.masks_pred) for e, mask in zip(es, masks)]
+        values = [hard_mean(e, self.temp, mask) for e, mask in pairs if e.numel()]
         return mean_of_entries([(v, None) for v in values], state.outputs("z_pred"))

@@ -52,5 +52,5 @@ class LatentDynamics(Objective):
         if self.hard_scope == "batch":
             share = hard_softmax(error_BK.flatten(), self.hard_weighting, view.pair.flatten()).view_as(error_BK)
             return (share * error_BK).sum(), view.present
-        share = hard_softmax(error_BK, self.hard_weighting, view.pair)
-        return view.mean(share * error_BK * view.pair.sum(-1, keepdim=True))
+        share, pairs = view.hard_shares(error_BK, self.hard_weighting)
+        return view.mean(share * error_BK * pairs)

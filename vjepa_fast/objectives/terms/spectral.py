@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vjepa_fast import ops
 from vjepa_fast.ops.latent import RowFunction
 
 from ..api import Objective, objective
@@ -72,14 +71,10 @@ class Spectral(Objective):
     def value(self, state, head, ctx) -> Tensor:
         entries = []
         for view in state.temporal(min_steps=4):
-            slots_BPT, tokens_BPT = view.columns
-            seen_BP = slots_BPT[..., 0] >= 0
+            seen_BP = view.columns[0][..., 0] >= 0
             z_BKD = state.z[view.i][view.j]
             basis = state.once(("dft", view.steps), lambda t=view.steps, z=z_BKD: weighted_dft(t, computing(z[:0])))
-            rows_BP = ops.latent_loss_column(
-                z_BKD, state.h[view.i], slots_BPT, tokens_BPT, *self.lower(ctx), basis,
-                levels=ctx.levels, normalize=not state.h_normalized,
-            )
+            rows_BP = view.column_rows(*self.lower(ctx), basis)
             entries.append((rows_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
         return mean_of_entries(entries, state.outputs("z"))
 

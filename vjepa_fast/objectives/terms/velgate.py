@@ -16,6 +16,7 @@ from vjepa_fast.ops.latent import RowFunction
 from ..api import Objective, number, objective
 from ..reduce import mean_of_entries
 from ..rows import STEP, zeros
+from ..state import by_rows
 
 
 def _speed(z0, z1, h0, h1, p):
@@ -54,7 +55,7 @@ class VelocityGate(Objective):
         entries = []
         for view in state.temporal():
             gate_BN = state.once(("velgate", view.i, self.percentile), lambda i=view.i: self._gate(state, i, ctx))
-            entries.append(view.mean(view.rows(*self.lower(ctx)) * gate_BN.gather(1, view.idx)))
+            entries.append(view.mean(view.rows(*self.lower(ctx)) * by_rows(gate_BN, view.idx).gather(1, view.idx)))
         return mean_of_entries(entries, state.outputs("z"))
 
     def _gate(self, state, i: int, ctx) -> Tensor:

@@ -1,0 +1,173 @@
+"""Encoder and predictor over samples that keep different numbers of tokens: one stream, nothing computed on padding."""
+import pytest
+import torch
+
+from vjepa_fast.models import build_encoder, build_predictor, segments, vit
+from vjepa_fast.models.attention import run_block
+from vjepa_fast.ops import Packed
+
+N, SEEN, HIDDEN = 32, ((13, 2, 7), (5, 9, 1)), ((7, 20, 3), (20, 1, 30))
+
+
+@pytest.fixture(autouse=True)
+def automatic():
+    yield
+    segments.choose("auto")
+
+
+def draw(lengths, generator):
+    rows = [torch.randperm(N, generator=generator)[:k].sort().values for k in lengths]
+    idx = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return rows, Packed.of(idx, torch.tensor(lengths), lengths, N)
+
+
+def setup(dtype=torch.float64, use_rope=True):
+    torch.manual_seed(0)
+    enc = build_encoder(embed_dim=24, depth=4, num_heads=2, img_size=32, patch_size=8, num_frames=4, use_rope=use_rope)
+    pred = build_predictor(enc, embed_dim=12, depth=2, num_heads=2, zero_init_mask_tokens=False)
+    g = torch.Generator().manual_seed(1)
+    clip = torch.randint(0, 256, (3, 3, 4, 32, 32), dtype=torch.uint8, generator=g)
+    seen, hidden = ([draw(k, g) for k in lengths] for lengths in (SEEN, HIDDEN))
+    return enc.to(dtype), pred.to(dtype), clip, seen, hidden
+
+
+def packed(enc, pred, clip, seen, hidden):
+    seen, hidden = [m for _, m in seen], [m for _, m in hidden]
+    z = enc(clip, masks=seen)
+    return [z, *pred(z, seen, hidden, [0, 1])]
+
+
+def apart(enc, pred, clip, seen, hidden):
+    outs = [[[], []], [[], []], [[], []]]
+    for j, ((rows_enc, _), (rows_pred, _)) in enumerate(zip(seen, hidden)):
+        for b, (e, p) in enumerate(zip(rows_enc, rows_pred)):
+            z = enc(clip[b : b + 1], masks=e[None])
+            for out, x in zip(outs, (z, *pred(z, e[None], p[None], j))):
+                out[j].append(x)
+    return [[torch.cat(samples, 1) for samples in out] for out in outs]
+
+
+def weights_of(enc, pred):
+    return [p for p in (*enc.parameters(), *pred.parameters()) if p.requires_grad]
+
+
+def run(make, parts):
+    """Outputs, and gradients of a sum in which every output has a weight of its own."""
+    out = [x for side in make(*parts) for x in side]
+    total = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in out)
+    return out, torch.autograd.grad(total, weights_of(*parts[:2]), allow_unused=True)
+
+
+def compare(ours, theirs, tolerance):
+    for a, b in zip(ours[0], theirs[0]):
+        assert a.is_contiguous()
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    for a, b in zip(ours[1], theirs[1]):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize("pad", [0, 64])
+@pytest.mark.parametrize("use_rope", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-5)])  # float32: fused block
+def test_one_stream_equals_one_pass_per_sample_and_mask(dtype, tolerance, use_rope, pad):
+    parts = setup(dtype, use_rope)
+    theirs = run(apart, parts)
+    parts[0].pad_to = parts[1].pad_to = pad
+    compare(run(packed, parts), theirs, tolerance)
+
+
+def streams(monkeypatch, make, parts):
+    """(shape of the tokens, lengths of the segments) that blocks were given."""
+    seen = []
+
+    def spy(block, x, table, recompute, lengths=None):
+        seen.append((tuple(x.shape), tuple(lengths)))
+        return run_block(block, x, table, recompute, lengths)
+
+    monkeypatch.setattr(vit, "run_block", spy)
+    monkeypatch.setattr("vjepa_fast.models.predictor.run_block", spy)
+    make(*parts)
+    return list(dict.fromkeys(seen))
+
+
+def test_no_token_is_there_for_padding(monkeypatch):
+    parts = setup()
+    seen = [k for lengths in SEEN for k in lengths]
+    both = [e + p for lengths in zip(SEEN, HIDDEN) for e, p in zip(*lengths)]
+    assert streams(monkeypatch, packed, parts) == [
+        ((1, sum(seen), 24), tuple(seen)), ((1, sum(both), 12), tuple(both)),
+    ]  # fmt: skip
+
+
+def test_padding_to_a_multiple(monkeypatch):
+    """37 and 118 tokens become 40 and 120; where nothing is missing, a whole multiple is added."""
+    parts = setup()
+    parts[0].pad_to = parts[1].pad_to = 8
+    assert [(shape[1], lengths[-1]) for shape, lengths in streams(monkeypatch, packed, parts)] == [(40, 3), (120, 2)]
+    assert segments.filler(40, 8) == 8 and segments.filler(33, 8) == 7 and segments.filler(33, 0) == 0
+
+
+def test_padding_of_masks_of_one_length():
+    torch.manual_seed(0)
+    enc, pred, clip, _, _ = setup()
+    dense = [torch.stack([torch.randperm(N)[:k].sort().values for _ in range(3)]) for k in (5, 9)]
+
+    def make(enc, pred, clip, seen, hidden):
+        z = enc(clip, masks=seen)
+        return [z, *pred(z, seen, hidden, [0, 1])]
+
+    parts = enc, pred, clip, dense, dense[::-1]
+    theirs = run(make, parts)
+    enc.pad_to = pred.pad_to = 16
+    compare(run(make, parts), theirs, 1e-10)
+
+
+def test_what_padding_holds_reaches_nothing(monkeypatch):
+    """Padding of another tubelet, or of the predictor's tokens turned huge: the same bits out, no gradient back."""
+    parts = setup(torch.float32)
+    parts[0].pad_to = parts[1].pad_to = 64
+    before = run(packed, parts)
+    pad, calls = torch.nn.functional.pad, []
+
+    def other(x, size, *rest):
+        out = pad(x, size, *rest)
+        calls.append(x.dtype)
+        n = x.shape[1]
+        out[:, n:] = 9 if not x.is_floating_point() else 1e4
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "pad", other)
+    after = run(packed, parts)
+    assert calls.count(torch.int64) == 2 and calls.count(torch.float32) == 1
+    assert all(torch.equal(a, b) for a, b in zip(before[0], after[0]))
+    assert all(a is b or torch.equal(a, b) for a, b in zip(before[1], after[1]))
+
+
+def test_one_sample_gives_the_bits_of_the_unpacked_masks():
+    enc, pred, clip, _, _ = setup(torch.float32)
+    g = torch.Generator().manual_seed(2)
+    (rows_0, mask_0), (rows_1, mask_1) = draw((13,), g), draw((19,), g)
+    z = enc(clip[:1], masks=[mask_0, mask_1])
+    want = enc(clip[:1], masks=[rows_0[0][None], rows_1[0][None]])
+    assert all(torch.equal(a, b) for a, b in zip(z, want))
+    ours, theirs = pred(z[:1], [mask_0], [mask_1], [0]), pred(want[:1], [rows_0[0][None]], [rows_1[0][None]], [0])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(ours, theirs))
+
+
+def test_segments_of_one_length_are_one_batch(monkeypatch):
+    """As the predictor's are where nothing is truncated: context and hidden tokens fill every sample's grid."""
+    q, k, v = (torch.randn(2, 12, 2, 8, dtype=torch.float64) for _ in range(3))
+    want = torch.cat([segments.attention(*(x[:, i : i + 4] for x in (q, k, v))) for i in (0, 4, 8)], 1)
+    calls, sdpa = [], segments.F.scaled_dot_product_attention
+    monkeypatch.setattr(segments.F, "scaled_dot_product_attention", lambda *a: calls.append(a) or sdpa(*a))
+    torch.testing.assert_close(segments.attention(q, k, v, [4, 4, 4]), want, rtol=1e-12, atol=1e-12)
+    assert len(calls) == 1 and calls[0][0].shape == (6, 2, 4, 8)
+
+
+def test_activation_checkpointing():
+    parts = setup()
+    before = run(packed, parts)
+    parts[0].use_activation_checkpointing = parts[1].use_activation_checkpointing = True
+    compare(run(packed, parts), before, 0.0)

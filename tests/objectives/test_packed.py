@@ -1,0 +1,228 @@
+"""Masks whose samples keep different numbers of tokens: what each term makes of them."""
+import dataclasses
+
+import pytest
+import torch
+
+from tests.objectives.test_contract import NoSync, gradients
+from tests.objectives.tiny import leaves, random_state, value_of
+from vjepa_fast import ops
+from vjepa_fast.objectives import LatentState, build_objectives, registry
+from vjepa_fast.ops import Packed
+
+TERMS = sorted(registry())
+each_term = pytest.mark.parametrize("term", TERMS)
+FEATURES = {"z": "masks_enc", "z_context": "masks_enc", "z_pred": "masks_pred"}
+VARIANTS = [(t, {}) for t in TERMS if t not in ("sigreg", "fwm_orth")] + [
+    ("context", {"weight_distance": True}), ("ld", {"hard_weighting": 0.5, "hard_scope": "sample"}),
+    ("fwm_static", {"normalize": True}), ("pred", {"loss_exp": 2.0}), ("hw", {"temp": 0.1}),
+]  # fmt: skip
+
+
+def build(term, fields=None, embed_dim=4, dtype=torch.float64):
+    always = {"sigreg": {"num_slices": 16}, "context": {"warmup": [0, 0]}}.get(term, {})
+    spec = {term: {**always, **(fields or {})}}
+    return build_objectives(spec, levels=2, embed_dim=embed_dim, target_grad=True).to(dtype)
+
+
+def pack(rows, tokens):
+    return Packed.of(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows]),
+                     [len(r) for r in rows], tokens)  # fmt: skip
+
+
+def packed_state(state):
+    """The same samples with their tokens in one row."""
+    fields = {}
+    for name in ("masks_enc", "masks_pred"):
+        fields[name] = [[pack(list(m), h.shape[1]) for m in ms] for ms, h in zip(getattr(state, name), state.h)]
+    for name in FEATURES:
+        rows = [[x.detach().flatten(0, 1)[None].requires_grad_(x.requires_grad) for x in xs]
+                for xs in getattr(state, name)]
+        fields[name] = rows
+    return dataclasses.replace(state, **fields)
+
+
+def ragged(grids=((4, 2, 3),), samples=3, masks=1, seed=0, **options):
+    """(state of all samples, states of one sample each with all tokens of that sample)."""
+    g = torch.Generator().manual_seed(seed)
+    singles = []
+    for b in range(samples):
+        places = {}
+        for grid in grids:  # one place is seen throughout, so that every sample has a column and a pair
+            t, s = grid[0], grid[1] * grid[2]
+            column = torch.arange(t) * s + b % s
+            orders = [torch.randperm(t * s, generator=g) for _ in range(masks)]
+            orders = [torch.cat([column, order[~torch.isin(order, column)]]) for order in orders]
+            places[grid] = [order[: t + 1 + 3 * b + j].sort().values.tolist() for j, order in enumerate(orders)]
+        singles.append(random_state(grids=grids, batch=1, masks=masks, seed=100 * seed + b,
+                                    keep=lambda grid, j, p=places: p[grid][j], **options))
+    return join(singles), singles
+
+
+def join(singles):
+    first, groups = singles[0], range(len(singles[0].grids))
+    fields = {"h": [torch.cat(xs).detach().requires_grad_(xs[0].requires_grad) for xs in zip(*(s.h for s in singles))],
+              "clips": [torch.cat(xs) for xs in zip(*(s.clips for s in singles))]}
+    for name in ("masks_enc", "masks_pred"):
+        by_mask = [zip(*(getattr(s, name)[i] for s in singles)) for i in groups]
+        fields[name] = [[pack([m[0] for m in ms], first.h[i].shape[1]) for ms in by_mask[i]] for i in groups]
+    for name in FEATURES:
+        by_mask = [zip(*(getattr(s, name)[i] for s in singles)) for i in groups]
+        fields[name] = [[torch.cat(xs, 1).detach().requires_grad_(xs[0].requires_grad) for xs in by_mask[i]]
+                        for i in groups]
+    return dataclasses.replace(first, **fields)
+
+
+def pairs(tokens, places):
+    return sum(t + places in set(tokens) for t in tokens)
+
+
+def columns(tokens, grid):
+    s = grid[1] * grid[2]
+    return sum(all(t * s + p in set(tokens) for t in range(grid[0])) for p in range(s))
+
+
+def weight(term, state):
+    """What a sample counts in a mean over all: its tokens, its pairs or its columns."""
+    cls, grid = registry()[term], state.grids[0]
+    if cls.access == "TOKEN":
+        return state.masks_enc[0][0].shape[1] if "z_context" in cls.needs else state.masks_pred[0][0].shape[1]
+    if "masks_enc" not in cls.needs:
+        return 1  # of the whole grid
+    tokens = state.masks_enc[0][0][0].tolist()
+    return columns(tokens, grid) if cls.access == "COLUMN" else pairs(tokens, grid[1] * grid[2])
+
+
+@each_term
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_samples_of_equal_length_give_the_bits_of_the_unpacked_masks(term, dtype):
+    state = random_state(batch=3, dtype=dtype)
+    plan, row = build(term, dtype=dtype), packed_state(state)
+    want, got = plan(state), plan(row)
+    assert torch.equal(want.total, got.total)
+    for name, grad in gradients(want, plan, state).items():
+        other = gradients(plan(row), plan, row)[name]
+        same = torch.equal(other.view_as(grad), grad)
+        close = name.startswith("head/") or term in ("sigreg", "fwm_orth")  # products of matrices of another shape
+        assert same or (close and torch.allclose(other.view_as(grad), grad, rtol=1e-4, atol=1e-6)), name
+
+
+@pytest.mark.parametrize("term, fields", VARIANTS)
+def test_ragged_samples_are_a_weighted_mean_of_single_ones(term, fields):
+    state, singles = ragged()
+    plan = build(term, fields)
+    weights = torch.tensor([weight(term, s) for s in singles], dtype=torch.float64)
+    assert term == "kinematic" or (weights.unique().numel() > 1 or term in ("velgate", "spectral"))
+    outs = [plan(s) for s in singles]
+    want = (torch.stack([o.total for o in outs]) * weights).sum() / weights.sum()
+    got = plan(state)
+    torch.testing.assert_close(got.total, want, rtol=1e-12, atol=1e-14)
+    found = gradients(got, plan, state)
+    for b, (single, out) in enumerate(zip(singles, outs)):
+        for name, grad in gradients(out, plan, single).items():
+            if name.startswith("head/"):
+                continue
+            share = grad * weights[b] / weights.sum()
+            kind = name.split("/")[0]
+            if kind == "h":
+                mine = found[name][b : b + 1]
+            else:
+                mine = found[name].split(getattr(state, FEATURES[kind])[0][0].lengths, 1)[b]
+            torch.testing.assert_close(mine, share, rtol=1e-9, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("term", ["sigreg", "fwm_orth"])
+def test_global_terms_see_the_valid_rows_and_no_others(term):
+    state, singles = ragged()
+    rows = torch.cat([s.z[0][0] for s in singles], 1)
+    mask = torch.arange(rows.shape[1])[None]  # any that has so many tokens
+    one = dataclasses.replace(singles[0], z=[[rows]], masks_enc=[[mask]], grids=[(8, 2, 3)], h=None, clips=None)
+    plan = build(term)
+    assert rows.shape[1] <= 48 and torch.equal(plan(state).total, plan(one).total)
+
+
+def test_pairs_weighted_over_the_batch():
+    """hard_scope batch: softmax over all pairs of all samples."""
+    state, singles = ragged()
+    plan = build("ld", {"hard_weighting": 0.5})
+    head = plan.heads["ld"]
+    errors = []
+    for s in singles:
+        tokens, z, h = s.masks_enc[0][0][0].tolist(), s.z[0][0][0], s.h[0][0]
+        errors += [(head(z[k]) - (h[t + 6] - h[t])).abs().mean() for k, t in enumerate(tokens) if t + 6 in tokens]
+    e = torch.stack(errors)
+    torch.testing.assert_close(plan(state).total, ((e / 0.5).softmax(0).detach() * e).sum(), rtol=1e-12, atol=0)
+
+
+def test_no_pair_leads_into_the_next_sample():
+    """The last time step of a sample is followed by the first one of the next in the row of all grids."""
+    lists = [torch.tensor([2, 3]), torch.tensor([0, 1, 2])]  # grid (2,1,2): sample 1 has the pair 0-2
+    z = torch.tensor([[[9.0], [7.0], [1.0], [0.0], [4.0]]], dtype=torch.float64, requires_grad=True)
+    state = LatentState(grids=[(2, 1, 2)], z=[[z]], masks_enc=[[pack(lists, 4)]])
+    value, _, out = value_of("fwm_static", {"app_ratio": 1.0}, state, embed_dim=1)
+    assert value == 3.0
+    (grad,) = torch.autograd.grad(out.total, z)
+    assert grad.flatten().tolist() == [0, 0, -1, 0, 1]
+
+
+def test_hard_region_by_hand():
+    """Sample 0 has one predicted token of error 2, sample 1 two of errors 1 and 3: (1 x 2 + 2 x softmax mean) / 3."""
+    h = torch.zeros(2, 4, 2, dtype=torch.float64)
+    z_pred = torch.tensor([[[2.0, 2], [1, 1], [3, 3]]], dtype=torch.float64, requires_grad=True)
+    masks = [[pack([torch.tensor([3]), torch.tensor([0, 2])], 4)]]
+    state = LatentState(grids=[(1, 2, 2)], h=[h], z_pred=[[z_pred]], masks_pred=masks)
+    value, _, out = value_of("hw", {}, state)
+    w = torch.tensor([1.0, 3.0], dtype=torch.float64).softmax(0)
+    assert value == pytest.approx((2 + 2 * float(w[0] + 3 * w[1])) / 3, rel=1e-14)
+    (grad,) = torch.autograd.grad(out.total, z_pred)
+    want = torch.tensor([1, 2 * w[0], 2 * w[1]], dtype=torch.float64) / 3 / 2
+    torch.testing.assert_close(grad[0, :, 0], want)
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpp"])
+def test_distance_is_to_the_predicted_tokens_of_the_own_sample(backend):
+    if ops.backend_report()["mask_distance"][backend]:
+        pytest.skip(ops.backend_report()["mask_distance"][backend])
+    enc = pack([torch.tensor([0]), torch.tensor([0, 1, 2])], 5)
+    pred = pack([torch.tensor([1, 2, 4]), torch.tensor([4])], 5)
+    with ops.use_backend(backend):
+        got = LatentState(grids=[(1, 1, 5)], masks_enc=[[enc]], masks_pred=[[pred]]).distance(0, 0, False)
+    torch.testing.assert_close(got, torch.tensor([[1.0, 4, 3, 2]]).sqrt())
+
+
+@each_term
+def test_gradcheck(term):
+    state, _ = ragged(grids=((4, 1, 2),), samples=2, embed_dim=2)
+    plan = build(term, {}, embed_dim=2)
+    named = leaves(state) | dict(plan.named_parameters())
+    used = set(gradients(plan(state), plan, state))
+    inputs = tuple(x for k, x in named.items() if k in used or f"head/{k}" in used)
+    assert inputs
+    exact = torch.autograd.gradcheck(lambda *_: plan(state).total, inputs, fast_mode=True, raise_exception=False)
+    assert exact == registry()[term].exact_gradient
+
+
+@each_term
+def test_several_groups_and_masks(term):
+    """Means over groups and masks are those of each of them alone, but for sigreg, which has one mean over all."""
+    state, _ = ragged(grids=((4, 2, 3), (2, 2, 2)), masks=2)
+    plan = build(term)
+    out = plan(state)
+    assert out.total.isfinite() and all(g.isfinite().all() for g in gradients(out, plan, state).values())
+    if term in ("sigreg", "kinematic", "spectral"):
+        return  # spectral: the second grid has too few time steps
+    parts = []
+    for i in range(2):
+        for j in range(2):
+            fields = {n: [[getattr(state, n)[i][j]]] for n in (*FEATURES, "masks_enc", "masks_pred")}
+            parts.append(plan(dataclasses.replace(state, grids=[state.grids[i]], h=[state.h[i]], clips=[state.clips[i]],
+                                                  **fields)).total)  # fmt: skip
+    torch.testing.assert_close(out.total, torch.stack(parts).mean(), rtol=1e-12, atol=1e-14)
+
+
+@each_term
+def test_nothing_waits_for_the_device(term):
+    state, _ = ragged()
+    plan = build(term)
+    with NoSync():
+        plan(state).total.backward()
