@@ -124,3 +124,11 @@ def test_different_losses_are_refused(monkeypatch, capsys):
 def test_wrong_arguments(extra, words, capsys):
     assert main([*COMMAND, *extra]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_untruncated_masks_are_ours_alone(tmp_path):
+    path = tmp_path / "rows.json"
+    main([*COMMAND, "--set", "masks.truncate=none", "--no-memory", "--json", str(path)])
+    ours, reference = json.loads(path.read_text())
+    assert ours["error"] is None and ours["median_ms"] > 0 and ours["gflop_per_clip"] > 0
+    assert reference["provider"] == "reference" and "masks.truncate: the reference takes masks" in reference["error"]
