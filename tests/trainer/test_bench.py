@@ -132,3 +132,22 @@ def test_untruncated_masks_are_ours_alone(tmp_path):
     ours, reference = json.loads(path.read_text())
     assert ours["error"] is None and ours["median_ms"] > 0 and ours["gflop_per_clip"] > 0
     assert reference["provider"] == "reference" and "masks.truncate: the reference takes masks" in reference["error"]
+
+
+def test_on_a_gpu_what_compiles_comes_last(monkeypatch, tmp_path):
+    """So that compilation cannot eat the budget of the rest; rows stay together by case, and are held to one loss."""
+    asked, path = [], tmp_path / "rows.json"
+
+    def measure(cfg, names, warmup, repeats, *, deadline, memory, against):
+        asked.append((cfg.data.batch_size, cfg.runtime.dtype, list(names), [r["provider"] for r in against]))
+        for name in names:
+            yield [_bench_step._row(cfg, name)]
+
+    monkeypatch.setattr(_bench_step, "measure", measure)
+    assert main([*COMMAND, "--device", "cuda", "--batches", "2,4", "--json", str(path),
+                 "--providers", "vjepa_fast,reference_compiled,reference"]) == 0
+    plain = ["vjepa_fast", "reference"]
+    assert asked == [(2, "bfloat16", plain, []), (4, "bfloat16", plain, []),
+                     (2, "bfloat16", ["reference_compiled"], plain), (4, "bfloat16", ["reference_compiled"], plain)]
+    order = [(r["batch"], r["provider"]) for r in json.loads(path.read_text())]
+    assert order == [(batch, name) for batch in (2, 4) for name in (*plain, "reference_compiled")]

@@ -105,8 +105,9 @@ def test_samples_of_different_lengths_are_counted_one_by_one():
         z_pred, z_context = predictor(encoder(clip, enc), enc, pred, [0, 1])
         sum(x.sum() for x in (*z_pred, *z_context)).backward()
 
-    clips = flops.of_masks(2, 32, enc, pred)
-    assert clips == [flops.Clips(1, 32, ((20, 12), (9, 3))), flops.Clips(1, 32, ((5, 27), (1, 31)))]
+    clips = flops.clips_of((2, 4, 4), enc, pred)
+    assert [(c.count, c.tokens, tuple(c.masks)) for c in clips] == [
+        (1, 32, ((20, 12), (9, 3))), (1, 32, ((5, 27), (1, 31)))]
     cost = flops.step_cost(flops.Dims.of(encoder, predictor), clips)
     assert counted(run) == pytest.approx(sum(cost[p].flops for p in ("context", "predictor", "backward")), rel=0.02)
 
@@ -124,6 +125,30 @@ def test_a_step_reports_its_work(target):
     assert out.work.flops == sum(c.flops for c in cost.values())
     assert out.work.tokens == sum(3 * (c.tokens + sum(2 * e + p for e, p in c.masks)) for c in clips)
     assert (cost["ema"].bytes == 0) == bool(target)
+
+
+def test_a_packed_step_reports_the_tokens_of_every_sample():
+    step = TrainStep(config(masks={"truncate": "none"}))
+    data = batch()
+    enc, pred = step.sampler(data.groups[0].clip, step=0, first_sample=0, group=0)
+    assert len(set(enc[0].lengths)) > 1  # or the draw shows nothing
+    want = sum(32 + sum(2 * e.lengths[b] + p.lengths[b] for e, p in zip(enc, pred)) for b in range(3))
+    assert step(data, 0).work.tokens == want
+
+
+def test_samples_of_different_lengths():
+    class Mask:
+        def __init__(self, *lengths):
+            self.lengths = lengths
+
+    found = flops.clips_of((2, 4, 4), [Mask(5, 9), Mask(3, 4)], [Mask(20, 16), Mask(22, 21)])
+    assert found == [flops.Clips(1, 32, [(5, 20), (3, 22)]), flops.Clips(1, 32, [(9, 16), (4, 21)])]
+    equal = flops.clips_of((2, 4, 4), [torch.zeros(2, 5)], [torch.zeros(2, 20)])
+    each = flops.clips_of((2, 4, 4), [Mask(5, 5)], [Mask(20, 20)])
+    assert equal == [flops.Clips(2, 32, [(5, 20)])]
+    dims = base_dims()
+    for part, cost in flops.step_cost(dims, equal).items():
+        assert flops.step_cost(dims, each)[part].flops == cost.flops, part
 
 
 def test_bytes_of_the_optimiser_and_of_longer_masks():

@@ -5,7 +5,7 @@ TURN = {"cuda": 4, "cpu": 1}  # steps timed together: on CUDA without waiting fo
 
 
 class Provider:
-    """One way to make the step of ``cfg``: ``prepare`` is not timed, ``step`` is."""
+    """One way to make the step of ``cfg``: ``prepare`` is not timed, ``step`` and ``steps`` are."""
 
     def __init__(self, name: str, cfg):
         import dataclasses
@@ -19,7 +19,7 @@ class Provider:
         self.name, self.cfg = name, cfg
         self.device = resolve_device(cfg.runtime.device)
         if name == "vjepa_fast_compiled":
-            cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, compile=True))
+            cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, compile="blocks"))
         ours = TrainStep(cfg, device=self.device, dtype=resolve_dtype(cfg.runtime.dtype, self.device))
         self.dtype, self.dims, self.sampler = ours.dtype, ours.dims, ours.sampler
         self.counted = {"predict_context": ours.wants_context, "target_grad": ours.target_grad}
@@ -35,16 +35,21 @@ class Provider:
                 module.compile(dynamic=True)
 
     def prepare(self, index: int):
-        """The step's batch, on the device. The reference is handed the masks that ours draws inside its step."""
+        """The step's batch: for ours as the loader gives it, in memory that the device can read.
+
+        The reference is handed clips on the device, and the masks that ours draws inside its step.
+        """
         import dataclasses
 
         batch = random_batch(self.cfg, index)
-        groups = [dataclasses.replace(group, clip=group.clip.to(self.device)) for group in batch.groups]
         if self.theirs is None:
-            return dataclasses.replace(batch, groups=groups)
-        clips = [group.clip for group in groups]
-        drawn = [self.sampler(group.clip, step=index, first_sample=group.first_sample, group=n)
-                 for n, group in enumerate(groups)]
+            if self.device.type != "cuda":
+                return batch
+            return dataclasses.replace(batch, groups=[dataclasses.replace(group, clip=group.clip.pin_memory())
+                                                      for group in batch.groups])
+        clips = [group.clip.to(self.device) for group in batch.groups]
+        drawn = [self.sampler(clip, step=index, first_sample=group.first_sample, group=n)
+                 for n, (clip, group) in enumerate(zip(clips, batch.groups))]
         return clips, [enc for enc, _ in drawn], [pred for _, pred in drawn]
 
     def step(self, prepared, index: int):
@@ -52,6 +57,26 @@ class Provider:
         if self.theirs is None:
             return self.ours(prepared, index).loss
         return self.theirs(*prepared)["loss"]
+
+    def steps(self, prepared: list, first: int, mark=None):
+        """Make the steps ``first``, ``first + 1``, ... and give the last loss; ours as the trainer makes them, the next
+        batch on its way while the device works. ``mark(i)``: a context for all that is done from step i on to the next.
+        """
+        from contextlib import nullcontext
+
+        from ..trainer.prefetch import Prefetcher
+
+        feed = None
+        if self.ours is not None:
+            feed = Prefetcher([iter(prepared)], self.ours.stage, self.device)
+        for i, batch in enumerate(prepared):
+            with mark(i) if mark is not None else nullcontext():
+                if feed is not None:
+                    batch = feed.take(first + i)[0]
+                loss = self.step(batch, first + i)
+                if feed is not None and i + 1 < len(prepared):
+                    feed.advance(first + i + 1)
+        return loss
 
     def flops(self, prepared) -> float:
         """Of the step on ``prepared``: what the model has to compute, whoever computes it."""
@@ -63,10 +88,8 @@ class Provider:
             clips, masks_enc, masks_pred = [g.clip for g in prepared.groups], *zip(*masks)
         else:
             clips, masks_enc, masks_pred = prepared
-        groups = []
-        for clip, enc, pred in zip(clips, masks_enc, masks_pred):
-            t, h, w = self.sampler.grid(clip.shape)
-            groups += flops.of_masks(clip.shape[0], t * h * w, enc, pred)
+        groups = [c for clip, enc, pred in zip(clips, masks_enc, masks_pred)
+                  for c in flops.clips_of(self.sampler.grid(clip.shape), enc, pred)]
         return sum(c.flops for c in flops.step_cost(self.dims, groups, **self.counted).values())
 
 
@@ -122,16 +145,19 @@ def reference_of(cfg, ours, *, dtype=None, checkpointing: bool | None = None):
     return step
 
 
-def measure(cfg, names, warmup: int, repeats: int, *, deadline: float = float("inf"), memory: bool = True):
+def measure(cfg, names, warmup: int, repeats: int, *, deadline: float = float("inf"), memory: bool = True, against=()):
     """Time providers on the same weights, clips and masks; yields lists of rows as they are ready.
 
     On a CPU all by turns, so that a slow moment hits all; on CUDA one after another, so that each has the memory for
     itself. One that fails gives a row with ``error``, the others go on. One whose first loss is not that of the first
-    in ``names`` has an ``error`` and ``mismatch``: its time compares nothing.
+    (of ``against``, rows that are there already, else of these) has an ``error`` and ``mismatch``: its time compares
+    nothing.
     """
     import time
 
-    cuda, first = cfg.runtime.device.startswith("cuda"), None  # (provider, loss) that all are held against
+    cuda = cfg.runtime.device.startswith("cuda")
+    known = ((r["provider"], r["first_loss"]) for r in against if r["first_loss"] is not None)
+    first = next(known, None)  # (provider, loss) that all are held against
     for group in [[name] for name in names] if cuda else [list(names)]:
         if time.monotonic() > deadline:
             yield [_row(cfg, name, error="not begun: the time of --budget was over") for name in group]
@@ -187,8 +213,7 @@ def _measure_together(cfg, names, warmup: int, repeats: int, deadline: float) ->
         prepared = [p.prepare(index) for index in range(start, start + size)]
         _wait(p.device)
         began = time.perf_counter()
-        for index, batch in enumerate(prepared, start):
-            loss = p.step(batch, index)
+        loss = p.steps(prepared, start)
         _wait(p.device)
         seconds = (time.perf_counter() - began) / size
         if timed:
@@ -277,8 +302,12 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def counts(provider: Provider, steps: int = 1) -> dict:
-    """Kernel launches (on a CPU: calls of operators) and host syncs (on a CPU: None) per step."""
+def counts(provider: Provider) -> dict:
+    """Kernel launches (on a CPU: calls of operators) and host syncs (on a CPU: None) per step.
+
+    On CUDA of steps in the middle of some: the first has nobody who got its batch ready, the last has no next one.
+    """
+    import contextlib
     import json
     import os
     import tempfile
@@ -287,12 +316,16 @@ def counts(provider: Provider, steps: int = 1) -> dict:
 
     from ..trainer import profile
 
-    prepared = [provider.prepare(1000 + i) for i in range(steps)]
+    edge = 1 if provider.device.type == "cuda" else 0
+    prepared = [provider.prepare(1000 + i) for i in range(1 + 3 * edge)]
+
+    def mark(i: int):
+        inner = edge <= i < len(prepared) - edge
+        return torch.profiler.record_function("bench/step") if inner else contextlib.nullcontext()
+
     _wait(provider.device)
     with profile.profiler(provider.device) as found:
-        for i, batch in enumerate(prepared):
-            with torch.profiler.record_function("bench/step"):
-                provider.step(batch, 1000 + i)
+        provider.steps(prepared, 1000, mark)
         _wait(provider.device)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "trace.json")

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from vjepa_fast.objectives import LatentState
-    from vjepa_fast.ops import Packed
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,15 @@ class Clips:
     tokens: int
     masks: Sequence[tuple[float, float]]
     image: bool = False
+
+
+def clips_of(grid: tuple[int, int, int], enc: Sequence, pred: Sequence, image: bool = False) -> list[Clips]:
+    """The clips of a group: grid (T,H,W), and per mask ids [B,K], or anything with ``lengths``, one per sample."""
+    tokens = grid[0] * grid[1] * grid[2]
+    if not hasattr(enc[0], "lengths"):
+        return [Clips(enc[0].shape[0], tokens, [(e.shape[1], p.shape[1]) for e, p in zip(enc, pred)], image)]
+    lengths = zip(zip(*(e.lengths for e in enc)), zip(*(p.lengths for p in pred)))
+    return [Clips(1, tokens, list(zip(*of_sample)), image) for of_sample in lengths]
 
 
 @dataclass
@@ -182,26 +190,10 @@ class Work:
         return Work(self.tokens + other.tokens, self.flops + other.flops)
 
 
-def of_masks(
-    count: int, tokens: int, masks_enc: Sequence[Tensor | Packed], masks_pred: Sequence[Tensor | Packed],
-    image: bool = False,
-) -> list[Clips]:
-    """``count`` clips of ``tokens`` tokens with these masks; each for itself where the samples' lengths differ."""
-    from vjepa_fast.ops import Packed
-
-    if not isinstance(masks_enc[0], Packed):
-        return [Clips(count, tokens, [(e.shape[1], p.shape[1]) for e, p in zip(masks_enc, masks_pred)], image)]
-    lengths = zip(*(zip(e.lengths, p.lengths) for e, p in zip(masks_enc, masks_pred)))
-    return [Clips(1, tokens, masks, image) for masks in lengths]
-
-
 def of_state(dims: Dims, state: LatentState, *, predict_context: bool, target_grad: bool) -> Work:
     """The work behind a state. Reads shapes only, so nothing is waited for."""
-    clips = [
-        each
-        for (t, h, w), h_BND, enc, pred in zip(state.grids, state.h, state.masks_enc, state.masks_pred)
-        for each in of_masks(len(h_BND), t * h * w, enc, pred, state.modality == "image")
-    ]
+    groups = zip(state.grids, state.masks_enc, state.masks_pred)
+    clips = [c for group in groups for c in clips_of(*group, image=state.modality == "image")]
     cost = step_cost(dims, clips, predict_context=predict_context, target_grad=target_grad)
     tokens = sum(c.count * (c.tokens + sum(2 * e + p for e, p in c.masks)) for c in clips)
     return Work(tokens, sum(c.flops for c in cost.values()))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vjepa_fast import models, ops
 from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.trainer.profile import phase
 
 
 def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> list[dict]:
@@ -184,10 +185,13 @@ def update(
     """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow."""
     scale = None if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0)  # as clip_grads_with_norm_
     if isinstance(optimizer, AdamW):
-        optimizer.step(average=average, momentum=momentum, scale=scale)
+        with phase("optimiser"):  # and the average, in the same pass
+            optimizer.step(average=average, momentum=momentum, scale=scale)
         return
-    if scale is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters(optimizer), limit, norm)
-    optimizer.step()
+    with phase("optimiser"):
+        if scale is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters(optimizer), limit, norm)
+        optimizer.step()
     if average is not None:
-        average.follow(momentum)
+        with phase("ema"):
+            average.follow(momentum)

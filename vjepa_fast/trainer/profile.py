@@ -4,7 +4,8 @@
     profile/table.txt    by phase and by operator; also printed
 
 The table is made from the trace alone. On CUDA a kernel belongs to the phase and operator that launched it; on a CPU
-times are those of the ranges. The whole step is the range ``step/all``, data wait ``step/data``.
+times are those of the ranges. The step is the range ``step/all``; what is done for the next one while the device works
+on it (data, copies, masks) lies outside and counts too.
 """
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ import torch
 
 from vjepa_fast.trainer.checkpoint import atomic_file
 
-PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser")
+PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser", "ema")
+WHOLE, AHEAD = "step/all", ("copy", "masks")  # what may be done for the next step outside of any
 WARMUP = 2  # steps before the profiled ones: compilation, allocator, first launches
 TOP = 15  # operators in the table
 
@@ -28,6 +30,8 @@ _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
 _SYNCS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cuStreamSynchronize",
           "cuCtxSynchronize", "cuEventSynchronize")
+_EVENT_SYNC = "EventSynchronize"
+WAITED_US = 20  # an event that has already passed is asked in less: that is no wait
 _SYNC_COPIES = ("cudaMemcpy", "cudaMemcpy2D", "cudaMemcpyToSymbol", "cudaMemcpyFromSymbol")
 
 
@@ -43,7 +47,7 @@ def whole_step(method):
 
     @functools.wraps(method)
     def inner(*args, **kwargs):
-        with phase("all"):
+        with phase(WHOLE.removeprefix("step/")):
             return method(*args, **kwargs)
 
     return inner
@@ -77,6 +81,14 @@ def _is_call(event: dict) -> bool:
     return event["cat"] == "cpu_op" and "::" in event["name"] and not event["name"].startswith("autograd::")
 
 
+def _waits(event: dict) -> bool:
+    """Whether the host waited for the device here."""
+    name = event["name"]
+    if _EVENT_SYNC in name and event["dur"] < WAITED_US:
+        return False
+    return name in _SYNC_COPIES or name.startswith(_SYNCS)
+
+
 class _Ranges:
     """Ranges of one name, to ask whether a moment lies in one. They must not overlap."""
 
@@ -89,8 +101,12 @@ class _Ranges:
         i = bisect_right(self.starts, moment) - 1
         return i >= 0 and moment <= self.bounds[i][1]
 
+    def total_in(self, other: _Ranges) -> float:
+        """Time of the ranges that begin in one of ``other``."""
+        return sum(b - a for a, b in self.bounds if other.holds(a))
 
-def analyse(trace: dict, within: str = "step/all") -> Report:
+
+def analyse(trace: dict, within: str = WHOLE) -> Report:
     """The table of a chrome trace (as read from its JSON) that holds ranges named ``within``.
 
     Raises:
@@ -119,9 +135,10 @@ def analyse(trace: dict, within: str = "step/all") -> Report:
     cuda = any(e["cat"] in _DEVICE for e in events)
     for event, parents, own in _nested(events):
         moment, name = event["ts"], event["name"]
-        if not step.holds(moment):
-            continue
         at = phase_at(moment)
+        ahead = within == WHOLE and at is not None and at.name in AHEAD
+        if not ahead and not step.holds(moment):
+            continue
         caller = next((p["name"] for p in reversed(parents) if p["cat"] == "cpu_op"), "(no operator)")
         if event["cat"] == "cpu_op":
             line = operator(name)
@@ -135,7 +152,7 @@ def analyse(trace: dict, within: str = "step/all") -> Report:
             operator(caller).ms += event["dur"]
             if name.startswith(_LAUNCHES):
                 _count(total, at, "calls")
-            if name in _SYNC_COPIES or name.startswith(_SYNCS):
+            if _waits(event):
                 _count(total, at, "syncs")
     for event in events:
         found = launched.get(event.get("args", {}).get("correlation", -1)) if event["cat"] in _DEVICE else None
@@ -145,13 +162,14 @@ def analyse(trace: dict, within: str = "step/all") -> Report:
             if line is not None:
                 line.device_ms += event["dur"]
     known = [line for line in phase_lines.values() if line.ms]
-    rest = Line("rest", step.total - sum(x.ms for x in known if x.name != "data"),
-                *(getattr(total, k) - sum(getattr(x, k) for x in known) for k in ("device_ms", "calls", "syncs")))
+    unmarked = step.total - sum(r.total_in(step) for r in phases.values())
+    rest = Line("rest", unmarked, *(getattr(total, k) - sum(getattr(x, k) for x in known)
+                                    for k in ("device_ms", "calls", "syncs")))
     top = sorted(operators.values(), key=lambda x: x.device_ms if cuda else x.ms, reverse=True)[:TOP]
     for line in (*known, rest, *top, total):
         line.ms, line.device_ms = line.ms / 1e3 / steps, line.device_ms / 1e3 / steps
         line.calls, line.syncs = line.calls / steps, line.syncs / steps
-    step_ms = step.total / 1e3 / steps + phase_lines["data"].ms
+    step_ms = sum(line.ms for line in (*known, rest))
     syncs = total.syncs if cuda else None
     return Report(steps, cuda, step_ms, total.device_ms, total.calls, syncs, [*known, rest], top)
 

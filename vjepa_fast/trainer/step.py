@@ -172,10 +172,10 @@ class TrainStep:
         stop = self.world.average_gradients(self.params, stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
-        with phase("optimiser"):  # and the moving average of the target, in the same pass
+        with phase("optimiser"):
             norm = optim.gradient_norm(self.params)
-            optim.set_schedule(self.optimizer, lr, wd)
-            optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
+        optim.set_schedule(self.optimizer, lr, wd)
+        optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
         totals, terms, weights = zip(*outs)
         groups = [g for b in batches for g in b.groups]
         return StepOutput(
@@ -195,8 +195,10 @@ class TrainStep:
 
     def stage(self, batch: Batch, index: int) -> Staged:
         """The clips on the device and the masks of step ``index`` drawn from them; nothing is waited for."""
-        groups = [replace(g, clip=to_device(g.clip, self.device)) for g in batch.groups]
-        drawn = [self._sampler(g).draw(g.clip, **self._keys(g, n, index)) for n, g in enumerate(groups)]
+        with phase("copy"):
+            groups = [replace(g, clip=to_device(g.clip, self.device)) for g in batch.groups]
+        with phase("masks"):
+            drawn = [self._sampler(g).draw(g.clip, **self._keys(g, n, index)) for n, g in enumerate(groups)]
         return Staged(groups, batch.step, drawn)
 
     def _sampler(self, group: ClipGroup) -> Sampler:
