@@ -1,5 +1,7 @@
 """The benchmark command at a tiny size: its rows, what fails in them, and that different losses are not compared."""
 import argparse
+import contextlib
+import functools
 import json
 import math
 
@@ -151,3 +153,20 @@ def test_on_a_gpu_what_compiles_comes_last(monkeypatch, tmp_path):
                      (2, "bfloat16", ["reference_compiled"], plain), (4, "bfloat16", ["reference_compiled"], plain)]
     order = [(r["batch"], r["provider"]) for r in json.loads(path.read_text())]
     assert order == [(batch, name) for batch in (2, 4) for name in (*plain, "reference_compiled")]
+
+
+def test_steps_are_those_of_the_trainer(monkeypatch):
+    """With the next batch made ready meanwhile, as on a GPU, losses are those of single steps."""
+    from vjepa_fast.trainer import prefetch
+
+    cfg, seen = config_of(), []
+    one, other = _bench_step.Provider("vjepa_fast", cfg), _bench_step.Provider("vjepa_fast", cfg)
+    want = [float(one.step(one.prepare(i), i)) for i in range(3)]
+    monkeypatch.setattr(prefetch, "Prefetcher", functools.partial(prefetch.Prefetcher, ahead=True))
+
+    def mark(i):
+        seen.append(i)
+        return contextlib.nullcontext()
+
+    assert float(other.steps([other.prepare(i) for i in range(3)], 0, mark)) == want[2]
+    assert seen == [0, 1, 2] and want[1] != want[2]
