@@ -26,12 +26,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-TESTS = tuple(f"tests/{name}.py" for name in (  # those that take longest first
-    "ops/test_latent_backends", "ops/test_block_masks_backends", "ops/test_patchify_backends", "kernels/test_aot",
-    "ops/test_saliency_backends", "ops/test_rope_backends", "ops/test_norm_backends", "ops/test_distance",
-    "ops/test_patchify", "ops/test_backend", "ops/test_debug_checks", "ops/test_norm", "ops/test_rope",
-    "objectives/test_goldens", "models/test_goldens", "models/test_segments",
-))
+_SLOW = ("latent", "block_masks", "patchify", "saliency", "rope", "norm")  # first, so that none is waited for alone
+_OPS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "ops").glob("test_*.py"))
+TESTS = (
+    *(f"tests/ops/test_{name}_backends.py" for name in _SLOW), "tests/kernels/test_aot.py",
+    *(p for p in _OPS if not any(p.endswith(f"test_{name}_backends.py") for name in _SLOW)),
+    "tests/objectives/test_goldens.py", "tests/models/test_goldens.py", "tests/models/test_segments.py",
+)
 LIMITS = {"copy_bandwidth": 40, "tests": 200, "ops": 170, "step": 50}  # seconds, under 8 minutes together
 TAIL = 30  # lines of a failed part that are kept
 _running: set[subprocess.Popen] = set()

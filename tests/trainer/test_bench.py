@@ -128,6 +128,14 @@ def test_wrong_arguments(extra, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_untruncated_masks_are_ours_alone(tmp_path):
+    path = tmp_path / "rows.json"
+    main([*COMMAND, "--set", "masks.truncate=none", "--no-memory", "--json", str(path)])
+    ours, reference = json.loads(path.read_text())
+    assert ours["error"] is None and ours["median_ms"] > 0 and ours["gflop_per_clip"] > 0
+    assert reference["provider"] == "reference" and "masks.truncate: the reference takes masks" in reference["error"]
+
+
 def test_on_a_gpu_what_compiles_comes_last(monkeypatch, tmp_path):
     """So that compilation cannot eat the budget of the rest; rows stay together by case, and are held to one loss."""
     asked, path = [], tmp_path / "rows.json"

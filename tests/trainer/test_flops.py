@@ -6,6 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vjepa_fast import config as configs
 from vjepa_fast import models
+from vjepa_fast.ops import Packed
 from vjepa_fast.reference import build_reference
 from vjepa_fast.trainer import flops
 from vjepa_fast.trainer.step import TrainStep
@@ -86,6 +87,28 @@ def test_our_models_do_no_more_than_is_counted():
         sum(x.sum() for x in (*z_pred, *z_context)).backward()
 
     cost = flops.step_cost(flops.Dims.of(encoder, predictor), [flops.Clips(3, 32, [(20, 12), (9, 23)])])
+    assert counted(run) == pytest.approx(sum(cost[p].flops for p in ("context", "predictor", "backward")), rel=0.02)
+
+
+def test_samples_of_different_lengths_are_counted_one_by_one():
+    cfg = config()
+    encoder, predictor = models.build_from_config(cfg, device="meta")
+    clip = torch.empty(2, 3, 4, 32, 32, dtype=torch.uint8, device="meta")
+
+    def mask(*lengths):
+        idx = torch.empty(1, sum(lengths), dtype=torch.int64, device="meta")
+        return Packed(idx, torch.empty(2, dtype=torch.int64, device="meta"), lengths, 32)
+
+    enc, pred = [mask(20, 5), mask(9, 1)], [mask(12, 27), mask(3, 31)]
+
+    def run():
+        z_pred, z_context = predictor(encoder(clip, enc), enc, pred, [0, 1])
+        sum(x.sum() for x in (*z_pred, *z_context)).backward()
+
+    clips = flops.clips_of((2, 4, 4), enc, pred)
+    assert [(c.count, c.tokens, tuple(c.masks)) for c in clips] == [
+        (1, 32, ((20, 12), (9, 3))), (1, 32, ((5, 27), (1, 31)))]
+    cost = flops.step_cost(flops.Dims.of(encoder, predictor), clips)
     assert counted(run) == pytest.approx(sum(cost[p].flops for p in ("context", "predictor", "backward")), rel=0.02)
 
 

@@ -22,16 +22,19 @@ def auto(**sections):
     return config(runtime={"dtype": "auto"}, **sections)
 
 
-@pytest.mark.parametrize("single, half, name", [(2.0, 1.0, "bfloat16"), (1.05, 1.0, "float32"), (1.0, 3.0, "float32")])
+@pytest.mark.parametrize("single, half, name", [(2.0, 1.0, "bfloat16"), (1.15, 1.0, "float32"), (1.0, 3.0, "float32")])
 def test_auto_takes_the_faster_one_on_a_cpu_and_tells(monkeypatch, single, half, name):
     asked = []
     monkeypatch.setattr(precision, "measure", lambda *args: (asked.append(args), (single, half))[1])
     dtype, notes = precision.choose(auto(), CPU, ONE)
     assert dtype == getattr(torch, name)
     assert len(notes) == 1 and f"auto is {name} on this CPU (a block of width 48" in notes[0]
-    assert asked == [(48, 2, 4.0, False, 32, torch.get_num_threads())]  # 2 x 4 x 4 tokens
-    assert precision.choose(auto(model={"embed_dim": None, "num_heads": None}), CPU, ONE)[0] == dtype
-    assert asked[1][:3] == (768, 12, 4.0)  # of the named size
+    work, threads = asked[0]
+    assert work == precision.Work(48, 2, 4.0, False, ("v2.1", 32), 3, (2, 4, 4)) and threads == torch.get_num_threads()
+    named = auto(model={"embed_dim": None, "num_heads": None, "use_rope": False},
+                 data={"crop_size": 224, "patch_size": 16, "dataset_fpcs": (4, 16), "batch_size": 8})
+    assert precision.choose(named, CPU, ONE)[0] == dtype
+    assert asked[1][0] == precision.Work(768, 12, 4.0, False, None, 1, (2, 14, 14))  # cut to what a second allows
 
 
 def test_named_dtypes_and_cuda_are_not_measured(monkeypatch):
@@ -51,10 +54,12 @@ def test_all_processes_take_what_the_first_one_measured(monkeypatch):
 
 def test_measure_tells_seconds_and_draws_nothing():
     before = torch.get_rng_state()
-    seconds = precision.measure(48, 2, 4.0, False, 32, torch.get_num_threads())
-    assert len(seconds) == 2 and all(1e-6 < s < 10 for s in seconds)
+    for values in ({}, {"use_rope": False, "use_silu": True}):
+        work = precision._work(auto(model=values))
+        seconds = precision.measure(work, torch.get_num_threads())
+        assert len(seconds) == 2 and all(1e-6 < s < 10 for s in seconds)
+        assert precision.measure(work, torch.get_num_threads()) is seconds  # once per process
     assert torch.equal(torch.get_rng_state(), before)
-    assert precision.measure(48, 2, 4.0, False, 32, torch.get_num_threads()) is seconds  # once per process
 
 
 @pytest.mark.parametrize("versions, device, dtype, told", [

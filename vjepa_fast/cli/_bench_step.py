@@ -114,9 +114,13 @@ def random_batch(cfg, index: int):
 
 def reference_of(cfg, ours, *, dtype=None, checkpointing: bool | None = None):
     """The reference's step with the weights of ``ours``. ``dtype``, ``checkpointing``: in place of those of ``cfg``."""
+    from ..errors import ConfigError
     from ..reference import build_reference
     from ..trainer.step import objective_fields
 
+    if cfg.masks.truncate == "none":
+        raise ConfigError("masks.truncate: the reference takes masks of one length only, not none; "
+                          "use batch or random, or --providers vjepa_fast")
     m, d, o = cfg.model, cfg.data, cfg.optimization
     checkpointing = m.use_activation_checkpointing if checkpointing is None else checkpointing
     blocks, heads = ours.encoder.blocks, ours.encoder.num_heads

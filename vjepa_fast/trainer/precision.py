@@ -2,13 +2,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.models import rope
 from vjepa_fast.models.attention import Block
 from vjepa_fast.models.vit import SIZES
 from vjepa_fast.ops import fp8
@@ -16,8 +19,9 @@ from vjepa_fast.ops.linear import Linear
 from vjepa_fast.trainer.distributed import Distributed
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-GAIN = 1.1  # by which bfloat16 has to be faster on a CPU to be taken
+GAIN = 1.2  # by which bfloat16 has to be faster on a CPU to be taken
 BUDGET_S = 1.0
+FLOP = 2e10  # of a try: a fraction of a second
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -62,44 +66,67 @@ def _before(saved: dict | None) -> tuple[str | None, str]:
 
 
 def _faster(cfg: Config, world: Distributed) -> tuple[torch.dtype, list[str]]:
-    width, heads, ratio = _shape(cfg)
-    if not width or not heads or width % heads:
+    work = _work(cfg)
+    if work is None:
         return torch.float32, []  # building the model will say what is wrong
-    grid = (max(cfg.data.dataset_fpcs) // cfg.data.tubelet_size or 1) * (cfg.data.crop_size // cfg.data.patch_size) ** 2
-    seconds = measure(width, heads, ratio, cfg.model.use_silu, min(grid, 512), torch.get_num_threads())
-    single, half = world.gather(seconds)[0]  # the first process decides for all
+    single, half = world.gather(measure(work, torch.get_num_threads()))[0]  # the first process decides for all
     faster = half * GAIN < single
-    note = (f"runtime.dtype: auto is {'bfloat16' if faster else 'float32'} on this CPU (a block of width {width}: "
+    note = (f"runtime.dtype: auto is {'bfloat16' if faster else 'float32'} on this CPU (a block of width {work.width}: "
             f"{1e3 * single:.3g} ms in float32, {1e3 * half:.3g} ms in bfloat16)")
     return torch.bfloat16 if faster else torch.float32, [note]
 
 
-def _shape(cfg: Config) -> tuple[int | None, int | None, float]:
-    size, m = SIZES.get(cfg.model.model_name), cfg.model
-    return (m.embed_dim or (size and size.embed_dim), m.num_heads or (size and size.num_heads),
-            size.mlp_ratio if size else 4.0)
+class Work(NamedTuple):
+    """A block of the run's encoder and the tokens it is tried on, [batch, T*H*W of the grid]."""
+
+    width: int
+    heads: int
+    mlp_ratio: float
+    use_silu: bool
+    rope: tuple[str, int | None] | None  # variant and base grid
+    batch: int
+    grid: tuple[int, int, int]
+
+
+def _work(cfg: Config) -> Work | None:
+    """The run's own batch, cut to what a second allows; None for a model that cannot be built."""
+    m, data, size = cfg.model, cfg.data, SIZES.get(cfg.model.model_name)
+    width, heads = m.embed_dim or (size and size.embed_dim), m.num_heads or (size and size.num_heads)
+    if not width or not heads or width % heads or (m.use_rope and not rope.rotated_channels(width // heads)):
+        return None
+    side = max(1, data.crop_size // data.patch_size)
+    most = max(1, int(FLOP / (72 * width ** 2)) // side ** 2)  # frames of tokens: 24 E^2 forward, twice that backward
+    t = min(most, max(1, max(data.dataset_fpcs) // data.tubelet_size))
+    base = rope.base_grid(data.patch_size) if m.interpolate_rope else None
+    positions = (m.rope_variant, base) if m.use_rope else None
+    return Work(width, heads, size.mlp_ratio if size else 4.0, m.use_silu, positions,
+                min(data.batch_size, max(1, most // t)), (t, side, side))
 
 
 @functools.cache
-def measure(
-    width: int, heads: int, mlp_ratio: float, use_silu: bool, tokens: int, threads: int
-) -> tuple[float, float]:
-    """Seconds that a block of the encoder takes on this CPU, forward and backward: float32, bfloat16 autocast.
+def measure(work: Work, threads: int) -> tuple[float, float]:
+    """Seconds that the block takes on this CPU, without gradient and then forward and backward: float32, bfloat16.
 
     The least of up to 20 each, by turns; a second in all, unless one of each already takes longer. ``threads`` is there
     for the cache. Draws no random number of the caller's.
     """
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        block = Block(width, heads, mlp_ratio, use_silu, True)
-        x = torch.randn(1, tokens, width, requires_grad=True)
+    tokens = math.prod(work.grid)
+    with torch.random.fork_rng(devices=[]):
+        block = Block(work.width, work.heads, work.mlp_ratio, work.use_silu, True)
+        x = torch.randn(work.batch, tokens, work.width, requires_grad=True)
+    table = None
+    if work.rope is not None:
+        table = rope.rows(x, work.grid, None, work.width // work.heads, *work.rope)
 
     def once(dtype: torch.dtype) -> float:
-        with torch.enable_grad():
-            start = time.perf_counter()
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                out = block(x, None)
-            out.backward(torch.ones_like(out))
-            return time.perf_counter() - start
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.no_grad():
+                block(x, table)  # as the target encoder
+            with torch.enable_grad():
+                out = block(x, table)
+        out.backward(torch.ones_like(out))
+        return time.perf_counter() - start
 
     begun, best = time.perf_counter(), {}
     for round_ in range(21):
