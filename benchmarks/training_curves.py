@@ -91,6 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="mixed_4gpu_fwm_hw_ld")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--clips", type=int, default=400, help="videos to render")
     parser.add_argument("--folder", type=Path, default=Path("runs/training_curves"), help="for the rendered videos")
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "training_curves.json")
     parser.add_argument("--png", type=Path, default=ROOT / "docs" / "images" / "training_curves.png")
@@ -102,7 +103,7 @@ def main() -> int:
     from vjepa_fast.data.synthetic import render_suite
     from vjepa_fast.trainer.run_folder import versions
 
-    manifest = render_suite("motion8", args.folder, splits={"train": 400}, size=64, frames=16, seed=0)["train"]
+    manifest = render_suite("motion8", args.folder, splits={"train": args.clips}, size=64, frames=16, seed=0)["train"]
     cfg = config.load(args.recipe, [*OVERRIDES, f"data.datasets=[{manifest}]"])
     began = time.time()
     losses = curves(cfg, args.steps)
@@ -113,7 +114,8 @@ def main() -> int:
         "recipe": args.recipe, "overrides": list(OVERRIDES), "steps": args.steps, "window": WINDOW,
         "steps_outside_the_spread": outside, "largest_distance": max(gap), "largest_spread": max(spread),
         "largest_share_of_the_spread": max(a / b if b else float(a > 0) for a, b in zip(gap, spread)),
-        "minutes": round((time.time() - began) / 60, 1), "versions": versions(torch.device("cpu")), "losses": losses,
+        "minutes": round((time.time() - began) / 60, 1), "versions": versions(torch.device("cpu"), torch.float32),
+        "losses": losses,
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(result, indent=1) + "\n")
