@@ -115,8 +115,10 @@ def plot(rows: list[dict], path: Path) -> None:
         upper.set(title=f"{device}\n{dtype}, batch {batch}", ylabel="clips per second")
         upper.title.set_fontsize(9)
         lower.set(ylabel="peak memory, MB")
+        lower.margins(y=0.15)
         handles = {label: h for h, label in zip(*upper.get_legend_handles_labels())}
-        upper.legend(handles.values(), handles, fontsize=7)
+        upper.margins(y=0.15)  # room for the numbers
+    figure.legend(handles.values(), handles, fontsize=8, ncols=3, loc="outside lower center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
