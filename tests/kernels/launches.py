@@ -168,6 +168,22 @@ def norm():
             ops.target_norm(h, levels).sum().backward()
 
 
+def optimiser():
+    """Decay, clipping, targets and their bfloat16 copies, or none of them; lr and step change and make no build."""
+    from vjepa_fast import ops
+
+    for scaled in (False, True):
+        for target, low in ((False, False), (True, False), (True, True)):
+            for step in (1, 2):
+                def many(dtype=torch.float32):
+                    return [torch.zeros(n, dtype=dtype) for n in (4096, 5, 1)]
+
+                rule = ops.Rule(1e-3 / step, 0.9, 0.999, 1e-8, 0.04, step, 0.01 if target else 0.0)
+                ops.adamw_ema_(many(), many(), many(), many(), rule, targets=many() if target else None,
+                               lows=many(torch.bfloat16) if low else None,
+                               scale=torch.ones(()) if scaled else None)
+
+
 PAIRS = {"fwm_static": {}, "delta": {}, "ltc": {}, "velgate": {}}
 EVERYTHING = {"pred": {}, "hw": {}, "context": {"warmup": [0, 0], "weight_distance": True}, "ld": {}, **PAIRS,
               "hamiltonian": {}, "spectral": {}, "ac": {}}
@@ -181,7 +197,7 @@ CASES = {
     "losses_online": lambda: [objectives(torch.float32, torch.float32, True, {"kinematic": {"type": kind}}, 96)
                               for kind in ("l1", "huber")],
     "losses_narrow": lambda: objectives(torch.float32, torch.float32, False, {**PAIRS, "spectral": {}, "pred": {}}, 4),
-    "clips": clips, "masks": masks, "rope": rope, "norm": norm,
+    "clips": clips, "masks": masks, "rope": rope, "norm": norm, "optimiser": optimiser,
 }
 
 
