@@ -1,10 +1,11 @@
 """How many tokens each ``masks.truncate`` keeps: ``python benchmarks/mask_tokens.py [RECIPE] [--batch 8 32 64]``.
 
-Masks without motion, of the recipe's frames and crop; means over steps and samples.
+Masks without motion, of the recipe's frames and crop; means over steps and samples. ``--json PATH`` writes them too.
 """
 from __future__ import annotations
 
 import argparse
+import json
 
 import torch
 
@@ -32,15 +33,22 @@ def main() -> None:
     parser.add_argument("recipe", nargs="?", default="mixed_4gpu_baseline")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--json", metavar="PATH", help="also write the means as JSON")
     args = parser.parse_args()
     cfg = config.load(args.recipe)
     print("| batch | mask | context tokens, none | kept by batch | predicted tokens, none | kept by batch |")
     print("|---|---|---|---|---|---|")
+    found = []
     for batch in args.batch:
         for s, row in enumerate(kept(cfg, batch, args.steps)):
+            found.append({"recipe": args.recipe, "steps": args.steps, "batch": batch, "mask": s, **row})
             cells = [f"{row[f'{name} none']:.0f} | {row[f'{name} batch'] / row[f'{name} none']:.0%}"
                      for name in ("context", "predicted")]  # fmt: skip
             print(f"| {batch} | {s} | {' | '.join(cells)} |")
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as f:
+            json.dump(found, f, indent=1)
+            f.write("\n")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,38 @@ def test_who_is_served():
         assert not fused_block.serves(x, None)
 
 
+class Adapter(torch.nn.Linear):
+    """As low-rank adapters do it: a linear layer and something beside it."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("path", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"])
+def test_replaced_layers_are_called(path):
+    block, x, table, _ = make()
+    old = block.get_submodule(path)
+    new = Adapter(old.in_features, old.out_features)
+    new.load_state_dict(old.state_dict())
+    if path == "mlp.fc1":
+        new.gelu = lambda x: torch.nn.functional.gelu(new(x))
+    block.set_submodule(path, new)
+    with ops.use_backend("eager"):
+        want = block(x, table)
+    assert (block(x, table) - want).abs().max() <= 1e-5 * want.abs().max()
+
+
+def test_hooks_are_called():
+    block, x, table, _ = make()
+    assert fused_block.fits(block)
+    seen = []
+    handle = block.mlp.register_forward_hook(lambda *_: seen.append("mlp"))
+    block(x, table)
+    handle.remove()
+    block(x, table)
+    assert seen == ["mlp"] and fused_block.fits(block)
+
+
 @pytest.mark.parametrize("lengths", [[10, 12], [24], [-1, 24]])
 def test_lengths_must_add_up(lengths):
     block, x, table, _ = make()

@@ -1,6 +1,8 @@
 """How terms add up: weights, schedules, gradients of the target, heads, seeds, messages."""
 import dataclasses
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -147,6 +149,29 @@ def test_shared_work_is_done_once(monkeypatch):
     token, pair = "latent_loss_token", "latent_loss_pair"
     assert passes({"pred": {}, "hw": {}}) == passes({"pred": {}}) == [token] * 4  # one per group and mask
     assert passes({"delta": {}, "ltc": {}, "fwm_static": {}}) == passes({"delta": {}}) == [pair] * 4
+
+
+@pytest.mark.parametrize("term", ["delta", "ltc", "spectral", "velgate", "fwm_static"])
+def test_features_are_free_when_the_loss_is_there(term):
+    """At once, not at Python's next collection of circles: what backward needs, autograd holds by itself."""
+    state, plan, seen = random_state(), plan_of({term: {}}), []
+    state_type, honest = type(state), type(state).prepared
+
+    def spy(self, *args):
+        fresh = honest(self, *args)
+        seen.append(weakref.ref(fresh))
+        return fresh
+
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(state_type, "prepared", spy)
+            total = plan(state).total
+        assert len(seen) == 1 and seen[0]() is None
+    finally:
+        gc.enable()
+    total.backward()
 
 
 def test_plan_can_be_called_twice_on_one_state():

@@ -14,13 +14,26 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import has_product, linear_gelu, product, product_add
+from vjepa_fast.ops.linear import Linear, has_product, linear_gelu, product, product_add
 
 _PORTION = 512  # rows that go through the feed-forward at a time: their hidden layer stays in the cache
+
+
+def fits(block) -> bool:
+    """Whether ``apply`` computes what this block does, its feed-forward being the plain one: all layers have a bias,
+    and none was replaced (as adapters do) or hooked.
+    """
+    attn, mlp = block.attn, block.mlp
+    layers = {Linear: (attn.qkv, attn.proj, mlp.fc1, mlp.fc2), nn.LayerNorm: (block.norm1, block.norm2)}
+    if any(type(x) is not kind or x.weight is None or x.bias is None for kind, own in layers.items() for x in own):
+        return False
+    parts = (attn, mlp, *layers[Linear], *layers[nn.LayerNorm])
+    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+    return not any(getattr(x, name) for x in parts for name in hooks)
 
 
 def serves(x: Tensor, rope: Tensor | None) -> bool:
