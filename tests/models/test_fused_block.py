@@ -53,6 +53,15 @@ def test_values_and_gradients(change, lengths):
     assert all(torch.equal(a, b) for a, b in zip(ours, again))
 
 
+@pytest.mark.parametrize("rows", [1, 7, 23, 45])
+def test_portions_of_rows(rows, monkeypatch):
+    block, x, table, grad = make()  # 46 rows
+    exact = run(block, x, table, [10, 13], grad, torch.float64, plain=True)
+    monkeypatch.setattr(fused_block, "_PORTION", rows)
+    for n, (e, o) in enumerate(zip(exact, run(block, x, table, [10, 13], grad))):
+        assert (o - e).abs().max() <= 1e-5 * e.abs().max(), f"output {n}"
+
+
 def test_without_gradient_it_gives_the_same():
     block, x, table, grad = make()
     with torch.no_grad():

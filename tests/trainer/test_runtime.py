@@ -59,6 +59,16 @@ def test_low_copy_follows_a_loaded_checkpoint_and_is_not_saved():
     assert torch.equal(b._target(clip, 0), autocast_target(a, clip))
 
 
+def test_the_moving_average_takes_the_low_copy_along():
+    source, target = (torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3)) for _ in range(2))
+    low = LowCopy(target, torch.bfloat16)
+    before = [p.clone() for p in low.low]
+    ema_update(target, source, 0.5, low)
+    assert not any(torch.equal(a, b) for a, b in zip(low.low, before))
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(low.low, low.full))
+    assert all(a is b for a, b in zip(low.full, target[0].parameters(), strict=True))
+
+
 def test_low_copy_needs_no_cast_of_a_weight():
     """Under autocast every use of a float32 matrix casts it; of the copy none does."""
     step = TrainStep(config(), dtype=torch.bfloat16)
