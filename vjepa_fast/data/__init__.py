@@ -8,7 +8,7 @@ _HOME = {
     "Manifest": "manifest", "load_manifest": "manifest",
     "read_clip": "decode_pyav", "read_image": "decode_pyav", "probe_video": "decode_pyav",
     "Batch": "loader", "BadSamples": "bad", "ClipGroup": "loader", "ClipLoader": "loader",
-    "eval_clip": "evalview", "eval_batches": "evalview",
+    "eval_clip": "evalview", "eval_batches": "evalview", "eval_views": "evalview",
     "MixedSampler": "mixing", "Sampling": "decode_pyav", "synthetic": "synthetic",
 }
 __all__ = sorted(_HOME)

@@ -49,6 +49,16 @@ def centre_view(height: int, width: int, crop_size: int) -> View:
     return View((height - side) // 2, (width - side) // 2, side, side)
 
 
+def crop_views(height: int, width: int, crop_size: int, crops: int) -> list[View]:
+    """Views of one picture for evaluation: the centre view, or ``crops`` squares of the whole shorter side, evenly from
+    one end of the longer side to the other (as V-JEPA 2 takes three; all the same where the picture is square)."""
+    if crops == 1:
+        return [centre_view(height, width, crop_size)]
+    side, room = min(height, width), abs(height - width)
+    starts = [i * room // (crops - 1) for i in range(crops)]
+    return [View(s, 0, side, side) if height > width else View(0, s, side, side) for s in starts]
+
+
 def apply_view(clip: np.ndarray, view: View, crop_size: int) -> torch.Tensor:
     """uint8 ``[F, H, W, 3]`` -> uint8 ``[3, F, S, S]``, contiguous; bilinear, antialiased when it shrinks."""
     box = clip[:, view.top:view.top + view.height, view.left:view.left + view.width]

@@ -30,13 +30,16 @@ class Sampling:
         fps: frames per second to read at: the step is max(1, ceil(video fps) // fps), as published.
         duration: seconds that a clip spans: the step is max(1, int(duration * ceil(video fps) / num_frames)).
         spread: "even": start + i * step. "published": the published code's integers of a linspace over
-            num_frames * step frames, which runs up to a step ahead of that.
+            num_frames * step frames, which runs up to a step ahead of that. "whole": evenly over the whole video,
+            first and last frame included, whatever the step and the start.
+        short: what happens to a video shorter than the clip: "refuse", or "hold", which repeats its last frame.
     """
 
     frame_step: int | None = None
     fps: int | None = None
     duration: float | None = None
     spread: str = "even"
+    short: str = "refuse"
 
     def __post_init__(self) -> None:
         options = {"frame_step": self.frame_step, "fps": self.fps, "duration": self.duration}
@@ -57,7 +60,11 @@ class Sampling:
     def indices(self, path: str, total: int, video_fps: float, num_frames: int, start: str | int,
                 generator: np.random.Generator | None) -> np.ndarray:
         """Frame numbers int64 ``[num_frames]``, ascending. DataError if the video is too short."""
+        if self.spread == "whole" and total > 0:
+            return np.linspace(0, total - 1, num_frames).astype(np.int64)
         step = self.step(video_fps, num_frames)
+        if self.short == "hold" and 0 < total < (num_frames - 1) * step + 1:
+            return np.minimum(step * np.arange(num_frames, dtype=np.int64), total - 1)
         span = num_frames * step if self.spread == "published" else (num_frames - 1) * step + 1
         room = total - span
         if room < 0:
@@ -68,10 +75,13 @@ class Sampling:
             first = int(generator.integers(room + 1))
         elif start == "center":
             first = room // 2
+        elif isinstance(start, float) and 0.0 <= start <= 1.0:
+            first = int(room * start)
         elif isinstance(start, numbers.Integral) and 0 <= start <= room:
             first = int(start)
         else:
-            raise DataError(f"{path}: start {start!r} must be random, center or a frame number from 0 to {room}")
+            raise DataError(f"{path}: start {start!r} must be random, center, a float from 0 to 1 "
+                            f"or a frame number from 0 to {room}")
         if self.spread == "published":
             return np.clip(np.linspace(first, first + span, num_frames), first, first + span - 1).astype(np.int64)
         return first + step * np.arange(num_frames, dtype=np.int64)
@@ -85,7 +95,8 @@ def read_clip(path: str | os.PathLike, num_frames: int, frame_step: int | None =
     Args:
         num_frames: frames of the clip.
         frame_step, fps, duration: at most one of them, see ``Sampling``; ``sampling`` replaces all three.
-        start: "random" (uniform over all that fit, from ``generator``), "center", or the first frame's number.
+        start: "random" (uniform over all that fit, from ``generator``), "center", the first frame's number, or a
+            float from 0.0 (the video's beginning) to 1.0 (the clip ends with the video).
         size: (height, width) to scale to (bilinear); one number for a square. None: the video's own.
 
     Returns:

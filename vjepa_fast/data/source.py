@@ -29,7 +29,7 @@ class SourceReader:
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
-    def read(self, path: str, kind: str, num_frames: int, start: str | int = "random",
+    def read(self, path: str, kind: str, num_frames: int, start: str | int | float = "random",
              generator: np.random.Generator | None = None) -> np.ndarray:
         """uint8 ``[F, H, W, 3]``; ``[1, H, W, 3]`` for an image, which the caller repeats. DataError if unreadable."""
         if kind == "image":
