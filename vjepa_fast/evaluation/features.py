@@ -138,8 +138,8 @@ def _still(source) -> bool:
     return source.images if isinstance(source, ClipSet) else source.kind == "image"
 
 
-def _view(encoder, num_frames, crop_size, frame_step) -> dict:
-    """The clip that the encoder was trained on, where the caller does not say otherwise."""
+def _view(encoder, num_frames, crop_size, frame_step, **more) -> dict:
+    """The clip that the encoder was trained on, where the caller does not say otherwise; ``more``: spread, short."""
     known = clip_settings(encoder)
     view = {
         "num_frames": num_frames or known.get("num_frames") or 16,
@@ -149,6 +149,7 @@ def _view(encoder, num_frames, crop_size, frame_step) -> dict:
         view["frame_step"] = frame_step
     else:
         view.update({k: known[k] for k in ("frame_step", "fps", "duration") if known.get(k)})
+    view.update({k: v for k, v in more.items() if v})
     return view
 
 
@@ -201,15 +202,17 @@ def extract_features(
     images: str = "repeat",
     dtype: torch.dtype | None = None,
     workers: int = 0,
+    spread: str | None = None,
+    short: str | None = None,
 ) -> Features:
     """Pooled frozen features of every readable sample of ``manifest`` (a data.Manifest or a :class:`ClipSet`).
 
     ``pooling`` as :func:`pool_tokens`; ``level="all"`` concatenates all levels of the encoder. The view is the centre
     clip with the frames, size and step of ``encoder.clip_settings`` unless given here. ``images="single"`` passes
     still images as one frame through the image patch embedding, "repeat" as a clip that stands still. ``dtype``:
-    autocast (bfloat16 on CUDA by default, float32 elsewhere). With ``cache_dir`` the result is kept as safetensors +
-    json under a key of encoder weights, data and settings; a file that holds another key is refused with
-    CheckpointError.
+    autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as ``data.Sampling``. With
+    ``cache_dir`` the result is kept as safetensors + json under a key of encoder weights, data and settings; a file
+    that holds another key is refused with CheckpointError.
     """
     if images not in ("repeat", "single"):
         raise UserError(f"images must be repeat or single, got {images!r}")
@@ -217,7 +220,7 @@ def extract_features(
         raise UserError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
     device = torch.device(device or next(encoder.parameters()).device)
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    view = _view(encoder, num_frames, crop_size, frame_step)
+    view = _view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
     key, path = None, None
     if cache_dir is not None:
         key = {
