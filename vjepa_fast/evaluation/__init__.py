@@ -1,13 +1,18 @@
 """Frozen evaluation: features, probes, few-shot episodes, controls, and honest intervals."""
 
+from vjepa_fast.evaluation.attentive import AttentiveHeads, attentive_probe
 from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
 from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
 from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
 from vjepa_fast.evaluation.fewshot import EpisodeResult, prototype_episodes, sample_episodes
 from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, wilson
 from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe, split_validation
+from vjepa_fast.evaluation.protocol_published import published_probe
+from vjepa_fast.evaluation.tasks import TASKS, Task, get_task
+from vjepa_fast.evaluation.tokens import Tokens, extract_tokens, open_tokens
 
 __all__ = [
+    "AttentiveHeads",
     "ClipSet",
     "EpisodeResult",
     "Features",
@@ -15,19 +20,27 @@ __all__ = [
     "ProbeResult",
     "Row",
     "Supervised",
+    "TASKS",
+    "Task",
+    "Tokens",
     "against",
+    "attentive_probe",
     "decode_clips",
     "encode",
     "episode_rows",
     "extract_features",
+    "extract_tokens",
+    "get_task",
     "knn_probe",
     "linear_probe",
     "mean_ci95",
+    "open_tokens",
     "paired_difference",
     "pixel_features",
     "pool_tokens",
     "probe_rows",
     "prototype_episodes",
+    "published_probe",
     "random_encoder",
     "sample_episodes",
     "split_validation",

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from vjepa_fast.errors import DataError, TrainingError, UserError
 from vjepa_fast.evaluation.probes import ProbeResult, held_out, result_of
+from vjepa_fast.evaluation.tasks import check_labels, check_within
 from vjepa_fast.evaluation.tokens import Tokens
 
 LRS = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -185,27 +186,18 @@ def split_views(x_bVND: Tensor, views: tuple[int, int], join: bool) -> Tensor:
 
 
 def check_parts(parts: dict[str, Tokens], classes: int | None = None) -> int:
-    """The number of classes; DataError for an empty part, unequal shapes, or labels that the training part leaves out.
-    """
+    """The number of classes; DataError for an empty part, unequal widths, label gaps and labels out of range."""
     train = parts["train"]
     for role, part in parts.items():
         if len(part) == 0:
             raise DataError(f"{part.name}: no samples to probe (the {role} part is empty)")
         if part.dim != train.dim:
             raise DataError(f"{part.name}: {part.dim} features per token, but {train.name} has {train.dim}")
-    known = np.unique(train.y)
-    classes = classes or int(known.max()) + 1
-    missing = sorted(set(range(classes)) - set(known.tolist()))
-    if missing or known.min() < 0:
-        raise DataError(
-            f"{train.name}: labels must be 0 to {classes - 1} without gaps; missing in the training part: "
-            f"{', '.join(map(str, missing[:10]))}{' ...' if len(missing) > 10 else ''}"
-        )
+    classes = check_labels(train.y, train.name, classes=classes)
     if classes < 2:
         raise DataError(f"{train.name}: a probe needs at least two classes in the training part")
     for part in parts.values():
-        if strange := sorted(set(np.unique(part.y).tolist()) - set(range(classes))):
-            raise DataError(f"{part.name}: label {strange[0]} is not one of the {classes} classes of {train.name}")
+        check_within(part.y, part.name, classes)
     return classes
 
 

@@ -29,7 +29,7 @@ class Row:
     label: str
     kind: str  # one of KINDS
     suite: str
-    probe: str  # linear | knn | supervised | 1-shot | 5-shot
+    probe: str  # linear | knn | attentive | published | supervised | 1-shot | 5-shot
     accuracy: float
     low: float
     high: float

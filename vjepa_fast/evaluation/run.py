@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vjepa_fast.errors import CheckpointError, DataError, UserError
-from vjepa_fast.evaluation.baselines import random_encoder
-from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
-from vjepa_fast.evaluation.features import _view, decode_clips, extract_features
+import numpy as np
 
+from vjepa_fast.errors import CheckpointError, DataError, UserError
+from vjepa_fast.evaluation.attentive import attentive_probe
+from vjepa_fast.evaluation.baselines import random_encoder
+from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows, row_of
+from vjepa_fast.evaluation.features import Features, _view, decode_clips, extract_features
+from vjepa_fast.evaluation.protocol_published import published_probe, published_settings
+from vjepa_fast.evaluation.tasks import check_manifests, get_task
+from vjepa_fast.evaluation.tokens import extract_tokens
+
+PROTOCOLS = ("vjepa_fast", "published")
 WHICH = ("target_encoder", "encoder")
 IN_MEMORY = 512 * 2**20  # bytes of decoded clips below which a manifest is decoded once for all encoders
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How features are taken and read; one protocol serves every encoder of a comparison."""
+    """How features are taken and read; one protocol serves every encoder of a comparison.
+
+    ``name`` "published" replaces pooling, level, frames and probes by those of ``protocol_published``. ``task`` gives
+    frames, step, views and epochs where they are None. ``probes``: linear, knn, attentive.
+    """
 
     pooling: str = "time"
     level: str = "last"
@@ -33,6 +44,39 @@ class Protocol:
     episodes: int = 1000
     seed: int = 0
     workers: int = 0
+    name: str = "vjepa_fast"
+    task: str | None = None
+    clips: int | None = None  # views of the attentive probe; None: the task's, else one
+    crops: int | None = None
+    epochs: int | None = None  # of the attentive or the published probe; None: the task's
+    probe_batch: int = 64
+    storage: str = "bfloat16"  # of tokens
+    short: str | None = None  # "hold" repeats the last frame of short videos (set by a task), "refuse" leaves them out
+
+    def settled(self) -> Protocol:
+        """With everything that the task and the published protocol say filled in. UserError for unknown names."""
+        if self.name not in PROTOCOLS:
+            raise UserError(f"unknown protocol {self.name!r}; choose from {', '.join(PROTOCOLS)}")
+        task = get_task(self.task) if self.task else None
+        if self.name == "published":
+            p = published_settings(task)
+            return replace(
+                self, pooling=p.pooling, level=p.level, probes=("published",), short=p.short, frame_step=None,
+                num_frames=self.num_frames or p.num_frames, epochs=self.epochs or p.epochs,
+            )  # fmt: skip
+        return replace(
+            self,
+            num_frames=self.num_frames or (task.num_frames if task else None),
+            frame_step=self.frame_step or (task.frame_step if task else None),
+            clips=self.clips or (task.clips if task else 1),
+            crops=self.crops or (task.crops if task else 1),
+            epochs=self.epochs or (task.epochs if task else 20),
+            short=self.short or ("hold" if task else None),
+        )
+
+    @property
+    def spread(self) -> str | None:
+        return "whole" if self.name == "published" else None
 
 
 def checkpoint_config(path):
@@ -76,15 +120,17 @@ def probe_checkpoint(
     ``train``, ``val``, ``test``: manifests of a probe (``val`` None: 20 % of train is held out); ``fewshot``: a
     manifest of classes for episodes. ``config`` serves files that hold none. ``on_progress(text)`` is called before
     each part. Raises UserError kinds: a missing or damaged checkpoint, another architecture, unreadable manifests,
-    too few samples.
+    too few samples, label gaps, other classes than the task's.
     """
     from vjepa_fast import data, models
 
+    protocol = protocol.settled()
     if not (train and test) and not fewshot:
         raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
     manifests = {
         k: data.load_manifest(v) for k, v in (("train", train), ("val", val), ("test", test), ("fewshot", fewshot)) if v
     }
+    classes = check_manifests(manifests, get_task(protocol.task) if protocol.task else None) if train and test else None
     found = config or checkpoint_config(path)
     if random and found is None:
         raise CheckpointError(
@@ -104,11 +150,14 @@ def probe_checkpoint(
     if random:
         encoders.insert(0, ("random init", "random", random_encoder(found)))
     sources = _sources(manifests, encoders[0][2], protocol, say)
+    pooled = [p for p in protocol.probes if p != "attentive"]
     rows = []
     for label, kind, encoder in encoders:
         encoder.to(device)
         parts = {}
         for part, source in sources.items():
+            if not pooled and part != "fewshot":
+                continue
             say(f"{label}: features of {part} ({len(source.labels)} clips)")
             parts[part] = extract_features(
                 encoder,
@@ -123,19 +172,12 @@ def probe_checkpoint(
                 frame_step=protocol.frame_step,
                 images=protocol.images,
                 workers=protocol.workers,
+                spread=protocol.spread,
+                short=protocol.short,
             )
-        if "train" in parts and "test" in parts:
-            say(f"{label}: probes")
-            rows += probe_rows(
-                label,
-                kind,
-                suite_name(manifests["test"]),
-                parts["train"],
-                parts.get("val"),
-                parts["test"],
-                probes=protocol.probes,
-                seed=protocol.seed,
-            )
+        if train and test:
+            more = {"label": label, "kind": kind, "suite": suite_name(manifests["test"])}
+            rows += _probes(encoder, more, parts, sources, manifests, protocol, classes, device, cache_dir, say)
         if "fewshot" in parts:
             rows += episode_rows(
                 label,
@@ -151,6 +193,44 @@ def probe_checkpoint(
     return against(rows, [r for r in rows if r.kind == "random"])
 
 
+def _probes(
+    encoder, row: dict, parts: dict[str, Features], sources, manifests, protocol: Protocol, classes: int, device,
+    cache_dir, say,
+) -> list[Row]:  # fmt: skip
+    """The rows of every probe of one encoder; ``row``: label, kind and suite."""
+    rows = []
+    if pooled := tuple(p for p in protocol.probes if p in ("linear", "knn")):
+        say(f"{row['label']}: probes")
+        rows += probe_rows(
+            **row, train=parts["train"], val=parts.get("val"), test=parts["test"], probes=pooled, seed=protocol.seed
+        )
+    more = {"classes": classes, "epochs": protocol.epochs, "batch_size": protocol.probe_batch, "seed": protocol.seed}
+    more.update(device=device, on_progress=lambda i, n: say(f"{row['label']}: probe, epoch {i} of {n}"))
+    result = None
+    if "published" in protocol.probes:
+        settings = published_settings(get_task(protocol.task) if protocol.task else None)
+        test = parts["test"]
+        name, result = "published", published_probe(parts["train"], test, settings, **more)
+    if "attentive" in protocol.probes:
+        tokens = {}
+        for part in [p for p in ("train", "val", "test") if p in sources]:
+            views = (protocol.clips, protocol.crops)
+            source = sources[part] if views == (1, 1) else manifests[part]
+            say(f"{row['label']}: tokens of {part} ({len(source.labels)} clips)")
+            tokens[part] = extract_tokens(
+                encoder, source, clips=views[0], crops=views[1], level=protocol.level, storage=protocol.storage,
+                batch_size=protocol.batch_size, device=device, cache_dir=cache_dir, num_frames=protocol.num_frames,
+                crop_size=protocol.crop_size, frame_step=protocol.frame_step, short=protocol.short,
+                images=protocol.images, workers=protocol.workers,
+            )  # fmt: skip
+        test = tokens["test"]
+        name, result = "attentive", attentive_probe(tokens["train"], tokens.get("val"), test, **more)
+    if result:
+        chance = float(np.unique(test.y, return_counts=True)[1].max() / len(test.y))
+        rows.append(row_of(result, **row, probe=name, chance=chance))
+    return rows
+
+
 def suite_name(manifest) -> str:
     """The folder's name for ``motion8/test.csv``, the file's own name otherwise."""
     stem, folder = Path(manifest.path).stem, Path(manifest.path).resolve().parent.name
@@ -159,7 +239,10 @@ def suite_name(manifest) -> str:
 
 def _sources(manifests: dict, encoder, protocol: Protocol, say) -> dict:
     """Small manifests decoded once into memory; large ones stay on disk and are decoded per encoder."""
-    view = _view(encoder, protocol.num_frames, protocol.crop_size, protocol.frame_step)
+    view = _view(
+        encoder, protocol.num_frames, protocol.crop_size, protocol.frame_step, spread=protocol.spread,
+        short=protocol.short,
+    )  # fmt: skip
     frames, crop = view.pop("num_frames"), view.pop("crop_size")
     total = sum(len(m.labels) for m in manifests.values()) * 3 * frames * crop * crop
     if total > IN_MEMORY:

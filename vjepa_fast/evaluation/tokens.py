@@ -59,7 +59,7 @@ class Shard:
             with safe_open(self.path, "pt") as file:  # maps the file: only the rows asked for are read
                 return file.get_tensor("x")[torch.as_tensor(rows)]
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path}: this token cache cannot be read ({error}); delete its folder") from None
+            raise CheckpointError(f"{self.path}: the token cache cannot be read ({error}); delete its folder") from None
 
 
 @dataclass(frozen=True)
