@@ -222,6 +222,9 @@ def test_a_head_that_diverges_is_left_out():
     r = attentive_probe(*parts, **more)
     alone = attentive_probe(*parts, **{**more, "lrs": (1e-3,)})
     assert r.chosen["lr"] == 1e-3 and r.chosen["diverged"] == 1 and np.array_equal(r.correct, alone.correct)
+    zeros = [Tokens(np.zeros(64), p.views, p.grid, p.dim, p.shards, "zeros") for p in parts[1:]]
+    r = attentive_probe(parts[0], *zeros, **more)  # what is not finite reads as class 0, and would win here
+    assert r.chosen["lr"] == 1e-3 and r.chosen["val_accuracy"] < 1 and r.chosen["max_over_heads_on_test"] < 1
     with pytest.raises(TrainingError, match="all 1 heads diverged"):
         attentive_probe(*parts, **{**more, "lrs": (1e30,)})
 
