@@ -1,8 +1,8 @@
 """``Linear``: ``nn.Linear`` that takes the faster matrix product of the two that PyTorch has on a CPU.
 
 In float32 on a CPU, ``F.linear`` calls MKL. oneDNN, which PyTorch also carries, is mostly faster on the shapes of a
-transformer for ``x W^T`` and for the gradient in ``x`` (figures: docs/performance.md), and applies GELU while the result
-is in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.cpp. Everywhere else this is
+transformer for ``x W^T`` and for the gradient in ``x`` (figures: docs/performance.md), and applies GELU while it is
+in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.cpp. Everywhere else this is
 ``F.linear``.
 """
 from __future__ import annotations
