@@ -47,7 +47,8 @@ def make_study(
     folder, rng, effects = Path(folder), np.random.default_rng(rng), effects or {}
     plan = {
         "suite": "synthetic", "variants": list(variants), "regimes": list(regimes), "seeds": list(seeds),
-        "modes": list(modes), "sizes": {"steps": 400, "batch": 16, "test": samples}, "device": "cpu", "commit": "0" * 40,
+        "modes": {m: list(variants) for m in modes}, "sizes": {"motion8": {"train": 800, "test": samples}}, "device": "cpu",
+        "commit": "0123456789" * 4,
         "versions": {"torch": "2.11.0", "vjepa_fast": "0.1"},
     }  # fmt: skip
     keys = [*expected_keys(plan), *(cell_key(v, r, "published", s) for v in published for r in regimes for s in seeds)]
@@ -69,6 +70,7 @@ def make_study(
             "encoder": "target_encoder", "rows": rows, "geometry": geometry(rng), "cost": cost(variant, regime, rng),
             "curve": curve(variant, rng), "config_hash": f"{abs(hash(variant)) % 10**8:08d}",
             "versions": plan["versions"],
+            "student_rows": rows if compat == "published" and variant == "kinematic" else [],
             "settings": {"objectives": f"pred; {variant}", "learning rate": "0.001", "steps": "400"},
         }  # fmt: skip
         (folder / "cells" / f"{cell['key']}.json").write_text(json.dumps(cell))

@@ -1,10 +1,10 @@
 """Reading a study folder: its plan and its evaluated runs, checked before any number is made of them.
 
-    STUDY/study.json          the plan: suite, variants, regimes, modes (intended, published), seeds, sizes, versions, commit,
-                              device; optionally "keys", the runs that make up the study, where they are not all
-                              combinations, and "failed", {key: reason}
-    STUDY/cells/<key>.json    one evaluated run, key = <variant>-<regime>-<compat>-s<seed>; the random-init control is
-                              random_init-none-intended-s<seed>
+    STUDY/study.json              the plan: suite, variants, regimes, modes, seeds, sizes, versions, commit, device, and
+                                  "keys", the runs that make up the study
+    STUDY/cells/<key>.json        one evaluated run, key = <variant>-<regime>-<compat>-s<seed>, compat intended or
+                                  published; the random-init control is random_init-none-intended-s<seed>
+    STUDY/cells/<key>.error.txt   why a run has no cell
 
 A cell that is missing, foreign to the plan, there twice, measured on other test clips or holds a number that is none
 stops the report with a DataError that names it. Only missing ones can be allowed (``partial``), and are then listed.
@@ -16,6 +16,7 @@ import csv
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -34,7 +35,9 @@ LIMITS = 8  # keys named in one message
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluated run. ``rows[suite, probe]`` is a Row; the rest is as the file has it."""
+    """One evaluated run. ``rows[suite, probe]`` is a Row; the rest is as the file has it. ``student_rows``: of the trained
+    encoder, where the published code evaluates a target that was never trained.
+    """
 
     key: str
     variant: str
@@ -43,6 +46,7 @@ class Cell:
     seed: int
     kind: str  # pretrained | random
     rows: dict[tuple[str, str], Row]
+    student_rows: dict[tuple[str, str], Row] = field(default_factory=dict)
     encoder: str = ""
     geometry: list[dict] = field(default_factory=list)
     cost: dict = field(default_factory=dict)
@@ -67,7 +71,7 @@ class Study:
     def variants(self) -> list[str]:
         """Variants that have a cell, in the order of the plan, baseline first, without random init."""
         found = {c.variant for c in self.cells.values()} - {RANDOM}
-        order = [BASELINE, *(_name(v) for v in self.plan.get("variants", ())), *sorted(found)]
+        order = [BASELINE, *self.plan.get("variants", ()), *sorted(found)]
         return [v for v in dict.fromkeys(order) if v in found]
 
     @property
@@ -130,20 +134,13 @@ def split_key(key: str) -> tuple[str, str, str, int]:
 
 
 def expected_keys(plan: dict) -> tuple[str, ...]:
-    """The cells that make up a plan: its ``keys``, else all variants x regimes x modes x seeds and random init per
-    seed.
+    """The cells that make up a plan: its ``keys``; without them random init per seed and, for the variants of each mode
+    (``modes``: {compat: variants}), all regimes and seeds.
     """
     if plan.get("keys"):
         return tuple(plan["keys"])
-    variants = [_name(v) for v in plan["variants"]]
-    keys = [
-        cell_key(v, r, c, s)
-        for v in variants
-        if v != RANDOM
-        for r in plan["regimes"]
-        for c in plan.get("modes") or ["intended"]
-        for s in plan["seeds"]
-    ]
+    modes = plan.get("modes") or {"intended": plan["variants"]}
+    keys = [cell_key(v, r, c, s) for c in modes for v in modes[c] for r in plan["regimes"] for s in plan["seeds"]]
     return (*(cell_key(RANDOM, "none", "intended", s) for s in plan["seeds"]), *keys)
 
 
@@ -172,19 +169,28 @@ def load_study(folder: str | os.PathLike, partial: bool = False) -> Study:
     if not cells:
         raise DataError(f"{folder}: no cell is evaluated yet, {len(expected)} expected in {folder / 'cells'}")
     if missing and not partial:
-        named = ", ".join(missing[:LIMITS]) + (f" and {len(missing) - LIMITS} more" if len(missing) > LIMITS else "")
         raise DataError(
-            f"{folder}: {len(missing)} of {len(expected)} cells are missing: {named}; "
+            f"{folder}: {len(missing)} of {len(expected)} cells are missing: {some(missing)}; "
             "`vjepa-fast study run` runs them, --partial reports without them"
         )
     _same_tests(folder, cells)
-    failed = {str(k): str(v) for k, v in (plan.get("failed") or {}).items()}
+    failed = {k: _reason(folder / "cells" / f"{k}.error.txt") for k in missing}
+    failed = {k: reason for k, reason in failed.items() if reason}
     return Study(folder, plan, cells, expected, missing, failed)
 
 
-def _name(variant) -> str:
-    """A plan names variants by text or by dicts with a name."""
-    return variant["name"] if isinstance(variant, dict) else str(variant)
+def some(names: Sequence[str], limit: int = LIMITS) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _reason(path: Path) -> str:
+    """The last line that a failed run left; empty where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
 
 
 def _read(path: Path) -> dict:
@@ -224,14 +230,19 @@ def _cell(path: Path) -> Cell:
         raise DataError(f"{path}: key {found['key']} and its parts {cell_key(*identity)} disagree")
     if not found["rows"]:
         raise DataError(f"{path}: no accuracy row")
+    rows, students = _rows(path, found["rows"]), _rows(path, found.get("student_rows") or ())
+    names = {f.name for f in fields(Cell)} - {"rows", "student_rows"}
+    return Cell(**{k: v for k, v in found.items() if k in names and v is not None}, rows=rows, student_rows=students)
+
+
+def _rows(path: Path, found: list[dict]) -> dict[tuple[str, str], Row]:
     rows = {}
-    for r in found["rows"]:
+    for r in found:
         row = _row(path, r)
         if (row.suite, row.probe) in rows:
             raise DataError(f"{path}: two rows of {row.suite}, {row.probe}")
         rows[row.suite, row.probe] = row
-    other = {f.name: found[f.name] for f in fields(Cell) if f.name != "rows" and found.get(f.name) is not None}
-    return Cell(**other, rows=rows)
+    return rows
 
 
 def _row(path: Path, r: dict) -> Row:
@@ -261,7 +272,7 @@ def _same_tests(folder: Path, cells: dict[str, Cell]) -> None:
         if lacking:
             names = ", ".join(f"{s} {p}" for s, p in lacking[:LIMITS])
             raise DataError(f"{folder}: cell {cell.key} has no row of {names}, which other cells have")
-        for outcome, row in cell.rows.items():
+        for outcome, row in (*cell.rows.items(), *cell.student_rows.items()):
             key, n = first.setdefault(outcome, (cell.key, len(row.hits)))
             if len(row.hits) != n:
                 raise DataError(

@@ -32,6 +32,7 @@ COUNTED = (
     "ac_hw", "fac", "kinematic", "velgate", "hamiltonian",
 )  # fmt: skip
 MEAN = "mean of all variants"
+STUDENT = ", student"
 KINDS = {
     "baseline": "variant minus baseline",
     "random": "variant minus random init",
@@ -278,19 +279,25 @@ def _mean(sides: dict[str, list[dict[int, Row]]], identity: dict) -> Comparison 
 
 
 def published_minus_intended(study: Study) -> list[Comparison]:
-    """What the published code's departures change: each variant that ran in both modes, corrected over those."""
+    """What the published code's departures change: each variant that ran in both modes, corrected over those. A variant
+    whose published target never trains has a second line, ``<variant>, student``: the encoder that did train.
+    """
     out = []
     for regime in study.regimes:
         both = [v for v in study.planned if all(study.runs(v, regime, c) for c in ("intended", "published"))]
         for outcome in study.outcomes:
+            sides = {v: _rows(study, v, regime, "published", outcome) for v in both}
+            for v in both:
+                cells = study.runs(v, regime, "published").items()
+                sides[v + STUDENT] = {s: c.student_rows[outcome] for s, c in cells if outcome in c.student_rows}
             found = [
                 compare(
-                    "mode", *(_rows(study, v, regime, c, outcome) for c in ("published", "intended")), variant=v,
+                    "mode", rows, _rows(study, name.removesuffix(STUDENT), regime, "intended", outcome), variant=name,
                     regime=regime, compat="published", suite=outcome[0], probe=outcome[1], against="intended",
                 )
-                for v in both
+                for name, rows in sides.items()
             ]  # fmt: skip
-            out += _corrected([c for c in found if c is not None], len(both))
+            out += _corrected([c for c in found if c is not None], 0)
     return out
 
 
