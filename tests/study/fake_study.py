@@ -1,6 +1,6 @@
 """Study folders with planted effects, for the tests and for looking at the report.
 
-    python -m tests.study.fake_study FOLDER [SEEDS]     8 variants x 2 regimes, for a look at the report
+python -m tests.study.fake_study FOLDER [SEEDS]     8 variants x 2 regimes, for a look at the report
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def make_study(
     folder, rng, effects = Path(folder), np.random.default_rng(rng), effects or {}
     plan = {
         "suite": "synthetic", "variants": list(variants), "regimes": list(regimes), "seeds": list(seeds),
-        "modes": {m: list(variants) for m in modes}, "sizes": {"motion8": {"train": 800, "test": samples}}, "device": "cpu",
-        "commit": "0123456789" * 4,
+        "modes": {m: list(variants) for m in modes}, "sizes": {"motion8": {"train": 800, "test": samples}},
+        "device": "cpu", "commit": "0123456789" * 4,
         "versions": {"torch": "2.11.0", "vjepa_fast": "0.1"},
     }  # fmt: skip
     keys = [*expected_keys(plan), *(cell_key(v, r, "published", s) for v in published for r in regimes for s in seeds)]
@@ -61,7 +61,14 @@ def make_study(
     runs += [(v, r, "published", s) for v in published for r in regimes for s in seeds]
     for variant, regime, compat, seed in runs:
         rows = [
-            row(o, variant, LEVEL.get(o[0], 0.5) + effect_of(effects, variant, regime, o[0]), difficulty[o], seed_spread, rng)
+            row(
+                o,
+                variant,
+                LEVEL.get(o[0], 0.5) + effect_of(effects, variant, regime, o[0]),
+                difficulty[o],
+                seed_spread,
+                rng,
+            )
             for o in outcomes
         ]
         cell = {
@@ -89,8 +96,8 @@ def row(outcome, label, level, difficulty, spread, rng) -> dict:
         accuracy, n = float(np.mean(hits)), len(p)
         low, high = wilson(sum(hits), n)
     return {
-        "label": label, "kind": "pretrained", "suite": outcome[0], "probe": outcome[1], "accuracy": accuracy, "low": low,
-        "high": high, "n": n, "chance": 0.2, "chosen": {}, "hits": hits, "difference": None,
+        "label": label, "kind": "pretrained", "suite": outcome[0], "probe": outcome[1], "accuracy": accuracy,
+        "low": low, "high": high, "n": n, "chance": 0.2, "chosen": {}, "hits": hits, "difference": None,
     }  # fmt: skip
 
 
@@ -119,8 +126,8 @@ def curve(variant, rng) -> dict:
 
 
 EFFECTS = {
-    ("ld", "motion8"): 0.10, ("fwm_hw_ld", "motion8"): 0.13, ("fwm_hw_ld", "order"): 0.07, ("fwm_hw_ld", "objects"): -0.10,
-    ("fwm", "objects"): -0.06, ("kinematic", "order"): -0.08, ("hw", "objects"): 0.03,
+    ("ld", "motion8"): 0.10, ("fwm_hw_ld", "motion8"): 0.13, ("fwm_hw_ld", "order"): 0.07,
+    ("fwm_hw_ld", "objects"): -0.10, ("fwm", "objects"): -0.06, ("kinematic", "order"): -0.08, ("hw", "objects"): 0.03,
     **{(v, "mixed", "fewshot"): 0.04 for v in VARIANTS}, ("baseline", "mixed", "objects"): 0.05,
 }  # fmt: skip
 

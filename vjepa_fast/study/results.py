@@ -35,8 +35,8 @@ LIMITS = 8  # keys named in one message
 
 @dataclass(frozen=True)
 class Cell:
-    """One evaluated run. ``rows[suite, probe]`` is a Row; the rest is as the file has it. ``student_rows``: of the trained
-    encoder, where the published code evaluates a target that was never trained.
+    """One evaluated run. ``rows[suite, probe]`` is a Row; the rest is as the file has it. ``student_rows``: of the
+    encoder that was trained, where the published code evaluates a target that never was.
     """
 
     key: str

@@ -26,10 +26,10 @@ from vjepa_fast.study.results import BASELINE, RANDOM, Study, is_fewshot
 ALPHA = 0.05
 RESAMPLES = 2000
 # The comparisons that the study counts (15 of the published mixed runs and 3 that it has in the single regime only).
-# Other variants (controls, extra forms) form a family of their own, so that they cost the counted ones nothing.
+# Other variants (controls, extra forms) are corrected over all, the counted included, and cost those nothing.
 COUNTED = (
-    "motion_guided", "amg", "hw", "delta", "fwm", "ld", "fwm_ld", "hw_ld", "fwm_hw_ld", "combo", "spectral", "ltc", "ac",
-    "ac_hw", "fac", "kinematic", "velgate", "hamiltonian",
+    "motion_guided", "amg", "hw", "delta", "fwm", "ld", "fwm_ld", "hw_ld", "fwm_hw_ld", "combo", "spectral", "ltc",
+    "ac", "ac_hw", "fac", "kinematic", "velgate", "hamiltonian",
 )  # fmt: skip
 MEAN = "mean of all variants"
 STUDENT = ", student"
@@ -53,6 +53,7 @@ class Comparison:
     suite: str
     probe: str
     against: str  # what is subtracted
+    levels: tuple[float, float]  # mean accuracies over the seeds, of the variant and of what is subtracted
     seeds: tuple[int, ...]
     deltas: tuple[float, ...]
     value: float  # mean over seeds
@@ -163,7 +164,8 @@ def compare(kind: str, a: dict[int, Row], b: dict[int, Row], *, against: str, **
         return None
     deltas = tuple(a[s].accuracy - b[s].accuracy for s in seeds)
     samples = [_gaps(a[s], b[s]) for s in seeds]
-    return _comparison(kind, seeds, deltas, samples, against=against, **identity)
+    levels = tuple(float(np.mean([side[s].accuracy for s in seeds])) for side in (a, b))
+    return _comparison(kind, seeds, deltas, samples, against=against, levels=levels, **identity)
 
 
 def _gaps(a: Row, b: Row) -> np.ndarray:
@@ -191,18 +193,16 @@ def _corrected(found: list[Comparison], planned: int) -> list[Comparison]:
 
 
 def _families(found: list[Comparison | None], planned: list[str]) -> list[Comparison]:
-    """Corrected within the counted variants, and within the others; planned ones that did not run count as well."""
+    """Counted variants corrected among themselves, any other over all planned ones; those without a result count."""
     found = [c for c in found if c is not None]
-    out = []
-    for counted in (True, False):
-        size = sum((v in COUNTED) is counted for v in planned)
-        out += _corrected([c for c in found if (c.variant in COUNTED) is counted], size)
-    return sorted(out, key=lambda c: planned.index(c.variant))
+    counted = _corrected([c for c in found if c.variant in COUNTED], sum(v in COUNTED for v in planned))
+    others = [c for c in _corrected(found, len(planned)) if c.variant not in COUNTED]
+    return sorted(counted + others, key=lambda c: planned.index(c.variant))
 
 
 def to_baseline(study: Study) -> list[Comparison]:
-    """Each variant minus the baseline of its regime and mode, per outcome. Where the baseline did not run in a mode, the
-    intended one stands in, and ``against`` says so. Family: the counted variants planned (18 in a full study).
+    """Each variant minus the baseline of its regime and mode, per outcome. Where the baseline did not run in a mode,
+    the intended one stands in, and ``against`` says so. Family: the counted variants planned (18 in a full study).
     """
     out = []
     planned = [v for v in study.planned if v != BASELINE]
@@ -237,8 +237,8 @@ def to_random(study: Study) -> list[Comparison]:
                 base = _rows(study, RANDOM, "none", "intended", outcome)
                 found = [
                     compare(
-                        "random", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime, compat=compat,
-                        suite=outcome[0], probe=outcome[1], against=RANDOM,
+                        "random", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
+                        compat=compat, suite=outcome[0], probe=outcome[1], against=RANDOM,
                     )
                     for v in ran
                 ]  # fmt: skip
@@ -274,7 +274,8 @@ def _mean(sides: dict[str, list[dict[int, Row]]], identity: dict) -> Comparison 
         return None
     deltas = tuple(float(np.mean([a[s].accuracy - b[s].accuracy for a, b in sides.values()])) for s in seeds)
     samples = [np.mean([_gaps(a[s], b[s]) for a, b in sides.values()], axis=0) for s in seeds]
-    made = _comparison("regime", seeds, deltas, samples, variant=MEAN, against="single", **identity)
+    levels = tuple(float(np.mean([side[i][s].accuracy for side in sides.values() for s in seeds])) for i in (0, 1))
+    made = _comparison("regime", seeds, deltas, samples, variant=MEAN, against="single", levels=levels, **identity)
     return replace(made, p_holm=made.p, family=1, note=made.note or f"{len(sides)} variants")
 
 
@@ -310,9 +311,10 @@ def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw"
         for compat in study.compats:
             own = compat if study.runs(control, regime, compat) else study.compat
             for outcome in study.outcomes:
+                base = _rows(study, control, regime, own, outcome)
                 made = compare(
-                    "control", _rows(study, variant, regime, compat, outcome), _rows(study, control, regime, own, outcome),
-                    variant=variant, regime=regime, compat=compat, suite=outcome[0], probe=outcome[1],
+                    "control", _rows(study, variant, regime, compat, outcome), base, variant=variant, regime=regime,
+                    compat=compat, suite=outcome[0], probe=outcome[1],
                     against=control if own == compat else f"{control}, {own}",
                 )  # fmt: skip
                 out += _corrected([made], 1) if made else []

@@ -1,6 +1,6 @@
 """The pictures of a study's report, as SVG data URIs in the style of ``plots``. Nothing here computes a result.
 
-Regimes differ by colour (single blue, mixed orange), in every picture alike. Differences are drawn in percentage points.
+Regimes differ by colour (single blue, mixed orange) in every picture. Differences are drawn in percentage points.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def forest(panels: dict[str, list[Comparison]], order: Sequence[str], series: st
     height = rows * ((0.17 + 0.14 * len(names)) * len(order) + 0.75) + 0.5
     with _figure(9.2, height, rows, cols, sharey=True) as (figure, axes):
         for axis, (title, found) in zip(axes, panels.items()):
-            limit = _limit(found)
+            limits = _limits(found)
             axis.axvline(0, color=INK, linewidth=0.9)
             for c in found:
                 place = names.index(getattr(c, series))
                 y = len(order) - 1 - order.index(c.variant) - (place - (len(names) - 1) / 2) * 0.62 / max(1, len(names))
-                _interval(axis, c, y, _colour(getattr(c, series)), limit)
+                _interval(axis, c, y, _colour(getattr(c, series)), limits)
             if MEAN in order:
                 axis.axhline(len(order) - 1 - order.index(MEAN) + 0.5, color="#c3c8d0", linewidth=0.8)
-            axis.set_xlim(-limit, limit)
+            axis.set_xlim(limits)
             axis.set_ylim(-0.6, len(order) - 0.4)
             axis.set_title(title, loc="left")
             axis.set_yticks(range(len(order)), order[::-1], fontsize=9)
@@ -69,21 +69,26 @@ def forest(panels: dict[str, list[Comparison]], order: Sequence[str], series: st
         return _svg(figure)
 
 
-def _limit(found: list[Comparison]) -> float:
-    """Half width of a panel in points: all values and bootstrap ends, and nine in ten ends of the t intervals."""
-    inner = [abs(x) for c in found for x in (c.value, c.boot_low, c.boot_high) if x is not None]
-    outer = [max(abs(c.low), abs(c.high)) for c in found if c.low is not None]
-    wide = float(np.quantile(outer, 0.9)) if outer else 0.0
-    return 100 * 1.08 * max(max(inner), min(wide, 3 * max(inner)), 0.005)
+def _limits(found: list[Comparison]) -> tuple[float, float]:
+    """Ends of a panel in points: zero, all values and bootstrap ends, and t intervals as far as twice that."""
+    inner = [x for c in found for x in (c.value, c.boot_low, c.boot_high) if x is not None]
+    low, high = min(0.0, *inner), max(0.0, *inner)
+    reach = 2 * max(-low, high, 0.0025)
+    low = min([low, *(max(c.low, -reach) for c in found if c.low is not None)])
+    high = max([high, *(min(c.high, reach) for c in found if c.high is not None)])
+    edge = 0.06 * max(high - low, 0.005)
+    return 100 * (low - edge), 100 * (high + edge)
 
 
-def _interval(axis, c: Comparison, y: float, colour: str, limit: float) -> None:
+def _interval(axis, c: Comparison, y: float, colour: str, limits: tuple[float, float]) -> None:
     if c.boot_low is not None:
-        axis.plot([100 * c.boot_low, 100 * c.boot_high], [y, y], color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt")
+        axis.plot(
+            [100 * c.boot_low, 100 * c.boot_high], [y, y], color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt"
+        )
     if c.low is not None:
-        low, high = max(100 * c.low, -limit), min(100 * c.high, limit)
+        low, high = max(100 * c.low, limits[0]), min(100 * c.high, limits[1])
         axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
-        for x, cut, arrow in ((low, 100 * c.low < -limit, "<"), (high, 100 * c.high > limit, ">")):
+        for x, cut, arrow in ((low, 100 * c.low < limits[0], "<"), (high, 100 * c.high > limits[1], ">")):
             axis.plot(x, y, marker=arrow if cut else "|", color=colour, markersize=5, clip_on=False)
     filled = colour if c.verdict != "undecided" else "white"
     axis.plot(100 * c.value, y, marker="o", markersize=5, color=colour, markerfacecolor=filled, zorder=3)
@@ -174,6 +179,8 @@ def place_labels(axis, points: dict[str, tuple[float, float]], size: float = 8.5
     line back to the point where it is far. The figure must be settled. Returns {name: (left, bottom, right, top)} in
     pixels.
     """
+    from matplotlib.patheffects import withStroke
+
     figure = axis.figure
     renderer = figure.canvas.get_renderer()
     frame, scale = axis.get_window_extent(renderer), figure.dpi / 72
@@ -205,6 +212,7 @@ def place_labels(axis, points: dict[str, tuple[float, float]], size: float = 8.5
         axis.annotate(
             name, points[name], axis.transData.inverted().transform(middle), fontsize=size, color=INK, ha="center",
             va="center", arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if distance > 14 else None,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     return boxes
 
@@ -218,8 +226,8 @@ def _overlap(a, b) -> float:
 
 
 def cost_table(study: Study) -> list[dict]:
-    """Cost per variant and regime: means over seeds of ms and MB per step, and both minus the baseline's; None where not
-    measured. {"variant", "regime", "step_ms", "peak_mb", "minutes", "ms_more", "mb_more", "values": ms per seed}.
+    """Cost per variant and regime: means over seeds of ms and MB per step, and both minus the baseline's; None where
+    not measured. {"variant", "regime", "step_ms", "peak_mb", "minutes", "ms_more", "mb_more", "values": ms per seed}.
     """
     out = []
     for regime in study.regimes:
@@ -257,7 +265,9 @@ def cost(study: Study) -> str | None:
                 place = study.regimes.index(row["regime"])
                 y = len(order) - 1 - order.index(row["variant"]) - (place - (len(study.regimes) - 1) / 2) * 0.34
                 axis.barh(y, row[key], height=0.3, color=_colour(row["regime"]), alpha=0.75, label=row["regime"])
-                axis.plot(row["values"][key], [y] * len(row["values"][key]), "|", color=INK, markersize=6, markeredgewidth=0.9)
+                axis.plot(
+                    row["values"][key], [y] * len(row["values"][key]), "|", color=INK, markersize=6, markeredgewidth=0.9
+                )
             axis.set_title(titles[key], loc="left")
             axis.set_yticks(range(len(order)), order[::-1], fontsize=9)
             axis.grid(axis="y", visible=False)
@@ -314,9 +324,7 @@ def geometry_table(study: Study) -> list[dict]:
                     if not cell.encoder or g.get("encoder") in (None, cell.encoder):
                         by.setdefault((g["level"], g["subspace"]), []).append(g)
             for (level, subspace), rows in by.items():
-                values = {
-                    k: [g[k] for g in rows if g.get(k) is not None] for k in (*GEOMETRY, "alpha_req")
-                }
+                values = {k: [g[k] for g in rows if g.get(k) is not None] for k in (*GEOMETRY, "alpha_req")}
                 mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
                 out.append({"variant": variant, "regime": regime, "level": level, "subspace": subspace, **mean})
     return out
@@ -347,12 +355,16 @@ def geometry(study: Study) -> str | None:
                 if t["level"] != "all":
                     style = {"marker": "o", "color": shades[levels.index(t["level"])]}
                 axis.plot(t[key], y, markersize=4.5, linewidth=0, **style)
-            axis.set_title(f"{GEOMETRY[key]}, {regime}" if regime != "none" else GEOMETRY[key], loc="left", fontsize=9.5)
+            axis.set_title(
+                f"{GEOMETRY[key]}, {regime}" if regime != "none" else GEOMETRY[key], loc="left", fontsize=9.5
+            )
             axis.set_yticks(range(len(order)), order[::-1], fontsize=8.5)
             axis.tick_params(axis="y", length=0)
             axis.tick_params(axis="x", labelsize=8)
             axis.locator_params(axis="x", nbins=4)
-        handles = [Line2D([], [], color=s, marker="o", linewidth=0, label=f"level {k + 1}") for s, k in zip(shades, levels)]
+        handles = [
+            Line2D([], [], color=s, marker="o", linewidth=0, label=f"level {k + 1}") for s, k in zip(shades, levels)
+        ]
         if any(t["level"] == "all" for t in table):
             handles.append(
                 Line2D([], [], color=INK, marker="D", markerfacecolor="none", linewidth=0, label="all levels together")

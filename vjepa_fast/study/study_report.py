@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
+import re
 from pathlib import Path
 
 from vjepa_fast.errors import UserError
@@ -30,7 +32,7 @@ def verdict_text(c: Comparison) -> str:
 
 
 def headline(found: dict) -> str:
-    """The answer in one sentence, by the verdicts on the mean over variants (on the baseline where there is no mean)."""
+    """The answer in one sentence, by the verdicts on the mean over variants (the baseline's where there is no mean)."""
     asked = found["mean"] or found["baseline"]
     if not asked:
         return "This study cannot answer the question: it needs few-shot rows of both regimes."
@@ -48,7 +50,10 @@ def headline(found: dict) -> str:
 
 def answer_lines(found: dict) -> list[str]:
     """What stands under the headline: each test in words, and how single variants came out."""
-    lines = [f"{name_of(c.outcome)}, {c.variant}: mixed minus single {verdict_text(c)}." for c in found["mean"] + found["baseline"]]
+    lines = [
+        f"{name_of(c.outcome)}, {c.variant}: mixed minus single {verdict_text(c)}."
+        for c in found["mean"] + found["baseline"]
+    ]
     for outcome, n in found["variants"].items():
         names = [f"{w}: {', '.join(n[w])}" for w in ("above", "below") if n[w]]
         lines.append(
@@ -65,7 +70,8 @@ def tradeoff_lines(comparisons: list[Comparison], study: Study) -> list[str]:
         found = [c for c in comparisons if (c.kind, c.regime, c.compat) == ("baseline", regime, study.compat)]
         decided = [c for c in found if c.verdict != "undecided"]
         said = "; ".join(f"{c.variant} {name_of(c.outcome)} {points(c.value)}" for c in decided) or "none"
-        out.append(f"{regime}: {len(decided)} of {len(found)} differences to the baseline are decided after correction: {said}.")
+        count = f"{len(decided)} of {len(found)} differences to the baseline"
+        out.append(f"{regime}: {count} are decided after correction: {said}.")
     return out
 
 
@@ -125,8 +131,11 @@ def render_html(content: dict) -> str:
     study, comparisons = content["study"], content["comparisons"]
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(points=points, p_text=p_text, name_of=name_of)
-    environment.globals.update(span=span)
+    minus = functools.partial(re.sub, r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}")
+    environment.filters.update(
+        points=lambda x: minus(points(x)), p_text=p_text, minus=minus, sentence=study_tables.sentence
+    )
+    environment.globals.update(span=lambda low, high: minus(span(low, high)))
 
     def panels(kind: str, compat: str, few: bool | None = None) -> dict:
         found = [c for c in comparisons if (c.kind, c.compat) == (kind, compat)]
@@ -166,9 +175,9 @@ def write_study_report(
 ) -> tuple[dict, list[Path]]:
     """Read the study in ``folder`` and write its report: (content, paths written).
 
-    ``paths`` maps html, md, csv, latex to files; by default all four go into ``folder`` as report.*. ``results.csv``, one
-    line per run and outcome, is always written beside the study. Raises DataError for a study that cannot be read (see
-    ``results.load_study``) and UserError where a file cannot be written.
+    ``paths`` maps html, md, csv, latex to files; by default all four go into ``folder`` as report.*. ``results.csv``,
+    one line per run and outcome, is always written beside the study. Raises DataError for a study that cannot be read
+    (see ``results.load_study``) and UserError where a file cannot be written.
     """
     study = load_study(folder, partial)
     paths = {k: Path(p) for k, p in (paths or {k: Path(folder) / name for k, name in FILES.items()}).items()}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vjepa_fast.study.results import BASELINE, RANDOM, Study
-from vjepa_fast.study.stats import KINDS, MEAN, STUDENT, Comparison
+from vjepa_fast.study.stats import ALPHA, KINDS, MEAN, STUDENT, Comparison
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,9 @@ class DeltaTable:
 
     @property
     def title(self) -> str:
-        """What is subtracted from what, regime, mode and what the test is corrected for."""
-        where = "" if self.kind == "regime" else f", {self.regime}"
-        mode = "" if self.kind == "mode" else f", {self.compat}"
-        return f"{KINDS[self.kind]}{where}{mode}"
+        """What is subtracted from what, regime and mode."""
+        parts = [KINDS[self.kind], self.regime, self.compat]
+        return ", ".join(parts[: {"control": 1, "mode": 2}.get(self.kind, 3)])
 
     @property
     def families(self) -> list[int]:
@@ -37,7 +36,7 @@ def points(value: float | None, digits: int = 1) -> str:
     """0.0123 as "+1.2" (percentage points); None as "n/a"."""
     if value is None:
         return "n/a"
-    text = f"{100 * value:+.{digits}f}"
+    text = f"{100 * value:+.{digits}f}"  # -0.0 and +0.0 are 0.0
     return f"{0:.{digits}f}" if float(text) == 0 else text
 
 
@@ -48,7 +47,10 @@ def span(low: float | None, high: float | None) -> str:
 
 def p_text(p: float | None) -> str:
     """A p-value: "0.034", "<0.001", "n/a"."""
-    return "n/a" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    if p is None:
+        return "n/a"
+    text = f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return "<0.001" if p < 0.001 else "<0.05" if p < ALPHA and text == "0.050" else text
 
 
 def name_of(outcome: tuple[str, str]) -> str:
@@ -56,10 +58,25 @@ def name_of(outcome: tuple[str, str]) -> str:
     return " ".join(outcome)
 
 
+def sentence(text: str) -> str:
+    """With a capital at the start, unless it starts with a variant's name."""
+    return text if "_" in text.split()[0] else text[0].upper() + text[1:]
+
+
 def delta_tables(comparisons: list[Comparison], study: Study, kind: str) -> list[DeltaTable]:
-    """The comparisons of one kind, a table per regime and mode; variants in the order of the plan, their mean last."""
+    """The comparisons of one kind, a table per regime and mode; variants in the order of the plan, their mean last. The
+    control has one table with a line per regime and mode.
+    """
     out = []
     found = [c for c in comparisons if c.kind == kind]
+    if kind == "control" and found:
+        by = {(f"{c.regime}, {c.compat}", c.outcome): c for c in found}
+        names = dict.fromkeys(name for name, _ in by)
+        return [
+            DeltaTable(
+                kind, "all", "all", study.outcomes, [(n, [by.get((n, o)) for o in study.outcomes]) for n in names]
+            )
+        ]
     for regime, compat in dict.fromkeys((c.regime, c.compat) for c in found):
         here = {(c.variant, c.outcome): c for c in found if (c.regime, c.compat) == (regime, compat)}
         order = [name for v in study.variants for name in (v, v + STUDENT)] + [MEAN]
@@ -92,7 +109,8 @@ def comparison_rows(comparisons: list[Comparison]) -> list[dict]:
         {
             "comparison": KINDS[c.kind], "variant": c.variant, "regime": c.regime, "compat": c.compat, "suite": c.suite,
             "probe": c.probe, "minus": c.against, "seeds": len(c.seeds), "delta_points": pp(c.value),
-            "t_low": pp(c.low), "t_high": pp(c.high), "bootstrap_low": pp(c.boot_low), "bootstrap_high": pp(c.boot_high),
+            "t_low": pp(c.low), "t_high": pp(c.high),
+            "bootstrap_low": pp(c.boot_low), "bootstrap_high": pp(c.boot_high),
             "p": None if c.p is None else float(f"{c.p:.4g}"),
             "p_holm": None if c.p_holm is None else float(f"{c.p_holm:.4g}"), "family": c.family, "verdict": c.verdict,
             "note": c.note, "deltas_by_seed": " ".join(f"{s}:{100 * d:.4f}" for s, d in zip(c.seeds, c.deltas)),
@@ -121,24 +139,36 @@ def markdown(content: dict) -> str:
     """The report as Markdown, from what ``study_report.content`` gives."""
     study: Study = content["study"]
     out = [f"# {content['title']}\n", f"**{content['question']}**\n", f"**{content['headline']}**\n"]
-    out += [f"- {line}" for line in content["answer_lines"]]
+    out += [f"- {line}" for line in content["answer_lines"] + content["tradeoff_lines"]]
     out += [
-        "\nDifferences are in percentage points, with the 95 % t interval over seeds in brackets; **above** and **below** are",
-        "verdicts of the paired t test at 5 % after Holm's correction, everything else is undecided. The CSV file also has",
-        "the bootstrap intervals and the p-values.\n",
+        "\nDifferences are in percentage points, with the 95 % t interval over seeds in brackets. **above** and **below**",
+        "are verdicts of the paired t test at 5 % after Holm's correction, everything else is undecided. The CSV file",
+        "also has the bootstrap intervals and the p-values.\n",
     ]
     if content["missing"]:
-        out.append(f"**Incomplete: {len(content['missing'])} of {len(study.expected)} cells are missing** ({content['missing_text']}).\n")
+        out.append(
+            f"**Incomplete: {len(content['missing'])} of {len(study.expected)} cells are missing** "
+            f"({content['missing_text']}).\n"
+        )
     for regime in study.regimes:
-        out.append(f"## Accuracy, {regime}, {study.compat}\n\nPercent, mean over seeds (standard deviation over seeds).\n")
+        out.append(
+            f"## Accuracy, {regime}, {study.compat}\n\nPercent, mean over seeds (standard deviation over seeds).\n"
+        )
         lines = [
-            [v, str(n), *("" if x is None else f"{100 * x[0]:.1f}" + ("" if x[1] is None else f" ({100 * x[1]:.1f})") for x in line)]
+            [
+                v,
+                str(n),
+                *(
+                    "" if x is None else f"{100 * x[0]:.1f}" + ("" if x[1] is None else f" ({100 * x[1]:.1f})")
+                    for x in line
+                ),
+            ]
             for v, n, line in accuracy_lines(study, regime, study.compat)
         ]
         out.append(_grid(["variant", "seeds", *map(name_of, study.outcomes)], lines))
     for table in content["tables"]:
         families = ", ".join(map(str, table.families))
-        out.append(f"## {table.title[0].upper() + table.title[1:]}\n\nCorrected within an outcome over {families} comparisons.\n")
+        out.append(f"## {sentence(table.title)}\n\nCorrected within an outcome over {families} comparisons.\n")
         lines = [[label(table, v, cells), *map(_cell_markdown, cells)] for v, cells in table.lines]
         out.append(_grid(["variant", *map(name_of, table.columns)], lines))
     out.append("## Cost per step\n")
@@ -146,8 +176,8 @@ def markdown(content: dict) -> str:
         _grid(
             ["variant", "regime", "ms", "minus baseline", "peak MB", "minus baseline"],
             [
-                [r["variant"], r["regime"], _number(r["step_ms"]), _number(r["ms_more"], "+"), _number(r["peak_mb"], "", 0),
-                 _number(r["mb_more"], "+", 0)]
+                [r["variant"], r["regime"], _number(r["step_ms"]), _number(r["ms_more"], "+"),
+                 _number(r["peak_mb"], "", 0), _number(r["mb_more"], "+", 0)]
                 for r in content["cost"]
             ],
         )
@@ -195,7 +225,7 @@ def latex(content: dict) -> str:
     for table in content["tables"]:
         families = ", ".join(map(str, table.families))
         caption = (
-            f"{table.title[0].upper() + table.title[1:]}: percentage points, 95 % paired t interval over seeds below. Bold: "
+            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: "
             f"significant at 5 % after Holm's correction within an outcome over {families} comparisons."
         )
         suites = list(dict.fromkeys(s for s, _ in table.columns))
@@ -219,7 +249,7 @@ def latex(content: dict) -> str:
 
 
 def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]]]:
-    """(settings all runs share, names of those that differ, [(variant, regime, mode as text, settings)]), one seed each."""
+    """(settings that all runs share, names of those that differ, [("variant, regime, mode", settings)]), of one seed."""
     lines = []
     for variant in study.variants:
         for regime in study.regimes:
@@ -235,7 +265,7 @@ def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]
 
 
 def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """What ran: columns (regime, mode), and per variant "evaluated of planned" in each, empty where none was planned."""
+    """What ran: columns (regime, mode), and per variant "evaluated of planned" in each, empty where none was."""
     from vjepa_fast.study.results import split_key
 
     split = {k: split_key(k) for k in study.expected}
