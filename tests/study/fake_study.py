@@ -1,6 +1,6 @@
 """Study folders with planted effects, for the tests and for looking at the report.
 
-python -m tests.study.fake_study FOLDER [SEEDS]     8 variants x 2 regimes, for a look at the report
+python -m tests.study.fake_study FOLDER [SEEDS [all]]     8 variants x 2 regimes, for a look at the report
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from vjepa_fast.evaluation.intervals import wilson
 from vjepa_fast.study.results import RANDOM, Study, cell_key, expected_keys, load_study
+from vjepa_fast.study.stats import COUNTED
 
 VARIANTS = ("baseline", "motion_guided", "hw", "fwm", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
 OUTCOMES = (
@@ -140,4 +141,6 @@ if __name__ == "__main__":
     import sys
 
     seeds = tuple(range(int(sys.argv[2]) if len(sys.argv) > 2 else 3))
-    print(make_study(sys.argv[1], seeds=seeds, effects=EFFECTS, published=("baseline", "fwm_hw_ld", "kinematic")))
+    variants = ("baseline", *COUNTED, "fwm_hw") if sys.argv[3:] == ["all"] else VARIANTS
+    both = ("baseline", "fwm_hw_ld", "kinematic")
+    print(make_study(sys.argv[1], variants=variants, seeds=seeds, effects=EFFECTS, published=both))

@@ -63,6 +63,18 @@ def answer_lines(found: dict) -> list[str]:
     return lines
 
 
+def random_lines(comparisons: list[Comparison], compat: str) -> list[str]:
+    """Whether pretraining gave anything at all for few-shot recognition: runs above and below random init."""
+    found = [c for c in comparisons if c.kind == "random" and c.compat == compat and is_fewshot(c.outcome)]
+    return [
+        f"{name_of(outcome)} against random init, {regime}: of {len(here)} variants "
+        + ", ".join(f"{sum(c.verdict == w for c in here)} {w}" for w in ("above", "below", "undecided"))
+        + " after correction."
+        for outcome, regime in dict.fromkeys((c.outcome, c.regime) for c in found)
+        for here in [[c for c in found if (c.outcome, c.regime) == (outcome, regime)]]
+    ]
+
+
 def tradeoff_lines(comparisons: list[Comparison], study: Study) -> list[str]:
     """The second half of the question: which variants moved which outcome beyond the corrected test, per regime."""
     out = []
@@ -111,7 +123,7 @@ def content(study: Study) -> dict:
         "study": study,
         "comparisons": comparisons,
         "headline": headline(found),
-        "answer_lines": answer_lines(found),
+        "answer_lines": answer_lines(found) + random_lines(comparisons, study.compat),
         "tradeoff_lines": tradeoff_lines(comparisons, study),
         "tables": [t for kind in stats.KINDS for t in tables[kind]],
         "by_kind": tables,

@@ -23,8 +23,10 @@ class DeltaTable:
     @property
     def title(self) -> str:
         """What is subtracted from what, regime and mode."""
-        parts = [KINDS[self.kind], self.regime, self.compat]
-        return ", ".join(parts[: {"control": 1, "mode": 2}.get(self.kind, 3)])
+        where = {"control": (), "mode": (self.regime,), "regime": (self.compat,)}.get(
+            self.kind, (self.regime, self.compat)
+        )
+        return ", ".join((KINDS[self.kind], *where))
 
     @property
     def families(self) -> list[int]:
@@ -108,7 +110,8 @@ def comparison_rows(comparisons: list[Comparison]) -> list[dict]:
     return [
         {
             "comparison": KINDS[c.kind], "variant": c.variant, "regime": c.regime, "compat": c.compat, "suite": c.suite,
-            "probe": c.probe, "minus": c.against, "seeds": len(c.seeds), "delta_points": pp(c.value),
+            "probe": c.probe, "minus": c.against, "seeds": len(c.seeds), "accuracy": pp(c.levels[0]),
+            "accuracy_subtracted": pp(c.levels[1]), "delta_points": pp(c.value),
             "t_low": pp(c.low), "t_high": pp(c.high),
             "bootstrap_low": pp(c.boot_low), "bootstrap_high": pp(c.boot_high),
             "p": None if c.p is None else float(f"{c.p:.4g}"),
@@ -141,9 +144,9 @@ def markdown(content: dict) -> str:
     out = [f"# {content['title']}\n", f"**{content['question']}**\n", f"**{content['headline']}**\n"]
     out += [f"- {line}" for line in content["answer_lines"] + content["tradeoff_lines"]]
     out += [
-        "\nDifferences are in percentage points, with the 95 % t interval over seeds in brackets. **above** and **below**",
-        "are verdicts of the paired t test at 5 % after Holm's correction, everything else is undecided. The CSV file",
-        "also has the bootstrap intervals and the p-values.\n",
+        "\nDifferences are in percentage points, with the 95 % t interval over seeds in brackets.",
+        "**above** and **below** are verdicts of the paired t test at 5 % after Holm's correction, all else is undecided.",
+        "The CSV file also has the bootstrap intervals and the p-values.\n",
     ]
     if content["missing"]:
         out.append(
@@ -169,7 +172,7 @@ def markdown(content: dict) -> str:
     for table in content["tables"]:
         families = ", ".join(map(str, table.families))
         out.append(f"## {sentence(table.title)}\n\nCorrected within an outcome over {families} comparisons.\n")
-        lines = [[label(table, v, cells), *map(_cell_markdown, cells)] for v, cells in table.lines]
+        lines = [[label(v, cells), *map(_cell_markdown, cells)] for v, cells in table.lines]
         out.append(_grid(["variant", *map(name_of, table.columns)], lines))
     out.append("## Cost per step\n")
     out.append(
@@ -187,11 +190,10 @@ def markdown(content: dict) -> str:
     return "\n".join(out) + "\n"
 
 
-def label(table: DeltaTable, variant: str, cells: list[Comparison | None]) -> str:
+def label(variant: str, cells: list[Comparison | None]) -> str:
     """The variant, and what stands in where its own counterpart did not run."""
-    against = {c.against for c in cells if c is not None}
-    stand_in = [a for a in against if a.endswith(", intended") and table.compat == "published"]
-    return f"{variant} (minus {stand_in[0]})" if stand_in else variant
+    stand_in = {c.against for c in cells if c is not None and c.against.endswith(", intended")}
+    return f"{variant} (minus {stand_in.pop()})" if stand_in else variant
 
 
 def _number(x: float | None, sign: str = "", digits: int = 1) -> str:
@@ -242,14 +244,14 @@ def latex(content: dict) -> str:
         for variant, cells in table.lines:
             if variant == MEAN:
                 out.append(r"\midrule")
-            name = latex_escape(label(table, variant, cells))
+            name = latex_escape(label(variant, cells))
             out.append(rf"{name} & {' & '.join(_cell_latex(cells[i]) for i in order)} \\")
         out += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
     return "\n".join(out) + "\n"
 
 
 def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]]]:
-    """(settings that all runs share, names of those that differ, [("variant, regime, mode", settings)]), of one seed."""
+    """(settings that all runs share, names of those that differ, [("variant, regime, mode", settings)]), one seed."""
     lines = []
     for variant in study.variants:
         for regime in study.regimes:
