@@ -143,18 +143,20 @@ def tradeoff(comparisons: list[Comparison], study: Study) -> str | None:
             panels[regime] = {v: (x[v], y[v]) for v in x if v in y}
     if not panels:
         return None
-    with _figure(9.2, 5.0 if len(panels) > 1 else 6.4, 1, len(panels), sharex=True, sharey=True) as (figure, axes):
+    crowded = max(len(points) for points in panels.values()) > 10  # one panel below the other then
+    rows, cols = (len(panels), 1) if crowded or len(panels) == 1 else (1, len(panels))
+    with _figure(9.2, 5.4 * rows, rows, cols, sharex=True, sharey=True) as (figure, axes):
         for axis, (regime, points) in zip(axes, panels.items()):
             axis.axhline(0, color=INK, linewidth=0.9)
             axis.axvline(0, color=INK, linewidth=0.9)
             for x, y in points.values():
-                style = {"color": _colour(regime), "linewidth": 0.9, "alpha": 0.4}
+                style = {"color": _colour(regime), "linewidth": 0.9, "alpha": 0.18 if crowded else 0.4}
                 axis.plot([x.min(), x.max()], [y.mean()] * 2, **style)
                 axis.plot([x.mean()] * 2, [y.min(), y.max()], **style)
                 axis.plot(x.mean(), y.mean(), "o", color=_colour(regime), markersize=6)
             axis.set_title(regime, loc="left")
             axis.margins(0.12)
-        axes[0].set_ylabel(f"temporal: {_names(temporal)}\ndelta to baseline, points")
+        figure.supylabel(f"temporal: {_names(temporal)}, delta to baseline, points", fontsize=10, color=INK)
         figure.supxlabel(f"appearance: {_names(appearance)}, delta to baseline, points", fontsize=10, color=INK)
         _settle(figure)
         for axis, points in zip(axes, panels.values()):
@@ -211,7 +213,7 @@ def place_labels(axis, points: dict[str, tuple[float, float]], size: float = 8.5
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axis.annotate(
             name, points[name], axis.transData.inverted().transform(middle), fontsize=size, color=INK, ha="center",
-            va="center", arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6} if distance > 14 else None,
+            va="center", arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     return boxes

@@ -145,7 +145,7 @@ def markdown(content: dict) -> str:
     out += [f"- {line}" for line in content["answer_lines"] + content["tradeoff_lines"]]
     out += [
         "\nDifferences are in percentage points, with the 95 % t interval over seeds in brackets.",
-        "**above** and **below** are verdicts of the paired t test at 5 % after Holm's correction, all else is undecided.",
+        "**above** and **below** are verdicts of the paired t test at 5 % after Holm's correction, else undecided.",
         "The CSV file also has the bootstrap intervals and the p-values.\n",
     ]
     if content["missing"]:
