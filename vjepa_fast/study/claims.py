@@ -25,6 +25,10 @@ CONFIRMED, CONTRADICTED, NOT_COMPUTABLE = "confirmed", "contradicted", "not comp
 WIDTH_RECIPE = "mixed_4gpu_baseline"
 NAMES = {"diving48": "Diving-48", "imagenet100": "ImageNet-100", "ssv2": "SSv2", "synth": "synthetic motion"}
 REGIMES = {"mixed": "mixed", "ucf101": "UCF-101"}
+TOLERANCE_TEXT = (
+    "Rounding: one difference must equal the claimed one to two decimals; the ends of a range hold up to half a unit "
+    "of the last digit that the claim gives; counts and thresholds are exact."
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Claim:
         where = f"{REGIMES.get(self.regime, self.regime)}, {self.method}"
         name = NAMES.get(self.datasets[0], self.datasets[0])
         if self.kind == "delta_top1":
-            return f"{where}: {name} {self.value:+g}"
+            return f"{where}: {name} {self.value:+.2f}"
         if self.kind == "delta_top1_range":
             return f"{where}: {name} {self.value[0]:+g} to {self.value[1]:+g}"
         if self.kind == "count_below":
@@ -73,7 +77,7 @@ class Claim:
         if not self.directions:
             return self.dataset
         changes = [
-            f"{NAMES[d]} {way}" + (f" {self.value:+g}" if d == self.value_on else "")
+            f"{NAMES[d]} {way}" + (f" {self.value:+.2f}" if d == self.value_on else "")
             for d, way in self.directions.items()
         ]
         return f"{where}: {', '.join(changes)}"
@@ -369,3 +373,43 @@ def _notes(claim: Claim, outcome: Outcome) -> list[str]:
         if x.epochs[0] != x.epochs[1]
     ]
     return [*notes, *([claim.caveat] if claim.caveat else [])]
+
+
+# ------------------------------------------------------------ as text
+
+
+def value_text(value) -> str:
+    """A computed value in a table's cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, list):
+        return f"{value[0]:+.2f} to {value[1]:+.2f}"
+    if isinstance(value, dict) and "count" in value:
+        return f"{value['count']} of {value['of']}"
+    if isinstance(value, dict):
+        return ", ".join(f"{NAMES[d]} {v:+.2f}" for d, v in value.items())
+    return str(value) if isinstance(value, int) else f"{value:+.2f}"
+
+
+def same_seed_text(entry: dict) -> str:
+    """The claim against the baseline of the same seed, in a table's cell."""
+    same = entry["same_seed"]
+    if same is None:
+        return ""
+    return same["verdict"] if same["computed"] is None else f"{value_text(same['computed'])}, {same['verdict']}"
+
+
+def markdown_table(entries: list[dict]) -> str:
+    """The entries of :func:`check_claims` as a Markdown table, a line per claim."""
+    head = ("id", "claim", "status", "computed", "arithmetic", "two baseline seeds", "baseline of the same seed")
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for e in entries:
+        arithmetic, other = e["arithmetic"], e["other_reading"]
+        if other:
+            arithmetic += f"; {other['reading']}: {other['status']}, {value_text(other['computed'])}"
+        computed = value_text(e["computed"])
+        cells = (
+            str(e["id"]), e["statement"], e["status"], computed, arithmetic, e["placement"], same_seed_text(e)
+        )  # fmt: skip
+        lines.append("| " + " | ".join(c.replace("*", "\\*").replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines)
