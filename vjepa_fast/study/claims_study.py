@@ -55,7 +55,8 @@ class SeedDelta:
 
     @property
     def name(self) -> str:
-        return f"{self.method} on {self.suite}" + ("" if self.baseline == self.compat else ", against the intended baseline")
+        against = "" if self.baseline == self.compat else ", against the intended baseline"
+        return f"{self.method} on {self.suite}{against}"
 
     @property
     def direction(self) -> str:
