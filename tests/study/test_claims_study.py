@@ -135,6 +135,13 @@ def test_a_count_is_about_most_methods(tmp_path, losing, methods, expected):
     assert found["arithmetic"].startswith(f"{losing} of {methods} methods below -5 on average, {losing} with their")
 
 
+def test_a_count_needs_whole_intervals(tmp_path):
+    runs = {("baseline", "mixed", "intended"): BASE}
+    runs |= {(m, "mixed", "intended"): over_seeds(-1, -20, -39) for m in PUBLISHED.methods("mixed")}
+    (found,) = recompute(write_study(tmp_path / "s", runs), [CLAIMS[10]], PUBLISHED)[10]
+    assert found["status"] == "open" and "15 of 15 methods below -5 on average, 0 with" in found["arithmetic"]
+
+
 def test_command_writes_the_study_too(tmp_path, capsys):
     folder = write_study(tmp_path / "s", {("baseline", "mixed", "intended"): BASE,
                                           ("fwm_hw_ld", "mixed", "intended"): over_seeds(5, 6, 7)})
