@@ -50,7 +50,7 @@ def add_arguments(parser) -> None:
     data.add_argument("--evaluate", metavar="NAMES", help="evaluate on these only, such as motion8,fewshot")
     data.add_argument("--pooling", choices=("mean", "time", "meanstd"), help="default: time; paper suite: mean")
     data.add_argument("--way", type=int, default=5, help="classes per episode (default %(default)s)")
-    data.add_argument("--queries", type=int, default=10, help="per class and episode (default %(default)s)")
+    data.add_argument("--queries", type=int, default=1, help="per class and episode (default %(default)s)")
     data.add_argument("--episodes", type=int, default=10_000, help="default %(default)s")
 
 
@@ -201,7 +201,8 @@ class _Display:
 
     def event(self, what: str, job) -> None:
         if isinstance(job, str):
-            self.say(job)
+            if not job.endswith(": start"):
+                self.say(job)
             return
         key = job["key"]
         if what == "start":

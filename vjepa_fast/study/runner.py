@@ -192,7 +192,9 @@ class Study:
         return out
 
     def prepare(self, workers: int, threads: int, on_event: Callable[[str, str], None]) -> None:
-        """Render and decode what is missing; one command at a time does so, others wait."""
+        """Render and decode what is missing, in ``workers`` processes (0: in this one); one command at a time does so,
+        others wait.
+        """
         lock, told = launch.Lock(self.folder / "locks" / "prepare.lock"), False
         while not lock.take():
             if not told:
@@ -200,9 +202,12 @@ class Study:
                 told = True
             time.sleep(1.0)
         try:
-            run_tasks(
-                self.suite.tasks(self.grid.regimes), self.folder, workers=workers, threads=threads, on_event=on_event
-            )
+            tasks = self.suite.tasks(self.grid.regimes)
+            if workers:
+                run_tasks(tasks, self.folder, workers=workers, threads=threads, on_event=on_event)
+                return
+            for task in tasks:  # in this process; rendering and decoding of what is there is quick
+                task.function(**task.arguments({}))
         finally:
             lock.release()
 
@@ -259,10 +264,12 @@ def run_study(
     if not jobs:
         return study.failed()
     with launch.terminable():
+        cores = os.cpu_count() or 1
+        workers = 0 if launcher == "inline" else cores if study.settings.device != "cpu" else min(cores, len(places))
         study.prepare(
-            max(1, len(places)) if study.settings.device == "cpu" else os.cpu_count() or 1,
-            max(1, study.threads),
-            lambda what, name: on_event("prepare" if what != "elsewhere" else what, f"{name} {what}"),
+            workers,
+            1,
+            lambda what, name: on_event("elsewhere" if what == "elsewhere" else "prepare", f"{name}: {what}"),
         )
         if launcher == "slurm":
             launch.run_slurm(jobs, study.folder, slurm or {}, at_once, on_event)
