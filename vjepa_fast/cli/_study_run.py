@@ -25,8 +25,14 @@ def add_arguments(parser) -> None:
         help="variants that also run as the published code does (with --compat published: only these do)",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="stretch or cut all runs by this (default 1)")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a value of every run, such as optimization.lr=3e-4; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value of every run, such as optimization.lr=3e-4; may be repeated",
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument("--jobs", type=int, help="runs at once (default: one per core, or --jobs-per-gpu on each GPU)")
     parser.add_argument("--jobs-per-gpu", type=int, default=1, help="runs that share a GPU (default %(default)s)")
@@ -39,8 +45,13 @@ def add_arguments(parser) -> None:
         "submitit), torchrun (every run on --gpus-per-run GPUs)",
     )
     parser.add_argument("--gpus-per-run", type=int, help="with torchrun (default: all of this machine)")
-    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE",
-                        help="for submitit, such as slurm_partition=gpu or timeout_min=600; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for submitit, such as slurm_partition=gpu or timeout_min=600; may be repeated",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done; change nothing")
     data = parser.add_argument_group("data")
     data.add_argument("--data", action="append", default=[], metavar="NAME=PATH",
@@ -66,6 +77,8 @@ def run(args) -> int:
         raise UserError(f"--scale: {args.scale} is not a positive number")
     grid, settings = _grid(args), _settings(args)
 
+    import os
+
     from ..study import launch
     from ..study.runner import Study, run_study
 
@@ -76,6 +89,7 @@ def run(args) -> int:
         threads = args.threads or share
     elif args.launcher == "torchrun":
         processes = args.gpus_per_run or (len(launch.visible_gpus()) if settings.device == "cuda" else 2)
+        threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
     study = Study(
         args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes
     )
@@ -216,7 +230,8 @@ class _Display:
                 return
             if job["kind"] != "random" and key in self.began:
                 self.seconds.append(self.clock() - self.began[key])
-            self.say(f"{key}: {self.accuracies(key)}; {self.clock() - self.began.get(key, self.start):.0f} s{self.left()}")
+            seconds = self.clock() - self.began.get(key, self.start)
+            self.say(f"{key}: {self.accuracies(key)}; {seconds:.0f} s{self.left()}")
         elif what == "failed":
             from ..study.cells import error_path
 

@@ -46,7 +46,8 @@ def config_hash(config: dict) -> str:
 def control_hash(config: dict) -> str:
     """The same of a random-init control, whose weights and clips do not depend on how anything is trained."""
     data = {k: config["data"][k] for k in ("crop_size", "patch_size", "tubelet_size", "dataset_fpcs")}
-    value = {"model": config["model"], "seed": config["seed"], "data": {**data, "dataset_fpcs": max(data["dataset_fpcs"])}}
+    data["dataset_fpcs"] = max(data["dataset_fpcs"])
+    value = {"model": config["model"], "seed": config["seed"], "data": data}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -134,9 +135,15 @@ def _train(job: dict) -> str:
     write_text(path, configs.dump_yaml(cfg))
     command = torchrun_command(path, job["processes"], resume=same or not (Path(cfg.folder) / "checkpoints").exists())
     write_text(mark, job["config_hash"])
-    done = subprocess.run(command)
-    if done.returncode:
-        raise TrainingError(f"{' '.join(command)}: exit code {done.returncode}; what it said is in the run's log")
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except BaseException:  # a stop: its trainers save and leave first
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise TrainingError(f"{' '.join(command)}: exit code {code}; what it said is in the run's log")
     return str(newest_checkpoint(cfg.folder))
 
 
@@ -155,7 +162,7 @@ def evaluate(job: dict, encoder, which: str = "target_encoder") -> tuple[list, l
     label = job["variant"].replace("_", " ") if job["kind"] == "random" else f"{job['variant']} {job['regime']}"
     label += " (published)" if job["compat"] == "published" else ""
     label += ", student" if which == "encoder" else ""
-    geometry = []
+    geometry = None
     for suite, source in job["sources"].items():
         in_memory = "clips" in source
         parts = tasks.load_clips(source["clips"], suite) if in_memory else _manifests(source["manifests"])
@@ -171,6 +178,8 @@ def evaluate(job: dict, encoder, which: str = "target_encoder") -> tuple[list, l
             **how["view"],
         )
         found = {part: features_of(clips) for part, clips in parts.items()}
+        if geometry is None:  # of the first suite's test clips
+            geometry = _geometry(job, encoder, which, parts["test"])
         if source["kind"] == "fewshot":
             novel = centred(found["test"], found["train"]) if "train" in found else found["test"]
             many = {k: how[k] for k in ("way", "queries", "episodes", "seed")}
@@ -180,6 +189,29 @@ def evaluate(job: dict, encoder, which: str = "target_encoder") -> tuple[list, l
                 label, job["kind"], suite, found["train"], found.get("val"), found["test"], seed=how["seed"]
             )
     return rows, geometry
+
+
+def _geometry(job: dict, encoder, which: str, source) -> list[dict]:
+    """Collapse figures of the encoder on at most so many clips of ``source`` (a ClipSet or a Manifest)."""
+    import dataclasses
+
+    import numpy as np
+
+    from vjepa_fast.evaluation import ClipSet, decode_clips
+
+    try:
+        from vjepa_fast.evaluation.collapse import geometry_rows
+    except ImportError:
+        return []
+    how = job["evaluation"]
+    limit = how["geometry"]["max_clips"]
+    if not isinstance(source, ClipSet):
+        chosen = np.sort(np.random.default_rng(how["seed"]).permutation(len(source))[:limit])
+        few = dataclasses.replace(source, paths=[source.paths[i] for i in chosen], labels=source.labels[chosen])
+        source = decode_clips(few, **how["view"])
+    return geometry_rows(
+        encoder, source, label=which, seed=how["seed"], batch_size=32, device=job["device"], **how["geometry"]
+    )
 
 
 def _manifests(paths: dict[str, str]) -> dict:

@@ -165,6 +165,7 @@ def _child(job: dict) -> None:
     out = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a trainer at work has its own way to stop
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     sys.exit(0 if attempt(job) == "done" else 1)
 

@@ -79,7 +79,7 @@ class _Suite:
         """Plain values of the frozen evaluation, one protocol for every encoder of the study."""
         s = self.settings
         many = {"way": s.way, "queries": s.queries, "episodes": s.episodes, "seed": s.seed}
-        return {"pooling": self.pooling, "view": self.view(), **many}
+        return {"pooling": self.pooling, "view": self.view(), "geometry": {"max_clips": 256, "views": 4}, **many}
 
 
     def view(self) -> dict:
@@ -258,6 +258,7 @@ def expand_data(data: dict[str, str]) -> dict[str, str]:
             continue
         found = {parts[p]: Path(path) / f"{p}.csv" for p in parts if (Path(path) / f"{p}.csv").is_file()}
         if not found:
-            raise UserError(f"--data {name}={path}: not a folder with train.csv, val.csv, test.csv, base.csv or novel.csv")
+            wanted = ", ".join(f"{p}.csv" for p in parts)
+            raise UserError(f"--data {name}={path}: not a folder that holds any of {wanted}")
         out.update({f"{suite}.{p}": os.path.abspath(file) for p, file in found.items()})
     return out

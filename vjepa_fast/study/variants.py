@@ -102,7 +102,7 @@ def names(text: str) -> list[str]:
     return [name for name in VARIANTS if name in asked]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def changes(name: str) -> Changes:
     """The differences between the variant's recipe and the baseline recipe of the same data."""
     from vjepa_fast import config
@@ -131,7 +131,7 @@ def apply(name: str, cfg):
         ConfigError: the baseline has another number of masks; a published batch cannot be split so.
     """
     found = changes(name)
-    objectives = {**{t: dict(f) for t, f in cfg.objectives.items()}, **{t: dict(f) for t, f in found.objectives.items()}}
+    objectives = {term: dict(fields) for term, fields in {**cfg.objectives, **found.objectives}.items()}
     for term in HEAD_TERMS:
         if term in objectives and cfg.model.embed_dim is not None:
             hidden = objectives[term].get("hidden_dim", 256)
@@ -156,10 +156,10 @@ def _micro_batches(name: str, cfg):
     if batch in (1, times):
         return cfg
     if batch % times:
+        near = max(1, round(batch / times)) * times
         raise ConfigError(
             f"{name}: compat published has motion maps for batches of 1 or {times} clips only, and data.batch_size "
-            f"{batch} is no multiple of {times}; --set data.batch_size={max(1, round(batch / times)) * times}, or leave "
-            "the variant out of --published"
+            f"{batch} is no multiple of {times}; --set data.batch_size={near}, or leave the variant out of --published"
         )
     accumulate = cfg.optimization.accumulate * (batch // times)
     return dataclasses.replace(
