@@ -28,7 +28,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--crop-size", type=int, help="pixels; default: as trained")
     parser.add_argument("--frame-step", type=int, help="default: as trained")
     parser.add_argument(
-        "--extra-frames", type=int, default=0, help="read so many more, views start at any of them (default %(default)s)"
+        "--extra-frames", type=int, default=0, help="read so many more; views start at any (default %(default)s)"
     )
     parser.add_argument("--batch-size", type=int, default=16, help="clips at once (default %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
@@ -94,9 +94,15 @@ def print_table(rows: list[dict]) -> None:
     from rich.table import Table
 
     first = rows[0]
-    table = Table(title=f"Geometry of {first['clips']} clips, {first['views']} views each for LiDAR, {first['split']} split")
-    metrics = {"rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "alpha-ReQ", "feature_std": "std",
-               "mean_cosine": "mean cosine"}
+    title = f"Geometry of {first['clips']} clips ({first['views']} views for LiDAR, {first['split']} split)"
+    table = Table(title=title)
+    metrics = {
+        "rankme": "RankMe",
+        "lidar": "LiDAR",
+        "alpha_req": "alpha-ReQ",
+        "feature_std": "std",
+        "mean_cosine": "mean cosine",
+    }
     for name, justify in (
         ("encoder", "left"),
         ("level", "right"),
@@ -118,6 +124,8 @@ def print_table(rows: list[dict]) -> None:
     console = Console()  # a pipe has no width: give it one that wraps nothing
     console = console if console.is_terminal else Console(width=140)
     console.print(table)
+    for warning in dict.fromkeys(w for r in rows for w in r["warnings"]):
+        console.print(warning)
     for metric, reason in dict.fromkeys(pair for r in rows for pair in r["why"].items()):
         console.print(f"no {metrics[metric]}: {reason}")
 

@@ -33,14 +33,14 @@ def geometry_rows(
 ) -> list[dict]:
     """Collapse figures of the mean-pooled features of ``clips``, one row per level and half.
 
-    At most ``max_clips`` clips, drawn by ``seed``. RankMe, alpha-ReQ, standard deviation and mean cosine are those of the
-    clips as they are; LiDAR takes ``views`` views of each (``view_of``). ``split``: which channels are appearance and
-    which dynamics, "depth" (halves of the concatenated levels, as FWM is published) or "channel" (halves of every
+    At most ``max_clips`` clips, drawn by ``seed``. RankMe, alpha-ReQ, standard deviation and mean cosine are those of
+    the clips as they are; LiDAR takes ``views`` views of each (``view_of``). ``split``: which channels are appearance
+    and which dynamics, "depth" (halves of the concatenated levels, as FWM is published) or "channel" (halves of every
     level). ``num_frames``: what the encoder sees of a longer clip (None: as it was trained, or all).
 
     Rows are dicts: encoder (``label``), level (from 0, or "all"), subspace ("all", "appearance", "dynamics"), the five
-    ``METRICS`` as floats, None where ``why`` (metric: reason) says that there is none; clips, views, dim, split, and
-    alpha_range, the eigenvalues that alpha-ReQ was fitted to.
+    ``METRICS`` as floats, None where ``why`` (metric: reason) says that there is none; clips, views, dim, split,
+    alpha_range, the eigenvalues that alpha-ReQ was fitted to, and warnings, what a figure should be read with.
 
     Raises:
         DataError: fewer than two clips, shorter clips than ``num_frames``, or features that are not finite.
@@ -63,7 +63,7 @@ def geometry_rows(
         bad = ~np.isfinite(x).reshape(len(x), levels, -1).all(axis=(0, 2))
         if bad.any():
             at = ", ".join(str(i) for i in bad.nonzero()[0])
-            raise DataError(f"{clips.name}: features of {label} are not finite at level {at}; nothing can be said of them")
+            raise DataError(f"{clips.name}: features of {label} are not finite at level {at}; no figure describes them")
         return torch.from_numpy(x)
 
     plain = channels.subspaces(features(None), levels, split)
@@ -73,10 +73,16 @@ def geometry_rows(
     rows = []
     for (level, subspace), x in plain.items():
         found, why = _figures(x, None if seen is None else seen[level, subspace], views)
-        first, last = geometry.fit_range(*x.shape)
+        n, d = x.shape
+        warnings = []
+        if seen is not None and n * (views - 1) < d:
+            warnings.append(
+                f"LiDAR of {d} channels from {n} clips x {views} views: the spread within clips has a lower rank and "
+                "delta stands in for the rest; take more clips or views"
+            )
         rows.append(
-            {"encoder": label, "level": level, "subspace": subspace, **found, "why": why, "clips": len(x)}
-            | {"views": views, "dim": x.shape[1], "split": split, "alpha_range": [first, last]}
+            {"encoder": label, "level": level, "subspace": subspace, **found, "why": why, "warnings": warnings}
+            | {"clips": n, "views": views, "dim": d, "split": split, "alpha_range": list(geometry.fit_range(n, d))}
         )
     return rows
 
@@ -187,7 +193,6 @@ def checkpoint_geometry(
     rows = []
     for label, encoder in encoders:
         say(f"{label}: features of {len(clips)} clips, {how.get('views', 8)} views")
-        rows += geometry_rows(
-            encoder.to(device), clips, label=label, max_clips=max_clips, seed=seed, num_frames=frames, device=device, **how
-        )
+        how |= {"max_clips": max_clips, "seed": seed, "num_frames": frames, "device": device}
+        rows += geometry_rows(encoder.to(device), clips, label=label, **how)
     return rows

@@ -60,7 +60,8 @@ def subspaces(x: Tensor, levels: int, split: str = "depth", ratio: float = 0.5) 
     each = x.unflatten(-1, (levels, ctx.embed_dim)).unbind(-2)
     parts = {(i, "all"): level for i, level in enumerate(each)}
     parts["all", "all"] = x
-    parts["all", "appearance"], parts["all", "dynamics"] = appearance(x, ratio, split, ctx), dynamics(x, ratio, split, ctx)
+    parts["all", "appearance"] = appearance(x, ratio, split, ctx)
+    parts["all", "dynamics"] = dynamics(x, ratio, split, ctx)
     if split == "channel":
         one = TermContext(1, ctx.embed_dim)
         for i, level in enumerate(each):

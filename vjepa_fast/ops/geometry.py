@@ -45,8 +45,8 @@ def rankme(x: Tensor, eps: float = 1e-7) -> Tensor:
 def fit_range(n: int, d: int) -> tuple[int, int]:
     """Which eigenvalues :func:`alpha_req` fits for features ``[n, d]``: first and last, counted from 1, both included.
 
-    11 to 100, as the authors' library does, where centred features can have over 110 of them. With ``r = min(n - 1, d)``
-    fewer, the first and the last tenth are left out: the head and the tail follow the sample, not the law. The range
+    11 to 100, as the authors' library does, where centred features have over 110 of them. Where ``r = min(n - 1, d)``
+    is less, the first and the last tenth are left out: the head and the tail follow the sample, not the law. The range
     holds fewer than ``MIN_FIT`` eigenvalues, too few for a slope, where ``r`` is under 3.
     """
     r = max(0, min(n - 1, d))
@@ -133,7 +133,6 @@ def spectra(parts: list[Tensor], eps: float = 1e-7) -> dict[str, Tensor]:
     training log can afford. In float64, as products square the condition (float32 on MPS, which has no other).
     """
     parts = [_rows(x) for x in parts]
-    n = parts[0].shape[0]
     dtype = torch.float32 if parts[0].device.type == "mps" else torch.float64
     grams = []
     for rows in parts:
