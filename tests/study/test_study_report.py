@@ -94,7 +94,7 @@ def test_html_opens_in_chromium_without_console_errors(made, tmp_path):
             [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
              f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}",
              "--window-size=1280,2000", path.as_uri()],
-            capture_output=True, text=True, timeout=120, cwd=tmp_path,
+            capture_output=True, text=True, timeout=300, cwd=tmp_path,
         )  # fmt: skip
         assert done.returncode == 0
         return [line for line in done.stderr.splitlines() if "CONSOLE" in line]

@@ -196,3 +196,19 @@ def test_a_planned_variant_that_did_not_run_still_counts(tmp_path):
     study = load_study(tmp_path, partial=True)
     found = stats.to_baseline(study)
     assert [c.variant for c in found] == ["ld", "hw"] and {c.family for c in found} == {3}
+
+
+def test_families_are_those_of_the_plan_in_a_regime_and_mode(tmp_path):
+    """A variant that the plan has in the published mode alone does not widen the intended family, nor the reverse."""
+    from tests.study.fake_study import make_study
+    from vjepa_fast.study.results import load_study
+
+    make_study(tmp_path, variants=("baseline", "ld"), published=("hw", "ac"), outcomes=LINEAR, regimes=("single",))
+    for seed in (0, 1, 2):
+        (tmp_path / "cells" / f"ac-single-published-s{seed}.json").unlink()
+    study = load_study(tmp_path, partial=True)
+    families = {(c.variant, c.compat): c.family for c in stats.to_baseline(study)}
+    assert families == {("ld", "intended"): 1, ("hw", "published"): 2}  # ac is planned there and did not run
+    assert {(c.variant, c.compat): c.family for c in stats.to_random(study)} == {
+        ("baseline", "intended"): 2, ("ld", "intended"): 2, ("hw", "published"): 2,
+    }  # fmt: skip

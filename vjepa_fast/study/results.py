@@ -74,11 +74,13 @@ class Study:
         order = [BASELINE, *self.plan.get("variants", ()), *sorted(found)]
         return [v for v in dict.fromkeys(order) if v in found]
 
-    @property
-    def planned(self) -> list[str]:
-        """Variants of the plan, whether or not they ran, without random init."""
-        keys = [split_key(k)[0] for k in self.expected]
-        return [v for v in dict.fromkeys([*self.variants, *keys]) if v != RANDOM]
+    def planned(self, *places: tuple[str, str]) -> list[str]:
+        """Variants that the plan has in all ``places`` (regime, compat), whether or not they ran, without random init;
+        without places all variants of the plan.
+        """
+        runs = {split_key(k)[:3] for k in self.expected}
+        order = [*self.variants, *(split_key(k)[0] for k in self.expected)]
+        return [v for v in dict.fromkeys(order) if v != RANDOM and all((v, *place) in runs for place in places)]
 
     @property
     def regimes(self) -> list[str]:

@@ -205,13 +205,10 @@ def to_baseline(study: Study) -> list[Comparison]:
     the intended one stands in, and ``against`` says so. Family: the counted variants planned (18 in a full study).
     """
     out = []
-    planned = [v for v in study.planned if v != BASELINE]
     for regime in study.regimes:
         for compat in study.compats:
             own = compat if study.runs(BASELINE, regime, compat) else study.compat
-            ran = [v for v in planned if study.runs(v, regime, compat)]
-            # in the mode that all run in, what failed counts too; in the other, those that run there
-            family = planned if compat == study.compat else ran
+            planned = [v for v in study.planned((regime, compat)) if v != BASELINE]
             for outcome in study.outcomes:
                 base = _rows(study, BASELINE, regime, own, outcome)
                 found = [
@@ -220,9 +217,9 @@ def to_baseline(study: Study) -> list[Comparison]:
                         compat=compat, suite=outcome[0], probe=outcome[1],
                         against=BASELINE if own == compat else f"{BASELINE}, {own}",
                     )
-                    for v in ran
+                    for v in planned
                 ]  # fmt: skip
-                out += _families(found, family)
+                out += _families(found, planned)
     return out
 
 
@@ -231,8 +228,7 @@ def to_random(study: Study) -> list[Comparison]:
     out = []
     for regime in study.regimes:
         for compat in study.compats:
-            ran = [v for v in study.planned if study.runs(v, regime, compat)]
-            family = study.planned if compat == study.compat else ran
+            planned = study.planned((regime, compat))
             for outcome in study.outcomes:
                 base = _rows(study, RANDOM, "none", "intended", outcome)
                 found = [
@@ -240,9 +236,9 @@ def to_random(study: Study) -> list[Comparison]:
                         "random", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
                         compat=compat, suite=outcome[0], probe=outcome[1], against=RANDOM,
                     )
-                    for v in ran
+                    for v in planned
                 ]  # fmt: skip
-                out += _corrected([c for c in found if c is not None], len(family))
+                out += _corrected([c for c in found if c is not None], len(planned))
     return out
 
 
@@ -255,13 +251,13 @@ def mixed_minus_single(study: Study) -> list[Comparison]:
     if not {"single", "mixed"} <= set(study.regimes):
         return out
     for compat in study.compats:
-        ran = [v for v in study.planned if study.runs(v, "mixed", compat) and study.runs(v, "single", compat)]
-        family = study.planned if compat == study.compat else ran
+        planned = study.planned(("mixed", compat), ("single", compat))
+        ran = [v for v in planned if study.runs(v, "mixed", compat) and study.runs(v, "single", compat)]
         for outcome in study.outcomes:
             identity = {"regime": "mixed", "compat": compat, "suite": outcome[0], "probe": outcome[1]}
             sides = {v: [_rows(study, v, r, compat, outcome) for r in ("mixed", "single")] for v in ran}
             found = [compare("regime", *sides[v], variant=v, against="single", **identity) for v in ran]
-            out += _corrected([c for c in found if c is not None], len(family))
+            out += _corrected([c for c in found if c is not None], len(planned))
             if len(ran) > 1:
                 out += [c for c in [_mean(sides, identity)] if c is not None]
     return out
@@ -285,7 +281,7 @@ def published_minus_intended(study: Study) -> list[Comparison]:
     """
     out = []
     for regime in study.regimes:
-        both = [v for v in study.planned if all(study.runs(v, regime, c) for c in ("intended", "published"))]
+        both = study.planned((regime, "intended"), (regime, "published"))
         for outcome in study.outcomes:
             sides = {v: _rows(study, v, regime, "published", outcome) for v in both}
             for v in both:
@@ -298,7 +294,7 @@ def published_minus_intended(study: Study) -> list[Comparison]:
                 )
                 for name, rows in sides.items()
             ]  # fmt: skip
-            out += _corrected([c for c in found if c is not None], 0)
+            out += _corrected([c for c in found if c is not None], len(both))
     return out
 
 

@@ -18,6 +18,7 @@ QUESTION = (
     "Does pretraining on mixed data improve few-shot recognition over single-dataset pretraining, and what does each "
     "objective trade away?"
 )
+VERSIONS = ("package", "vjepa_fast", "torch", "python", "commit", "device", "dtype", "system")  # must not differ
 FILES = {"html": "report.html", "md": "report.md", "csv": "report.csv", "latex": "report.tex"}
 
 
@@ -38,7 +39,9 @@ def headline(found: dict) -> str:
         return "This study cannot answer the question: it needs few-shot rows of both regimes."
     of = f"over {asked[0].note}" if found["mean"] and asked[0].note.endswith("variants") else "over all variants"
     what = f"on average {of}" if found["mean"] else f"for {asked[0].variant}"
-    parts = "; ".join(f"{c.probe} {points(c.value)} ({span(c.low, c.high)}), {c.verdict}" for c in asked)
+    parts = "; ".join(
+        f"{c.probe} {points(c.value)} ({c.note if c.low is None else span(c.low, c.high)}), {c.verdict}" for c in asked
+    )
     words = {c.verdict for c in asked}
     start = {
         frozenset({"above"}): "Yes, in this study: mixed pretraining gives higher few-shot accuracy",
@@ -94,9 +97,10 @@ def environment_of(study: Study) -> dict[str, str]:
     for key in ("sizes", "evaluation", "versions"):
         if plan.get(key):
             out[key] = _plain(plan[key])
-    seen = {", ".join(f"{k} {v}" for k, v in sorted(c.versions.items())) for c in study.cells.values() if c.versions}
-    if len(seen) > 1:
-        out["cells of different versions"] = " | ".join(sorted(seen))
+    for key in sorted({k for c in study.cells.values() for k in c.versions if k in VERSIONS}):
+        seen = sorted({str(c.versions[key]) for c in study.cells.values() if key in c.versions})
+        if len(seen) > 1:
+            out[f"runs differ in {key}"] = ", ".join(seen)
     minutes = [c.cost["minutes"] for c in study.cells.values() if c.cost.get("minutes") is not None]
     if minutes:
         out["training time"] = f"{sum(minutes):.0f} minutes in all"

@@ -273,7 +273,7 @@ def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[
     split = {k: split_key(k) for k in study.expected}
     columns = list(dict.fromkeys((r, c) for _, r, c, _ in split.values()))
     lines = []
-    for variant in [RANDOM, BASELINE, *study.planned]:
+    for variant in [RANDOM, BASELINE, *study.planned()]:
         texts = []
         for column in columns:
             keys = [k for k, (v, r, c, _) in split.items() if v == variant and (r, c) == column]
