@@ -60,7 +60,7 @@ def test_soft_labels_by_hand():
 
 def test_background_by_confidence_and_by_low_motion():
     top = torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
-    logits = torch.stack([top, top - 3, top - 9], -1)
+    logits = torch.stack([top, top - 3, -9 * top], -1)  # the smallest logit says the reverse
     assert background_tokens(logits, lowest=2).tolist() == [
         [False, True, False, True, False], [True, True, False, False, False]]
     motion = torch.tensor([[1.0, 0.5, 0.04, 0.06, 0.0], [0.0] * 5])  # the second clip stands still
