@@ -9,6 +9,9 @@ def add_arguments(parser) -> None:
     """Add the group; what is left out has the value of the method's paper."""
     group = parser.add_argument_group("methods that train (meta-baseline, sun); default: as in the papers")
     group.add_argument(
+        "--val", metavar="CSV", help="manifest of validation classes, which choose the epoch (default: some of --base)"
+    )
+    group.add_argument(
         "--trunk", default="all", metavar="all|head|N", help="what is trained: encoder, a projection, N last blocks"
     )
     group.add_argument("--tune-epochs", type=int, metavar="N", help="of the classifier; of sun's teacher and student")
