@@ -4,9 +4,9 @@
     python benchmarks/bench_linear.py --json other.json --repeats 15
 
 float32, the layers of a block of ViT-tiny and ViT-base; 1568 tokens (one clip of 16 x 224 x 224, or eight of 112 px).
-``forward`` is x W^T + b, ``gelu`` the same followed by GELU, ``gradient_x`` is g W, ``gradient_w`` is g^T x, all against
-oneDNN; ``gradient_wb`` is g^T x and the sum of g over its rows, against csrc/outer.cpp. By turns, the fastest of each;
-results are compared first. vjepa_fast/ops/linear.py takes oneDNN for the first three and ours for the last.
+``forward`` is x W^T + b, ``gelu`` the same followed by GELU, ``gradient_x`` is g W and ``gradient_w`` is g^T x, all
+against oneDNN; ``gradient_wb`` is g^T x and the sum of g over its rows, against csrc/outer.cpp. By turns, the fastest
+of each; results are compared first. vjepa_fast/ops/linear.py takes oneDNN for the first three and ours for the last.
 """
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def _ratio(a: dict, b: dict, key: str) -> str:
 def linear_table(found: dict) -> str:
     names = ("forward", "gelu", "gradient_x", "gradient_w", "gradient_wb")
     head = ("model", "layer", "x W^T + b", "with GELU", "gradient in x", "in W", "in W and b, ours")
-    lines = [f"{found['device']}, {found['threads']} threads, torch {found['torch']}; MKL's time over that of oneDNN (last "
-             f"column: ours), {found['rows'][0]['tokens']} tokens:", "",
+    lines = [f"{found['device']}, {found['threads']} threads, torch {found['torch']}; MKL's time over that of oneDNN "
+             f"(last column: ours), {found['rows'][0]['tokens']} tokens:", "",
              f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     by_layer: dict[tuple, dict] = {}
     for r in found["rows"]:

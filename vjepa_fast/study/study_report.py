@@ -11,8 +11,9 @@ from pathlib import Path
 from vjepa_fast.errors import UserError
 from vjepa_fast.study import stats, study_plots, study_tables
 from vjepa_fast.study.results import Study, is_fewshot, load_study, some, table_rows, write_csv
-from vjepa_fast.study.stats import COUNTED, MEAN, STUDENT, Comparison
+from vjepa_fast.study.stats import MEAN, STUDENT, Comparison
 from vjepa_fast.study.study_tables import name_of, p_text, points, span
+from vjepa_fast.study.variants import COUNTED
 
 QUESTION = (
     "Does pretraining on mixed data improve few-shot recognition over single-dataset pretraining, and what does each "
