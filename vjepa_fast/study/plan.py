@@ -90,12 +90,17 @@ def run_config(plan: DemoPlan, run: DemoRun, manifests: dict[str, dict[str, str]
         datasets=tuple(manifests[n]["train"] for n in names),
         datasets_weights=tuple(run.weights[n] for n in names),
     )
-    opt, target = cfg.optimization, cfg.target
-    if plan.train_scale != 1.0:
-        opt = dataclasses.replace(opt, ipe=max(1, round(opt.ipe * plan.train_scale)))
-        target = dataclasses.replace(target, ema=tuple(1 - min(1.0, (1 - m) / plan.train_scale) for m in target.ema))
     runtime = dataclasses.replace(cfg.runtime, device=plan.device, threads=threads, tensorboard=False)
-    return dataclasses.replace(cfg, data=data, optimization=opt, target=target, runtime=runtime, folder=folder)
+    return stretched(dataclasses.replace(cfg, data=data, runtime=runtime, folder=folder), plan.train_scale)
+
+
+def stretched(cfg, scale: float):
+    """``cfg`` with ``scale`` times as many iterations, and the horizon of the EMA stretched with them."""
+    if scale == 1.0:
+        return cfg
+    opt = dataclasses.replace(cfg.optimization, ipe=max(1, round(cfg.optimization.ipe * scale)))
+    target = dataclasses.replace(cfg.target, ema=tuple(1 - min(1.0, (1 - m) / scale) for m in cfg.target.ema))
+    return dataclasses.replace(cfg, optimization=opt, target=target)
 
 
 def settings_text(cfg, weights: dict[str, float]) -> dict[str, str]:

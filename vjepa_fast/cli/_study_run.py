@@ -1,0 +1,266 @@
+"""``vjepa-fast study run``: plan, train and evaluate every variant, or what is missing of them."""
+
+from __future__ import annotations
+
+HELP = "train and evaluate the variants of a study; skips what is done, goes on where it stopped"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder of the study; several machines may share it")
+    parser.add_argument("--suite", choices=("synthetic", "paper"), default="synthetic", help="default %(default)s")
+    parser.add_argument(
+        "--variants",
+        default="all",
+        metavar="NAMES",
+        help="all (the baseline, the 18 counted and the control fwm_hw; default) or a list such as baseline,fwm_hw_ld",
+    )
+    parser.add_argument("--regimes", default="single,mixed", metavar="NAMES", help="default %(default)s")
+    parser.add_argument("--seeds", default="0..2", help="0..4 or 0,1,5 (default %(default)s)")
+    parser.add_argument(
+        "--compat", default="intended", metavar="MODES", help="intended (default), published, or intended,published"
+    )
+    parser.add_argument(
+        "--published",
+        metavar="NAMES",
+        help="variants that also run as the published code does (with --compat published: only these do)",
+    )
+    parser.add_argument("--scale", type=float, default=1.0, help="stretch or cut all runs by this (default 1)")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a value of every run, such as optimization.lr=3e-4; may be repeated",
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
+    parser.add_argument("--jobs", type=int, help="runs at once (default: one per core, or --jobs-per-gpu on each GPU)")
+    parser.add_argument("--jobs-per-gpu", type=int, default=1, help="runs that share a GPU (default %(default)s)")
+    parser.add_argument("--threads", type=int, help="CPU threads of each run (default: cores / runs at once)")
+    parser.add_argument(
+        "--launcher",
+        choices=("processes", "slurm", "torchrun"),
+        default="processes",
+        help="processes (default; start the same command on more machines to share the work), slurm (an array through "
+        "submitit), torchrun (every run on --gpus-per-run GPUs)",
+    )
+    parser.add_argument("--gpus-per-run", type=int, help="with torchrun (default: all of this machine)")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="for submitit, such as slurm_partition=gpu or timeout_min=600; may be repeated",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done; change nothing")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", action="append", default=[], metavar="NAME=PATH",
+                      help="paper suite: ssv2=FOLDER or ssv2.train=FILE.csv; may be repeated")  # fmt: skip
+    data.add_argument("--sizes", action="append", default=[], metavar="SUITE.PART=N",
+                      help="synthetic suite: clips, such as motion8.test=2000; may be repeated")  # fmt: skip
+    data.add_argument("--evaluate", metavar="NAMES", help="evaluate on these only, such as motion8,fewshot")
+    data.add_argument("--pooling", choices=("mean", "time", "meanstd"), help="default: time; paper suite: mean")
+    data.add_argument("--way", type=int, default=5, help="classes per episode (default %(default)s)")
+    data.add_argument("--queries", type=int, default=1, help="per class and episode (default %(default)s)")
+    data.add_argument("--episodes", type=int, default=10_000, help="default %(default)s")
+
+
+def run(args) -> int:
+    from ..errors import UserError
+
+    for name, value in (("jobs", args.jobs), ("jobs-per-gpu", args.jobs_per_gpu), ("threads", args.threads),
+                        ("gpus-per-run", args.gpus_per_run), ("way", args.way), ("queries", args.queries),
+                        ("episodes", args.episodes)):  # fmt: skip
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: {value} is not a positive number")
+    if not 0 < args.scale < float("inf"):
+        raise UserError(f"--scale: {args.scale} is not a positive number")
+    grid, settings = _grid(args), _settings(args)
+
+    import os
+
+    from ..study import launch
+    from ..study.runner import Study, run_study
+
+    places, threads, processes = [None], args.threads or 0, 1
+    runs = len(grid.runs())
+    if args.launcher == "processes":
+        places, share = launch.slots(settings.device, args.jobs, args.jobs_per_gpu, runs)
+        threads = args.threads or share
+    elif args.launcher == "torchrun":
+        processes = args.gpus_per_run or (len(launch.visible_gpus()) if settings.device == "cuda" else 2)
+        threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
+    study = Study(
+        args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes
+    )
+    if args.dry_run:
+        return _dry_run(study)
+    display = _Display(study, len(places))
+    failed = run_study(
+        study,
+        launcher="slurm" if args.launcher == "slurm" else "processes",
+        places=places,
+        slurm=_pairs("--slurm", args.slurm, numbers=True),
+        at_once=args.jobs,
+        on_event=display.event,
+    )
+    display.close(failed)
+    return 1 if failed else 0
+
+
+def _grid(args):
+    from ..errors import UserError
+    from ..study import variants
+    from ..study.runner import Grid
+
+    names = variants.names(args.variants)
+    modes = _list(args.compat)
+    unknown = [m for m in modes if m not in variants.COMPAT]
+    if unknown or not modes:
+        raise UserError(f"--compat: {args.compat!r}: give {', '.join(variants.COMPAT)} or both")
+    published = variants.names(args.published) if args.published else names if "published" in modes else []
+    return Grid(
+        variants=tuple(names),
+        regimes=tuple(_list(args.regimes)),
+        seeds=seeds(args.seeds),
+        intended="intended" in modes,
+        published=tuple(published),
+    )
+
+
+def _settings(args):
+    from ..errors import UserError
+    from ..study.suites import Settings
+
+    device = args.device
+    if device != "cpu":
+        import torch
+
+        if device not in ("auto", "cuda"):
+            raise UserError(f"--device: {device!r} is not known; give auto, cpu or cuda")
+        device = "cuda" if torch.cuda.is_available() or device == "cuda" else "cpu"
+    sizes = {name: dict(parts) for name, parts in Settings().sizes.items()}
+    for key, number in _pairs("--sizes", args.sizes, numbers=True).items():
+        name, _, part = key.partition(".")
+        if name not in sizes or part not in ("train", "val", "test") or not isinstance(number, int) or number < 0:
+            raise UserError(
+                f"--sizes {key}={number}: expected SUITE.PART=N with {', '.join(sizes)}, and train, val or test"
+            )
+        sizes[name][part] = number
+    return Settings(
+        suite=args.suite,
+        scale=args.scale,
+        overrides=tuple(args.overrides),
+        device=device,
+        sizes=sizes,
+        data=_pairs("--data", args.data),
+        evaluate=tuple(_list(args.evaluate or "")),
+        pooling=args.pooling or "",
+        way=args.way,
+        queries=args.queries,
+        episodes=args.episodes,
+    )
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """``0..4`` or ``0,1,5``."""
+    from ..errors import UserError
+
+    try:
+        out = []
+        for part in _list(text):
+            first, dots, last = part.partition("..")
+            out += range(int(first), int(last) + 1) if dots else [int(first)]
+        if not out or min(out) < 0:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--seeds: {text!r} is not a range such as 0..4 or a list such as 0,1,5") from None
+    return tuple(dict.fromkeys(out))
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
+    from ..errors import UserError
+
+    out = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise UserError(f"{option} {text}: expected NAME=VALUE")
+        value = value.strip()
+        out[key.strip()] = int(value) if numbers and value.lstrip("-").isdigit() else value
+    return out
+
+
+def _dry_run(study) -> int:
+    missing = {job["key"] for job in study.missing()}
+    for job in study.jobs:
+        state = "to do" if job["key"] in missing else "done"
+        print(f"{state:<6}  {job['key']:<44} {'' if job['kind'] == 'random' else job['settings']['steps'] + ' steps'}")
+    print(f"{len(study.jobs)} runs, {len(missing)} to do")
+    return 0
+
+
+class _Display:
+    """A line per finished run: its accuracies, its time, and how long the rest may take."""
+
+    def __init__(self, study, at_once: int):
+        import time
+
+        self.study, self.at_once, self.start, self.clock = study, at_once, time.time(), time.time
+        self.total, self.kept, self.finished, self.began, self.seconds = len(study.jobs), 0, 0, {}, []
+
+    def event(self, what: str, job) -> None:
+        if isinstance(job, str):
+            if not job.endswith(": start"):
+                self.say(job)
+            return
+        key = job["key"]
+        if what == "start":
+            self.began[key] = self.clock()
+        elif what == "elsewhere":
+            self.say(f"{key}: another command is at it")
+        elif what in ("kept", "done"):
+            self.finished += 1
+            if what == "kept":
+                self.kept += 1
+                return
+            if job["kind"] != "random" and key in self.began:
+                self.seconds.append(self.clock() - self.began[key])
+            seconds = self.clock() - self.began.get(key, self.start)
+            self.say(f"{key}: {self.accuracies(key)}; {seconds:.0f} s{self.left()}")
+        elif what == "failed":
+            from ..study.cells import error_path
+
+            path = error_path(self.study.folder, key)
+            self.say(f"{key}: FAILED: {path.read_text().strip().splitlines()[-1]} ({path})")
+
+    def say(self, text: str) -> None:
+        print(f"[{self.finished:>3}/{self.total}] {self.clock() - self.start:6.0f} s  {text}", flush=True)
+
+    def accuracies(self, key: str) -> str:
+        from ..study.cells import read_cell
+
+        out = {}
+        for row in read_cell(self.study.folder, key)["rows"]:
+            out.setdefault(row["suite"], []).append(f"{row['probe']} {100 * row['accuracy']:.1f}")
+        return ", ".join(f"{suite} {' '.join(found)}" for suite, found in out.items())
+
+    def left(self) -> str:
+        if not self.seconds or self.finished >= self.total:
+            return ""
+        import statistics
+
+        seconds = statistics.median(self.seconds) * (self.total - self.finished) / self.at_once
+        return f"; about {seconds / 60:.0f} min left" if seconds < 7200 else f"; about {seconds / 3600:.1f} h left"
+
+    def close(self, failed: list[str]) -> None:
+        done = self.total - len(self.study.missing())
+        kept = f" ({self.kept} from before)" if self.kept else ""
+        print(f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {self.clock() - self.start:.0f} s: "
+              f"{self.study.folder}")  # fmt: skip
+        for key in failed:
+            print(f"  failed: {key}")
