@@ -2,8 +2,8 @@
 
 Known from the published result files and from running the published code: lr 1e-3 and weight decay 0.01 for 50 or 100
 epochs; features of the last level of the EMA target; frames spread over the whole video; the tokens averaged
-into one before the probe, also on SSv2, whose "attentive" probe thus attends to a single token; all of the training part
-is trained on. Not known, and assumed here: see ``ASSUMED``.
+into one before the probe, also on SSv2, whose "attentive" probe thus attends to a single token; all of the training
+part is trained on. Not known, and assumed here: see ``ASSUMED``.
 
 Legend: n samples, D embed_dim.
 """
