@@ -1,6 +1,7 @@
 """Frozen evaluation: features, probes, few-shot episodes, controls, and honest intervals."""
 
 from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
+from vjepa_fast.evaluation.collapse import checkpoint_geometry, geometry_rows
 from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
 from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
 from vjepa_fast.evaluation.fewshot import EpisodeResult, prototype_episodes, sample_episodes
@@ -16,10 +17,12 @@ __all__ = [
     "Row",
     "Supervised",
     "against",
+    "checkpoint_geometry",
     "decode_clips",
     "encode",
     "episode_rows",
     "extract_features",
+    "geometry_rows",
     "knn_probe",
     "linear_probe",
     "mean_ci95",
