@@ -94,13 +94,33 @@ def test_one_collapsed_level_shows_only_there():
     assert found["all", "dynamics"]["rankme"] < whole["all", "dynamics"]["rankme"]
 
 
-def test_lidar_falls_where_views_differ_as_much_as_clips():
-    """Features that follow the place of a crop instead of the clip: LiDAR of colour is lower than RankMe says."""
-    few = clips_of()
-    one = ClipSet(few.clips[:1].expand(40, -1, -1, -1, -1).clone(), few.labels, "same", "same")
-    found = by_part(geometry_rows(Toy(), one, views=4))["all", "all"]
-    assert found["rankme"] == pytest.approx(1, abs=1e-3)  # the clips are one clip
-    assert by_part(geometry_rows(Toy(), few, views=4))["all", "all"]["rankme"] > 1.5
+class ColourAndSide(nn.Module):
+    """Level 0: the clip's mean colour, the same in every view. Level 1: left minus right half, which a flip turns."""
+
+    levels = 2
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(4.0))
+
+    def grid(self, shape):
+        return (1, 1, 1)
+
+    def forward(self, clip, masks=None, hierarchical=True):
+        half = clip.shape[-1] // 2
+        side = clip[..., :half].mean((2, 3, 4)) - clip[..., half:].mean((2, 3, 4))
+        return torch.cat([clip.mean((2, 3, 4)), side * self.scale], 1)[:, None]
+
+
+def test_lidar_does_not_count_what_views_differ_in():
+    g = torch.Generator().manual_seed(0)
+    colour = torch.rand(120, 3, 1, 1, 1, generator=g) * 160 + 40
+    ramp = torch.rand(120, 3, 1, 1, 1, generator=g) * 40 - 20
+    clips = (colour + ramp * torch.linspace(-1, 1, 16)).round().to(torch.uint8).expand(-1, -1, 4, 16, 16)
+    rows = by_part(geometry_rows(ColourAndSide(), ClipSet(clips, np.arange(120) % 4, "h", "toy"), views=8))
+    assert rows["all", "all"]["rankme"] > 4.5 and rows[1, "all"]["rankme"] > 2.5
+    assert rows["all", "all"]["lidar"] == pytest.approx(3, rel=0.1)  # the colours
+    assert rows[0, "all"]["lidar"] == pytest.approx(3, rel=0.1)
 
 
 def test_missing_figures_say_why():

@@ -2,6 +2,7 @@
 
 from vjepa_fast.evaluation.attentive import AttentiveHeads, attentive_probe
 from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
+from vjepa_fast.evaluation.collapse import checkpoint_geometry, geometry_rows
 from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
 from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
 from vjepa_fast.evaluation.fewshot import EpisodeResult, prototype_episodes, sample_episodes
@@ -25,11 +26,13 @@ __all__ = [
     "Tokens",
     "against",
     "attentive_probe",
+    "checkpoint_geometry",
     "decode_clips",
     "encode",
     "episode_rows",
     "extract_features",
     "extract_tokens",
+    "geometry_rows",
     "get_task",
     "knn_probe",
     "linear_probe",

@@ -88,7 +88,7 @@ def lidar(x: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> Tensor:
 
     ``Sb``: covariance of the clips' means; ``Sw``: mean covariance of the views about their clip's mean, plus ``delta``
     times the identity. The rank counts the directions in which clips differ by more than their views do; between 1 and
-    ``min(n - 1, d)``. Computed in float64. Source: LiDAR, arXiv:2312.04000, equations 1 to 4.
+    ``min(n - 1, d)``. Computed in float64. Source: LiDAR, arXiv:2312.04000.
     """
     if x.ndim != 3 or x.shape[0] < 2 or x.shape[1] < 2 or x.shape[2] == 0:
         raise ValueError(f"lidar needs [clips, views, d], two or more clips and views, got shape {tuple(x.shape)}")
