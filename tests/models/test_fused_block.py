@@ -1,4 +1,6 @@
 """The block written out by hand against the plain one: values, gradients, bits, memory."""
+from functools import partial
+
 import pytest
 import torch
 
@@ -6,9 +8,9 @@ from vjepa_fast import ops
 from vjepa_fast.models import fused_block, rope
 from vjepa_fast.models.attention import Block, run_block
 from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import add_outer, has_product
+from vjepa_fast.ops.linear import add_outer
 
-pytestmark = pytest.mark.skipif(not _cpp.LOADED or not has_product(), reason=_cpp.REASON or "no oneDNN")
+pytestmark = pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON)
 GRID = (4, 5, 5)
 
 
@@ -75,20 +77,23 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads():
     lse, dqkv, grad = torch.empty(2, 4, 90), torch.empty(2, 90, 144), torch.randn(2, 90, 48, generator=g)
     hidden = torch.randn(180, 64, generator=g)
     nowhere, lengths = torch.empty(0), torch.tensor([40, 50])
+    w1, b1, b2 = torch.randn(144, 64, generator=g), torch.randn(144, generator=g), torch.randn(64, generator=g)
     kept, found = torch.get_num_threads(), []
     cpp = torch.ops.vjepa_fast_cpp
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            dh, a = torch.ones_like(hidden), torch.empty_like(hidden)
             cpp.attention(qkv, nowhere, lengths, 4, out, lse)
             cpp.attention_backward(grad, qkv, nowhere, lengths, 4, out, lse, dqkv)
-            cpp.gelu_backward(hidden, dh, a)
+            kept_h, out_2 = torch.empty(180, 144), torch.empty_like(hidden)
+            cpp.feed_forward(hidden, w1, b1, w1.t().contiguous(), b2, hidden, kept_h, out_2)
+            dh, a, dx = torch.empty_like(kept_h), torch.empty_like(kept_h), torch.empty_like(hidden)
+            cpp.feed_forward_backward(hidden, kept_h, w1, w1.t().contiguous(), dh, a, dx)
             dw, db = torch.ones(64, 144), torch.ones(64)
             cpp.add_outer(hidden, qkv.view(180, 144), dw, db)
             dw_2, db_2 = torch.ones(144, 64), torch.ones(144)
             cpp.add_outer(qkv.view(180, 144), hidden, dw_2, db_2)
-            found.append([t.clone() for t in (out, lse, dqkv, dh, a, dw, db, dw_2, db_2)])
+            found.append([t.clone() for t in (out, lse, dqkv, kept_h, out_2, dh, a, dx, dw, db, dw_2, db_2)])
     finally:
         torch.set_num_threads(kept)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
@@ -185,14 +190,62 @@ def test_lengths_must_add_up(lengths):
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 def test_gelu_far_from_zero(spread):
     h = torch.linspace(-spread, spread, 4096).view(64, 64)
-    a, grad = torch.empty_like(h), torch.ones_like(h)
-    torch.ops.vjepa_fast_cpp.gelu_backward(h, grad, a)
+    one, nothing, out, dx = torch.eye(64), torch.zeros(64), torch.empty_like(h), torch.empty_like(h)
+    slope, a = torch.empty_like(h), torch.empty_like(h)
+    torch.ops.vjepa_fast_cpp.feed_forward(h, one, nothing, one, nothing, torch.zeros_like(h), torch.empty(0, 0), out)
+    torch.ops.vjepa_fast_cpp.feed_forward_backward(torch.ones_like(h), h, one, one, slope, a, dx)
     x = h.double().requires_grad_()
     want = torch.nn.functional.gelu(x)
-    (slope,) = torch.autograd.grad(want.sum(), x)
+    (want_slope,) = torch.autograd.grad(want.sum(), x)
     torch.testing.assert_close(a.double(), want, rtol=2e-6, atol=4e-7)
-    torch.testing.assert_close(grad.double(), slope, rtol=1e-6, atol=6e-7)
+    torch.testing.assert_close(slope.double(), want_slope, rtol=1e-6, atol=6e-7)
+    assert torch.equal(out, a) and torch.equal(dx, slope)
     assert h.abs().max() < 20 or (a[0, 0] == 0 or abs(a[0, 0]) < 1e-6) and a[-1, -1] == h[-1, -1]
+
+
+# rows and widths that fill no tile, and more rows than go through both layers at a time
+@pytest.mark.parametrize("n, width, hidden", [(1, 1, 1), (7, 33, 70), (101, 40, 17), (250, 96, 128)])
+def test_linear_and_feed_forward(n, width, hidden):
+    g = torch.Generator().manual_seed(n)
+    def some(*shape):
+        return torch.randn(*shape, generator=g)
+
+    cpp, close = torch.ops.vjepa_fast_cpp, partial(torch.testing.assert_close, rtol=1e-4, atol=2e-5)
+    x, y, w1, b1 = some(n, width), some(n, width), some(hidden, width), some(hidden)
+    w2, b2, grad = some(width, hidden) / hidden, some(width), some(n, width)
+    h, out = torch.full((n, hidden), 9.0), torch.full((n, width), 9.0)
+    cpp.linear(x, w1, b1, torch.empty(0, 0), h)
+    close(h.double(), x.double() @ w1.double().T + b1)
+    cpp.linear(h, w2, b2, y, out)
+    close(out.double(), h.double() @ w2.double().T + b2 + y)
+    cpp.linear_backward(grad, w2, h)
+    close(h.double(), grad.double() @ w2.double())
+
+    double = [t.double().requires_grad_() for t in (x, w1, b1, w2, b2)]
+    want_h = double[0] @ double[1].T + double[2]
+    want = torch.nn.functional.gelu(want_h) @ double[3].T + double[4] + y
+    (dx,) = torch.autograd.grad(want, double[0], grad.double())
+    kept, unkept = torch.empty(n, hidden), torch.empty(n, width)
+    cpp.feed_forward(x, w1, b1, w2, b2, y, kept, out)
+    cpp.feed_forward(x, w1, b1, w2, b2, y, torch.empty(0, 0), unkept)
+    close(kept.double(), want_h), close(out.double(), want)
+    assert torch.equal(out, unkept)
+    dh, a, got = torch.empty(n, hidden), torch.empty(n, hidden), torch.empty(n, width)
+    cpp.feed_forward_backward(grad, kept, w1, w2, dh, a, got)
+    close(a.double(), torch.nn.functional.gelu(want_h)), close(got.double(), dx)
+    close(dh.double() @ w1.double(), dx)
+
+
+def test_linear_refuses_other_shapes():
+    x, w, b, nothing = torch.randn(9, 4), torch.randn(5, 4), torch.randn(5), torch.empty(0, 0)
+    cpp = torch.ops.vjepa_fast_cpp
+    for call in (lambda: cpp.linear(x, w, b, nothing, torch.empty(9, 4)),
+                 lambda: cpp.linear(x, w, b[:4], nothing, torch.empty(9, 5)),
+                 lambda: cpp.linear(x, w, b, torch.empty(8, 5), torch.empty(9, 5)),
+                 lambda: cpp.linear_backward(x, w, torch.empty(9, 4)),
+                 lambda: cpp.feed_forward(x, w, b, w, b, x, nothing, torch.empty(9, 4))):
+        with pytest.raises(RuntimeError, match="linear"):
+            call()
 
 
 # widths that fill no tile, more rows than are packed at a time, both ways to share the work

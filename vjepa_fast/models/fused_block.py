@@ -5,8 +5,9 @@ Legend: B batch, K tokens, E width, H heads, F hidden width of the feed-forward.
 What autograd would keep of a block is 15 E numbers per token. Here it is 10 E: the input, q, k and v, the output of the
 attention, the sum after it, and the hidden layer before its GELU. The outputs of both LayerNorms and of the GELU are
 made again in the backward pass, by passes over memory, not by matrix products. Positions are applied as the attention
-reads its queries and keys, residuals are added by the matrix product that precedes them, and the gradients of q, k and
-v of all segments are written into one packed tensor. Kernels: csrc/attention.cpp, csrc/block.cpp, csrc/outer.cpp.
+reads its queries and keys, residuals are added by the matrix product that precedes them, some rows at a time go through
+both layers of the feed-forward, and the gradients of q, k and v of all segments are written into one packed tensor.
+Kernels: csrc/attention.cpp, linear.cpp, outer.cpp, layer_norm.cpp.
 """
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import Linear, add_outer, has_product, linear_gelu, product, product_add
+from vjepa_fast.ops.linear import Linear, add_outer
 
-_PORTION = 512  # rows that go through the feed-forward at a time: their hidden layer stays in the cache
+_PORTION = 512  # rows of the feed-forward's backward at a time: the gradient of the hidden layer is never there for all
 
 
 def fits(block) -> bool:
@@ -37,7 +38,7 @@ def fits(block) -> bool:
 
 
 def serves(x: Tensor, rope: Tensor | None) -> bool:
-    """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, our C++ and oneDNN.
+    """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, and our C++.
 
     Autograd through it works once, not twice.
     """
@@ -45,7 +46,7 @@ def serves(x: Tensor, rope: Tensor | None) -> bool:
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or ops.current_backend() == "eager":
         return False
-    return (rope is None or not rope.is_complex()) and _cpp.LOADED and has_product()
+    return (rope is None or not rope.is_complex()) and _cpp.LOADED
 
 
 def apply(block, x: Tensor, rope: Tensor | None, lengths: Sequence[int] | None) -> Tensor:
@@ -75,18 +76,40 @@ def _lengths(values: tuple[int, ...]) -> Tensor:
 
 def _attention(u: Tensor, wqkv: Tensor, bqkv: Tensor, rope: Tensor, lengths: Tensor, heads: int):
     """Packed qkv [B,K,3*E] of u, the attention's output [B,K,E], and the row sums [B,H,K] that its backward reads."""
-    qkv, out = product(u, wqkv, bqkv), torch.empty_like(u)
+    qkv, out = _linear(u, wqkv, bqkv), torch.empty_like(u)
     lse = u.new_empty(u.shape[0], heads, u.shape[1])
     torch.ops.vjepa_fast_cpp.attention(qkv, rope, lengths, heads, out, lse)
     return qkv, out, lse
 
 
+def _linear(x: Tensor, w: Tensor, b: Tensor, other: Tensor | None = None) -> Tensor:
+    """x W^T + b (+ other): x [B,K,I], w [O,I] -> [B,K,O]."""
+    out = x.new_empty(*x.shape[:-1], len(w))
+    other = _nothing_kept() if other is None else _rows(other)
+    torch.ops.vjepa_fast_cpp.linear(_rows(x), w, b, other, _rows(out))
+    return out
+
+
+def _linear_backward(grad: Tensor, w: Tensor) -> Tensor:
+    """The gradient in x of x W^T: grad [B,K,O] -> [B,K,I]."""
+    out = grad.new_empty(*grad.shape[:-1], w.shape[1])
+    torch.ops.vjepa_fast_cpp.linear_backward(_rows(grad), w, _rows(out))
+    return out
+
+
+def _feed_forward(v: Tensor, w1, b1, w2, b2, y: Tensor, hidden: Tensor) -> Tensor:
+    """y + gelu(v W1^T + b1) W2^T + b2; ``hidden`` [B*K,F] gets what comes before the GELU (or is empty)."""
+    out = torch.empty_like(y)
+    torch.ops.vjepa_fast_cpp.feed_forward(_rows(v), w1, b1, w2, b2, _rows(y), hidden, _rows(out))
+    return out
+
+
 def _attended(x, rope, lengths, heads, eps, weights) -> Tensor:
     n1w, n1b, wqkv, bqkv, wp, bp, n2w, n2b, w1, b1, w2, b2 = weights
     u = torch.native_layer_norm(x, x.shape[-1:], n1w, n1b, eps[0])[0]
-    y = product_add(_attention(u, wqkv, bqkv, rope, lengths, heads)[1], wp, bp, x)
+    y = _linear(_attention(u, wqkv, bqkv, rope, lengths, heads)[1], wp, bp, x)
     v = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])[0]
-    return product_add(linear_gelu(v, w1, b1), w2, b2, y)
+    return _feed_forward(v, w1, b1, w2, b2, y, _nothing_kept())
 
 
 class _Block(torch.autograd.Function):
@@ -95,17 +118,13 @@ class _Block(torch.autograd.Function):
         x = x.contiguous()
         u, *stats_1 = torch.native_layer_norm(x, x.shape[-1:], n1w, n1b, eps[0])
         qkv, attended, lse = _attention(u, wqkv, bqkv, rope, lengths, heads)
-        y = product_add(attended, wp, bp, x)
+        y = _linear(attended, wp, bp, x)
         v, *stats_2 = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])
-        out, hidden = torch.empty_like(x), []
-        for v_rows, y_rows, to in zip(*(_rows(t).split(_PORTION) for t in (v, y, out))):
-            hidden.append(product(v_rows, w1, b1))
-            a = torch.empty_like(hidden[-1])
-            torch.ops.vjepa_fast_cpp.gelu(hidden[-1], a)
-            to.copy_(product_add(a, w2, b2, y_rows))
+        hidden = x.new_empty(x.numel() // x.shape[-1], len(w1))
+        out = _feed_forward(v, w1, b1, w2, b2, y, hidden)
         ctx.heads = heads
         ctx.save_for_backward(x, *stats_1, qkv, attended, lse, y, *stats_2, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b,
-                              w1, w2, *hidden)
+                              w1, w2, hidden)
         return out
 
     @staticmethod
@@ -113,32 +132,32 @@ class _Block(torch.autograd.Function):
     def backward(ctx, grad):
         cpp = torch.ops.vjepa_fast_cpp
         (x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b, w1, w2,
-         *hidden) = ctx.saved_tensors
+         hidden) = ctx.saved_tensors
         grad = grad.contiguous()
 
         # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache
         normed, dv = torch.empty_like(x), torch.empty_like(x)
         cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
-        (dw1, db1), (dw2, db2) = _nothing(w1), _nothing(w2)
-        for h, g, v, to in zip(hidden, *(_rows(t).split(_PORTION) for t in (grad, normed, dv))):
-            dh, a = product(g, w2.t()), torch.empty_like(h)
-            cpp.gelu_backward(h, dh, a)  # in place, and the GELU's output again
+        (dw1, db1), (dw2, db2) = _zeros(w1), _zeros(w2)
+        space = hidden.new_empty(2, min(_PORTION, len(hidden)), hidden.shape[1])
+        for h, g, v, to in zip(hidden.split(_PORTION), *(_rows(t).split(_PORTION) for t in (grad, normed, dv))):
+            dh, a = space[0, : len(h)], space[1, : len(h)]  # the gradient of h, and the GELU's output again
+            cpp.feed_forward_backward(g, h, w1, w2, dh, a, to)
             add_outer(g, a, dw2, db2)
             add_outer(dh, v, dw1, db1)
-            to.copy_(product(dh, w1.t()))
         dn2w, dn2b, dy = torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
         cpp.norm_backward(dv, y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
 
         # attention: y = x + attention(norm1(x) Wqkv^T + bqkv) Wp^T + bp
-        dwp, dbp = _nothing(wp)
+        dwp, dbp = _zeros(wp)
         add_outer(dy, attended, dwp, dbp)
         dqkv = torch.empty_like(qkv)
-        cpp.attention_backward(product(dy, wp.t()), qkv, rope, lengths, ctx.heads, attended, lse, dqkv)
+        cpp.attention_backward(_linear_backward(dy, wp), qkv, rope, lengths, ctx.heads, attended, lse, dqkv)
         cpp.norm_again(x, mean_1, rstd_1, n1w, n1b, normed)
-        dwqkv, dbqkv = _nothing(wqkv)
+        dwqkv, dbqkv = _zeros(wqkv)
         add_outer(dqkv, normed, dwqkv, dbqkv)
         dn1w, dn1b, dx = torch.empty_like(n1w), torch.empty_like(n1w), dy
-        cpp.norm_backward(product(dqkv, wqkv.t()), x, mean_1, rstd_1, n1w, dx, dn1w, dn1b)
+        cpp.norm_backward(_linear_backward(dqkv, wqkv), x, mean_1, rstd_1, n1w, dx, dn1w, dn1b)
         return dx, None, None, None, None, dn1w, dn1b, dwqkv, dbqkv, dwp, dbp, dn2w, dn2b, dw1, db1, dw2, db2
 
 
@@ -146,6 +165,11 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
-def _nothing(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Zeros to add the gradients of a weight [O,I] and its bias [O] to."""
     return torch.zeros_like(weight), weight.new_zeros(len(weight))
+
+
+@functools.cache
+def _nothing_kept() -> Tensor:
+    return torch.empty(0, 0)

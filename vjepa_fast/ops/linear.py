@@ -31,26 +31,19 @@ def _onednn():
             want = F.linear(x, w, b) if activation == "none" else F.gelu(F.linear(x, w, b))
             torch.testing.assert_close(product(x, w, b, activation, [], "none"), want, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(product(x, w.t().contiguous().t(), None, "none", [], ""), x @ w.t())
-        y = torch.linspace(0, 2, 20).view(4, 5)
-        torch.testing.assert_close(product.binary(x, y, w, b, "add"), F.linear(x, w, b) + y, rtol=1e-5, atol=1e-5)
     except (RuntimeError, AssertionError, NotImplementedError, AttributeError):
         return None
     return lambda x, w, b, activation: product(x, w, b, activation, [], "none")
 
 
 def has_product() -> bool:
-    """Whether ``product`` and ``product_add`` can be called here."""
+    """Whether ``product`` can be called here."""
     return _onednn() is not None
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """oneDNN's x W^T + b, float32 on a CPU, without autograd: x [...,I], weight [O,I] (any strides) -> [...,O]."""
     return _onednn()(x, weight, bias, "none")
-
-
-def product_add(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor) -> Tensor:
-    """``product(x, weight, bias) + other``, in one pass; other [...,O]."""
-    return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
 
 
 def add_outer(grad: Tensor, x: Tensor, dw: Tensor, db: Tensor) -> None:

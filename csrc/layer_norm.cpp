@@ -1,11 +1,8 @@
-// What a transformer block does between its matrix products, forward and backward (vjepa_fast/models/fused_block.py):
-// LayerNorm with affine, and the exact GELU. Rows in parallel in chunks of a fixed size, so that sums over rows do not
-// depend on the number of threads.
+// LayerNorm with affine, again and backward, for a transformer block (vjepa_fast/models/fused_block.py). Rows in parallel
+// in chunks of a fixed size, so that sums over rows do not depend on the number of threads.
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
-#include "exp.h"
 #include "op.h"
 #include "simd.h"
 
@@ -14,35 +11,6 @@ namespace {
 using vjepa::Tensor;
 
 constexpr int64_t kChunk = 32;  // rows
-
-// -- GELU --------------------------------------------------------------------------------------------------------------
-struct Normal {
-  float cdf, density;  // of the standard normal distribution at x
-};
-
-// The lower tail by Abramowitz and Stegun 7.1.26 (absolute error 1e-7, falling with the density), the upper by symmetry.
-VJEPA_INLINE Normal normal(float x) {
-  const float size = std::fabs(x), e = vjepa::exp_negative(-0.5f * x * x);
-  const float k = 1.f / (1.f + 0.231641888f * size);  // 0.3275911 / sqrt(2)
-  const float tail = 0.5f * e * k * (0.254829592f + k * (-0.284496736f + k * (1.421413741f + k * (-1.453152027f +
-                     k * 1.061405429f))));
-  return {x > 0.f ? 1.f - tail : tail, 0.398942280f * e};
-}
-
-VJEPA_CLONES void gelu_row(const float* h, float* a, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) a[i] = h[i] * normal(h[i]).cdf;
-}
-
-// a = gelu(h); g *= gelu'(h)
-VJEPA_CLONES void gelu_row_backward(const float* h, float* g, float* a, int64_t n) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const Normal p = normal(h[i]);
-    a[i] = h[i] * p.cdf;
-    g[i] *= p.cdf + h[i] * p.density;
-  }
-}
 
 int64_t rows_of(const Tensor& x, int64_t width) {
   int64_t n;
@@ -64,24 +32,6 @@ void add_up(const std::vector<float>& parts, int64_t width, float* out) {
   std::fill_n(out, width, 0.f);
   for (size_t at = 0; at < parts.size(); at += static_cast<size_t>(width))
     for (int64_t i = 0; i < width; ++i) out[i] += parts[at + static_cast<size_t>(i)];
-}
-
-void gelu(const Tensor& h, const Tensor& a) {
-  const int64_t F = h.size(h.dim() - 1), rows = rows_of(h, F);
-  vjepa::check(rows_of(a, F) == rows, "gelu: output of another shape");
-  const float* from = h.data<float>();
-  float* to = a.mutable_data<float>();
-  by_chunks(rows, [&](int64_t, int64_t begin, int64_t end) { gelu_row(from + begin * F, to + begin * F, (end - begin) * F); });
-}
-
-void gelu_backward(const Tensor& h, const Tensor& grad, const Tensor& a) {
-  const int64_t F = h.size(h.dim() - 1), rows = rows_of(h, F);
-  vjepa::check(rows_of(grad, F) == rows && rows_of(a, F) == rows, "gelu_backward: shapes differ");
-  const float* x = h.data<float>();
-  float *g = grad.mutable_data<float>(), *to = a.mutable_data<float>();
-  by_chunks(rows, [&](int64_t, int64_t begin, int64_t end) {
-    gelu_row_backward(x + begin * F, g + begin * F, to + begin * F, (end - begin) * F);
-  });
 }
 
 // -- LayerNorm ---------------------------------------------------------------------------------------------------------
@@ -142,9 +92,6 @@ void norm_backward(const Tensor& grad, const Tensor& x, const Tensor& mean, cons
   add_up(b_parts, E, db.mutable_data<float>());
 }
 
-const vjepa::Add<&gelu> add_gelu("gelu", "gelu(Tensor h, Tensor(a!) a) -> ()");
-const vjepa::Add<&gelu_backward> add_gelu_backward(
-    "gelu_backward", "gelu_backward(Tensor h, Tensor(a!) grad, Tensor(b!) a) -> ()");
 const vjepa::Add<&norm_again> add_norm_again(
     "norm_again", "norm_again(Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b, Tensor(a!) out) -> ()");
 const vjepa::Add<&norm_backward> add_norm_backward(
