@@ -1,16 +1,27 @@
 """Frozen evaluation: features, probes, few-shot episodes, controls, and honest intervals."""
 
 from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
-from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
+from vjepa_fast.evaluation.compare import Row, against, episode_rows, fewshot_rows, probe_rows
 from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
-from vjepa_fast.evaluation.fewshot import EpisodeResult, prototype_episodes, sample_episodes
-from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, wilson
+from vjepa_fast.evaluation.fewshot import (
+    EpisodeProtocol,
+    EpisodeResult,
+    episode_protocol,
+    evaluate_episodes,
+    logistic_episodes,
+    prototype_episodes,
+    sample_episodes,
+)
+from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, student_ci95, wilson
+from vjepa_fast.evaluation.leakage import Leakage, find_leakage
 from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe, split_validation
 
 __all__ = [
     "ClipSet",
+    "EpisodeProtocol",
     "EpisodeResult",
     "Features",
+    "Leakage",
     "PairedResult",
     "ProbeResult",
     "Row",
@@ -18,10 +29,15 @@ __all__ = [
     "against",
     "decode_clips",
     "encode",
+    "episode_protocol",
     "episode_rows",
+    "evaluate_episodes",
     "extract_features",
+    "fewshot_rows",
+    "find_leakage",
     "knn_probe",
     "linear_probe",
+    "logistic_episodes",
     "mean_ci95",
     "paired_difference",
     "pixel_features",
@@ -31,6 +47,7 @@ __all__ = [
     "random_encoder",
     "sample_episodes",
     "split_validation",
+    "student_ci95",
     "train_supervised",
     "wilson",
 ]

@@ -147,8 +147,8 @@ def finite(features: Features) -> Features:
     bad = ~np.isfinite(features.x).all(1)
     if bad.any():
         raise DataError(
-            f"{features.name}: features of {int(bad.sum())} of {len(bad)} samples are not finite; the encoder gives NaN "
-            "or infinity"
+            f"{features.name}: features of {int(bad.sum())} of {len(bad)} samples are not finite; the encoder gives "
+            "NaN or infinity"
         )
     return features
 
@@ -164,7 +164,8 @@ def prepare(features: Features, base: Features | None, center: str, l2: bool, an
         if base is None:
             raise ConfigError("centring by the base classes needs their features (--base); or centre by the shots")
         if base.x.shape[1] != features.x.shape[1]:
-            raise DataError(f"{base.name}: {base.x.shape[1]} features per sample, {features.name} {features.x.shape[1]}")
+            widths = base.x.shape[1], features.x.shape[1]
+            raise DataError(f"{base.name}: {widths[0]} features per sample, but {features.name} has {widths[1]}")
         features = centred(features, finite(base))
     x = finite(features).x.astype(np.float64)
     if l2 and center != "shots":

@@ -22,13 +22,15 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((1, 2), keepdim=True)
 
 
-def fit_dual(gram: Tensor, way: int, c: float = 1.0, *, tol: float = 1e-6, max_iter: int = 100) -> tuple[Tensor, Tensor]:
+def fit_dual(
+    gram: Tensor, way: int, c: float = 1.0, *, tol: float = 1e-6, max_iter: int = 100
+) -> tuple[Tensor, Tensor]:
     """Coefficients ``a [e, N, W]`` and intercepts ``b [e, 1, W]`` of multinomial logistic regression per episode.
 
     ``gram`` float64 ``[e, N, N]``: inner products of the shots x_i, class by class, equally many of each. The minimised
     function is scikit-learn's: c sum_i -log softmax(w x_i + b)[y_i] + |w|^2 / 2 with w = sum_i a_i x_i and b free. It
-    counts as minimised where its gradient is at most ``tol |w|``: w is then off by no more than this, since the function
-    is at least as curved as |w|^2 / 2. Raises DataError where it is not so after ``max_iter`` Newton steps.
+    counts as minimised where its gradient is at most ``tol |w|``: w is then off by no more than this, since the
+    function is at least as curved as |w|^2 / 2. Raises DataError where it is not so after ``max_iter`` Newton steps.
     """
     y = torch.eye(way, dtype=gram.dtype).repeat_interleave(gram.shape[1] // way, 0)
     a = torch.zeros(len(gram), *y.shape, dtype=gram.dtype)
@@ -39,7 +41,8 @@ def fit_dual(gram: Tensor, way: int, c: float = 1.0, *, tol: float = 1e-6, max_i
 
     def loss(a, ka, b):
         f = ka + b
-        return c * (f.logsumexp(2, keepdim=True) - (y * f).sum(2, keepdim=True)).sum(1, keepdim=True) + 0.5 * _inner(a, ka)
+        misfit = (f.logsumexp(2, keepdim=True) - (y * f).sum(2, keepdim=True)).sum(1, keepdim=True)
+        return c * misfit + 0.5 * _inner(a, ka)
 
     value = loss(a, ka, b)
     for _ in range(max_iter):

@@ -46,7 +46,7 @@ class EpisodeProtocol:
         if self.episodes % self.group:
             raise ConfigError(f"episodes: {self.episodes} cannot be averaged in groups of {self.group}")
         if self.interval == "student" and self.episodes // self.group < 2:
-            raise ConfigError(f"episodes: Student's t needs two means, {self.episodes} give one in groups of {self.group}")
+            raise ConfigError(f"episodes: Student's t needs at least two means, {self.episodes} episodes give one")
 
     def ci95(self, accuracies: np.ndarray) -> tuple[float, float]:
         """(mean, half-width of the 95 % interval) of accuracies float ``[episodes]``."""
