@@ -225,7 +225,7 @@ def source_ids(path: str) -> set[tuple[str, str]]:
         return {("ssv2", stem)} if _SSV2.search(path) else set()
     match = _BARE.fullmatch(stem)
     # 64 letters at random: all but a few in a thousand ids have both cases, names given by people mostly not
-    if match and match[1] not in (match[1].lower(), match[1].upper()) and not _COUNTED.fullmatch(stem):
+    if match and match[1] not in (match[1].lower(), match[1].upper()) and not _COUNTED.fullmatch(match[1]):
         return {("youtube", match[1])}
     return set()
 
@@ -270,14 +270,12 @@ def class_keys(name: str) -> set[str]:
     keys = {"".join(stems)}
     if len(stems) <= 3:  # in a sentence the order matters: from left to right, from right to left
         keys.add("".join(sorted(stems)))
-    return keys - {""}
+    return {re.sub(r"([a-z])\1", r"\1", key) for key in keys} - {""}  # "hug" in "hugging"
 
 
 def _stem(word: str) -> str:
     if len(word) > 5 and word.endswith("ing"):
         word = word[:-3]
-    if len(word) > 3 and word[-1] == "s" and word[-2] != "s":
+    if len(word) > 2 and word[-1] == "s" and word[-2] != "s":
         word = word[:-1]
-    if len(word) > 3 and word[-1] == "e":
-        word = word[:-1]
-    return word[:-1] if len(word) > 2 and word[-1] == word[-2] and word[-1] not in "aeiou0123456789" else word
+    return word[:-1] if len(word) > 3 and word[-1] == "e" else word

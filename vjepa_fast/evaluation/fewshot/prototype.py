@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError
@@ -22,11 +23,13 @@ def prototype_scores(products: Products, way: int, metric: str) -> Tensor:
     the query's squared norm; what is added or multiplied does not change which prototype wins.
     """
     with_proto_eMW = products.qs.unflatten(2, (way, -1)).mean(3)
-    own_eWSS = products.ss.unflatten(2, (way, -1)).unflatten(1, (way, -1)).diagonal(dim1=1, dim2=3)
-    square_e1W = own_eWSS.mean((1, 2)).unsqueeze(1)  # squared norm of the mean of the shots
+    own_eSSW = products.ss.unflatten(2, (way, -1)).unflatten(1, (way, -1)).diagonal(dim1=1, dim2=3)
+    square_e1W = own_eSSW.mean((1, 2)).unsqueeze(1)  # squared norm of the mean of the shots
     if metric == "euclidean":
         return 2 * with_proto_eMW - square_e1W
-    return with_proto_eMW * square_e1W.clamp_min(1e-30).rsqrt()
+    # shots that cancel each other leave a prototype of rounding errors (float32's): no direction, so a cosine of 0
+    rounding = 1e-6 * own_eSSW.diagonal(dim1=1, dim2=2).mean(2).unsqueeze(1)
+    return with_proto_eMW * torch.where(square_e1W > rounding, square_e1W.clamp_min(1e-30).rsqrt(), 0.0)
 
 
 def prototype_episodes(
