@@ -1,6 +1,6 @@
 """Few-shot episodes on features in memory: seconds for 10,000 of them, drawing, products and classification included.
 
-    python benchmarks/bench_fewshot.py [--episodes 10000] [--classes 24] [--per-class 100] [--widths 768 3072] [--json PATH]
+    python benchmarks/bench_fewshot.py [--classes 24] [--per-class 100] [--widths 768 3072] [--json PATH]
 
 The protocols of vjepa_fast.evaluation.fewshot on random features with a planted class mean; prototypes by cosine, and
 logistic regression (C = 1) on L2-normalised features and on features as they are, which is the hardest to fit. One row
@@ -77,7 +77,11 @@ def main() -> int:
         more = {"cpu_s": round(statistics.median(cpu), 3), "accuracy": out if isinstance(out, float) else None}
         rows.append({**timing.row(wall, None, op=f"{args.episodes} episodes", shape=what, dtype="float32", mode=mode,
                                   provider=name, peak_bytes=None, **timing.describe(device)), **more})
-    print(timing.table(rows))
+    print("| classifier | features | shots | seconds | CPU seconds | accuracy |\n|---|---|---|--:|--:|--:|")
+    for r in rows:
+        accuracy = "" if r["accuracy"] is None else f"{100 * r['accuracy']:.1f} %"
+        seconds = f"{r['median_ms'] / 1e3:.2f} | {r['cpu_s']:.2f}"
+        print(f"| {r['provider']} | {r['shape']} | {r['mode']} | {seconds} | {accuracy} |")
     if args.json:
         timing.write_json(args.json, rows)
     return 0

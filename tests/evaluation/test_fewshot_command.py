@@ -10,9 +10,9 @@ from vjepa_fast.cli import main
 from vjepa_fast.data import load_manifest
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.evaluation import Features, against, fewshot_rows, random_encoder
+from vjepa_fast.evaluation.features import extract_features
 from vjepa_fast.evaluation.fewshot import episode_protocol
 from vjepa_fast.evaluation.fewshot.run import fewshot_checkpoint
-from vjepa_fast.evaluation.features import extract_features
 
 SMALL = [
     "data.crop_size=32",

@@ -49,7 +49,8 @@ def test_no_manifests_is_not_clean(tmp_path):
 
 
 def test_the_same_file_by_path_link_or_content(tmp_path):
-    novel = manifest(tmp_path / "novel", [(f"{c}/{i}.mp4", y) for y, c in enumerate("ab") for i in range(4)], ["p", "q"])
+    rows = [(f"{c}/{i}.mp4", y) for y, c in enumerate("ab") for i in range(4)]
+    novel = manifest(tmp_path / "novel", rows, ["p", "q"])
     pre = tmp_path / "pre"
     pre.mkdir()
     os.symlink(tmp_path / "novel" / "a", pre / "linked")  # a linked folder: path
