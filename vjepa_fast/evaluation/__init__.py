@@ -3,10 +3,19 @@
 from vjepa_fast.evaluation.attentive import AttentiveHeads, attentive_probe
 from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
 from vjepa_fast.evaluation.collapse import checkpoint_geometry, geometry_rows
-from vjepa_fast.evaluation.compare import Row, against, episode_rows, probe_rows
+from vjepa_fast.evaluation.compare import Row, against, episode_rows, fewshot_rows, probe_rows
 from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
-from vjepa_fast.evaluation.fewshot import EpisodeResult, prototype_episodes, sample_episodes
-from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, wilson
+from vjepa_fast.evaluation.fewshot import (
+    EpisodeProtocol,
+    EpisodeResult,
+    episode_protocol,
+    evaluate_episodes,
+    logistic_episodes,
+    prototype_episodes,
+    sample_episodes,
+)
+from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, student_ci95, wilson
+from vjepa_fast.evaluation.leakage import Leakage, find_leakage
 from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe, split_validation
 from vjepa_fast.evaluation.protocol_published import published_probe
 from vjepa_fast.evaluation.tasks import TASKS, Task, get_task
@@ -15,8 +24,10 @@ from vjepa_fast.evaluation.tokens import Tokens, extract_tokens, open_tokens
 __all__ = [
     "AttentiveHeads",
     "ClipSet",
+    "EpisodeProtocol",
     "EpisodeResult",
     "Features",
+    "Leakage",
     "PairedResult",
     "ProbeResult",
     "Row",
@@ -29,13 +40,21 @@ __all__ = [
     "checkpoint_geometry",
     "decode_clips",
     "encode",
+    "episode_protocol",
     "episode_rows",
+    "evaluate_episodes",
     "extract_features",
+<<<<<<< HEAD
     "extract_tokens",
     "geometry_rows",
     "get_task",
+=======
+    "fewshot_rows",
+    "find_leakage",
+>>>>>>> fewshot
     "knn_probe",
     "linear_probe",
+    "logistic_episodes",
     "mean_ci95",
     "open_tokens",
     "paired_difference",
@@ -47,6 +66,7 @@ __all__ = [
     "random_encoder",
     "sample_episodes",
     "split_validation",
+    "student_ci95",
     "train_supervised",
     "wilson",
 ]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from vjepa_fast.evaluation.features import Features
-from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
+from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol, evaluate_episodes
 from vjepa_fast.evaluation.intervals import mean_ci95, paired_difference
 from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe
 
@@ -91,23 +91,29 @@ def episode_rows(
     seed: int = 0,
 ) -> list[Row]:
     """Nearest-prototype rows, one per number of shots, on episodes that depend on the labels and ``seed`` alone."""
+    protocol = EpisodeProtocol("probe", way, tuple(shots), queries, episodes, seed)
+    rows = fewshot_rows(label, kind, suite, novel, protocol)
+    return [replace(row, chosen={"way": way, "queries": queries}) for row in rows]
+
+
+def fewshot_rows(
+    label: str,
+    kind: str,
+    suite: str,
+    novel: Features,
+    protocol: EpisodeProtocol,
+    classifier: str = "prototype",
+    **options,
+) -> list[Row]:
+    """One row per number of shots of ``protocol``; ``options`` as :func:`~.fewshot.protocols.evaluate_episodes`."""
+    told = {k: v for k, v in options.items() if k != "base"}
     rows = []
-    for shot in shots:
-        r = prototype_episodes(novel, way, shot, queries, episodes, seed)
+    for r in evaluate_episodes(novel, protocol, classifier, **options):
+        low, high = max(0.0, r.mean - r.ci95), min(1.0, r.mean + r.ci95)
+        chosen = {"protocol": protocol.name, "way": r.way, "queries": r.queries, "classifier": classifier, **told}
+        hits = tuple(None if np.isnan(a) else round(float(a), 6) for a in r.by_sample)
         rows.append(
-            Row(
-                label,
-                kind,
-                suite,
-                f"{shot}-shot",
-                r.mean,
-                max(0.0, r.mean - r.ci95),
-                min(1.0, r.mean + r.ci95),
-                episodes,
-                1 / way,
-                {"way": way, "queries": queries},
-                tuple(None if np.isnan(a) else round(float(a), 6) for a in r.by_sample),
-            )
+            Row(label, kind, suite, f"{r.shot}-shot", r.mean, low, high, r.episodes, 1 / r.way, chosen, hits)
         )
     return rows
 

@@ -36,6 +36,16 @@ def mean_ci95(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     return float(x.mean()), float(1.96 * x.std() / sqrt(x.size))
 
 
+def student_ci95(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """``(mean, half-width)`` by Student's t with n - 1 degrees of freedom: t[0.975] times the standard error."""
+    from scipy import stats
+
+    x = np.asarray(values, dtype=np.float64).reshape(-1)
+    if x.size < 2:
+        raise ValueError(f"student_ci95 needs at least two values, got {x.size}")
+    return float(x.mean()), float(stats.t.ppf(0.975, x.size - 1) * stats.sem(x))
+
+
 @dataclass(frozen=True)
 class PairedResult:
     """Accuracy of ``a`` minus accuracy of ``b`` on the same ``n`` test samples, as fractions."""

@@ -100,6 +100,32 @@ def cache_folder(path) -> Path:
     return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "features"
 
 
+def encoders_of(path, which: tuple[str, ...] = WHICH, *, config=None, random: bool = True, say=print) -> list[tuple]:
+    """(label, kind, encoder) of a checkpoint file or run folder, first the random-init control if ``random``. Of two
+    encoders one may be missing, which is said. CheckpointError as :func:`probe_checkpoint`.
+    """
+    from vjepa_fast import models
+
+    found = config or checkpoint_config(path)
+    if random and found is None:
+        raise CheckpointError(
+            f"{path}: holds no configuration, so the random-init control cannot be built; give --config or --no-random"
+        )
+    encoders = []
+    for name in which:
+        try:
+            encoders.append((name, "pretrained", models.load_encoder(path, which=name, config=config)))
+        except CheckpointError as error:
+            if len(which) == 1 or "holds no" not in str(error):
+                raise
+            say(f"{error}; left out")
+    if not encoders:
+        raise CheckpointError(f"{path}: holds none of {', '.join(which)}")
+    if random:
+        encoders.insert(0, ("random init", "random", random_encoder(found)))
+    return encoders
+
+
 def probe_checkpoint(
     path: str | os.PathLike,
     *,
@@ -122,7 +148,7 @@ def probe_checkpoint(
     each part. Raises UserError kinds: a missing or damaged checkpoint, another architecture, unreadable manifests,
     too few samples, label gaps, other classes than the task's.
     """
-    from vjepa_fast import data, models
+    from vjepa_fast import data
 
     protocol = protocol.settled()
     if not (train and test) and not fewshot:
@@ -131,24 +157,8 @@ def probe_checkpoint(
         k: data.load_manifest(v) for k, v in (("train", train), ("val", val), ("test", test), ("fewshot", fewshot)) if v
     }
     classes = check_manifests(manifests, get_task(protocol.task) if protocol.task else None) if train and test else None
-    found = config or checkpoint_config(path)
-    if random and found is None:
-        raise CheckpointError(
-            f"{path}: holds no configuration, so the random-init control cannot be built; give --config or --no-random"
-        )
     say = on_progress or (lambda text: None)
-    encoders = []
-    for name in which:
-        try:
-            encoders.append((name, "pretrained", models.load_encoder(path, which=name, config=config)))
-        except CheckpointError as error:
-            if len(which) == 1 or "holds no" not in str(error):
-                raise
-            say(f"{error}; left out")
-    if not encoders:
-        raise CheckpointError(f"{path}: holds none of {', '.join(which)}")
-    if random:
-        encoders.insert(0, ("random init", "random", random_encoder(found)))
+    encoders = encoders_of(path, which, config=config, random=random, say=say)
     sources = _sources(manifests, encoders[0][2], protocol, say)
     pooled = [p for p in protocol.probes if p != "attentive"]
     rows = []

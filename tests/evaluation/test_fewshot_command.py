@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vjepa_fast import config, models
+from vjepa_fast.cli import main
+from vjepa_fast.data import load_manifest
+from vjepa_fast.data.synthetic import render_suite
+from vjepa_fast.evaluation import Features, against, fewshot_rows, random_encoder
+from vjepa_fast.evaluation.features import extract_features
+from vjepa_fast.evaluation.fewshot import episode_protocol
+from vjepa_fast.evaluation.fewshot.run import fewshot_checkpoint
+
+SMALL = [
+    "data.crop_size=32",
+    "data.patch_size=16",
+    "data.dataset_fpcs=[4]",
+    "data.frame_sample_rate=2",
+    "model.embed_dim=24",
+    "model.depth=4",
+    "model.num_heads=2",
+]
+
+
+@pytest.fixture(scope="module")
+def suites(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("suites")
+    splits = {"train": 36, "test": 144}
+    return render_suite("fewshot", folder / "fewshot", splits=splits, size=32, frames=8)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory, suites):
+    """A run folder whose target and student differ, with weights unlike the seed's, trained on the novel classes."""
+    cfg = config.load("demo_baseline_single", [*SMALL, f"data.datasets=[{suites['test']},gone.csv]",
+                                               "data.datasets_weights=null"])
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    states = {
+        name: models.to_fair(random_encoder(cfg, seed=100 + i).state_dict())
+        for i, name in enumerate(("encoder", "target_encoder"))
+    }
+    torch.save({**states, "config": config.to_dict(cfg), "step": 3}, folder / "checkpoints" / "step-00000003.pt")
+    return folder
+
+
+def arguments(suites, run_folder, *more):
+    return ["fewshot", str(run_folder), "--novel", suites["test"], "--episodes", "40", "--device", "cpu", *more]
+
+
+def test_rows_stand_beside_random_init_and_leakage_is_stated(suites, run_folder, tmp_path, capsys):
+    out = tmp_path / "fewshot.json"
+    assert main(arguments(suites, run_folder, "--json", str(out))) == 0
+    text = capsys.readouterr().out
+    found = json.loads(out.read_text())
+    rows = {(r["label"], r["probe"]): r for r in found["rows"]}
+    assert set(rows) == {(e, p) for e in ("random init", "target_encoder", "encoder") for p in ("1-shot", "5-shot")}
+    for (label, probe), r in rows.items():
+        assert label in text and probe in text and r["low"] <= r["accuracy"] <= r["high"]
+        assert r["n"] == 40 and r["chance"] == 0.2 and (r["difference"] is None) == (label == "random init")
+        assert r["chosen"] == {"protocol": "action", "way": 5, "queries": 1, "classifier": "prototype",
+                               "metric": "cosine", "center": "none", "l2": False}
+    assert "5-way, 1 query per class, 40 episodes, 95 % interval 1.96 std / sqrt(n)" in text
+    assert "144 samples (100.0 %) are the same file of fewshot/test.csv" in text  # the checkpoint's own data set
+    assert "not checked: the checkpoint names gone.csv" in text
+    assert [o["kind"] for o in found["leakage"]["overlaps"]] == ["path", "class"]
+    before = {p: p.stat().st_mtime_ns for p in (run_folder / "features").iterdir()}
+    assert main(arguments(suites, run_folder, "--classifier", "logistic", "--l2", "--center", "shots")) == 0
+    assert "logistic (C = 1), less the mean of the shots, L2-normalised" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (run_folder / "features").iterdir()}  # features once
+
+
+def test_rows_are_those_of_the_features(suites, run_folder):
+    protocol = episode_protocol("meta_baseline", shots=(2,), queries=4, episodes=40, seed=3)
+    novel, base = load_manifest(suites["test"]), load_manifest(suites["train"])
+    options = {"center": "base", "l2": True, "metric": "euclidean"}
+    rows = fewshot_checkpoint(run_folder, novel, base=base, protocol=protocol, options=options, which=("encoder",))
+    assert [r.label for r in rows] == ["random init", "encoder"]
+    cfg = config.from_dict(torch.load(run_folder / "checkpoints" / "step-00000003.pt", weights_only=True)["config"])
+    by_hand = []
+    for seed, kind in ((None, "random"), (100, "pretrained")):
+        encoder = random_encoder(cfg, seed)
+        f, b = (extract_features(encoder, m) for m in (novel, base))
+        x = f.x - b.x.mean(0)
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+        by_hand += fewshot_rows(kind, kind, "fewshot few-shot", Features(x, f.y), protocol, metric="euclidean")
+    assert [r.accuracy for r in rows] == pytest.approx([r.accuracy for r in by_hand], abs=0.01)  # ties may fall apart
+    assert rows[1].difference["value"] == pytest.approx(against(by_hand, by_hand[:1])[1].difference["value"], abs=0.02)
+    assert rows[0].high - rows[0].low == pytest.approx(by_hand[0].high - by_hand[0].low, rel=0.2)
+
+
+def test_pretraining_manifests_given(suites, run_folder, capsys):
+    assert main(arguments(suites, run_folder, "--pretrain", suites["train"], "--which", "encoder", "--shots", "1")) == 0
+    text = capsys.readouterr().out
+    assert "against fewshot/train.csv: no shared file, source video or class name found" in text
+    assert "target_encoder" not in text and "5-shot" not in text
+
+
+def test_without_configuration_leakage_is_not_checked(suites, run_folder, tmp_path, capsys):
+    content = torch.load(run_folder / "checkpoints" / "step-00000003.pt", weights_only=True)
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(config.dump_yaml(config.load("demo_baseline_single", [*SMALL, "data.datasets=[]",
+                                                                           "data.datasets_weights=null"])))
+    del content["config"]
+    torch.save(content, tmp_path / "fair.pt")
+    command = ["fewshot", str(tmp_path / "fair.pt"), "--novel", suites["test"], "--no-cache", "--episodes", "8"]
+    assert main([*command, "--config", str(recipe)]) == 0
+    assert "no pretraining manifests given: leakage not checked" in capsys.readouterr().out
+    assert main(command) == 2
+    assert "give --config or --no-random" in capsys.readouterr().err
+
+
+def test_a_list_and_a_split(suites, run_folder, tmp_path, capsys):
+    novel = load_manifest(suites["test"])
+    lines = [f"test{y}/{p.rsplit('/', 1)[1].rsplit('.', 1)[0]}" for p, y in zip(novel.paths, novel.labels)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    command = arguments(suites, run_folder, "--no-random", "--shots", "1")
+    command[command.index("--novel") + 1] = str(tmp_path / "list.txt")
+    assert main([*command, "--videos", str(Path(novel.paths[0]).parent)]) == 0
+    assert "1-shot" in capsys.readouterr().out
+    assert main(arguments(suites, run_folder, "--split", "ucf101")) == 2
+    assert "classes of ucf101 test are missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more,message",
+    [
+        (["--novel", "missing.csv"], "missing.csv: no such manifest"),
+        (["--pretrain", "missing.csv"], "missing.csv: no such manifest"),
+        (["--way", "25"], "25-way episodes need 25 classes, but there are 24"),
+        (["--shots", "1", "6"], "7 samples per class (6 shots + 1 queries)"),
+        (["--protocol", "sun"], "20 samples per class (5 shots + 15 queries)"),
+        (["--protocol", "meta_baseline", "--queries", "1", "--episodes", "42"], "cannot be averaged in groups of 4"),
+        (["--episodes", "0"], "episodes: 0 is not a positive number"),
+        (["--center"], "give --base"),
+        (["--C", "2"], "--C belongs to --classifier logistic"),
+        (["--classifier", "logistic", "--C", "-1"], "not a positive number"),
+        (["--classifier", "logistic", "--metric", "cosine"], "--metric belongs to --classifier prototype"),
+        (["--split", "k400"], "unknown few-shot split"),
+        (["--json", "no/such/x.json"], "cannot be written"),
+        (["--novel", "EMPTY.csv"], "the manifest is empty"),
+        (["--videos", ".", "--split", "ucf101"], "leave --split out"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, more, message):
+    (tmp_path / "EMPTY.csv").write_text("")
+    more = [str(tmp_path / m) if m.startswith("EMPTY") else m for m in more]
+    assert main(arguments(suites, run_folder, *more)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and message in errors[0]

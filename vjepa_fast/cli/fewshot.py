@@ -1,0 +1,218 @@
+"""``vjepa-fast fewshot``: N-way K-shot recognition with frozen features, beside random init, with what has leaked."""
+
+from __future__ import annotations
+
+HELP = "few-shot recognition on frozen features, beside random init; says what pretraining has seen"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
+    )
+    parser.add_argument("--novel", metavar="CSV", required=True, help="manifest of the novel classes")
+    parser.add_argument("--base", metavar="CSV", help="manifest of base classes, whose mean --center takes off")
+    parser.add_argument(
+        "--videos", metavar="DIR", help="--novel and --base are split lists (CMN, TRX, HyRSM) of videos below DIR"
+    )
+    parser.add_argument(
+        "--split",
+        metavar="NAME[:PART]",
+        help="take the classes of a published split from --novel: kinetics100, ssv2_small, ucf101, hmdb51; "
+        "part test (default) or val; without --base, the train part is the base",
+    )
+    parser.add_argument(
+        "--pretrain",
+        metavar="CSV",
+        nargs="+",
+        help="manifests of pretraining, to look for leakage (default: those the checkpoint names, where they are here)",
+    )
+    parser.add_argument("--no-content", action="store_true", help="do not compare the content of files, only names")
+    parser.add_argument(
+        "--classifier", choices=("prototype", "logistic"), default="prototype", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("action", "meta_baseline", "sun"),
+        default="action",
+        help="5-way 1 and 5 shots; action: 1 query, 10000 episodes (default); meta_baseline: 15 queries, 8000 in means "
+        "of four, Student's t; sun: 15 queries, 2000",
+    )
+    parser.add_argument("--way", type=int, help="classes per episode; these and those below change the protocol")
+    parser.add_argument("--shots", type=int, nargs="+", help="labelled clips per class")
+    parser.add_argument("--queries", type=int, help="per class and episode")
+    parser.add_argument("--episodes", type=int)
+    parser.add_argument("--seed", type=int, help="of the episodes (default 0)")
+    parser.add_argument("--metric", choices=("cosine", "euclidean"), help="of the prototypes (default cosine)")
+    parser.add_argument("--C", type=float, dest="c", help="of the logistic regression, as scikit-learn's (default 1)")
+    parser.add_argument(
+        "--center",
+        nargs="?",
+        const="base",
+        default="none",
+        choices=("none", "base", "shots"),
+        help="take off the mean of the base classes (no value given), or of the episode's shots",
+    )
+    parser.add_argument("--l2", action="store_true", help="divide features by their norm (after centring)")
+    parser.add_argument(
+        "--which",
+        choices=("both", "target_encoder", "encoder"),
+        default="both",
+        help="EMA target, student, or both (default)",
+    )
+    parser.add_argument(
+        "--pooling", choices=("mean", "time", "meanstd"), default="time", help="as of probe (default %(default)s)"
+    )
+    parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
+    parser.add_argument("--images", choices=("repeat", "single"), default="repeat", help="as of probe (default repeat)")
+    parser.add_argument("--num-frames", type=int, help="default: as trained")
+    parser.add_argument("--crop-size", type=int, help="pixels; default: as trained")
+    parser.add_argument("--frame-step", type=int, help="default: as trained")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips at once (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=0, help="decoding processes (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
+    parser.add_argument("--config", help="recipe or YAML of a checkpoint that holds no configuration (FAIR weights)")
+    parser.add_argument("--no-random", action="store_true", help="leave the random-init control out")
+    parser.add_argument("--cache", metavar="DIR", help="folder for features (default: features/ in the run folder)")
+    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    parser.add_argument("--json", metavar="PATH", help="also write rows and leakage to a file")
+
+
+def run(args) -> int:
+    _check(args)
+    from rich.console import Console
+
+    from .. import config as configs
+    from ..evaluation.fewshot.protocols import episode_protocol
+    from ..evaluation.fewshot.run import check_episodes, fewshot_checkpoint, pretraining_manifests
+    from ..evaluation.leakage import find_leakage
+    from ..evaluation.run import WHICH, Protocol, cache_folder, checkpoint_config
+    from .probe import _device, print_table
+
+    console = Console(stderr=True)
+    protocol = episode_protocol(
+        args.protocol,
+        way=args.way,
+        shots=tuple(args.shots) if args.shots else None,
+        queries=args.queries,
+        episodes=args.episodes,
+        seed=args.seed,
+    )
+    novel, base = _manifests(args)
+    check_episodes(novel, protocol)
+    given = configs.load(args.config) if args.config else None
+    pretrain, gaps = _pretrain(args, pretraining_manifests, given or checkpoint_config(args.checkpoint))
+    options = {"center": args.center, "l2": args.l2}
+    options |= {"c": args.c or 1.0} if args.classifier == "logistic" else {"metric": args.metric or "cosine"}
+    view = Protocol(
+        pooling=args.pooling,
+        level=args.level,
+        batch_size=args.batch_size,
+        num_frames=args.num_frames,
+        crop_size=args.crop_size,
+        frame_step=args.frame_step,
+        images=args.images,
+        workers=args.workers,
+    )
+    with console.status("looking for leakage") as status:
+        leakage = find_leakage(novel, pretrain, content=not args.no_content, gaps=gaps)
+        rows = fewshot_checkpoint(
+            args.checkpoint,
+            novel,
+            base=base,
+            protocol=protocol,
+            classifier=args.classifier,
+            options=options,
+            view=view,
+            which=WHICH if args.which == "both" else (args.which,),
+            config=given,
+            random=not args.no_random,
+            device=_device(args.device),
+            cache_dir=None if args.no_cache else args.cache or cache_folder(args.checkpoint),
+            on_progress=status.update,
+        )
+    print_table(rows, title=f"Few-shot, accuracy in %, {_options_text(args.classifier, options)}")
+    print(f"Protocol {protocol.text}.")
+    print(leakage.statement)
+    if args.json:
+        _write_json(args, protocol, options, view, leakage, rows)
+    return 0
+
+
+def _check(args) -> None:
+    import os
+
+    from ..errors import ConfigError, DataError, UserError
+
+    for name in ("num_frames", "crop_size", "frame_step", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is not a positive number")
+    if args.c is not None and args.classifier != "logistic":
+        raise ConfigError("--C belongs to --classifier logistic")
+    if args.c is not None and not 0 < args.c < float("inf"):
+        raise ConfigError(f"--C: {args.c} is not a positive number")
+    if args.metric is not None and args.classifier != "prototype":
+        raise ConfigError("--metric belongs to --classifier prototype")
+    if args.center == "base" and not args.base and not args.split:
+        raise ConfigError("--center takes off the mean of the base classes: give --base, or use --center shots")
+    if args.videos and args.split:
+        raise ConfigError("--videos reads lists, which hold their split already; leave --split out")
+    for path in (args.novel, args.base, *(args.pretrain or ())):
+        if path and not os.path.isfile(path):
+            raise DataError(f"{path}: no such manifest; `vjepa-fast data manifest DIR` writes one")
+    if args.json:
+        folder = os.path.dirname(os.path.abspath(args.json))
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(args.json):
+            raise UserError(f"{args.json}: cannot be written; choose a file in a folder that exists and is writable")
+
+
+def _manifests(args):
+    """Manifests of the novel and of the base classes (or None)."""
+    from ..data import load_manifest
+    from ..evaluation.fewshot.splits import manifest_from_list, select_part
+
+    if args.videos:
+        both = [manifest_from_list(path, args.videos)[0] if path else None for path in (args.novel, args.base)]
+        return tuple(both)
+    novel, base = load_manifest(args.novel), load_manifest(args.base) if args.base else None
+    if args.split:
+        name, _, part = args.split.partition(":")
+        if base is None and args.center == "base":
+            base = select_part(novel, name, "train")
+        novel = select_part(novel, name, part or "test")
+    return novel, base
+
+
+def _pretrain(args, of_config, config):
+    from ..data import load_manifest
+
+    if args.pretrain:
+        return [load_manifest(path) for path in args.pretrain], []
+    return of_config(config)
+
+
+def _options_text(classifier: str, options: dict) -> str:
+    text = [f"{classifier} ({options['metric']})" if "metric" in options else f"{classifier} (C = {options['c']:g})"]
+    text += [f"less the mean of the {options['center']}"] if options["center"] != "none" else []
+    return ", ".join(text + (["L2-normalised"] if options["l2"] else []))
+
+
+def _write_json(args, protocol, options, view, leakage, rows) -> None:
+    import json
+    import os
+    from dataclasses import asdict
+
+    taken = ("pooling", "level", "num_frames", "crop_size", "frame_step", "images")
+    content = {
+        "checkpoint": os.path.abspath(args.checkpoint),
+        "protocol": asdict(protocol),
+        "classifier": {"name": args.classifier, **options},
+        "features": {k: getattr(view, k) for k in taken},
+        "manifests": {k: getattr(args, k) for k in ("novel", "base", "pretrain", "videos", "split")},
+        "leakage": leakage.to_dict(),
+        "rows": [r.to_dict() for r in rows],
+    }
+    temporary = args.json + ".tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+    os.replace(temporary, args.json)

@@ -1,0 +1,150 @@
+"""The published few-shot splits: their class lists, the list files of other code, and what they select of a manifest.
+
+Class lists: ``evaluation/data/fewshot_classes.json`` (CMN: kinetics100, ssv2_small; OTAM as TRX uses it: ssv2_full,
+numbers only; ARN: ucf101, hmdb51).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.evaluation.leakage import class_keys, class_names, source_ids
+
+PARTS = ("train", "val", "test")
+_FILE = Path(__file__).parents[1] / "data" / "fewshot_classes.json"
+
+
+@cache
+def _all_splits() -> dict[str, dict[str, tuple[str, ...]]]:
+    content = json.loads(_FILE.read_text(encoding="utf-8"))
+    return {k: {p: tuple(v[p]) for p in PARTS} for k, v in content.items() if k != "source"}
+
+
+def split_names() -> tuple[str, ...]:
+    """Names of the splits whose class lists come with the package."""
+    return tuple(_all_splits())
+
+
+def class_split(name: str) -> dict[str, tuple[str, ...]]:
+    """Class names of the parts train, val, test of a published split. ConfigError for an unknown one."""
+    if name not in _all_splits():
+        raise ConfigError(f"unknown few-shot split {name!r}; choose from {', '.join(split_names())}")
+    return _all_splits()[name]
+
+
+def read_list(path: str | os.PathLike) -> list[tuple[str, str]]:
+    """(class, video) of each line of a split list: ``class name/video_id`` (CMN), ``train8/78687`` (TRX) or
+    ``test0//dir/class/file.mp4`` (HyRSM; the video is a path). Everything up to the first slash is the class.
+
+    Raises DataError: no such file, nothing in it, or a line without a class or a video.
+    """
+    file = Path(path)
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such few-shot list") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot read the list ({getattr(error, 'strerror', None) or 'not text'})") from None
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        name, _, video = (part.strip() for part in line.partition("/"))
+        if not name or not video.strip("/"):
+            raise DataError(f"{file}:{number}: expected '<class>/<video>', found {line.strip()[:80]!r}")
+        entries.append((name, video))
+    if not entries:
+        raise DataError(f"{file}: the few-shot list is empty; it needs one '<class>/<video>' line per sample")
+    return entries
+
+
+def manifest_from_list(path: str | os.PathLike, root: str | os.PathLike):
+    """(data.Manifest, class names) of a split list whose videos lie below ``root``; labels count the sorted classes.
+
+    A video is found as the path that the list gives (absolute, or below ``root``), by its file name, by its name
+    without suffix, or by its YouTube id. Raises DataError where ``root`` is missing or videos are not found or not
+    unique, with the first of them.
+    """
+    from vjepa_fast.data.manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Manifest, is_image_path
+
+    entries, root = read_list(path), Path(root)
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder of videos")
+    found: dict[str, list[str]] = {}
+    for folder, _, files in os.walk(root, followlinks=True):
+        for name in files:
+            stem, suffix = os.path.splitext(name)
+            if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+                full = os.path.join(folder, name)
+                for key in {name, stem, *(i for kind, i in source_ids(name) if kind == "youtube")}:
+                    found.setdefault(key, []).append(full)
+    names = sorted({name for name, _ in entries})
+    paths, missing = [], []
+    for name, video in entries:
+        hit = _find(root, found, name, video)
+        paths.append(hit)
+        if hit is None:
+            missing.append(f"{name}/{video}")
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(entries)} videos are not below {root} (or several files have their name): "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"
+        )
+    labels = np.array([names.index(name) for name, _ in entries], dtype=np.int64)
+    kind = "image" if 2 * sum(map(is_image_path, paths)) > len(paths) else "video"
+    return Manifest(Path(path).stem, str(path), paths, labels, kind), names
+
+
+def _find(root: Path, found: dict[str, list[str]], name: str, video: str) -> str | None:
+    for candidate in (Path(video), root / video.lstrip("/"), root / name / video):
+        if candidate.is_file():
+            return str(candidate)
+    base = os.path.basename(video.rstrip("/"))
+    hits = found.get(base) or found.get(os.path.splitext(base)[0]) or []
+    in_class = [h for h in hits if name.lower() == os.path.basename(os.path.dirname(h)).replace("_", " ").lower()]
+    hits = in_class or hits
+    return hits[0] if len(hits) == 1 else None
+
+
+def select_part(manifest, split: str, part: str = "test"):
+    """The samples of ``manifest`` whose classes are in ``part`` of a published split, with its own labels.
+
+    Class names are those of :func:`~vjepa_fast.evaluation.leakage.class_names`, compared without case and spelling.
+    Raises DataError where they are unknown, a class of the split is missing or fits two of the manifest's.
+    """
+    from vjepa_fast.data.manifest import Manifest
+
+    if part not in PARTS:
+        raise ConfigError(f"a few-shot split has the parts {', '.join(PARTS)}, not {part!r}")
+    wanted = class_split(split)[part]
+    names = class_names(manifest)
+    if not names:
+        raise DataError(f"{manifest.path}: class names unknown; put a classes.json beside it, one name per label")
+    labels = []
+    for name in wanted:
+        exact = [label for label, own in names.items() if _plain(own) == _plain(name)]
+        labels.append(exact or [label for label, own in names.items() if class_keys(own) & class_keys(name)])
+    missing = [name for name, hits in zip(wanted, labels) if not hits]
+    if missing:
+        raise DataError(
+            f"{manifest.path}: {len(missing)} of {len(wanted)} classes of {split} {part} are missing: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}"
+        )
+    twice = [n for n, hits in zip(wanted, labels) if len(hits) > 1]
+    twice += [names[y] for y, count in Counter(y for hits in labels for y in hits).items() if count > 1]
+    if twice:
+        raise DataError(f"{manifest.path}: which class is meant is not clear for {', '.join(twice[:5])}")
+    keep = np.isin(manifest.labels, [hits[0] for hits in labels])
+    paths = [p for p, k in zip(manifest.paths, keep) if k]
+    return Manifest(f"{manifest.name}_{split}_{part}", manifest.path, paths, manifest.labels[keep], manifest.kind)
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
