@@ -259,6 +259,19 @@ def test_a_held_lock_is_touched(tmp_path):
     lock.release()
 
 
+def test_a_lock_that_was_taken_over_is_noticed_and_not_touched(tmp_path):
+    lock = launch.Lock(tmp_path / "x.lock", stale=0.2)
+    assert lock.take() and not lock.lost
+    _elsewhere(tmp_path / "x.lock", 50)
+    deadline = time.time() + 10
+    while not lock.lost:
+        assert time.time() < deadline
+        time.sleep(0.02)
+    assert time.time() - (tmp_path / "x.lock").stat().st_mtime > 40
+    lock.release()
+    assert (tmp_path / "x.lock").exists()
+
+
 def test_of_many_one_takes_over(tmp_path):
     for round_ in range(10):
         path = tmp_path / f"{round_}.lock"
