@@ -150,7 +150,7 @@ def test_seeds_and_variants_may_be_added_but_not_other_settings(finished):
 
 
 def test_a_cell_of_another_configuration_is_refused(finished, monkeypatch):
-    monkeypatch.setattr(cells, "config_hash", lambda value: "another")
+    monkeypatch.setattr(cells, "config_hash", lambda value, processes: "another")
     with pytest.raises(UserError, match="baseline-single-intended-s0.json: was made with another configuration"):
         study(finished.folder).missing()
 
@@ -159,6 +159,8 @@ def test_the_control_does_not_depend_on_the_regime(tmp_path):
     single, mixed = (study(tmp_path, grid=Grid(("baseline",), (r,), (0,))) for r in ("single", "mixed"))
     assert single.jobs[0]["config_hash"] == mixed.jobs[0]["config_hash"]
     assert single.jobs[1]["config_hash"] != mixed.jobs[1]["config_hash"]
+    wide = study(tmp_path, grid=Grid(("baseline",), ("single",), (0,)), processes=2)  # two batches per step
+    assert wide.jobs[1]["config_hash"] != single.jobs[1]["config_hash"]
 
 
 # ---------------------------------------------------------------- failures

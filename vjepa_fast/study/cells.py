@@ -35,11 +35,13 @@ def error_path(folder, key: str) -> Path:
     return Path(folder) / "cells" / f"{key}.error.txt"
 
 
-def config_hash(config: dict) -> str:
-    """sha256 over what decides the outcome of a run: the configuration without paths, device and threads."""
+def config_hash(config: dict, processes: int = 1) -> str:
+    """sha256 over what decides the outcome of a run: the configuration without paths, device and threads, and the
+    number of processes, each of which adds a batch to a step.
+    """
     value = {k: v for k, v in config.items() if k not in ("folder", "runtime")}
     value["data"] = {k: v for k, v in config["data"].items() if k not in ("datasets", "num_workers", "pin_mem")}
-    value["dtype"] = config["runtime"]["dtype"]
+    value["dtype"], value["processes"] = config["runtime"]["dtype"], processes
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
