@@ -11,23 +11,19 @@
 
 #include "exp.h"
 #include "op.h"
-#include "simd.h"
+#include "vector.h"
 
 namespace {
 
+using vjepa::load;
+using vjepa::store;
 using vjepa::Tensor;
+using vjepa::Vector;
 
 constexpr int64_t kRows = 64;  // query rows of a block
 constexpr int64_t kPad = 32;   // columns of a tile, of every instruction set
 
 int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // vectors never cross a call: everything below is inlined
-#pragma GCC diagnostic ignored "-Wattributes"
-template <int W>
-struct Vector {
-  typedef float type __attribute__((vector_size(4 * W), aligned(4), may_alias));
-};
 
 // Neighbouring channels exchanged.
 VJEPA_INLINE Vector<4>::type swapped(Vector<4>::type v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
@@ -50,12 +46,12 @@ VJEPA_INLINE void multiply(const float* a, int64_t row, int64_t col, const float
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
         const float* at = c + (m + i) * ldc + n;
-        left[i] = add ? *reinterpret_cast<const V*>(at) : V{};
-        right[i] = add ? *reinterpret_cast<const V*>(at + W) : V{};
+        left[i] = add ? load<W>(at) : V{};
+        right[i] = add ? load<W>(at + W) : V{};
       }
       const float *u = a + m * row, *v = b + n;
       for (int64_t k = 0; k < K; ++k, u += col, v += ldb) {
-        const V l = *reinterpret_cast<const V*>(v), r = *reinterpret_cast<const V*>(v + W);
+        const V l = load<W>(v), r = load<W>(v + W);
 #pragma GCC unroll 8
         for (int i = 0; i < MR; ++i) {
           const float x = u[i * row];
@@ -66,8 +62,8 @@ VJEPA_INLINE void multiply(const float* a, int64_t row, int64_t col, const float
 #pragma GCC unroll 8
       for (int i = 0; i < MR; ++i) {
         float* at = c + (m + i) * ldc + n;
-        *reinterpret_cast<V*>(at) = left[i];
-        *reinterpret_cast<V*>(at + W) = right[i];
+        store<W>(at, left[i]);
+        store<W>(at + W, right[i]);
       }
     }
 }
@@ -91,9 +87,8 @@ VJEPA_INLINE void turn(const float* x, const float* cos, const float* sin, float
   using V = typename Vector<W>::type;
   int64_t c = 0;
   for (; c + W <= d; c += W) {
-    const V u = *reinterpret_cast<const V*>(x + c), s = *reinterpret_cast<const V*>(sin + c);
-    *reinterpret_cast<V*>(out + c) =
-        scale * (u * *reinterpret_cast<const V*>(cos + c) + swapped(u) * (back ? swapped(s) : s));
+    const V u = load<W>(x + c), s = load<W>(sin + c);
+    store<W>(out + c, scale * (u * load<W>(cos + c) + swapped(u) * (back ? swapped(s) : s)));
   }
   for (; c < d; ++c) out[c] = scale * (x[c] * cos[c] + x[c ^ 1] * sin[back ? c ^ 1 : c]);
 }
@@ -136,6 +131,46 @@ struct Space {
   }
 };
 
+// 2^x for x <= 0: exp.h, W numbers at a time.
+template <int W>
+VJEPA_INLINE typename Vector<W>::type exp2_of(typename Vector<W>::type x) {
+  using V = typename Vector<W>::type;
+  using I = typename Vector<W>::ints;
+  x = x < -125.f ? V{} - 125.f : x;  // so that a NaN stays one
+  const V shifted = x + 12582912.f, r = x - (shifted - 12582912.f);
+  const V p = 1.f + r * (0.693147182f + r * (0.240226462f + r * (0.0555032869f + r * (0.00961842445f +
+              r * (0.00133998913f + r * 0.000154034715f)))));
+  return p * (V)(((I)shifted << 23) + (127 << 23));  // casts of bits
+}
+
+// x [Lp], the first L of them scores -> powers of 2 of their distances to the largest, and 0 behind
+template <int W>
+VJEPA_INLINE void softmax(float* x, int64_t L, int64_t Lp, float& peak, float& sum) {
+  using V = typename Vector<W>::type;
+  std::fill(x + L, x + Lp, -1e30f);
+  V a = load<W>(x), b = load<W>(x + W);
+  for (int64_t n = 2 * W; n < Lp; n += 2 * W) {
+    const V l = load<W>(x + n), r = load<W>(x + n + W);
+    a = l > a ? l : a;
+    b = r > b ? r : b;
+  }
+  a = a > b ? a : b;
+  peak = a[0];
+  for (int i = 1; i < W; ++i) peak = std::max(peak, a[i]);
+  a = b = V{};
+  for (int64_t n = 0; n < Lp; n += 2 * W) {
+    const V l = exp2_of<W>(load<W>(x + n) - peak);
+    const V r = exp2_of<W>(load<W>(x + n + W) - peak);
+    store<W>(x + n, l);
+    store<W>(x + n + W, r);
+    a += l;
+    b += r;
+  }
+  a += b;
+  sum = 0.f;
+  for (int i = 0; i < W; ++i) sum += a[i];
+}
+
 template <int W, int MR>
 VJEPA_INLINE void forward_task(const Problem& p, const Task& t, Space& space) {
   const int64_t L = t.L, Lp = padded(L), d = p.d, dp = padded(d), E = p.E();
@@ -155,11 +190,8 @@ VJEPA_INLINE void forward_task(const Problem& p, const Task& t, Space& space) {
     multiply<W, MR, false>(q + first * dp, dp, 1, kT, Lp, s, Lp, M, Lp, d);
     float inverse[kRows];
     for (int64_t r = 0; r < rows; ++r) {
-      float *x = s + r * Lp, peak = x[0], sum = 0.f;
-#pragma omp simd reduction(max : peak)
-      for (int64_t n = 0; n < L; ++n) peak = std::max(peak, x[n]);
-#pragma omp simd reduction(+ : sum)
-      for (int64_t n = 0; n < L; ++n) sum += x[n] = vjepa::exp2_negative(x[n] - peak);
+      float peak, sum;
+      softmax<W>(s + r * Lp, L, Lp, peak, sum);
       inverse[r] = 1.f / sum;
       p.lse[(t.b * p.H + t.h) * p.K + t.begin + first + r] = peak + std::log2(sum);
     }
@@ -173,6 +205,7 @@ VJEPA_INLINE void forward_task(const Problem& p, const Task& t, Space& space) {
 
 template <int W, int MR>
 VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
+  using V = typename Vector<W>::type;
   const int64_t L = t.L, Lp = padded(L), d = p.d, dp = padded(d), E = p.E();
   space.begin(7 * Lp * dp + kRows * (2 * Lp + dp));
   float *q = space.take(Lp * dp, true), *k = space.take(Lp * dp, true), *kT = space.take(dp * Lp, true);
@@ -203,10 +236,13 @@ VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
       float delta = 0.f, *x = s + r * Lp, *dx = ds + r * Lp;
 #pragma omp simd reduction(+ : delta)
       for (int64_t c = 0; c < d; ++c) delta += out[c] * dout[c];
-#pragma omp simd
-      for (int64_t n = 0; n < L; ++n) {
-        x[n] = vjepa::exp2_negative(std::min(0.f, x[n] - lse));
-        dx[n] = x[n] * (dx[n] - delta);
+      // beyond L the scores are 0, and what comes of them is never read
+      for (int64_t n = 0; n < Lp; n += W) {
+        V &u = *reinterpret_cast<V*>(x + n), &du = *reinterpret_cast<V*>(dx + n);
+        V score = u - lse;
+        score = score > 0.f ? V{} : score;
+        u = exp2_of<W>(score);
+        du = u * (du - delta);
       }
     }
     multiply<W, MR, false>(ds, Lp, 1, k, dp, dq, dp, M, dp, L);
@@ -224,31 +260,16 @@ VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
 // A task for each instruction set. (target_clones would give one source for all, but tiles differ: MR rows must divide
 // kPad, and their vectors must fit the registers.)
 using Run = void (*)(const Problem&, const Task&, Space&);
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void forward_512(const Problem& p, const Task& t, Space& s) {
-  forward_task<16, 8>(p, t, s);
-}
-__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))) void backward_512(const Problem& p, const Task& t, Space& s) {
-  backward_task<16, 8>(p, t, s);
-}
-__attribute__((target("arch=x86-64-v3"))) void forward_256(const Problem& p, const Task& t, Space& s) {
-  forward_task<8, 4>(p, t, s);
-}
-__attribute__((target("arch=x86-64-v3"))) void backward_256(const Problem& p, const Task& t, Space& s) {
-  backward_task<8, 4>(p, t, s);
-}
+#ifdef VJEPA_LEVELS
+VJEPA_512 void forward_512(const Problem& p, const Task& t, Space& s) { forward_task<16, 8>(p, t, s); }
+VJEPA_512 void backward_512(const Problem& p, const Task& t, Space& s) { backward_task<16, 8>(p, t, s); }
+VJEPA_256 void forward_256(const Problem& p, const Task& t, Space& s) { forward_task<8, 4>(p, t, s); }
+VJEPA_256 void backward_256(const Problem& p, const Task& t, Space& s) { backward_task<8, 4>(p, t, s); }
+#else
+constexpr Run forward_512 = nullptr, forward_256 = nullptr, backward_512 = nullptr, backward_256 = nullptr;
 #endif
 void forward_128(const Problem& p, const Task& t, Space& s) { forward_task<4, 4>(p, t, s); }
 void backward_128(const Problem& p, const Task& t, Space& s) { backward_task<4, 4>(p, t, s); }
-
-Run choose(bool forward) {
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("x86-64-v4")) return forward ? forward_512 : backward_512;
-  if (__builtin_cpu_supports("x86-64-v3")) return forward ? forward_256 : backward_256;
-#endif
-  return forward ? forward_128 : backward_128;
-}
 
 // The table of ops/rope.py, [K,2,R] or [B,K,2,R], for all d channels: those that are not turned have angle 0.
 void problem(Problem& p, const Tensor& qkv, const Tensor& table, int64_t heads, std::vector<float>& angles) {
@@ -304,7 +325,7 @@ bool same(const Tensor& x, int64_t a, int64_t b, int64_t c) {
 // All tensors contiguous. -> out [B,K,E], lse [B,H,K]
 void attention(const Tensor& qkv, const Tensor& table, const Tensor& lengths, int64_t heads, const Tensor& out,
                const Tensor& lse) {
-  static const Run task = choose(true);
+  static const Run task = vjepa::by_level<Run>(forward_512, forward_256, forward_128);
   std::vector<float> angles;
   Problem p{};
   problem(p, qkv, table, heads, angles);
@@ -317,7 +338,7 @@ void attention(const Tensor& qkv, const Tensor& table, const Tensor& lengths, in
 
 void attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& table, const Tensor& lengths,
                         int64_t heads, const Tensor& out, const Tensor& lse, const Tensor& dqkv) {
-  static const Run task = choose(false);
+  static const Run task = vjepa::by_level<Run>(backward_512, backward_256, backward_128);
   std::vector<float> angles;
   Problem p{};
   problem(p, qkv, table, heads, angles);

@@ -34,15 +34,13 @@ VJEPA_CLONES void gelu_row(const float* h, float* a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) a[i] = h[i] * normal(h[i]).cdf;
 }
 
-// a = gelu(h); g *= gelu'(h); sum += g
-VJEPA_CLONES void gelu_row_backward(const float* h, float* g, float* a, float* sum, int64_t n) {
+// a = gelu(h); g *= gelu'(h)
+VJEPA_CLONES void gelu_row_backward(const float* h, float* g, float* a, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const Normal p = normal(h[i]);
-    const float d = g[i] * (p.cdf + h[i] * p.density);
     a[i] = h[i] * p.cdf;
-    g[i] = d;
-    sum[i] += d;
+    g[i] *= p.cdf + h[i] * p.density;
   }
 }
 
@@ -76,18 +74,14 @@ void gelu(const Tensor& h, const Tensor& a) {
   by_chunks(rows, [&](int64_t, int64_t begin, int64_t end) { gelu_row(from + begin * F, to + begin * F, (end - begin) * F); });
 }
 
-void gelu_backward(const Tensor& h, const Tensor& grad, const Tensor& a, const Tensor& sums) {
+void gelu_backward(const Tensor& h, const Tensor& grad, const Tensor& a) {
   const int64_t F = h.size(h.dim() - 1), rows = rows_of(h, F);
-  vjepa::check(rows_of(grad, F) == rows && rows_of(a, F) == rows && rows_of(sums, F) == 1,
-               "gelu_backward: shapes differ");
+  vjepa::check(rows_of(grad, F) == rows && rows_of(a, F) == rows, "gelu_backward: shapes differ");
   const float* x = h.data<float>();
   float *g = grad.mutable_data<float>(), *to = a.mutable_data<float>();
-  std::vector<float> parts(static_cast<size_t>((rows + kChunk - 1) / kChunk * F), 0.f);
-  by_chunks(rows, [&](int64_t c, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r)
-      gelu_row_backward(x + r * F, g + r * F, to + r * F, parts.data() + c * F, F);
+  by_chunks(rows, [&](int64_t, int64_t begin, int64_t end) {
+    gelu_row_backward(x + begin * F, g + begin * F, to + begin * F, (end - begin) * F);
   });
-  add_up(parts, F, sums.mutable_data<float>());
 }
 
 // -- LayerNorm ---------------------------------------------------------------------------------------------------------
@@ -150,7 +144,7 @@ void norm_backward(const Tensor& grad, const Tensor& x, const Tensor& mean, cons
 
 const vjepa::Add<&gelu> add_gelu("gelu", "gelu(Tensor h, Tensor(a!) a) -> ()");
 const vjepa::Add<&gelu_backward> add_gelu_backward(
-    "gelu_backward", "gelu_backward(Tensor h, Tensor(a!) grad, Tensor(b!) a, Tensor(c!) sums) -> ()");
+    "gelu_backward", "gelu_backward(Tensor h, Tensor(a!) grad, Tensor(b!) a) -> ()");
 const vjepa::Add<&norm_again> add_norm_again(
     "norm_again", "norm_again(Tensor x, Tensor mean, Tensor rstd, Tensor w, Tensor b, Tensor(a!) out) -> ()");
 const vjepa::Add<&norm_backward> add_norm_backward(

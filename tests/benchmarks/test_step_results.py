@@ -52,11 +52,12 @@ def test_page_is_filled(page, tmp_path, monkeypatch):
 
 
 def test_linear_table():
-    products = [("forward", 2.0, 1.0), ("gelu", 3.0, 1.0), ("gradient_x", 1.0, 1.0), ("gradient_w", 1.0, 2.0)]
+    products = [("forward", 2.0, 1.0), ("gelu", 3.0, 1.0), ("gradient_x", 1.0, 1.0), ("gradient_w", 1.0, 2.0),
+                ("gradient_wb", 5.0, 4.0)]
     rows = [{"model": "m", "layer": "qkv", "product": p, "tokens": 5, "inputs": 2, "outputs": 6, "mkl_ms": a,
-             "onednn_ms": b} for p, a, b in products]
+             "other_ms": b} for p, a, b in products]
     text = plot_step.linear_table({"device": "d", "threads": 1, "torch": "2", "rows": rows})
-    assert text.splitlines()[-1] == "| m | qkv 2 to 6 | 2.00 | 3.00 | 1.00 | 0.50 |"
+    assert text.splitlines()[-1] == "| m | qkv 2 to 6 | 2.00 | 3.00 | 1.00 | 0.50 | 1.25 |"
 
 
 def test_floor():

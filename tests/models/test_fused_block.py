@@ -6,7 +6,7 @@ from vjepa_fast import ops
 from vjepa_fast.models import fused_block, rope
 from vjepa_fast.models.attention import Block, run_block
 from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import has_product
+from vjepa_fast.ops.linear import add_outer, has_product
 
 pytestmark = pytest.mark.skipif(not _cpp.LOADED or not has_product(), reason=_cpp.REASON or "no oneDNN")
 GRID = (4, 5, 5)
@@ -73,7 +73,7 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads():
     g = torch.Generator().manual_seed(0)
     qkv, out = torch.randn(2, 90, 144, generator=g), torch.empty(2, 90, 48)
     lse, dqkv, grad = torch.empty(2, 4, 90), torch.empty(2, 90, 144), torch.randn(2, 90, 48, generator=g)
-    hidden, sums = torch.randn(180, 64, generator=g), torch.empty(64)
+    hidden = torch.randn(180, 64, generator=g)
     nowhere, lengths = torch.empty(0), torch.tensor([40, 50])
     kept, found = torch.get_num_threads(), []
     cpp = torch.ops.vjepa_fast_cpp
@@ -83,8 +83,12 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads():
             dh, a = torch.ones_like(hidden), torch.empty_like(hidden)
             cpp.attention(qkv, nowhere, lengths, 4, out, lse)
             cpp.attention_backward(grad, qkv, nowhere, lengths, 4, out, lse, dqkv)
-            cpp.gelu_backward(hidden, dh, a, sums)
-            found.append([t.clone() for t in (out, lse, dqkv, dh, a, sums)])
+            cpp.gelu_backward(hidden, dh, a)
+            dw, db = torch.ones(64, 144), torch.ones(64)
+            cpp.add_outer(hidden, qkv.view(180, 144), dw, db)
+            dw_2, db_2 = torch.ones(144, 64), torch.ones(144)
+            cpp.add_outer(qkv.view(180, 144), hidden, dw_2, db_2)
+            found.append([t.clone() for t in (out, lse, dqkv, dh, a, dw, db, dw_2, db_2)])
     finally:
         torch.set_num_threads(kept)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
@@ -181,12 +185,48 @@ def test_lengths_must_add_up(lengths):
 @pytest.mark.parametrize("spread", [1.0, 30.0])
 def test_gelu_far_from_zero(spread):
     h = torch.linspace(-spread, spread, 4096).view(64, 64)
-    a, grad, sums = torch.empty_like(h), torch.ones_like(h), torch.empty(64)
-    torch.ops.vjepa_fast_cpp.gelu_backward(h, grad, a, sums)
+    a, grad = torch.empty_like(h), torch.ones_like(h)
+    torch.ops.vjepa_fast_cpp.gelu_backward(h, grad, a)
     x = h.double().requires_grad_()
     want = torch.nn.functional.gelu(x)
     (slope,) = torch.autograd.grad(want.sum(), x)
     torch.testing.assert_close(a.double(), want, rtol=2e-6, atol=4e-7)
     torch.testing.assert_close(grad.double(), slope, rtol=1e-6, atol=6e-7)
-    torch.testing.assert_close(sums.double(), grad.double().sum(0), rtol=1e-6, atol=1e-5)
     assert h.abs().max() < 20 or (a[0, 0] == 0 or abs(a[0, 0]) < 1e-6) and a[-1, -1] == h[-1, -1]
+
+
+# widths that fill no tile, more rows than are packed at a time, both ways to share the work
+@pytest.mark.parametrize("n, out, width", [(1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32)])
+def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
+    g = torch.Generator().manual_seed(n)
+    grad, x = (torch.randn(n, m, generator=g) for m in (out, width))
+    dw, db = torch.full((out, width), 2.0), torch.full((out,), 3.0)
+    add_outer(grad, x, dw, db)
+    torch.testing.assert_close(dw.double(), grad.double().T @ x.double() + 2, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(db.double(), grad.double().sum(0) + 3, rtol=1e-5, atol=1e-4)
+
+
+def test_outer_without_the_extension(monkeypatch):
+    grad, x = torch.randn(2, 9, 5), torch.randn(2, 9, 4)
+    got, want = ((torch.zeros(5, 4), torch.zeros(5)) for _ in range(2))
+    add_outer(grad, x, *got)
+    monkeypatch.setattr(_cpp, "LOADED", False)
+    add_outer(grad, x, *want)
+    torch.testing.assert_close(got, want)
+
+
+def test_outer_refuses_other_shapes():
+    grad, x = torch.randn(9, 5), torch.randn(9, 4)
+    for dw, db in ((torch.zeros(4, 5), torch.zeros(5)), (torch.zeros(5, 4), torch.zeros(4))):
+        with pytest.raises(RuntimeError, match="add_outer"):
+            add_outer(grad, x, dw, db)
+
+
+def test_attention_keeps_a_nan():
+    """Of a key it reaches every token of its segment and head, and no other."""
+    qkv = torch.randn(1, 50, 3 * 32)
+    qkv[0, 7, 32] = float("nan")  # key, first of two heads
+    out, lse = torch.empty(1, 50, 32), torch.empty(1, 2, 50)
+    torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([20, 30]), 2, out, lse)
+    lost = torch.isnan(out)
+    assert lost[0, :20, :16].all() and lost.sum() == 20 * 16

@@ -302,7 +302,7 @@ def test_initial_weights_depend_on_the_seed_alone():
 def test_monitors_see_a_collapse():
     step = TrainStep(config())
     alive = step(batch(), 0, monitor=True).monitors
-    assert set(alive) == {"rankme", "feature_std", "target_var"} and float(alive["rankme"]) > 2
+    assert {"rankme", "feature_std", "target_var"} <= set(alive) and float(alive["rankme"]) > 2
     with torch.no_grad():
         for module in (step.encoder, step.target_encoder):
             for norm in module.norms_block:

@@ -70,7 +70,9 @@ def test_run_folder(cfg, tmp_path):
                         *VOLATILE}
     assert row["tokens_per_s"] > row["clips_per_s"] > 0 and 0 < row["mfu"] < 1 and row["peak_memory_mb"] > 10
     assert set(row["terms"]) == set(row["weights"]) == {"pred", "context", "ld"}
-    assert set(row["monitors"]) == {"rankme", "feature_std", "target_var"} and seen[0]["monitors"] == {}
+    parts = [*(f"level{i}" for i in range(4)), "appearance", "dynamics"]
+    by_part = {f"{k}/{p}" for k in ("rankme", "alpha_req", "mean_cosine", "feature_std") for p in parts}
+    assert set(row["monitors"]) == {"rankme", "feature_std", "target_var"} | by_part and seen[0]["monitors"] == {}
     assert [r["epoch"] for r in seen] == [0, 0, 1, 1, 2, 2]
     told = configs.load(result.folder)  # resolves what the recipe left open, in the model section
     assert dataclasses.replace(told, model=cfg.model) == cfg

@@ -6,7 +6,7 @@ What autograd would keep of a block is 15 E numbers per token. Here it is 10 E: 
 attention, the sum after it, and the hidden layer before its GELU. The outputs of both LayerNorms and of the GELU are
 made again in the backward pass, by passes over memory, not by matrix products. Positions are applied as the attention
 reads its queries and keys, residuals are added by the matrix product that precedes them, and the gradients of q, k and
-v of all segments are written into one packed tensor. Kernels: csrc/attention.cpp, csrc/block.cpp.
+v of all segments are written into one packed tensor. Kernels: csrc/attention.cpp, csrc/block.cpp, csrc/outer.cpp.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import Linear, has_product, linear_gelu, product, product_add
+from vjepa_fast.ops.linear import Linear, add_outer, has_product, linear_gelu, product, product_add
 
 _PORTION = 512  # rows that go through the feed-forward at a time: their hidden layer stays in the cache
 
@@ -119,23 +119,24 @@ class _Block(torch.autograd.Function):
         # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache
         normed, dv = torch.empty_like(x), torch.empty_like(x)
         cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
-        dw1, dw2, db1 = torch.zeros_like(w1), torch.zeros_like(w2), w1.new_zeros(len(w1))
+        (dw1, db1), (dw2, db2) = _nothing(w1), _nothing(w2)
         for h, g, v, to in zip(hidden, *(_rows(t).split(_PORTION) for t in (grad, normed, dv))):
-            dh, a, sums = product(g, w2.t()), torch.empty_like(h), torch.empty_like(db1)
-            cpp.gelu_backward(h, dh, a, sums)  # in place, and the GELU's output again
-            dw2.addmm_(g.t(), a)
-            dw1.addmm_(dh.t(), v)
-            db1 += sums
+            dh, a = product(g, w2.t()), torch.empty_like(h)
+            cpp.gelu_backward(h, dh, a)  # in place, and the GELU's output again
+            add_outer(g, a, dw2, db2)
+            add_outer(dh, v, dw1, db1)
             to.copy_(product(dh, w1.t()))
-        db2, dn2w, dn2b, dy = _by_bias(grad), torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
+        dn2w, dn2b, dy = torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
         cpp.norm_backward(dv, y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
 
         # attention: y = x + attention(norm1(x) Wqkv^T + bqkv) Wp^T + bp
-        dwp, dbp = _by_weight(dy, attended), _by_bias(dy)
+        dwp, dbp = _nothing(wp)
+        add_outer(dy, attended, dwp, dbp)
         dqkv = torch.empty_like(qkv)
         cpp.attention_backward(product(dy, wp.t()), qkv, rope, lengths, ctx.heads, attended, lse, dqkv)
         cpp.norm_again(x, mean_1, rstd_1, n1w, n1b, normed)
-        dwqkv, dbqkv = _by_weight(dqkv, normed), _by_bias(dqkv)
+        dwqkv, dbqkv = _nothing(wqkv)
+        add_outer(dqkv, normed, dwqkv, dbqkv)
         dn1w, dn1b, dx = torch.empty_like(n1w), torch.empty_like(n1w), dy
         cpp.norm_backward(product(dqkv, wqkv.t()), x, mean_1, rstd_1, n1w, dx, dn1w, dn1b)
         return dx, None, None, None, None, dn1w, dn1b, dwqkv, dbqkv, dwp, dbp, dn2w, dn2b, dw1, db1, dw2, db2
@@ -145,9 +146,6 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
-def _by_weight(grad: Tensor, x: Tensor) -> Tensor:
-    return _rows(grad).t() @ _rows(x)
-
-
-def _by_bias(grad: Tensor) -> Tensor:
-    return _rows(grad).sum(0)
+def _nothing(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Zeros to add the gradients of a weight [O,I] and its bias [O] to."""
+    return torch.zeros_like(weight), weight.new_zeros(len(weight))

@@ -49,3 +49,22 @@ def head_width(channels: str, ratio: float, ctx: TermContext) -> int:
 def level_norm(x: Tensor, ctx: TermContext) -> Tensor:
     """Each level of ``x`` [..., D] normalised on its own, without affine parameters."""
     return F.layer_norm(x.unflatten(-1, (ctx.levels, ctx.embed_dim)), (ctx.embed_dim,)).flatten(-2)
+
+
+def subspaces(x: Tensor, levels: int, split: str = "depth", ratio: float = 0.5) -> dict[tuple[int | str, str], Tensor]:
+    """The levels and halves of features ``x`` [..., D] by (level from 0 or "all", "all" | "appearance" | "dynamics").
+
+    Every level, all levels, and both halves of all levels; ``channel`` cuts every level, so its halves are there too.
+    """
+    ctx = TermContext(levels, x.shape[-1] // levels)
+    each = x.unflatten(-1, (levels, ctx.embed_dim)).unbind(-2)
+    parts = {(i, "all"): level for i, level in enumerate(each)}
+    parts["all", "all"] = x
+    parts["all", "appearance"] = appearance(x, ratio, split, ctx)
+    parts["all", "dynamics"] = dynamics(x, ratio, split, ctx)
+    if split == "channel":
+        one = TermContext(1, ctx.embed_dim)
+        for i, level in enumerate(each):
+            parts[i, "appearance"] = appearance(level, ratio, split, one)
+            parts[i, "dynamics"] = dynamics(level, ratio, split, one)
+    return parts

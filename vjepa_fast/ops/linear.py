@@ -1,8 +1,9 @@
 """``Linear``: ``nn.Linear`` that takes the faster matrix product of the two that PyTorch has on a CPU.
 
 In float32 on a CPU, ``F.linear`` calls MKL. oneDNN, which PyTorch also carries, is mostly faster on the shapes of a
-transformer for ``x W^T`` and for the gradient in ``x``, not for that in ``W`` (figures: docs/performance.md), and
-applies GELU while the result is in cache. Everywhere else this is ``F.linear``.
+transformer for ``x W^T`` and for the gradient in ``x`` (figures: docs/performance.md), and applies GELU while it is
+in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.cpp. Everywhere else this is
+``F.linear``.
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vjepa_fast.ops import fp8
+from vjepa_fast.ops import _cpp, fp8
 
 
 @functools.cache
@@ -52,6 +53,19 @@ def product_add(x: Tensor, weight: Tensor, bias: Tensor | None, other: Tensor) -
     return torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, "add")
 
 
+def add_outer(grad: Tensor, x: Tensor, dw: Tensor, db: Tensor) -> None:
+    """``dw += grad^T x`` and ``db +=`` the column sums of grad, in place: the gradients of a linear layer.
+
+    float32 on a CPU: grad [...,O], x [...,I], dw [O,I], db [O]. csrc/outer.cpp where it was built, PyTorch elsewhere.
+    """
+    grad, x = (t.reshape(-1, t.shape[-1]).contiguous() for t in (grad, x))
+    if _cpp.LOADED:
+        torch.ops.vjepa_fast_cpp.add_outer(grad, x, dw, db)
+    else:
+        dw.addmm_(grad.t(), x)
+        db += grad.sum(0)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -63,11 +77,13 @@ class _Product(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
         x, w = ctx.saved_tensors
-        g = grad.reshape(-1, grad.shape[-1])
         wants_x, wants_w, wants_b = ctx.needs_input_grad
-        dx = _onednn()(g, w.t(), None, "none").view(x.shape) if wants_x else None
-        dw = g.t() @ x.reshape(-1, x.shape[-1]) if wants_w else None
-        return dx, dw, g.sum(0) if wants_b else None
+        dx = _onednn()(grad, w.t(), None, "none") if wants_x else None
+        if not wants_w:
+            return dx, None, grad.reshape(-1, len(w)).sum(0) if wants_b else None
+        dw, db = torch.zeros_like(w), w.new_zeros(len(w))
+        add_outer(grad, x, dw, db)
+        return dx, dw, db if wants_b else None
 
 
 def _serves(x: Tensor, w: Tensor) -> bool:

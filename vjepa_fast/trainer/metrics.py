@@ -128,7 +128,7 @@ class Metrics:
             "mfu": round(p.work.flops / elapsed / self.peak, 4) if self.peak else None,
             "peak_memory_mb": None if memory is None else round(memory / 1e6, 1),
             "data_wait": round(self.data_wait / elapsed, 4),
-            "monitors": {k: float(v) for k, v in p.monitors.items()},
+            "monitors": {k: v if math.isfinite(v) else None for k, v in _read(p.monitors).items()},
         }
         self.pending, self.data_wait, self.since = Pending(), 0.0, time.perf_counter()
         self.last_row = row
@@ -154,18 +154,23 @@ class Metrics:
         if not p.values:
             return {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}}
         return {"steps": list(p.steps), "terms": list(p.terms), "values": self.read(),
-                "monitors": {k: v.cpu() for k, v in p.monitors.items()}}
+                "monitors": {k: torch.tensor(v) for k, v in _read(p.monitors).items()}}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         n = len(state["steps"])
         self.pending = Pending(
             values=list(state["values"].to(device)), steps=list(state["steps"]), paths=[[] for _ in range(n)],
-            terms=list(state["terms"]), monitors=dict(state["monitors"]),
+            terms=list(state["terms"]), monitors={k: v.to(device) for k, v in state["monitors"].items()},
         )
 
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def _read(values: dict[str, Tensor]) -> dict[str, float]:
+    """0-d tensors as numbers, in one copy."""
+    return dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist())) if values else {}
 
 
 def truncate_rows(path: Path, step: int) -> dict:

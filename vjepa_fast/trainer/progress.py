@@ -62,7 +62,8 @@ def summary(row: dict) -> str:
         parts.append(f"MFU {100 * row['mfu']:.0f} %")
     if row["data_wait"] > 0.1:
         parts.append(f"waiting for data {100 * row['data_wait']:.0f} %")
-    parts += [f"{k} {v:.2f}" for k, v in row["monitors"].items()]
+    # levels and halves (rankme/level0) are in the row and in TensorBoard, a line has no room for them
+    parts += [f"{k} {v:.2f}" for k, v in row["monitors"].items() if v is not None and "/" not in k]
     return "  ".join(parts)
 
 

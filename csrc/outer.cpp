@@ -1,0 +1,162 @@
+// The gradient of a linear layer in its weight and bias: dW += G^T X, db += the column sums of G, in float32 on the CPU
+// (vjepa_fast/ops/linear.py). The sums run over the rows, of which there are many, and neither operand lies as a matrix
+// product wants it; a panel of X and a strip of G are therefore packed as they are read, 256 rows at a time, so that
+// the product itself runs from the cache.
+//
+// n rows, O outputs, I inputs. Threads share the outputs or the inputs, never the rows: the result does not depend on their
+// number.
+#include <algorithm>
+#include <vector>
+
+#include "op.h"
+#include "vector.h"
+
+namespace {
+
+using vjepa::load;
+using vjepa::store;
+using vjepa::Tensor;
+
+constexpr int64_t kRows = 256;           // rows that are packed at a time ...
+constexpr int64_t kPacked = 128 * 1024;  // ... or fewer: floats that a thread's panels of X may take
+
+struct Problem {
+  int64_t n, O, I;
+  const float *g, *x;
+  float *dw, *db;
+};
+
+// Asks for a block of memory, rows of so many floats, in so many parts.
+struct Ahead {
+  const float* at;
+  int64_t stride, width, rows, step, column = 0;
+
+  VJEPA_INLINE Ahead(const float* from, int64_t stride_, int64_t width_, int64_t rows_, int64_t parts)
+      : at(from), stride(stride_), width(width_), rows(rows_), step((rows * ((width + 15) / 16) + parts - 1) / parts) {}
+  VJEPA_INLINE void ask() {
+    for (int64_t i = 0; i < step && rows > 0; ++i) {
+      __builtin_prefetch(at + column, 0, 2);
+      if ((column += 16) >= width) column = 0, at += stride, --rows;
+    }
+  }
+};
+
+struct Part {
+  int64_t begin, end, left, right;  // outputs, inputs
+};
+
+// Tiles of MR outputs and two vectors of inputs.
+template <int W, int MR>
+VJEPA_INLINE void part(const Problem& p, const Part& own, std::vector<float>& space) {
+  using V = typename vjepa::Vector<W>::type;
+  constexpr int64_t NR = 2 * W;
+  const int64_t begin = own.begin, end = own.end, panels = (own.right - own.left + NR - 1) / NR;
+  const int64_t block = std::max<int64_t>(16, std::min(kRows, kPacked / (panels * NR)));
+  space.resize(static_cast<size_t>(block * (panels * NR + MR)));
+  float *packed = space.data(), *strip = packed + block * panels * NR;
+  for (int64_t first = 0; first < p.n; first += block) {
+    const int64_t K = std::min(block, p.n - first);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t from = own.left + panel * NR, width = std::min(NR, own.right - from);
+      float* to = packed + panel * K * NR;
+      for (int64_t k = 0; k < K; ++k, to += NR) {
+        const float* x = p.x + (first + k) * p.I + from;
+        if (width == NR) {
+          store<W>(to, load<W>(x));
+          store<W>(to + W, load<W>(x + W));
+        } else {
+          std::copy(x, x + width, to);
+          std::fill(to + width, to + NR, 0.f);
+        }
+      }
+    }
+    // What the next rows need is asked for between the tiles, so that packing does not wait for memory.
+    const int64_t next = first + block, tiles = (end - begin + MR - 1) / MR * panels;
+    const int64_t rows = next < p.n ? std::min(block, p.n - next) : 0;
+    Ahead x_ahead(p.x + next * p.I + own.left, p.I, own.right - own.left, rows, tiles);
+    Ahead g_ahead(p.g + next * p.O + begin, p.O, end - begin, rows, tiles);
+    for (int64_t m = begin; m < end; m += MR) {
+      const int64_t height = std::min<int64_t>(MR, end - m);
+      float sums[MR] = {};
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t i = 0; i < MR; ++i) {
+          const float g = i < height ? p.g[(first + k) * p.O + m + i] : 0.f;
+          strip[k * MR + i] = g;
+          sums[i] += g;
+        }
+      for (int64_t i = 0; i < height && own.left == 0; ++i) p.db[m + i] += sums[i];
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        x_ahead.ask();
+        g_ahead.ask();
+        V left[MR], right[MR];
+#pragma GCC unroll 8
+        for (int i = 0; i < MR; ++i) left[i] = right[i] = V{};
+        const float *u = strip, *v = packed + panel * K * NR;
+        for (int64_t k = 0; k < K; ++k, u += MR, v += NR) {
+          const V l = load<W>(v), r = load<W>(v + W);
+#pragma GCC unroll 8
+          for (int i = 0; i < MR; ++i) {
+            left[i] += u[i] * l;
+            right[i] += u[i] * r;
+          }
+        }
+        const int64_t from = own.left + panel * NR, width = std::min(NR, own.right - from);
+        float* at = p.dw + m * p.I + from;
+        if (height == MR && width == NR) {
+#pragma GCC unroll 8
+          for (int i = 0; i < MR; ++i) {
+            store<W>(at + i * p.I, load<W>(at + i * p.I) + left[i]);
+            store<W>(at + i * p.I + W, load<W>(at + i * p.I + W) + right[i]);
+          }
+        } else {
+          float tile[MR * NR];
+#pragma GCC unroll 8
+          for (int i = 0; i < MR; ++i) {
+            store<W>(tile + i * NR, left[i]);
+            store<W>(tile + i * NR + W, right[i]);
+          }
+          for (int64_t i = 0; i < height; ++i)
+            for (int64_t j = 0; j < width; ++j) at[i * p.I + j] += tile[i * NR + j];
+        }
+      }
+    }
+  }
+}
+
+using Run = void (*)(const Problem&, const Part&, std::vector<float>&);
+#ifdef VJEPA_LEVELS
+VJEPA_512 void part_512(const Problem& p, const Part& own, std::vector<float>& s) { part<16, 8>(p, own, s); }
+VJEPA_256 void part_256(const Problem& p, const Part& own, std::vector<float>& s) { part<8, 4>(p, own, s); }
+#else
+constexpr Run part_512 = nullptr, part_256 = nullptr;
+#endif
+void part_128(const Problem& p, const Part& own, std::vector<float>& s) { part<4, 4>(p, own, s); }
+
+// g [n,O], x [n,I], contiguous -> dw [O,I] += g^T x, db [O] += sums of the columns of g
+void add_outer(const Tensor& g, const Tensor& x, const Tensor& dw, const Tensor& db) {
+  static const Run run = vjepa::by_level<Run>(part_512, part_256, part_128);
+  const auto matrix = [](const Tensor& t, int64_t rows, int64_t columns) {
+    return t.dim() == 2 && t.dtype() == aoti_torch_dtype_float32() && t.size(0) == rows && t.size(1) == columns;
+  };
+  vjepa::check(g.dim() == 2 && x.dim() == 2, "add_outer: g [n,O] and x [n,I] expected");
+  Problem p{};
+  p.n = g.size(0), p.O = g.size(1), p.I = x.size(1);
+  vjepa::check(matrix(g, p.n, p.O) && matrix(x, p.n, p.I) && matrix(dw, p.O, p.I) && db.dim() == 1 &&
+                   db.size(0) == p.O && db.dtype() == aoti_torch_dtype_float32(),
+               "add_outer: float32 g [n,O], x [n,I], dw [O,I], db [O] expected");
+  p.g = g.data<float>(), p.x = x.data<float>();
+  p.dw = dw.mutable_data<float>(), p.db = db.mutable_data<float>();
+  // Each thread packs what it needs itself: of the longer side its share, of the other all.
+  constexpr int64_t kStep = 32;  // a multiple of every tile
+  const bool by_output = p.O >= p.I;
+  const int64_t size = by_output ? p.O : p.I;
+  vjepa::parallel_for(0, (size + kStep - 1) / kStep, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> space;
+    const int64_t from = begin * kStep, to = std::min(size, end * kStep);
+    run(p, by_output ? Part{from, to, 0, p.I} : Part{0, p.O, from, to}, space);
+  });
+}
+
+const vjepa::Add<&add_outer> added("add_outer", "add_outer(Tensor g, Tensor x, Tensor(a!) dw, Tensor(b!) db) -> ()");
+
+}  // namespace

@@ -1,0 +1,263 @@
+"""The study's report in its four forms: the same numbers in all, nothing that a browser objects to."""
+
+import base64
+import csv
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from tests.study.fake_study import make_study
+from vjepa_fast.cli import _study_report
+from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.study import results, stats, study_plots, study_report, study_tables
+
+VARIANTS = ("baseline", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
+OUTCOMES = (("fewshot", "1-shot"), ("motion8", "linear"), ("objects", "linear"))
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+SECTIONS = (
+    "answer", "mixed", "accuracy", "deltas", "control", "modes", "tradeoff", "random", "cost", "geometry", "curves",
+    "settings", "ran", "method",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    effects = {("ld", "motion8"): 0.35, **{(v, "mixed", "fewshot"): 0.15 for v in VARIANTS}}
+    return make_study(
+        tmp_path_factory.mktemp("report") / "study", variants=VARIANTS, seeds=(0, 1, 2), outcomes=OUTCOMES, samples=400,
+        effects=effects, seed_spread=0.002, published=("fwm_hw_ld", "kinematic"),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    return study_report.write_study_report(folder)
+
+
+@pytest.fixture(scope="module")
+def html(made):
+    return made[1][1].read_text(encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """Open tags, tags met, images, ids and links of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.met, self.images, self.ids, self.links, self.rows = [], set(), [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.met.add(tag)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.images += [attrs] if tag == "img" else []
+        if tag == "tr":
+            self.rows.append(0)
+        if tag in ("td", "th"):
+            self.rows[-1] += int(attrs.get("colspan", 1))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]} at {self.getpos()}"
+        self.open.pop()
+
+
+def test_html_is_whole_and_self_contained(html):
+    page = Page(html)
+    assert page.open == [] and html.startswith("<!DOCTYPE html>")
+    assert "script" not in page.met and "link" not in page.met and "url(" not in html
+    assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert len(page.images) == 7
+    for image in page.images:
+        head, data = image["src"].split(",", 1)
+        assert head == "data:image/svg+xml;base64" and image["alt"]
+        assert ElementTree.fromstring(base64.b64decode(data)).tag.endswith("svg")
+    assert "nan" not in re.sub(r"<[^>]*>", " ", html).lower().split() and "None" not in re.sub(r"<[^>]*>", "", html)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH; the page is parsed in the test above")
+def test_html_opens_in_chromium_without_console_errors(made, tmp_path):
+    def lines(path):
+        done = subprocess.run(
+            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
+             f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}",
+             "--window-size=1280,2000", path.as_uri()],
+            capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0
+        return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    broken = tmp_path / "broken.html"
+    broken.write_text('<script>console.error("seen")</script>')
+    assert any("seen" in line for line in lines(broken))  # the check can fail
+    assert lines(made[1][1]) == []
+    from PIL import Image
+
+    with Image.open(tmp_path / "page.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5  # something was drawn
+
+
+def test_four_forms_say_the_same(made, html, folder):
+    content, written = made
+    assert [p.name for p in written] == ["results.csv", "report.html", "report.md", "report.csv", "report.tex"]
+    accuracy = {}
+    with open(written[0], newline="") as file:
+        for row in csv.DictReader(file):
+            accuracy[row["key"], row["suite"], row["probe"]] = float(row["accuracy"])
+    ld, base = (
+        np.array([accuracy[f"{v}-mixed-intended-s{s}", "motion8", "linear"] for s in (0, 1, 2)])
+        for v in ("ld", "baseline")
+    )
+    deltas = 100 * (ld - base)
+    with open(written[3], newline="") as file:
+        wanted = ("variant minus baseline", "ld", "mixed", "motion8")
+        columns = ("comparison", "variant", "regime", "suite")
+        (row,) = [r for r in csv.DictReader(file) if tuple(r[c] for c in columns) == wanted]
+    assert float(row["delta_points"]) == pytest.approx(np.mean(deltas), abs=1e-3)
+    assert row["verdict"] == "above" and row["family"] == "3"  # ld, fwm_hw_ld, kinematic; fwm_hw is a control
+    value, low, high = f"{np.mean(deltas):+.1f}", float(row["t_low"]), float(row["t_high"])
+    assert f"| {value} ({low:+.1f} to {high:+.1f}) **above** |" in written[2].read_text()
+    assert rf"\shortstack{{\textbf{{{value}}}\\{{\tiny [{low:+.1f}, {high:+.1f}]}}}}" in written[4].read_text()
+    assert f'<td class="above"><b>{value}</b>' in html and f"{low:+.1f} to {high:+.1f}" in html
+    assert content["headline"] in written[2].read_text() and content["headline"] in html.replace("\N{MINUS SIGN}", "-")
+
+
+def test_tables_are_rectangular(made, html):
+    columns = len(OUTCOMES)
+    latex = made[1][4].read_text()
+    for environment in ("table*", "tabular"):
+        assert latex.count(f"\\begin{{{environment}}}") == latex.count(f"\\end{{{environment}}}") > 5
+    body = [line for line in latex.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert body and all(line.count(" & ") == columns for line in body)
+    assert "fwm_hw" not in re.sub(r"\\label\{.*?\}|\\_", lambda m: "" if "label" in m[0] else "-", latex)  # escaped
+    for block in re.findall(r"(?:^\|.*\n)+", made[1][2].read_text(), re.M):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    for table in re.findall(r"<table.*?</table>", html, re.S):
+        assert len(set(Page(table).rows)) == 1
+
+
+def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
+    return stats.Comparison(
+        "regime", variant, "mixed", "intended", "fewshot", probe, "single", (0.5, 0.5), (0, 1, 2), (value,) * 3,
+        value, low, high, p, p, note="4 variants",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "start"),
+    [
+        ([regime(0.04, 0.02, 0.06, 0.01)], "Yes, in this study"),
+        ([regime(-0.04, -0.06, -0.02, 0.01)], "No: in this study"),
+        ([regime(0.04, -0.02, 0.10, 0.2)], "Undecided"),
+        ([regime(0.04, 0.02, 0.06, 0.01), regime(0.01, -0.1, 0.1, 0.9, probe="5-shot")], "It depends"),
+        ([], "This study cannot answer"),
+    ],
+)
+def test_the_answer_follows_from_the_numbers(found, start):
+    said = study_report.headline(stats.answer(found, "intended"))
+    assert said.startswith(start)
+    for c in found:
+        assert f"{c.probe} {100 * c.value:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f}), {c.verdict}" in said
+
+
+def test_command_writes_what_is_asked_and_names_what_is_missing(folder, tmp_path, capsys):
+    import argparse
+
+    copy = shutil.copytree(folder, tmp_path / "study", ignore=shutil.ignore_patterns("report.*"))
+    key = "ld-single-intended-s2"
+    (copy / "cells" / f"{key}.json").unlink()
+    (copy / "cells" / f"{key}.error.txt").write_text("TrainingError: loss is nan <b>\n")
+
+    def command(*words):
+        parser = argparse.ArgumentParser()
+        _study_report.add_arguments(parser)
+        return _study_report.run(parser.parse_args([str(copy), *words]))
+
+    with pytest.raises(DataError, match="--partial"):
+        command()
+    assert command("--partial", "--md", str(tmp_path / "new" / "out.md"), "--html", str(tmp_path / "out.html")) == 0
+    said = capsys.readouterr().out
+    assert "Yes, in this study" in said and f"1 cells are missing: {key}" in said
+    assert key in (tmp_path / "new" / "out.md").read_text() and not list(copy.glob("report.*"))
+    html = (tmp_path / "out.html").read_text()
+    assert "INCOMPLETE" in html and "loss is nan &lt;b&gt;" in html and "2 of 3" in html
+    Page(html)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        command("--partial", "--md", str(tmp_path / "file" / "out.md"))
+
+
+def test_a_study_of_one_run_says_what_it_lacks(tmp_path):
+    folder = make_study(
+        tmp_path, variants=("baseline",), regimes=("mixed",), seeds=(0,), outcomes=OUTCOMES[1:2], samples=20
+    )
+    content, written = study_report.write_study_report(folder)
+    assert content["headline"].startswith("This study cannot answer")
+    html = written[1].read_text()
+    Page(html)
+    for text in (
+        "Needs both regimes",
+        "No variant beside the baseline ran",
+        "No variant ran in both modes",
+        "Needs a temporal",
+    ):
+        assert text in html
+
+
+def test_labels_of_a_crowded_scatter_do_not_overlap():
+    rng = np.random.default_rng(0)
+    points = {f"variant_{i}": tuple(rng.normal(0, 1, 2)) for i in range(20)}
+    with study_plots._figure(8, 5) as (figure, (axis,)):
+        axis.scatter(*zip(*points.values()))
+        study_plots._settle(figure)
+        boxes = list(study_plots.place_labels(axis, points).values())
+        frame = axis.get_window_extent()
+        dots = [axis.transData.transform(p) for p in points.values()]
+    assert len(boxes) == 20
+    for i, a in enumerate(boxes):
+        assert frame.x0 <= a[0] and a[2] <= frame.x1 and frame.y0 <= a[1] and a[3] <= frame.y1
+        assert all(study_plots._overlap(a, b) == 0 for b in boxes[:i])
+        assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in dots)
+
+
+def test_cost_and_geometry_are_means_over_seeds(folder):
+    study = results.load_study(folder)
+    cells = study.runs("ld", "mixed", "intended").values()
+    base = study.runs("baseline", "mixed", "intended").values()
+    (row,) = [r for r in study_plots.cost_table(study) if (r["variant"], r["regime"]) == ("ld", "mixed")]
+    more = np.mean([c.cost["step_ms"] for c in cells]) - np.mean([c.cost["step_ms"] for c in base])
+    assert row["ms_more"] == pytest.approx(more)
+    (row,) = [
+        r for r in study_plots.geometry_table(study)
+        if (r["variant"], r["regime"], r["level"], r["subspace"]) == ("ld", "mixed", "all", "dynamics")
+    ]  # fmt: skip
+    values = [g["rankme"] for c in cells for g in c.geometry if (g["level"], g["subspace"]) == ("all", "dynamics")]
+    assert row["rankme"] == pytest.approx(np.mean(values)) and len(values) == 3
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(None, "n/a"), (0.0001, "<0.001"), (0.0497, "<0.05"), (0.0123, "0.012"), (0.25, "0.25"), (0.0502, "0.050")],
+)
+def test_p_values_never_contradict_the_verdict(p, text):
+    assert study_tables.p_text(p) == text
+    assert study_tables.points(-0.0001) == "0.0" and study_tables.points(None) == "n/a"
+
+
+def test_svg_is_the_same_twice(folder):
+    study = results.load_study(folder)
+    assert study_plots.cost(study) == study_plots.cost(study)
+    text = base64.b64decode(study_plots.cost(study).split(",")[1])
+    assert ElementTree.parse(io.BytesIO(text)).getroot().get("viewBox")

@@ -1,0 +1,72 @@
+"""Arguments of the few-shot methods that train, for ``vjepa-fast fewshot``, and the settings that they make."""
+
+from __future__ import annotations
+
+METHODS = ("meta-baseline", "sun")
+
+
+def add_arguments(parser) -> None:
+    """Add the group; what is left out has the value of the method's paper."""
+    group = parser.add_argument_group("methods that train (meta-baseline, sun); default: as in the papers")
+    group.add_argument(
+        "--val", metavar="CSV", help="manifest of validation classes, which choose the epoch (default: some of --base)"
+    )
+    group.add_argument(
+        "--trunk", default="all", metavar="all|head|N", help="what is trained: encoder, a projection, N last blocks"
+    )
+    group.add_argument("--tune-epochs", type=int, metavar="N", help="of the classifier; of sun's teacher and student")
+    group.add_argument("--tune-lr", type=float, metavar="X", help="of the classifier; of sun's teacher and student")
+    group.add_argument("--tune-batch", type=int, metavar="N", help="of the classifier; of sun's teacher and student")
+    group.add_argument("--tune-chunk", type=int, metavar="N", help="clips through the encoder at once (default 64)")
+    group.add_argument("--meta-epochs", type=int, metavar="N")
+    group.add_argument("--meta-steps", type=int, metavar="N", help="per epoch")
+    group.add_argument("--meta-lr", type=float, metavar="X")
+    group.add_argument("--meta-way", type=int, metavar="N")
+    group.add_argument("--meta-shot", type=int, metavar="N")
+    group.add_argument("--meta-queries", type=int, metavar="N")
+    group.add_argument("--val-way", type=int, metavar="N", help="of the episodes that choose the epoch (default 5)")
+    group.add_argument("--val-queries", type=int, metavar="N", help="likewise, per class (default 15)")
+    group.add_argument("--flip", type=float, metavar="P", help="sun: chance of mirroring; 0 where direction matters")
+    group.add_argument("--top-k", type=int, metavar="N", help="sun: classes raised in a tubelet's label")
+    group.add_argument("--background", type=int, metavar="N", help="sun: tubelets of a clip labelled background")
+
+
+def settings_of(method: str, args, **test):
+    """The settings of ``method`` from parsed ``args``. ``test``: further fields of ``TuneSettings``, such as ``way``,
+    ``shots``, ``queries``, ``episodes``, ``pooling``. Raises ConfigError for values that cannot be used.
+    """
+    from dataclasses import replace
+
+    from ..errors import ConfigError
+    from ..evaluation.fewshot.tune import METHODS as BUILT
+
+    if method not in BUILT:
+        raise ConfigError(f"few-shot method {method!r}; accepted: {', '.join(BUILT)}")
+    default = BUILT[method][1]()
+    meta = _given(args, epochs="meta_epochs", steps="meta_steps", lr="meta_lr", way="meta_way", shot="meta_shot",
+                  queries="meta_queries", val_way="val_way", val_queries="val_queries")
+    if "way" in meta:
+        meta["reduce_way"] = False  # asked for by name: refused rather than reduced
+    fit = _given(args, epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")
+    fields = {"trunk": args.trunk, "meta": replace(default.meta, **meta), **_given(args, chunk="tune_chunk"), **test}
+    for stage in ("teacher", "student") if method == "sun" else ("classifier",):
+        fields[stage] = _scaled(getattr(default, stage), fit)
+    if method == "sun":
+        fields |= _given(args, top_k="top_k", background="background")
+        if args.flip is not None:
+            fields["augment"] = replace(default.augment, flip=args.flip)
+    return replace(default, **fields)
+
+
+def _given(args, **names) -> dict:
+    """{field: value} of the arguments that were given."""
+    return {field: getattr(args, name) for field, name in names.items() if getattr(args, name) is not None}
+
+
+def _scaled(default, given: dict):
+    """With another number of epochs, warm-up and milestones keep their share of the run."""
+    from dataclasses import replace
+
+    share = given.get("epochs", default.epochs) / default.epochs
+    milestones = tuple(round(m * share) for m in default.milestones)
+    return replace(default, warmup=default.warmup * share, milestones=milestones, **given)

@@ -1,0 +1,117 @@
+"""``vjepa-fast study claims``: the claims about the published results, computed again with the arithmetic shown."""
+from __future__ import annotations
+
+HELP = "recompute the 17 claims about the published results, and from one's own study"
+STYLES = {"confirmed": "green", "contradicted": "red"}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--study", metavar="DIR", help="also from a study's folder (of `vjepa-fast study run`)")
+    parser.add_argument("--json", metavar="PATH", help="also write id, status, published, computed, arithmetic, ...")
+    parser.add_argument("--markdown", metavar="PATH", help="also write the table as Markdown")
+
+
+def run(args) -> int:
+    _check(args.json, args.markdown)
+    from ..study.claims import TOLERANCE_TEXT, check_claims, load_claims
+    from ..study.published import load_published
+
+    published, claims = load_published(), load_claims()
+    study = None
+    if args.study is not None:
+        from ..study.claims_study import STUDY_TEXT, mapping_text, recompute
+
+        study = recompute(args.study, claims, published)
+    entries = check_claims(published, claims)
+    for entry in entries:
+        entry["study"] = study[entry["id"]] if study else None
+    _print(entries, TOLERANCE_TEXT)
+    if study:
+        _print_study(entries, [STUDY_TEXT, *mapping_text()])
+    content = {
+        "format": 1,
+        "source": published.source,
+        "rounding": TOLERANCE_TEXT,
+        "study": {"folder": str(args.study), "judged": STUDY_TEXT, "stand_ins": mapping_text()} if study else None,
+        "claims": entries,
+    }
+    if args.json:
+        import json
+
+        _write(args.json, json.dumps(content, indent=1, allow_nan=False))
+    if args.markdown:
+        from ..study.claims import markdown_table
+
+        _write(args.markdown, markdown_table(entries))
+    return 0
+
+
+def _check(*paths) -> None:
+    import os
+
+    from ..errors import UserError
+
+    for path in filter(None, paths):
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
+            raise UserError(f"{path}: cannot be written; choose a file in a folder that exists and is writable")
+
+
+def _write(path: str, text: str) -> None:
+    import os
+
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+        file.write(text.rstrip("\n") + "\n")
+    os.replace(path + ".tmp", path)
+
+
+def _table(title: str, columns):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_lines=True)
+    table.add_column("id", justify="right")
+    for name in columns:
+        table.add_column(name)
+    return table
+
+
+def _show(table) -> None:
+    from rich.console import Console
+
+    console = Console()  # a pipe has no width: give it one that wraps little
+    (console if console.is_terminal and console.width >= 120 else Console(width=160)).print(table)
+
+
+def _colour(status: str) -> str:
+    style = STYLES.get(status, "dim")
+    return f"[{style}]{status}[/{style}]"
+
+
+def _print(entries: list[dict], rounding: str) -> None:
+    from ..study.claims import same_seed_text, value_text
+
+    names = ("claim", "status", "computed", "against two baseline seeds", "against the baseline of the same seed")
+    table = _table("The claims, from the published figures (top-1 in %, differences in points)", names)
+    for e in entries:
+        table.add_row(str(e["id"]), e["statement"], _colour(e["status"]), value_text(e["computed"]), e["placement"],
+                      same_seed_text(e))
+    _show(table)
+    for e in entries:
+        print(f"{e['id']:>2}  {e['status']}: {e['arithmetic']}")
+        if e["other_reading"]:
+            other = e["other_reading"]
+            print(f"    {other['reading']}: {other['status']}, {value_text(other['computed'])}")
+        for note in e["notes"]:
+            print(f"    note: {note}")
+    print(f"\n{rounding}")
+    counts = {s: sum(e["status"] == s for e in entries) for s in dict.fromkeys(e["status"] for e in entries)}
+    print(", ".join(f"{n} {status}" for status, n in counts.items()))
+
+
+def _print_study(entries: list[dict], how: list[str]) -> None:
+    table = _table("The claims, from your own study", ("claim", "mode", "status", "arithmetic"))
+    for e in entries:
+        for found in e["study"]:
+            table.add_row(str(e["id"]), e["statement"], found["compat"], _colour(found["status"]), found["arithmetic"])
+    _show(table)
+    print("\n".join(how))

@@ -1,0 +1,31 @@
+"""``vjepa-fast study report DIR``: tables and plots of a study that ran."""
+
+from __future__ import annotations
+
+HELP = "tables and plots of a study: HTML, Markdown, CSV, LaTeX"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("folder", metavar="DIR", help="folder of `vjepa-fast study run`")
+    parser.add_argument("--html", metavar="PATH", help="self-contained page (default of all four: DIR/report.*)")
+    parser.add_argument("--md", metavar="PATH", help="Markdown")
+    parser.add_argument("--csv", metavar="PATH", help="every comparison, one per line")
+    parser.add_argument("--latex", metavar="PATH", help="tables for booktabs")
+    parser.add_argument(
+        "--partial", action="store_true", help="report although cells are missing; the report names them"
+    )
+
+
+def run(args) -> int:
+    from ..study.study_report import FILES, write_study_report
+
+    paths = {kind: getattr(args, kind) for kind in FILES if getattr(args, kind)}
+    made, written = write_study_report(args.folder, paths or None, partial=args.partial)
+    print(made["headline"])
+    for line in made["answer_lines"]:
+        print(f"  {line}")
+    if made["missing"]:
+        print(f"incomplete: {len(made['missing'])} cells are missing: {made['missing_text']}")
+    for path in written:
+        print(f"written: {path}")
+    return 0

@@ -1,0 +1,244 @@
+"""Meta-Baseline (arXiv:2003.04390): a classifier on the base classes, its head dropped, then training on episodes.
+
+Shapes: E episodes, W ways, S shots, Q queries per class, M = W*Q, d features, C base classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes, sample_episodes
+from vjepa_fast.evaluation.fewshot.tuning import (
+    Embedder,
+    FitSettings,
+    MetaSettings,
+    Part,
+    TuneResult,
+    TuneSettings,
+    amp,
+    build_embedder,
+    embed,
+    finite_loss,
+    fit,
+    new_head,
+    novel_episodes,
+    parse_trunk,
+    part_of,
+    parts_of,
+    trained,
+)
+from vjepa_fast.evaluation.fewshot.views import Augment, weak_views
+
+
+@dataclass(frozen=True)
+class MetaBaselineSettings(TuneSettings):
+    """Both stages. ``augment`` None: clips as they are, as the released code does on mini-ImageNet."""
+
+    classifier: FitSettings = FitSettings()
+    augment: Augment | None = None  # of stage 1
+
+
+def episode_logits(support: Tensor, query: Tensor, temperature: Tensor | float) -> Tensor:
+    """Logits ``[..., M, W]`` of queries ``[..., W, Q, d]`` against the classes of shots ``[..., W, S, d]``.
+
+    The prototype is the mean of the shots as they are, then normalised like the queries: ``temperature`` x cosine
+    (Meta-Baseline, section 3.3, equation 3).
+    """
+    proto_EWd = F.normalize(support.mean(-2), dim=-1)
+    query_EMd = F.normalize(query.flatten(-3, -2), dim=-1)
+    return temperature * query_EMd @ proto_EWd.mT
+
+
+def episode_loss(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of logits ``[..., M, W]`` whose queries are in class order, Q of each of the W classes."""
+    way = logits.shape[-1]
+    truth_M = torch.arange(way, device=logits.device).repeat_interleave(logits.shape[-2] // way)
+    return F.cross_entropy(logits.reshape(-1, way), truth_M.repeat(logits.numel() // (way * len(truth_M))))
+
+
+def train_classifier(
+    model: Embedder,
+    base: Part,
+    settings: FitSettings,
+    *,
+    augment: Augment | None = None,
+    chunk: int = 64,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    what: str = "classifier",
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> tuple[nn.Linear, list[float]]:
+    """Train ``model`` (changed in place, where it has gradients) and a linear head on the base classes.
+
+    Returns the head ``d -> C`` and the mean cross-entropy per epoch. ``augment``: weak views of clips, drawn by
+    ``seed``.
+    """
+    device = torch.device(device)
+    with torch.no_grad():
+        width = model(base.fetch(np.array([0])).to(device)).shape[1]
+    head = new_head(width, base.classes, seed, device)
+    labels, generator = torch.from_numpy(base.labels), np.random.default_rng(seed)
+
+    def loss_of(rows):
+        x = base.fetch(rows)
+        if augment is not None and not base.features:
+            x = weak_views(x, generator, augment)
+        with amp(device):
+            logits = head(model(x.to(device)))
+        return F.cross_entropy(logits.float(), labels[rows].to(device))
+
+    parameters = [*trained(model), *head.parameters()]
+    losses = fit(
+        parameters, len(labels), settings, loss_of, chunk=chunk, seed=seed, what=what, on_epoch=on_epoch
+    )
+    return head, losses
+
+
+def validate(model: Embedder, val: Part, meta: MetaSettings, chunk: int, device) -> float:
+    """Mean few-shot accuracy on the validation classes, always on the same episodes."""
+    features = embed(model, val, chunk, device)
+    return prototype_episodes(features, meta.val_way, meta.shot, meta.val_queries, meta.val_episodes, seed=0).mean
+
+
+def meta_train(
+    model: Embedder,
+    base: Part,
+    val: Part,
+    meta: MetaSettings,
+    *,
+    chunk: int = 64,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[int, float, float], None] | None = None,
+) -> tuple[list[float], list[float], int, float]:
+    """Train ``model`` (in place) on episodes of base classes; it ends with the weights of the best epoch on ``val``.
+
+    Returns (mean loss per epoch, validation accuracy per epoch, best epoch from 1, its temperature); ties go to the
+    earlier epoch; without epochs the model stays as it is and the best epoch is 0. The gradient of a step is the mean
+    over its episodes. Raises DataError as ``sample_episodes`` and TrainingError on a loss that is not finite.
+    """
+    device = torch.device(device)
+    temperature = nn.Parameter(torch.tensor(float(meta.temperature), device=device))
+    parameters = trained(model)
+    optimizer = torch.optim.SGD(
+        [*parameters, temperature], lr=meta.lr, momentum=meta.momentum, weight_decay=meta.weight_decay
+    )
+    way = min(meta.way, base.classes) if meta.reduce_way else meta.way
+    losses, accuracies, best, kept = [], [], 0, None
+    at_once = meta.episodes_per_step if base.features else 1  # clips: an episode at a time, gradients added
+    for epoch in range(meta.epochs):
+        for group in optimizer.param_groups:
+            group["lr"] = meta.lr * meta.gamma ** sum(epoch >= m for m in meta.milestones)
+        drawn = sample_episodes(
+            base.labels, way, meta.shot, meta.queries, meta.steps * meta.episodes_per_step, _seed(seed, epoch)
+        )
+        rows_EWK = np.concatenate([drawn.support, drawn.query], axis=2)
+        total = 0.0
+        for step in range(meta.steps):
+            optimizer.zero_grad(set_to_none=True)
+            first = step * meta.episodes_per_step
+            for start in range(first, first + meta.episodes_per_step, at_once):
+                rows = rows_EWK[start : start + at_once]
+                with amp(device):
+                    z = model(base.fetch(rows.reshape(-1)).to(device))
+                z_EWKd = z.float().unflatten(0, rows.shape)
+                logits = episode_logits(z_EWKd[:, :, : meta.shot], z_EWKd[:, :, meta.shot :], temperature)
+                loss = episode_loss(logits) * (len(rows) / meta.episodes_per_step)
+                loss.backward()
+                total = total + loss.detach().double()
+            optimizer.step()
+        losses.append(finite_loss(total / meta.steps, "meta stage", epoch))
+        accuracies.append(validate(model, val, meta, chunk, device))
+        if kept is None or accuracies[-1] > accuracies[best - 1]:
+            best, kept = epoch + 1, (copy.deepcopy([p.detach() for p in parameters]), float(temperature.detach()))
+        if on_epoch is not None:
+            on_epoch(epoch, losses[-1], accuracies[-1])
+    if kept is None:
+        return losses, accuracies, 0, float(meta.temperature)
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept[0]):
+            parameter.copy_(value)
+    return losses, accuracies, best, kept[1]
+
+
+def _seed(seed: int, epoch: int) -> int:
+    """A seed of its own for each epoch's episodes."""
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+
+
+def meta_baseline(
+    encoder: nn.Module | None,
+    base,
+    val,
+    novel,
+    *,
+    settings: MetaBaselineSettings = MetaBaselineSettings(),
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[str], None] | None = None,
+) -> TuneResult:
+    """Meta-Baseline of ``encoder`` (copied, not changed): both stages on ``base``, best epoch on ``val``, test on
+    ``novel``.
+
+    ``base``, ``val``, ``novel``: ClipSets or manifests, or Features, which train a projection over them and need no
+    encoder. With ``trunk="head"`` clips are encoded once. ``val`` None sets base classes aside. Deterministic for a
+    seed on a CPU. The novel classes choose nothing. Raises DataError, ConfigError and TrainingError as
+    ``tuning.parts_of``, ``build_embedder`` and ``fit``.
+    """
+    device, say = torch.device(device), on_progress or (lambda text: None)
+    base, val, novel, notes = parts_of(encoder, base, val, novel, settings, seed)
+    model = build_embedder(encoder, base, settings, device)
+    if not base.features and parse_trunk(settings.trunk) == "head":
+        say("features of the frozen encoder")
+        frozen = Embedder(model.encoder, None, settings.pooling, settings.level)
+        base, val, novel = (part_of(embed(frozen, p, settings.chunk, device), p.role, None) for p in (base, val, novel))
+        if settings.augment is not None:
+            notes.append("augment: features of a frozen encoder are taken once, so clips were not varied")
+    validation = {"start": [validate(model, val, settings.meta, settings.chunk, device)]}
+    test = {"start": novel_episodes(model, novel, settings, seed, device)}
+    _, losses = train_classifier(
+        model,
+        base,
+        settings.classifier,
+        augment=settings.augment,
+        chunk=settings.chunk,
+        seed=seed,
+        device=device,
+        on_epoch=lambda epoch, loss: say(f"classifier: epoch {epoch + 1}, loss {loss:.4f}"),
+    )
+    result = meta_stage("meta-baseline", "classifier", model, (base, val, novel), settings, seed, device, say)
+    result.notes = notes
+    result.losses = {"classifier": losses, **result.losses}
+    result.validation = {**validation, **result.validation}
+    result.test = {**test, **result.test}
+    return result
+
+
+def meta_stage(
+    method: str, before: str, model: Embedder, parts: tuple[Part, Part, Part], settings, seed: int, device, say
+) -> TuneResult:
+    """``meta_train``, with validation and test ``before`` (the name of that stage) and after it, as a TuneResult."""
+    base, val, novel = parts
+    validation = {before: [validate(model, val, settings.meta, settings.chunk, device)]}
+    test = {before: novel_episodes(model, novel, settings, seed, device)}
+    losses, validation["meta"], best, temperature = meta_train(
+        model,
+        base,
+        val,
+        settings.meta,
+        chunk=settings.chunk,
+        seed=seed,
+        device=device,
+        on_epoch=lambda e, loss, a: say(f"meta: epoch {e + 1}, loss {loss:.4f}, validation {a:.4f}"),
+    )
+    if best:
+        test["meta"] = novel_episodes(model, novel, settings, seed, device)
+    model.eval().requires_grad_(False)
+    return TuneResult(method, model, {"meta": losses}, validation, test, best, temperature, seed, settings)

@@ -1,0 +1,340 @@
+"""Differences between variants of a study, paired by seed, with their intervals and corrected tests.
+
+S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions.
+
+Two intervals stand beside each other, for two sources of chance:
+
+* ``low, high``: Student t over the S paired differences (df = S - 1). It treats the seed as the unit, which is what a
+  claim about an objective is about, and is the one that verdicts go by. With 3 seeds it is wide, and rightly so.
+* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It tells what the choice of test samples
+  adds; with few seeds it is too narrow, since S values cannot show how far seeds really spread.
+
+Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from vjepa_fast.evaluation.compare import Row
+from vjepa_fast.study.results import BASELINE, RANDOM, Study, is_fewshot
+from vjepa_fast.study.variants import COUNTED  # others are corrected over all, and cost these nothing
+
+ALPHA = 0.05
+RESAMPLES = 2000
+MEAN = "mean of all variants"
+STUDENT = ", student"
+KINDS = {
+    "baseline": "variant minus baseline",
+    "random": "variant minus random init",
+    "regime": "mixed minus single",
+    "mode": "published minus intended",
+    "control": "fwm_hw_ld minus fwm_hw",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One paired difference. ``deltas``: one per seed. None where a figure is not computable, ``note`` says why."""
+
+    kind: str  # one of KINDS
+    variant: str
+    regime: str
+    compat: str
+    suite: str
+    probe: str
+    against: str  # what is subtracted
+    levels: tuple[float, float]  # mean accuracies over the seeds, of the variant and of what is subtracted
+    seeds: tuple[int, ...]
+    deltas: tuple[float, ...]
+    value: float  # mean over seeds
+    low: float | None = None  # 95 % t interval over seeds
+    high: float | None = None
+    p: float | None = None  # paired t test, two-sided
+    p_holm: float | None = None
+    family: int = 1  # comparisons that p_holm is corrected for
+    boot_low: float | None = None
+    boot_high: float | None = None
+    note: str = ""
+
+    @property
+    def outcome(self) -> tuple[str, str]:
+        return self.suite, self.probe
+
+    @property
+    def verdict(self) -> str:
+        """By the corrected test at 5 %: above, below or undecided."""
+        if self.p_holm is None or self.p_holm >= ALPHA:
+            return "undecided"
+        return "above" if self.value > 0 else "below"
+
+
+# ---------------------------------------------------------------- the three tools
+
+
+def paired_t(deltas: Sequence[float]) -> tuple[float, float | None, float | None, float | None, str]:
+    """(mean, low, high, p, note) of paired differences float ``[S]``: 95 % interval and two-sided t test, df = S - 1.
+
+    None where they cannot be computed: one seed; or the same non-zero difference in every seed, whose spread of 0 would
+    give an interval of no width. All zero is p = 1. Raises ValueError for no or non-finite differences.
+    """
+    from scipy import stats
+
+    d = np.asarray(deltas, dtype=np.float64).reshape(-1)
+    if d.size == 0 or not np.isfinite(d).all():
+        raise ValueError(f"need finite differences of at least one seed, got {d.tolist()}")
+    mean = float(d.mean())
+    if d.size == 1:
+        return mean, None, None, None, "one seed: no interval over seeds"
+    if np.ptp(d) < 1e-12:
+        if abs(mean) < 1e-12:
+            return 0.0, 0.0, 0.0, 1.0, "no difference in any seed"
+        return mean, None, None, None, "the same difference in every seed: no spread to test against"
+    test = stats.ttest_1samp(d, 0.0)
+    interval = test.confidence_interval(1 - ALPHA)
+    return mean, float(interval.low), float(interval.high), float(test.pvalue), ""
+
+
+def holm(p_values: Sequence[float | None], family: int | None = None) -> list[float | None]:
+    """Holm's step-down correction (Holm 1979): adjusted p-values in the order given, None stays None.
+
+    ``family`` (at least the number of values, its default) counts comparisons that were planned but have no value as
+    well: they take the largest ranks, as if their p were 1.
+    """
+    m = len(p_values) if family is None else family
+    if m < len(p_values):
+        raise ValueError(f"a family of {m} cannot have {len(p_values)} comparisons")
+    out: list[float | None] = [None] * len(p_values)
+    running = 0.0
+    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    for rank, (p, i) in enumerate(known):
+        running = max(running, min(1.0, (m - rank) * p))
+        out[i] = running
+    return out
+
+
+@lru_cache(maxsize=64)
+def _draws(seeds: int, samples: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed [R,S] and each sample [R,N] is drawn."""
+    rng = np.random.default_rng([seed, seeds, samples])
+    return tuple(rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) for n in (seeds, samples))
+
+
+def bootstrap(
+    differences: np.ndarray, value: float | None = None, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of the mean of ``differences`` float ``[S, N]`` (NaN: no value), seeds and samples drawn again.
+
+    A resample draws S seeds and N samples with replacement, and every drawn seed is measured on the drawn samples (Owen
+    2007, "The pigeonhole bootstrap"): test samples are the same in all seeds, so drawing them anew within each seed
+    would average their luck away, and the interval would come out too narrow. One seed: over samples alone. ``value``
+    shifts the interval to that centre (an accuracy over episodes is not the plain mean of its samples). Raises
+    ValueError where there is no value at all.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    known = np.isfinite(d)
+    if d.ndim != 2 or not known.any():
+        raise ValueError(f"need differences [seeds, samples] with at least one value, got shape {d.shape}")
+    seeds_RS, samples_RN = _draws(*d.shape, resamples, seed)
+    totals_RS = samples_RN @ np.where(known, d, 0).T
+    counts_RS = samples_RN @ known.T.astype(np.float64)
+    total, count = (seeds_RS * totals_RS).sum(1), (seeds_RS * counts_RS).sum(1)
+    means = total[count > 0] / count[count > 0]
+    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
+    shift = 0.0 if value is None else value - d[known].mean()
+    return float(low + shift), float(high + shift)
+
+
+# ---------------------------------------------------------------- comparisons of a study
+
+
+def compare(kind: str, a: dict[int, Row], b: dict[int, Row], *, against: str, **identity) -> Comparison | None:
+    """``a`` minus ``b`` (Rows by seed) over the seeds both have; None where they share none. Not yet corrected."""
+    seeds = tuple(sorted(set(a) & set(b)))
+    if not seeds:
+        return None
+    deltas = tuple(a[s].accuracy - b[s].accuracy for s in seeds)
+    samples = [_gaps(a[s], b[s]) for s in seeds]
+    levels = tuple(float(np.mean([side[s].accuracy for s in seeds])) for side in (a, b))
+    return _comparison(kind, seeds, deltas, samples, against=against, levels=levels, **identity)
+
+
+def _gaps(a: Row, b: Row) -> np.ndarray:
+    """Difference per test sample float [N], NaN where one has none."""
+    return np.array([np.nan if x is None or y is None else x - y for x, y in zip(a.hits, b.hits)], dtype=np.float64)
+
+
+def _comparison(kind, seeds, deltas, samples, **identity) -> Comparison:
+    mean, low, high, p, note = paired_t(deltas)
+    d = np.array(samples)
+    boot = bootstrap(d, mean) if d.size and np.isfinite(d).any() else (None, None)
+    return Comparison(
+        kind=kind, seeds=seeds, deltas=deltas, value=mean, low=low, high=high, p=p, note=note,
+        boot_low=boot[0], boot_high=boot[1], **identity,
+    )  # fmt: skip
+
+
+def _rows(study: Study, variant: str, regime: str, compat: str, outcome: tuple[str, str]) -> dict[int, Row]:
+    return {s: c.rows[outcome] for s, c in study.runs(variant, regime, compat).items() if outcome in c.rows}
+
+
+def _corrected(found: list[Comparison], planned: int) -> list[Comparison]:
+    m = max(planned, len(found))
+    return [replace(c, p_holm=p, family=m) for c, p in zip(found, holm([c.p for c in found], m))]
+
+
+def _families(found: list[Comparison | None], planned: list[str]) -> list[Comparison]:
+    """Counted variants corrected among themselves, any other over all planned ones; those without a result count."""
+    found = [c for c in found if c is not None]
+    counted = _corrected([c for c in found if c.variant in COUNTED], sum(v in COUNTED for v in planned))
+    others = [c for c in _corrected(found, len(planned)) if c.variant not in COUNTED]
+    return sorted(counted + others, key=lambda c: planned.index(c.variant))
+
+
+def to_baseline(study: Study) -> list[Comparison]:
+    """Each variant minus the baseline of its regime and mode, per outcome. Where the baseline did not run in a mode,
+    the intended one stands in, and ``against`` says so. Family: the counted variants planned (18 in a full study).
+    """
+    out = []
+    for regime in study.regimes:
+        for compat in study.compats:
+            own = compat if study.runs(BASELINE, regime, compat) else study.compat
+            planned = [v for v in study.planned((regime, compat)) if v != BASELINE]
+            for outcome in study.outcomes:
+                base = _rows(study, BASELINE, regime, own, outcome)
+                found = [
+                    compare(
+                        "baseline", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
+                        compat=compat, suite=outcome[0], probe=outcome[1],
+                        against=BASELINE if own == compat else f"{BASELINE}, {own}",
+                    )
+                    for v in planned
+                ]  # fmt: skip
+                out += _families(found, planned)
+    return out
+
+
+def to_random(study: Study) -> list[Comparison]:
+    """Each variant, baseline included, minus the random-init encoder of the same seed."""
+    out = []
+    for regime in study.regimes:
+        for compat in study.compats:
+            planned = study.planned((regime, compat))
+            for outcome in study.outcomes:
+                base = _rows(study, RANDOM, "none", "intended", outcome)
+                found = [
+                    compare(
+                        "random", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
+                        compat=compat, suite=outcome[0], probe=outcome[1], against=RANDOM,
+                    )
+                    for v in planned
+                ]  # fmt: skip
+                out += _corrected([c for c in found if c is not None], len(planned))
+    return out
+
+
+def mixed_minus_single(study: Study) -> list[Comparison]:
+    """The study's question: mixed minus single pretraining per variant (baseline included), corrected over the variants
+    of an outcome; and their mean, one difference per seed (the mean over the variants that ran both regimes in every
+    seed), which is one test and needs no correction.
+    """
+    out = []
+    if not {"single", "mixed"} <= set(study.regimes):
+        return out
+    for compat in study.compats:
+        planned = study.planned(("mixed", compat), ("single", compat))
+        ran = [v for v in planned if study.runs(v, "mixed", compat) and study.runs(v, "single", compat)]
+        for outcome in study.outcomes:
+            identity = {"regime": "mixed", "compat": compat, "suite": outcome[0], "probe": outcome[1]}
+            sides = {v: [_rows(study, v, r, compat, outcome) for r in ("mixed", "single")] for v in ran}
+            found = [compare("regime", *sides[v], variant=v, against="single", **identity) for v in ran]
+            out += _corrected([c for c in found if c is not None], len(planned))
+            if len(ran) > 1:
+                out += [c for c in [_mean(sides, identity)] if c is not None]
+    return out
+
+
+def _mean(sides: dict[str, list[dict[int, Row]]], identity: dict) -> Comparison | None:
+    """Mean over variants of mixed minus single, by seed; only seeds that every variant has in both regimes."""
+    seeds = tuple(sorted(set.intersection(*(set(a) & set(b) for a, b in sides.values()))))
+    if not seeds:
+        return None
+    deltas = tuple(float(np.mean([a[s].accuracy - b[s].accuracy for a, b in sides.values()])) for s in seeds)
+    samples = [np.mean([_gaps(a[s], b[s]) for a, b in sides.values()], axis=0) for s in seeds]
+    levels = tuple(float(np.mean([side[i][s].accuracy for side in sides.values() for s in seeds])) for i in (0, 1))
+    made = _comparison("regime", seeds, deltas, samples, variant=MEAN, against="single", levels=levels, **identity)
+    return replace(made, p_holm=made.p, family=1, note=made.note or f"{len(sides)} variants")
+
+
+def published_minus_intended(study: Study) -> list[Comparison]:
+    """What the published code's departures change: each variant that ran in both modes, corrected over those. A variant
+    whose published target never trains has a second line, ``<variant>, student``: the encoder that did train.
+    """
+    out = []
+    for regime in study.regimes:
+        both = study.planned((regime, "intended"), (regime, "published"))
+        for outcome in study.outcomes:
+            sides = {v: _rows(study, v, regime, "published", outcome) for v in both}
+            for v in both:
+                cells = study.runs(v, regime, "published").items()
+                sides[v + STUDENT] = {s: c.student_rows[outcome] for s, c in cells if outcome in c.student_rows}
+            found = [
+                compare(
+                    "mode", rows, _rows(study, name.removesuffix(STUDENT), regime, "intended", outcome), variant=name,
+                    regime=regime, compat="published", suite=outcome[0], probe=outcome[1], against="intended",
+                )
+                for name, rows in sides.items()
+            ]  # fmt: skip
+            out += _corrected([c for c in found if c is not None], len(both))
+    return out
+
+
+def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw") -> list[Comparison]:
+    """The headline variant minus the same without its latent-dynamics term (the control the paper lacks), per mode.
+    Where the control ran in one mode only, that one is subtracted. One comparison per family: nothing to correct.
+    """
+    out = []
+    for regime in study.regimes:
+        for compat in study.compats:
+            own = compat if study.runs(control, regime, compat) else study.compat
+            for outcome in study.outcomes:
+                base = _rows(study, control, regime, own, outcome)
+                made = compare(
+                    "control", _rows(study, variant, regime, compat, outcome), base, variant=variant, regime=regime,
+                    compat=compat, suite=outcome[0], probe=outcome[1],
+                    against=control if own == compat else f"{control}, {own}",
+                )  # fmt: skip
+                out += _corrected([made], 1) if made else []
+    return out
+
+
+def all_comparisons(study: Study) -> list[Comparison]:
+    """Everything the report states, in one list."""
+    return [
+        *mixed_minus_single(study), *to_baseline(study), *to_control(study), *published_minus_intended(study),
+        *to_random(study),
+    ]  # fmt: skip
+
+
+def answer(comparisons: list[Comparison], compat: str) -> dict:
+    """The answer to the study's question, as numbers: {"mean": [Comparison per few-shot outcome], "baseline": [...],
+    "variants": {outcome: {"above", "below", "undecided", "of"}}}.
+    """
+    asked = [c for c in comparisons if c.kind == "regime" and c.compat == compat and is_fewshot(c.outcome)]
+    single = [c for c in asked if c.variant != MEAN]
+    return {
+        "mean": [c for c in asked if c.variant == MEAN],
+        "baseline": [c for c in asked if c.variant == BASELINE],
+        "variants": {
+            outcome: {
+                "of": sum(c.outcome == outcome for c in single),
+                **{w: [c.variant for c in single if c.outcome == outcome and c.verdict == w]
+                   for w in ("above", "below", "undecided")},
+            }
+            for outcome in dict.fromkeys(c.outcome for c in single)
+        },
+    }  # fmt: skip
