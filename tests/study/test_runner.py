@@ -82,6 +82,9 @@ def test_a_cell_has_all_that_the_report_reads(finished):
         sizes = {s: SIZES[s]["test"] for s in SIZES if "test" in SIZES[s]}
         assert all(len(r["hits"]) == sizes[r["suite"]] and 0 <= r["accuracy"] <= 1 for r in cell["rows"])
         assert all(r["accuracy"] == pytest.approx(sum(r["hits"]) / r["n"]) for r in cell["rows"][:6])
+        own = [g for g in cell["geometry"] if g["encoder"] == "target_encoder"]
+        assert {(g["level"], g["subspace"]) for g in own} >= {(3, "all"), ("all", "appearance"), ("all", "dynamics")}
+        assert all(g["rankme"] >= 1 and g["clips"] == 16 for g in own)
         assert {"torch", "commit", "device"} <= set(cell["versions"]) and cell["settings"]["seed"] == "0"
     trained = got["baseline-single-intended-s0"]
     assert trained["cost"]["steps"] == 4 and trained["cost"]["step_ms"] > 0 and trained["cost"]["peak_mb"] > 10
@@ -97,6 +100,7 @@ def test_published_runs_without_ema_are_evaluated_at_their_random_start(finished
     assert hits["kinematic-single-intended-s0"] != hits[KEYS[0]]
     student = got["kinematic-single-published-s0"]["student_rows"]
     assert [r["hits"] for r in student] != hits[KEYS[0]] and len(student) == 8
+    assert {g["encoder"] for g in got["kinematic-single-published-s0"]["geometry"]} == {"target_encoder", "encoder"}
     assert got["kinematic-single-intended-s0"]["student_rows"] == []
 
 

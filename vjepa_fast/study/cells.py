@@ -41,7 +41,9 @@ def config_hash(config: dict, processes: int = 1) -> str:
     """
     value = {k: v for k, v in config.items() if k not in ("folder", "runtime")}
     value["data"] = {k: v for k, v in config["data"].items() if k not in ("datasets", "num_workers", "pin_mem")}
-    value["dtype"], value["processes"] = config["runtime"]["dtype"], processes
+    value["dtype"] = config["runtime"]["dtype"]
+    if processes > 1:
+        value["processes"] = processes
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -200,11 +202,8 @@ def _geometry(job: dict, encoder, which: str, source) -> list[dict]:
     import numpy as np
 
     from vjepa_fast.evaluation import ClipSet, decode_clips
+    from vjepa_fast.evaluation.collapse import geometry_rows
 
-    try:
-        from vjepa_fast.evaluation.collapse import geometry_rows
-    except ImportError:
-        return []
     how = job["evaluation"]
     limit = how["geometry"]["max_clips"]
     if not isinstance(source, ClipSet):
