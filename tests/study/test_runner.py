@@ -1,10 +1,8 @@
 import json
 import os
-import subprocess
 import sys
 import time
 import types
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -82,6 +80,9 @@ def test_a_cell_has_all_that_the_report_reads(finished):
         sizes = {s: SIZES[s]["test"] for s in SIZES if "test" in SIZES[s]}
         assert all(len(r["hits"]) == sizes[r["suite"]] and 0 <= r["accuracy"] <= 1 for r in cell["rows"])
         assert all(r["accuracy"] == pytest.approx(sum(r["hits"]) / r["n"]) for r in cell["rows"][:6])
+        own = [g for g in cell["geometry"] if g["encoder"] == "target_encoder"]
+        assert {(g["level"], g["subspace"]) for g in own} >= {(3, "all"), ("all", "appearance"), ("all", "dynamics")}
+        assert all(g["rankme"] >= 1 and g["clips"] == 16 for g in own)
         assert {"torch", "commit", "device"} <= set(cell["versions"]) and cell["settings"]["seed"] == "0"
     trained = got["baseline-single-intended-s0"]
     assert trained["cost"]["steps"] == 4 and trained["cost"]["step_ms"] > 0 and trained["cost"]["peak_mb"] > 10
@@ -97,6 +98,7 @@ def test_published_runs_without_ema_are_evaluated_at_their_random_start(finished
     assert hits["kinematic-single-intended-s0"] != hits[KEYS[0]]
     student = got["kinematic-single-published-s0"]["student_rows"]
     assert [r["hits"] for r in student] != hits[KEYS[0]] and len(student) == 8
+    assert {g["encoder"] for g in got["kinematic-single-published-s0"]["geometry"]} == {"target_encoder", "encoder"}
     assert got["kinematic-single-intended-s0"]["student_rows"] == []
 
 
@@ -150,7 +152,7 @@ def test_seeds_and_variants_may_be_added_but_not_other_settings(finished):
 
 
 def test_a_cell_of_another_configuration_is_refused(finished, monkeypatch):
-    monkeypatch.setattr(cells, "config_hash", lambda value: "another")
+    monkeypatch.setattr(cells, "config_hash", lambda value, processes: "another")
     with pytest.raises(UserError, match="baseline-single-intended-s0.json: was made with another configuration"):
         study(finished.folder).missing()
 
@@ -159,6 +161,8 @@ def test_the_control_does_not_depend_on_the_regime(tmp_path):
     single, mixed = (study(tmp_path, grid=Grid(("baseline",), (r,), (0,))) for r in ("single", "mixed"))
     assert single.jobs[0]["config_hash"] == mixed.jobs[0]["config_hash"]
     assert single.jobs[1]["config_hash"] != mixed.jobs[1]["config_hash"]
+    wide = study(tmp_path, grid=Grid(("baseline",), ("single",), (0,)), processes=2)  # two batches per step
+    assert wide.jobs[1]["config_hash"] != single.jobs[1]["config_hash"]
 
 
 # ---------------------------------------------------------------- failures
@@ -213,61 +217,9 @@ def test_a_killed_worker_is_recorded(tmp_path):
     assert "killed by SIGKILL" in cells.error_path(tmp_path, "k").read_text()
 
 
-# ---------------------------------------------------------------- locks
-
-
-def test_one_process_holds_a_lock(tmp_path):
-    a, b = (launch.Lock(tmp_path / "x.lock") for _ in "ab")
-    assert a.take() and not b.take()
-    b.release()  # not its own: stays
-    assert not b.take()
-    a.release()
-    assert b.take()
-    b.release()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_of_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path):
-    code = "import sys; from vjepa_fast.study import launch; assert launch.Lock(sys.argv[1]).take()"
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.lock")], check=True)
-    assert (tmp_path / "x.lock").exists()
-    lock = launch.Lock(tmp_path / "x.lock")
-    assert lock.take()
-    lock.release()
-
-
 def _elsewhere(path: Path, age: float) -> None:
     path.write_text(json.dumps({"token": "t", "pid": 1, "host": "another machine", "namespace": 0}))
     os.utime(path, (time.time() - age,) * 2)
-
-
-def test_a_lock_of_another_machine_is_taken_over_when_its_heart_stops(tmp_path):
-    path = tmp_path / "x.lock"
-    _elsewhere(path, launch.STALE - 60)
-    assert not launch.Lock(path).take()
-    _elsewhere(path, launch.STALE + 60)
-    held = launch.Lock(path)
-    assert held.take() and not launch.Lock(path).take()
-    held.release()
-
-
-def test_a_held_lock_is_touched(tmp_path):
-    lock = launch.Lock(tmp_path / "x.lock", stale=0.4)
-    assert lock.take()
-    time.sleep(1.0)
-    assert not launch.Lock(tmp_path / "x.lock", stale=0.4).take()
-    lock.release()
-
-
-def test_of_many_one_takes_over(tmp_path):
-    for round_ in range(10):
-        path = tmp_path / f"{round_}.lock"
-        _elsewhere(path, 1000)
-        with ThreadPoolExecutor(8) as pool:
-            got = list(pool.map(lambda lock: lock.take(), [launch.Lock(path) for _ in range(8)]))
-        assert sum(got) <= 1
-        if not any(got):  # each saw another at it; the next look succeeds
-            assert launch.Lock(path).take()
 
 
 def test_a_run_in_other_hands_is_left_alone(tmp_path):

@@ -215,7 +215,7 @@ class _Display:
 
     def event(self, what: str, job) -> None:
         if isinstance(job, str):
-            if not job.endswith(": start"):
+            if not job.endswith((": start", ": kept")):
                 self.say(job)
             return
         key = job["key"]
@@ -259,7 +259,7 @@ class _Display:
 
     def close(self, failed: list[str]) -> None:
         done = self.total - len(self.study.missing())
-        kept = f" ({self.kept} from before)" if self.kept else ""
+        kept = f" ({self.kept} not by this command)" if self.kept else ""
         print(f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {self.clock() - self.start:.0f} s: "
               f"{self.study.folder}")  # fmt: skip
         for key in failed:

@@ -35,11 +35,15 @@ def error_path(folder, key: str) -> Path:
     return Path(folder) / "cells" / f"{key}.error.txt"
 
 
-def config_hash(config: dict) -> str:
-    """sha256 over what decides the outcome of a run: the configuration without paths, device and threads."""
+def config_hash(config: dict, processes: int = 1) -> str:
+    """sha256 over what decides the outcome of a run: the configuration without paths, device and threads, and the
+    number of processes, each of which adds a batch to a step.
+    """
     value = {k: v for k, v in config.items() if k not in ("folder", "runtime")}
     value["data"] = {k: v for k, v in config["data"].items() if k not in ("datasets", "num_workers", "pin_mem")}
     value["dtype"] = config["runtime"]["dtype"]
+    if processes > 1:
+        value["processes"] = processes
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -198,11 +202,8 @@ def _geometry(job: dict, encoder, which: str, source) -> list[dict]:
     import numpy as np
 
     from vjepa_fast.evaluation import ClipSet, decode_clips
+    from vjepa_fast.evaluation.collapse import geometry_rows
 
-    try:
-        from vjepa_fast.evaluation.collapse import geometry_rows
-    except ImportError:
-        return []
     how = job["evaluation"]
     limit = how["geometry"]["max_clips"]
     if not isinstance(source, ClipSet):

@@ -37,6 +37,7 @@ class Lock:
     def __init__(self, path: str | os.PathLike, stale: float = STALE):
         self.path, self.stale = Path(path), stale
         self.token = uuid.uuid4().hex
+        self.lost = False  # taken over by another process, after this one was held up for long
         self._done = threading.Event()
 
     def take(self) -> bool:
@@ -59,6 +60,7 @@ class Lock:
             finally:
                 steal.unlink(missing_ok=True)
         self._done.clear()
+        self.lost = False
         threading.Thread(target=self._beat, daemon=True).start()
         return True
 
@@ -103,10 +105,13 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._done.wait(min(BEAT, self.stale / 4)):
+            if not self._mine():
+                self.lost = not self._done.is_set()
+                return
             try:
                 os.utime(self.path)
             except OSError:
-                return
+                continue
 
 
 def _place() -> dict:
@@ -214,12 +219,15 @@ def run_processes(
             for place in range(len(places)):
                 if place in running:
                     process, job, lock = running[place]
-                    if process.is_alive():
+                    if process.is_alive() and not lock.lost:
                         continue
+                    if process.is_alive():  # this command was held up, another took the run over
+                        process.terminate()
+                        waiting.append(job)
                     process.join()
                     del running[place]
                     lock.release()
-                    on_event(_outcome(process, job), job)
+                    on_event("elsewhere" if job in waiting else _outcome(process, job), job)
                 started = _next(waiting, told, on_event)
                 if started is None:
                     continue

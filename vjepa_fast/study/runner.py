@@ -109,7 +109,7 @@ class Study:
             "seed": seed,
             "kind": "random" if control else "pretrained",
             "config": value,
-            "config_hash": cells.control_hash(value) if control else cells.config_hash(value),
+            "config_hash": cells.control_hash(value) if control else cells.config_hash(value, self.processes),
             "folder": str(self.folder),
             "sources": self.suite.sources(),
             "evaluation": self.suite.evaluation(),
