@@ -44,14 +44,11 @@ __all__ = [
     "episode_rows",
     "evaluate_episodes",
     "extract_features",
-<<<<<<< HEAD
     "extract_tokens",
-    "geometry_rows",
-    "get_task",
-=======
     "fewshot_rows",
     "find_leakage",
->>>>>>> fewshot
+    "geometry_rows",
+    "get_task",
     "knn_probe",
     "linear_probe",
     "logistic_episodes",
