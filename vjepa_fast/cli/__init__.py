@@ -17,7 +17,7 @@ import sys
 
 from ..errors import UserError
 
-_ORDER = ("demo", "train", "probe", "synthetic", "data", "config", "bench")
+_ORDER = ("demo", "train", "probe", "fewshot", "geometry", "study", "synthetic", "data", "config", "bench")
 _found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 COMMANDS = {name: f"{__name__}.{name}" for name in sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))}
 
