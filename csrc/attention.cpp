@@ -109,9 +109,17 @@ VJEPA_INLINE void turned_back(const Problem& p, const Task& t, int64_t n, int64_
   turn<W, true>(g, angles, angles + p.d, scale, p.dqkv + (token * 3 + part) * p.E() + t.h * p.d, p.d);
 }
 
-VJEPA_INLINE void transpose(const float* x, int64_t rows, int64_t width, float* out, int64_t ld) {
-  for (int64_t c = 0; c < width; ++c)
-    for (int64_t r = 0; r < rows; ++r) out[c * ld + r] = x[r * width + c];
+template <int W>
+VJEPA_INLINE void transpose(const float* x, int64_t rows, int64_t width, int64_t ldx, float* out, int64_t ld) {
+  for (int64_t c = 0; c < width; c += W)
+    for (int64_t r = 0; r < rows; r += W) {
+      if (c + W <= width && r + W <= rows) {
+        vjepa::transpose<W>(x + r * ldx + c, ldx, out + c * ld + r, ld);
+        continue;
+      }
+      for (int64_t i = c; i < std::min(width, c + W); ++i)
+        for (int64_t j = r; j < std::min(rows, r + W); ++j) out[i * ld + j] = x[j * ldx + i];
+    }
 }
 
 // Buffers of a thread, grown as needed.
@@ -183,7 +191,7 @@ VJEPA_INLINE void forward_task(const Problem& p, const Task& t, Space& space) {
     const float* from = p.qkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d;
     std::copy(from, from + d, v + n * dp);
   }
-  transpose(q, L, dp, kT, Lp);
+  transpose<W>(q, L, dp, dp, kT, Lp);
   for (int64_t n = 0; n < L; ++n) turned<W>(p, t, n, 0, scale, q + n * dp);
   for (int64_t first = 0; first < L; first += kRows) {
     const int64_t rows = std::min(kRows, L - first), M = (rows + MR - 1) / MR * MR;
@@ -217,14 +225,14 @@ VJEPA_INLINE void backward_task(const Problem& p, const Task& t, Space& space) {
     const float* from = p.qkv + ((t.b * p.K + t.begin + n) * 3 + 2) * E + t.h * d;
     std::copy(from, from + d, q + n * dp);
   }
-  transpose(q, L, dp, vT, Lp);
+  transpose<W>(q, L, dp, dp, vT, Lp);
   for (int64_t n = 0; n < L; ++n) {
     turned<W>(p, t, n, 0, scale * vjepa::kLog2E, q + n * dp);
     turned<W>(p, t, n, 1, 1.f, k + n * dp);
     const float* from = p.dout + (t.b * p.K + t.begin + n) * E + t.h * d;
     std::copy(from, from + d, g + n * dp);
   }
-  transpose(k, L, dp, kT, Lp);
+  transpose<W>(k, L, dp, dp, kT, Lp);
   for (int64_t first = 0; first < L; first += kRows) {
     const int64_t rows = std::min(kRows, L - first), M = (rows + MR - 1) / MR * MR;
     multiply<W, MR, false>(q + first * dp, dp, 1, kT, Lp, s, Lp, M, Lp, d);

@@ -9,6 +9,7 @@
 
 #include "gelu.h"
 #include "op.h"
+#include "outer.h"
 #include "vector.h"
 
 namespace {
@@ -120,14 +121,26 @@ VJEPA_INLINE void pack(const float* w, bool turned, int64_t K, int64_t N, int64_
   for (int64_t panel = begin; panel < end; ++panel) {
     const int64_t from = panel * NR, width = std::min(NR, N - from);
     float* at = to + from * K;
-    if (turned && width == NR) {
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t j = 0; j < NR; ++j) at[k * NR + j] = w[(from + j) * K + k];
-    } else {
-      for (int64_t k = 0; k < K; ++k)
-        for (int64_t j = 0; j < NR; ++j)
-          at[k * NR + j] = j >= width ? 0.f : turned ? w[(from + j) * K + k] : w[k * N + from + j];
+    if (!turned) {
+      for (int64_t k = 0; k < K; ++k, at += NR) {
+        std::copy_n(w + k * N + from, width, at);
+        std::fill(at + width, at + NR, 0.f);
+      }
+      continue;
     }
+    // W numbers of W rows at a time, exchanged in registers
+    for (int64_t k = 0; k < K; k += W)
+      for (int64_t j = 0; j < NR; j += W) {
+        const int64_t length = std::min<int64_t>(W, K - k), rows = std::clamp<int64_t>(width - j, 0, W);
+        const float* row = w + (from + j) * K + k;
+        float* block = at + k * NR + j;
+        if (length == W && rows == W) {
+          vjepa::transpose<W>(row, K, block, NR);
+          continue;
+        }
+        for (int64_t i = 0; i < length; ++i)
+          for (int64_t r = 0; r < W; ++r) block[i * NR + r] = r < rows ? row[r * K + i] : 0.f;
+      }
   }
 }
 
@@ -212,7 +225,7 @@ void compute(const Call& c, What what) {
   });
 }
 
-thread_local std::vector<float> space_1, space_2;
+thread_local std::vector<float> space_1, space_2, space_3;  // packed weights; a portion of the hidden layer
 
 // All contiguous. x [n,I], w [O,I], b [O], other [n,O] (or [0,0]: none) -> out [n,O] = x w^T + b + other
 void linear(const Tensor& x, const Tensor& w, const Tensor& b, const Tensor& other, const Tensor& out) {
@@ -245,18 +258,31 @@ void feed_forward(const Tensor& x, const Tensor& w1, const Tensor& b1, const Ten
   compute(c, What::forward);
 }
 
-// grad [n,E] of the output, hidden [n,F] -> dhidden [n,F], act [n,F] = gelu(hidden), dx [n,E] without that of ``other``
-void feed_forward_backward(const Tensor& grad, const Tensor& hidden, const Tensor& w1, const Tensor& w2,
-                           const Tensor& dhidden, const Tensor& act, const Tensor& dx) {
+// x, grad [n,E], of the input and of the output, hidden [n,F] -> dx [n,E] without that of ``other``; dw1 [F,E], db1 [F],
+// dw2 [E,F], db2 [E] are added to. ``portion`` rows at a time: the gradient of the hidden layer is never there for all.
+void feed_forward_backward(const Tensor& grad, const Tensor& x, const Tensor& hidden, const Tensor& w1, const Tensor& w2,
+                           int64_t portion, const Tensor& dx, const Tensor& dw1, const Tensor& db1, const Tensor& dw2,
+                           const Tensor& db2) {
   Call c;
   c.first = product(w2, false, nullptr, space_1);
   c.second = product(w1, false, nullptr, space_2);
-  const int64_t E = c.first.K, F = c.first.N;
-  c.n = grad.size(0);
-  vjepa::check(c.second.K == F && c.second.N == E, "linear: w1 [F,E] and w2 [E,F] expected");
-  c.x = matrix(grad, c.n, E), c.hidden_in = matrix(hidden, c.n, F);
-  c.grad = output(dhidden, c.n, F), c.act = output(act, c.n, F), c.out = output(dx, c.n, E);
-  compute(c, What::backward);
+  const int64_t E = c.first.K, F = c.first.N, n = grad.size(0);
+  vjepa::check(c.second.K == F && c.second.N == E && portion > 0, "linear: w1 [F,E] and w2 [E,F] expected");
+  const float *g = matrix(grad, n, E), *from = matrix(x, n, E), *h = matrix(hidden, n, F);
+  float *to = output(dx, n, E), *to_w1 = output(dw1, F, E), *to_w2 = output(dw2, E, F);
+  vjepa::check(db1.dim() == 1 && db1.size(0) == F && db2.dim() == 1 && db2.size(0) == E &&
+                   db1.dtype() == aoti_torch_dtype_float32() && db2.dtype() == aoti_torch_dtype_float32(),
+               "linear: float32 db1 [F] and db2 [E] expected");
+  portion = std::min(portion, n);
+  space_3.resize(static_cast<size_t>(2 * portion * F));
+  c.grad = space_3.data(), c.act = c.grad + portion * F;
+  for (int64_t first = 0; first < n; first += portion) {
+    c.n = std::min(portion, n - first);
+    c.x = g + first * E, c.hidden_in = h + first * F, c.out = to + first * E;
+    compute(c, What::backward);
+    vjepa::add_outer(c.x, c.act, c.n, E, F, to_w2, db2.mutable_data<float>());
+    vjepa::add_outer(c.grad, from + first * E, c.n, F, E, to_w1, db1.mutable_data<float>());
+  }
 }
 
 const vjepa::Add<&linear> add_linear("linear",
@@ -267,7 +293,7 @@ const vjepa::Add<&feed_forward> add_feed_forward(
     "feed_forward", "feed_forward(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor other, Tensor(a!) hidden, "
                     "Tensor(b!) out) -> ()");
 const vjepa::Add<&feed_forward_backward> add_feed_forward_backward(
-    "feed_forward_backward", "feed_forward_backward(Tensor grad, Tensor hidden, Tensor w1, Tensor w2, Tensor(a!) dhidden, "
-                             "Tensor(b!) act, Tensor(c!) dx) -> ()");
+    "feed_forward_backward", "feed_forward_backward(Tensor grad, Tensor x, Tensor hidden, Tensor w1, Tensor w2, int portion, "
+                             "Tensor(a!) dx, Tensor(b!) dw1, Tensor(c!) db1, Tensor(d!) dw2, Tensor(e!) db2) -> ()");
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "op.h"
+#include "outer.h"
 #include "vector.h"
 
 namespace {
@@ -91,6 +92,10 @@ VJEPA_INLINE void part(const Problem& p, const Part& own, std::vector<float>& sp
         V left[MR], right[MR];
 #pragma GCC unroll 8
         for (int i = 0; i < MR; ++i) left[i] = right[i] = V{};
+        const int64_t from = own.left + panel * NR, width = std::min(NR, own.right - from);
+        float* at = p.dw + m * p.I + from;
+        for (int64_t i = 0; i < height; ++i)
+          for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(at + i * p.I + j, 1, 2);
         const float *u = strip, *v = packed + panel * K * NR;
         for (int64_t k = 0; k < K; ++k, u += MR, v += NR) {
           const V l = load<W>(v), r = load<W>(v + W);
@@ -100,8 +105,6 @@ VJEPA_INLINE void part(const Problem& p, const Part& own, std::vector<float>& sp
             right[i] += u[i] * r;
           }
         }
-        const int64_t from = own.left + panel * NR, width = std::min(NR, own.right - from);
-        float* at = p.dw + m * p.I + from;
         if (height == MR && width == NR) {
 #pragma GCC unroll 8
           for (int i = 0; i < MR; ++i) {
@@ -132,29 +135,35 @@ constexpr Run part_512 = nullptr, part_256 = nullptr;
 #endif
 void part_128(const Problem& p, const Part& own, std::vector<float>& s) { part<4, 4>(p, own, s); }
 
+}  // namespace
+
+void vjepa::add_outer(const float* g, const float* x, int64_t n, int64_t O, int64_t I, float* dw, float* db) {
+  static const Run run = by_level<Run>(part_512, part_256, part_128);
+  const Problem p{n, O, I, g, x, dw, db};
+  // Each thread packs what it needs itself: of the longer side its share, of the other all.
+  constexpr int64_t kStep = 32;  // a multiple of every tile
+  const bool by_output = O >= I;
+  const int64_t size = by_output ? O : I;
+  parallel_for(0, (size + kStep - 1) / kStep, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> space;
+    const int64_t from = begin * kStep, to = std::min(size, end * kStep);
+    run(p, by_output ? Part{from, to, 0, I} : Part{0, O, from, to}, space);
+  });
+}
+
+namespace {
+
 // g [n,O], x [n,I], contiguous -> dw [O,I] += g^T x, db [O] += sums of the columns of g
 void add_outer(const Tensor& g, const Tensor& x, const Tensor& dw, const Tensor& db) {
-  static const Run run = vjepa::by_level<Run>(part_512, part_256, part_128);
   const auto matrix = [](const Tensor& t, int64_t rows, int64_t columns) {
     return t.dim() == 2 && t.dtype() == aoti_torch_dtype_float32() && t.size(0) == rows && t.size(1) == columns;
   };
   vjepa::check(g.dim() == 2 && x.dim() == 2, "add_outer: g [n,O] and x [n,I] expected");
-  Problem p{};
-  p.n = g.size(0), p.O = g.size(1), p.I = x.size(1);
-  vjepa::check(matrix(g, p.n, p.O) && matrix(x, p.n, p.I) && matrix(dw, p.O, p.I) && db.dim() == 1 &&
-                   db.size(0) == p.O && db.dtype() == aoti_torch_dtype_float32(),
+  const int64_t n = g.size(0), O = g.size(1), I = x.size(1);
+  vjepa::check(matrix(g, n, O) && matrix(x, n, I) && matrix(dw, O, I) && db.dim() == 1 && db.size(0) == O &&
+                   db.dtype() == aoti_torch_dtype_float32(),
                "add_outer: float32 g [n,O], x [n,I], dw [O,I], db [O] expected");
-  p.g = g.data<float>(), p.x = x.data<float>();
-  p.dw = dw.mutable_data<float>(), p.db = db.mutable_data<float>();
-  // Each thread packs what it needs itself: of the longer side its share, of the other all.
-  constexpr int64_t kStep = 32;  // a multiple of every tile
-  const bool by_output = p.O >= p.I;
-  const int64_t size = by_output ? p.O : p.I;
-  vjepa::parallel_for(0, (size + kStep - 1) / kStep, 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> space;
-    const int64_t from = begin * kStep, to = std::min(size, end * kStep);
-    run(p, by_output ? Part{from, to, 0, p.I} : Part{0, p.O, from, to}, space);
-  });
+  vjepa::add_outer(g.data<float>(), x.data<float>(), n, O, I, dw.mutable_data<float>(), db.mutable_data<float>());
 }
 
 const vjepa::Add<&add_outer> added("add_outer", "add_outer(Tensor g, Tensor x, Tensor(a!) dw, Tensor(b!) db) -> ()");

@@ -1,6 +1,8 @@
 // Vectors of W floats, for kernels that are written once and built for several instruction sets by hand, because their
 // tiles differ (registers to fill, rows that divide).
 #pragma once
+#include <utility>
+
 #include "simd.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -28,6 +30,34 @@ VJEPA_INLINE typename Vector<W>::type load(const float* from) {
 template <int W>
 VJEPA_INLINE void store(float* to, typename Vector<W>::type v) {
   *reinterpret_cast<typename Vector<W>::type*>(to) = v;
+}
+
+// Numbers of two rows exchanged, S columns apart: those of a square's upper right and lower left.
+template <int W, int S, int... i>
+VJEPA_INLINE void exchange(typename Vector<W>::type& a, typename Vector<W>::type& b,
+                           std::integer_sequence<int, i...>) {
+  const auto low = __builtin_shufflevector(a, b, ((i & S) ? i - S + W : i)...);
+  b = __builtin_shufflevector(a, b, ((i & S) ? i + W : i + S)...);
+  a = low;
+}
+
+template <int W, int S>
+VJEPA_INLINE void exchange_all(typename Vector<W>::type* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i)
+    if (!(i & S)) exchange<W, S>(rows[i], rows[i + S], std::make_integer_sequence<int, W>{});
+  if constexpr (S > 1) exchange_all<W, S / 2>(rows);
+}
+
+// A block of W x W numbers, turned.
+template <int W>
+VJEPA_INLINE void transpose(const float* from, int64_t ld, float* to, int64_t ldt) {
+  typename Vector<W>::type rows[W];
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) rows[i] = load<W>(from + i * ld);
+  exchange_all<W, W / 2>(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < W; ++i) store<W>(to + i * ldt, rows[i]);
 }
 
 // The first choice that this machine can run.

@@ -87,13 +87,15 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads():
             cpp.attention_backward(grad, qkv, nowhere, lengths, 4, out, lse, dqkv)
             kept_h, out_2 = torch.empty(180, 144), torch.empty_like(hidden)
             cpp.feed_forward(hidden, w1, b1, w1.t().contiguous(), b2, hidden, kept_h, out_2)
-            dh, a, dx = torch.empty_like(kept_h), torch.empty_like(kept_h), torch.empty_like(hidden)
-            cpp.feed_forward_backward(hidden, kept_h, w1, w1.t().contiguous(), dh, a, dx)
+            dx, dw1, db1 = torch.empty_like(hidden), torch.zeros_like(w1), torch.zeros(144)
+            dw2, db2 = torch.zeros(64, 144), torch.zeros(64)
+            cpp.feed_forward_backward(hidden, hidden, kept_h, w1, w1.t().contiguous(), 100, dx, dw1, db1, dw2, db2)
             dw, db = torch.ones(64, 144), torch.ones(64)
             cpp.add_outer(hidden, qkv.view(180, 144), dw, db)
             dw_2, db_2 = torch.ones(144, 64), torch.ones(144)
             cpp.add_outer(qkv.view(180, 144), hidden, dw_2, db_2)
-            found.append([t.clone() for t in (out, lse, dqkv, kept_h, out_2, dh, a, dx, dw, db, dw_2, db_2)])
+            every = out, lse, dqkv, kept_h, out_2, dx, dw1, db1, dw2, db2, dw, db, dw_2, db_2
+            found.append([t.clone() for t in every])
     finally:
         torch.set_num_threads(kept)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
@@ -191,16 +193,17 @@ def test_lengths_must_add_up(lengths):
 def test_gelu_far_from_zero(spread):
     h = torch.linspace(-spread, spread, 4096).view(64, 64)
     one, nothing, out, dx = torch.eye(64), torch.zeros(64), torch.empty_like(h), torch.empty_like(h)
-    slope, a = torch.empty_like(h), torch.empty_like(h)
+    dw1, db1, dw2, db2 = torch.zeros(64, 64), torch.zeros(64), torch.zeros(64, 64), torch.zeros(64)
     torch.ops.vjepa_fast_cpp.feed_forward(h, one, nothing, one, nothing, torch.zeros_like(h), torch.empty(0, 0), out)
-    torch.ops.vjepa_fast_cpp.feed_forward_backward(torch.ones_like(h), h, one, one, slope, a, dx)
+    torch.ops.vjepa_fast_cpp.feed_forward_backward(torch.ones_like(h), h, h, one, one, 64, dx, dw1, db1, dw2, db2)
     x = h.double().requires_grad_()
     want = torch.nn.functional.gelu(x)
     (want_slope,) = torch.autograd.grad(want.sum(), x)
-    torch.testing.assert_close(a.double(), want, rtol=2e-6, atol=4e-7)
-    torch.testing.assert_close(slope.double(), want_slope, rtol=1e-6, atol=6e-7)
-    assert torch.equal(out, a) and torch.equal(dx, slope)
-    assert h.abs().max() < 20 or (a[0, 0] == 0 or abs(a[0, 0]) < 1e-6) and a[-1, -1] == h[-1, -1]
+    torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=4e-7)
+    torch.testing.assert_close(dx.double(), want_slope, rtol=1e-6, atol=6e-7)
+    torch.testing.assert_close(dw2[0].double(), want.sum(0), rtol=2e-6, atol=3e-5)  # the GELU again, in the backward
+    torch.testing.assert_close(db1.double(), want_slope.sum(0), rtol=2e-6, atol=3e-5)
+    assert h.abs().max() < 20 or (out[0, 0] == 0 or abs(out[0, 0]) < 1e-6) and out[-1, -1] == h[-1, -1]
 
 
 # rows and widths that fill no tile, and more rows than go through both layers at a time
@@ -224,16 +227,18 @@ def test_linear_and_feed_forward(n, width, hidden):
     double = [t.double().requires_grad_() for t in (x, w1, b1, w2, b2)]
     want_h = double[0] @ double[1].T + double[2]
     want = torch.nn.functional.gelu(want_h) @ double[3].T + double[4] + y
-    (dx,) = torch.autograd.grad(want, double[0], grad.double())
+    found = torch.autograd.grad(want, double, grad.double())
     kept, unkept = torch.empty(n, hidden), torch.empty(n, width)
     cpp.feed_forward(x, w1, b1, w2, b2, y, kept, out)
     cpp.feed_forward(x, w1, b1, w2, b2, y, torch.empty(0, 0), unkept)
     close(kept.double(), want_h), close(out.double(), want)
     assert torch.equal(out, unkept)
-    dh, a, got = torch.empty(n, hidden), torch.empty(n, hidden), torch.empty(n, width)
-    cpp.feed_forward_backward(grad, kept, w1, w2, dh, a, got)
-    close(a.double(), torch.nn.functional.gelu(want_h)), close(got.double(), dx)
-    close(dh.double() @ w1.double(), dx)
+    for portion in (64, 1000):
+        dx, dw1, db1 = torch.empty(n, width), torch.ones(hidden, width), torch.ones(hidden)
+        dw2, db2 = torch.ones(width, hidden), torch.ones(width)
+        cpp.feed_forward_backward(grad, x, kept, w1, w2, portion, dx, dw1, db1, dw2, db2)
+        for got, w, before in zip((dx, dw1, db1, dw2, db2), found, (0, 1, 1, 1, 1)):
+            close(got.double(), w + before, atol=1e-4)
 
 
 def test_linear_refuses_other_shapes():

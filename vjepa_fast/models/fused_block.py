@@ -139,12 +139,7 @@ class _Block(torch.autograd.Function):
         normed, dv = torch.empty_like(x), torch.empty_like(x)
         cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
         (dw1, db1), (dw2, db2) = _zeros(w1), _zeros(w2)
-        space = hidden.new_empty(2, min(_PORTION, len(hidden)), hidden.shape[1])
-        for h, g, v, to in zip(hidden.split(_PORTION), *(_rows(t).split(_PORTION) for t in (grad, normed, dv))):
-            dh, a = space[0, : len(h)], space[1, : len(h)]  # the gradient of h, and the GELU's output again
-            cpp.feed_forward_backward(g, h, w1, w2, dh, a, to)
-            add_outer(g, a, dw2, db2)
-            add_outer(dh, v, dw1, db1)
+        cpp.feed_forward_backward(_rows(grad), _rows(normed), hidden, w1, w2, _PORTION, _rows(dv), dw1, db1, dw2, db2)
         dn2w, dn2b, dy = torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
         cpp.norm_backward(dv, y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
 
