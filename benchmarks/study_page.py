@@ -1,0 +1,75 @@
+"""Write the tables of docs/study.md from the cells of the committed study.
+
+    vjepa-fast study run runs/study ...            # the command is on the page
+    cp -r runs/study/study.json runs/study/cells benchmarks/results/study_synthetic/
+    vjepa-fast study report benchmarks/results/study_synthetic
+    python benchmarks/study_page.py                # the page and its plots
+
+Every table is a section of the report's Markdown, so the page says what `vjepa-fast study report` says.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from vjepa_fast.study.results import load_study
+from vjepa_fast.study.study_report import content
+from vjepa_fast.study.study_tables import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+# block of the page -> how the headings of its sections begin
+BLOCKS = {
+    "accuracy": ("Accuracy, single, intended", "Accuracy, mixed, intended"),
+    "regime": ("Mixed minus single, intended",),
+    "baseline": ("Variant minus baseline, single, intended", "Variant minus baseline, mixed, intended"),
+    "mode": ("Published minus intended, single", "Published minus intended, mixed"),
+    "control": ("fwm_hw_ld minus fwm_hw",),
+}
+
+
+def sections(text: str) -> dict[str, str]:
+    """The sections of a Markdown text by heading; what comes before the first is under ""."""
+    parts = re.split(r"^## (.*)$", text, flags=re.M)
+    return {"": parts[0], **{h: body.strip() for h, body in zip(parts[1::2], parts[2::2])}}
+
+
+def blocks(study) -> dict[str, str]:
+    """Text of every block of the page."""
+    found = sections(markdown(content(study)))
+    intro = found.pop("").split("\n\n", 2)[2]  # behind title and question
+    out = {"answer": intro.split("\nDifferences are in")[0].strip()}
+    for block, headings in BLOCKS.items():
+        missing = [h for h in headings if h not in found]
+        if missing:
+            raise SystemExit(f"the report has no section {missing[0]!r}; it has {', '.join(found)}")
+        out[block] = "\n\n".join(f"**{h}**\n\n{found[h]}" for h in headings)
+    return out
+
+
+def put(text: str, name: str, block: str) -> str:
+    """``text`` with ``block`` between ``<!-- name -->`` and ``<!-- end name -->``."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"expected {begin} and {end} once each in the page")
+    return f"{text.split(begin)[0]}{begin}\n{block}\n{end}{text.split(end)[1]}"
+
+
+def page(text: str, study) -> str:
+    """The page ``text`` with the study's blocks."""
+    for name, block in blocks(study).items():
+        text = put(text, name, block)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", type=Path, default=ROOT / "benchmarks" / "results" / "study_synthetic")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
+    args = parser.parse_args()
+    args.page.write_text(page(args.page.read_text(encoding="utf-8"), load_study(args.study)), encoding="utf-8")
+    print(f"wrote {args.page}")
+
+
+if __name__ == "__main__":
+    main()
