@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError, DataError, TrainingError
 from vjepa_fast.evaluation.features import ClipSet, Features, _view, decode_clips, encode, pool_tokens
-from vjepa_fast.evaluation.fewshot.prototype import EpisodeResult, prototype_episodes, sample_episodes
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, sample_episodes
+from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 
 log = logging.getLogger("vjepa_fast")
 IN_MEMORY = 512 * 2**20  # bytes of decoded clips up to which a manifest is decoded once, not per batch
