@@ -136,6 +136,7 @@ def test_a_list_and_a_split(suites, run_folder, tmp_path, capsys):
         (["--protocol", "meta_baseline", "--queries", "1", "--episodes", "42"], "cannot be averaged in groups of 4"),
         (["--episodes", "0"], "episodes: 0 is not a positive number"),
         (["--center"], "give --base"),
+        (["--center", "--base", "NOVEL"], "144 files are in the base part as well"),
         (["--C", "2"], "--C belongs to --classifier logistic"),
         (["--classifier", "logistic", "--C", "-1"], "not a positive number"),
         (["--classifier", "logistic", "--metric", "cosine"], "--metric belongs to --classifier prototype"),
@@ -147,7 +148,7 @@ def test_a_list_and_a_split(suites, run_folder, tmp_path, capsys):
 )
 def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, more, message):
     (tmp_path / "EMPTY.csv").write_text("")
-    more = [str(tmp_path / m) if m.startswith("EMPTY") else m for m in more]
+    more = [str(tmp_path / m) if m.startswith("EMPTY") else suites["test"] if m == "NOVEL" else m for m in more]
     assert main(arguments(suites, run_folder, *more)) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]

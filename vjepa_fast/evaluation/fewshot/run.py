@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from itertools import combinations
 
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.compare import Row, against, fewshot_rows
@@ -13,6 +12,7 @@ from vjepa_fast.evaluation.fewshot.protocols import PROTOCOLS, EpisodeProtocol
 from vjepa_fast.evaluation.fewshot.tune import METHODS, tune, tune_rows
 from vjepa_fast.evaluation.fewshot.tuning import TuneResult, TuneSettings, check_counts
 from vjepa_fast.evaluation.run import WHICH, Protocol, _sources, encoders_of, suite_name
+from vjepa_fast.evaluation.tasks import check_apart
 
 
 def fewshot_checkpoint(
@@ -45,6 +45,8 @@ def fewshot_checkpoint(
     elif base is None:
         raise ConfigError("centring by the base classes needs a manifest of them: --base, or --center shots")
     check_episodes(novel, protocol)
+    if base is not None:
+        check_apart({"base": base, "novel": novel})  # its mean would show the classifier its queries
     say = on_progress or (lambda text: None)
     encoders = encoders_of(path, which, config=config, random=random, say=say)
     manifests = {"novel": novel, **({"base": base} if base is not None else {})}
@@ -134,17 +136,6 @@ def tune_checkpoint(
             for r in tuned if not r.probe.startswith(f"{method} start")
         ]  # fmt: skip
     return against(rows, [r for r in rows if r.kind == "random"]), results
-
-
-def check_apart(manifests: dict) -> None:
-    """DataError where two of the manifests (by role) list the same file."""
-    files = {role: {os.path.realpath(p): p for p in m.paths} for role, m in manifests.items()}
-    for one, other in combinations(files, 2):
-        if shared := sorted(files[one].keys() & files[other].keys()):
-            raise DataError(
-                f"{manifests[other].path}: {len(shared)} files are in the {one} part as well ({shared[0]}, ...); the "
-                f"classes of {one} and {other} part must be apart"
-            )
 
 
 def check_episodes(manifest, protocol: EpisodeProtocol) -> None:
