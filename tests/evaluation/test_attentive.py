@@ -244,9 +244,17 @@ def test_bad_parts_are_named():
     with pytest.raises(DataError, match="more: label 4 is none of the training part"):
         attentive_probe(good, good, planted(40, 0, classes=5, name="more"), **few)
     for place in range(3):
-        parts = [good, good, good]
+        parts = [planted(40, s) for s in range(3)]
         x = torch.randn(40, 2, 8)
         x[3, 1, 2] = float("nan")
         parts[place] = from_array(x, good.y, "broken")
         with pytest.raises(DataError, match="broken: features are not finite"):
             attentive_probe(*parts, **few)
+
+
+def test_the_test_part_is_no_validation_part():
+    train, test = planted(32, 0), planted(32, 1, name="test")
+    for val in (test, test.take(np.arange(32))):
+        with pytest.raises(DataError, match="validation and test part are the same samples"):
+            attentive_probe(train, val, test, epochs=1, **SMALL)
+    attentive_probe(train, test.take(np.arange(16)), test.take(np.arange(16, 32)), epochs=1, **SMALL)

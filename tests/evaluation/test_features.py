@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from vjepa_fast.errors import CheckpointError, DataError, UserError
+from vjepa_fast.errors import CheckpointError, DataError, TrainingError, UserError
 from vjepa_fast.evaluation import ClipSet, Features, extract_features, pixel_features, pool_tokens, train_supervised
 
 
@@ -156,3 +156,18 @@ def test_supervised_learns_a_planted_colour_and_reads_test_once():
     again = train_supervised(Toy(), train, val, other, steps=60, batch_size=8, lr=1e-2)
     assert again.losses == r.losses and again.val_accuracy == r.val_accuracy  # test labels change nothing but the score
     assert again.result.accuracy < 0.05
+
+
+def test_supervised_refuses_gaps_and_a_loss_that_is_not_finite():
+    good = ClipSet(torch.zeros(12, 3, 8, 16, 16, dtype=torch.uint8), np.arange(12) % 3, "a", "good")
+    gap = ClipSet(good.clips, np.arange(12) % 3 * 2, "b", "gap")
+    none = ClipSet(good.clips[:0], good.labels[:0], "c", "none")
+    for parts, message in (((gap, good), "gap: no sample of label 1, 3; number"),
+                           ((good, gap), "gap: label 4 is none of the"),
+                           ((good, none), "none: no samples"), ((good, good, none), "none: no samples")):
+        with pytest.raises(DataError, match=message):
+            train_supervised(Toy(), *parts, steps=2)
+    broken = Toy()
+    broken.proj.weight.data.fill_(torch.nan)
+    with pytest.raises(TrainingError, match="good: the supervised loss is nan in step 1"):
+        train_supervised(broken, good, good, steps=2)

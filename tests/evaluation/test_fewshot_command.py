@@ -136,6 +136,7 @@ def test_a_list_and_a_split(suites, run_folder, tmp_path, capsys):
         (["--protocol", "meta_baseline", "--queries", "1", "--episodes", "42"], "cannot be averaged in groups of 4"),
         (["--episodes", "0"], "episodes: 0 is not a positive number"),
         (["--center"], "give --base"),
+        (["--center", "--base", "NOVEL"], "144 files are in the base part as well"),
         (["--C", "2"], "--C belongs to --classifier logistic"),
         (["--classifier", "logistic", "--C", "-1"], "not a positive number"),
         (["--classifier", "logistic", "--metric", "cosine"], "--metric belongs to --classifier prototype"),
@@ -147,7 +148,91 @@ def test_a_list_and_a_split(suites, run_folder, tmp_path, capsys):
 )
 def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, more, message):
     (tmp_path / "EMPTY.csv").write_text("")
-    more = [str(tmp_path / m) if m.startswith("EMPTY") else m for m in more]
+    more = [str(tmp_path / m) if m.startswith("EMPTY") else suites["test"] if m == "NOVEL" else m for m in more]
     assert main(arguments(suites, run_folder, *more)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and message in errors[0]
+
+
+# ---------------------------------------------------------------- methods that train
+
+QUICK = ["--which", "encoder", "--shots", "1", "--tune-epochs", "2", "--tune-lr", "0.01", "--tune-batch", "24",
+         "--meta-epochs", "1", "--meta-steps", "2", "--meta-queries", "2", "--val-queries", "1", "--val-way", "2"]
+
+
+@pytest.fixture(scope="module")
+def base_classes(suites, tmp_path_factory):
+    """Manifests of 8 base and 4 validation classes, three clips each, labelled at will."""
+    train = load_manifest(suites["train"])
+    folder = tmp_path_factory.mktemp("base")
+    lines = [f"{p} {i // 3}" for i, p in enumerate(train.paths)]
+    (folder / "base.csv").write_text("\n".join(lines[:24]))
+    (folder / "val.csv").write_text("\n".join(f"{line.split()[0]} {int(line.split()[1]) - 8}" for line in lines[24:]))
+    return str(folder / "base.csv"), str(folder / "val.csv")
+
+
+@pytest.mark.parametrize("method,stages,more", [
+    ("meta-baseline", ("classifier", "meta"), ["--trunk", "head", "--meta-way", "3"]),
+    ("sun", ("teacher", "student", "meta"), ["--trunk", "1", "--meta-way", "3", "--background", "1", "--top-k", "2"]),
+])
+def test_tuned_rows_stand_beside_the_frozen_ones(suites, run_folder, base_classes, tmp_path, capsys, method, stages,
+                                                 more):
+    base, val = base_classes
+    out = tmp_path / "tuned.json"
+    command = ["--method", method, "--base", base, "--val", val, *QUICK, *more, "--json", str(out)]
+    if method == "sun":
+        command[command.index("--meta-queries") + 1] = "1"
+    assert main(arguments(suites, run_folder, "--protocol", "meta_baseline", "--queries", "1", *command)) == 0
+    text, found = capsys.readouterr().out, json.loads(out.read_text())
+    rows = {(r["label"], r["probe"]): r for r in found["rows"]}
+    probes = ["1-shot", *(f"{method} {stage} 1-shot" for stage in stages)]
+    assert list(rows) == [(label, p) for label in ("random init", "encoder") for p in probes]
+    for (label, probe), r in rows.items():
+        assert probe in text and (r["difference"] is None) == (label == "random init")
+        start = found["tuning"][label]["test"]["start"]["1"]
+        if probe == "1-shot":  # tuning starts from the frozen row: same features, same episodes, same interval
+            assert (r["accuracy"], r["high"] - r["accuracy"]) == pytest.approx((start["mean"], start["ci95"]))
+    assert found["method"] == method and found["leakage_of_base"]["labelled"]
+    assert found["tuning"]["encoder"]["settings"]["meta"]["way"] == 3
+    assert "95 % interval Student's t over 10 means of 4 episodes" in text
+    assert "Leakage of fewshot/test.csv" in text and "against base" in text
+    assert "share class numbers" in text  # three manifests that each count from 0
+
+
+def test_leakage_into_base_classes_is_stated(suites, run_folder, base_classes, tmp_path, capsys):
+    base, val = base_classes
+    clip = load_manifest(suites["test"]).paths[0]
+    copy = tmp_path / Path(clip).name
+    copy.write_bytes(Path(clip).read_bytes())
+    (tmp_path / "copies.csv").write_text(Path(base).read_text() + f"\n{copy} 0")
+    command = ["--method", "meta-baseline", "--base", str(tmp_path / "copies.csv"), "--val", val, *QUICK, "--trunk",
+               "head", "--meta-way", "3", "--no-random", "--meta-queries", "1"]
+    assert main(arguments(suites, run_folder, *command)) == 0
+    text = capsys.readouterr().out
+    assert "found; tuning reads their labels, so these are not novel to the encoder" in text
+    assert "have the content of another file" in text
+
+
+@pytest.mark.parametrize("more,message", [
+    (["--method", "sun"], "give --base, or --split"),
+    (["--method", "meta-baseline", "--base", "NOVEL"], "files are in the base part as well"),
+    (["--method", "meta-baseline", "--base", "BASE", "--val", "NOVEL"], "files are in the val part as well"),
+    (["--method", "meta-baseline", "--base", "BASE", "--val", "no.csv"], "no.csv: no such manifest"),
+    (["--method", "meta-baseline", "--base", "BASE", "--val", "VAL"], "base part base: episodes need 16 samples"),
+    (["--method", "meta-baseline", "--base", "BASE", "--meta-way", "9"], "9-way episodes need 9 classes"),
+    (["--method", "meta-baseline", "--base", "BASE", "--meta-queries", "1"],
+     "base less 5 classes set aside for validation: 5-way episodes need 5 classes, but there are 3"),
+    (["--method", "meta-baseline", "--base", "BASE", "--flip", "0"], "--flip belongs to --method sun"),
+    (["--method", "sun", "--base", "BASE", "--flip", "2"], "flip 2.0"),
+    (["--method", "sun", "--base", "BASE", "--pooling", "meanstd"], "accepted: mean, time"),
+    (["--method", "sun", "--base", "BASE", "--l2"], "tested by cosine prototypes"),
+    (["--method", "sun", "--base", "BASE", "--images", "single"], "--images single belongs to --method frozen"),
+    (["--method", "sun", "--base", "BASE", "--trunk", "tail"], "accepted: all, head"),
+    (["--tune-lr", "1"], "--tune-lr belongs to --method meta-baseline or sun"),
+    (["--val", "VAL"], "--val belongs to --method meta-baseline or sun"),
+])
+def test_bad_input_of_methods_that_train(suites, run_folder, base_classes, capsys, more, message):
+    files = {"NOVEL": suites["test"], "BASE": base_classes[0], "VAL": base_classes[1]}
+    assert main(arguments(suites, run_folder, *(files.get(m, m) for m in more))) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and message in errors[0]

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -153,3 +154,16 @@ def test_cache_folder_of_a_run_and_of_a_file(tmp_path):
     assert cache_folder(tmp_path / "run") == tmp_path / "run" / "features"
     assert cache_folder(tmp_path / "run" / "checkpoints" / "step-1.pt") == tmp_path / "run" / "features"
     assert cache_folder(tmp_path / "fair.pt") == tmp_path / "features"
+
+
+@pytest.mark.parametrize("one,other", [("val", "test"), ("train", "test"), ("train", "val")])
+def test_parts_that_share_files_are_refused(suites, run_folder, tmp_path, capsys, one, other):
+    motion, _ = suites
+    mixed = tmp_path / f"{other}.csv"  # a part with one clip of another
+    lines = {p: [line.rsplit(maxsplit=1) for line in open(motion[p])] for p in (one, other)}
+    root = str(Path(motion[one]).parent)
+    mixed.write_text("".join(f"{root}/{p} {y}\n" for p, y in (*lines[other], lines[one][0])))
+    parts = {**motion, other: str(mixed)}
+    command = ["probe", str(run_folder), *(v for p in ("train", "val", "test") for v in (f"--{p}", parts[p]))]
+    assert main([*command, "--no-cache"]) == 2
+    assert f"1 files are in the {one} part as well" in " ".join(capsys.readouterr().err.split())

@@ -124,3 +124,27 @@ def test_bad_parts_are_named(probe):
     broken[3, 3] = np.nan
     with pytest.raises(DataError, match="not finite"):
         probe(good, good, Features(broken, good.y))
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_label_gaps_and_a_validation_part_that_is_the_test_part(probe):
+    train, val, test = (planted(80, seed=s, name=n) for s, n in enumerate(("train", "val", "test")))
+    kept = train.take(train.y != 3)
+    with pytest.raises(DataError, match="train: no sample of label 3; number the classes"):
+        probe(kept, val, test)
+    with pytest.raises(DataError, match="train: label -1 is negative"):
+        probe(Features(train.x, train.y - 1, "train"), val, test)
+    for parts in ((val, Features(test.x, test.y + 1, "test")), (None, Features(test.x, test.y + 1, "test"))):
+        with pytest.raises(DataError, match="test: label 8 is none of the training part, which has 0 to 7"):
+            probe(train, *parts)
+    with pytest.raises(DataError, match="val: label 8 is none of the training part"):
+        probe(train, Features(val.x, val.y + 1, "val"), test)
+    with pytest.raises(DataError, match="val: no samples"):
+        probe(train, Features(np.zeros((0, 24)), [], "val"), test)
+    with pytest.raises(DataError, match="validation and test part are the same samples"):
+        probe(train, test, test)
+    for name in ("train", "val", "test"):
+        parts = {"train": train, "val": val, "test": test}
+        parts[name] = Features(np.where(np.arange(80)[:, None] == 7, np.inf, parts[name].x), parts[name].y, name)
+        with pytest.raises(DataError, match=f"{name}: features are not finite"):
+            probe(*parts.values())

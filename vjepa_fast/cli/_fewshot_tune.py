@@ -5,14 +5,41 @@ from __future__ import annotations
 METHODS = ("meta-baseline", "sun")
 
 
+SHARED = ("val", "trunk", "tune_epochs", "tune_lr", "tune_batch", "tune_chunk", "meta_epochs", "meta_steps", "meta_lr",
+          "meta_way", "meta_shot", "meta_queries", "val_way", "val_queries")
+SUN = ("flip", "top_k", "background")
+
+
+def check(args) -> None:
+    """ConfigError for arguments that ``args.method`` does not read, and for base classes that it lacks."""
+    from ..errors import ConfigError
+
+    names, methods = (SHARED + SUN, METHODS) if args.method == "frozen" else (SUN, ("sun",))
+    if args.method != "sun" and (given := [n for n in names if getattr(args, n) is not None]):
+        raise ConfigError(f"--{given[0].replace('_', '-')} belongs to --method {' or '.join(methods)}")
+    if args.method == "frozen":
+        return
+    if args.classifier != "prototype" or args.metric == "euclidean" or args.center != "none" or args.l2:
+        raise ConfigError(
+            f"--method {args.method} is tested by cosine prototypes; --classifier, --metric, --center and --l2 belong "
+            "to --method frozen"
+        )
+    if args.images != "repeat":
+        raise ConfigError("--images single belongs to --method frozen")
+    if not args.base and not args.split:
+        raise ConfigError(f"--method {args.method} trains on base classes: give --base, or --split")
+
+
 def add_arguments(parser) -> None:
     """Add the group; what is left out has the value of the method's paper."""
     group = parser.add_argument_group("methods that train (meta-baseline, sun); default: as in the papers")
     group.add_argument(
-        "--val", metavar="CSV", help="manifest of validation classes, which choose the epoch (default: some of --base)"
+        "--val",
+        metavar="CSV",
+        help="validation classes, which choose the epoch (default: some of --base; with --split alone, its val part)",
     )
     group.add_argument(
-        "--trunk", default="all", metavar="all|head|N", help="what is trained: encoder, a projection, N last blocks"
+        "--trunk", metavar="all|head|N", help="what is trained: encoder (default), a projection, N last blocks"
     )
     group.add_argument("--tune-epochs", type=int, metavar="N", help="of the classifier; of sun's teacher and student")
     group.add_argument("--tune-lr", type=float, metavar="X", help="of the classifier; of sun's teacher and student")
@@ -48,7 +75,8 @@ def settings_of(method: str, args, **test):
     if "way" in meta:
         meta["reduce_way"] = False  # asked for by name: refused rather than reduced
     fit = _given(args, epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")
-    fields = {"trunk": args.trunk, "meta": replace(default.meta, **meta), **_given(args, chunk="tune_chunk"), **test}
+    given = _given(args, trunk="trunk", chunk="tune_chunk")
+    fields = {"meta": replace(default.meta, **meta), **given, **test}
     for stage in ("teacher", "student") if method == "sun" else ("classifier",):
         fields[stage] = _scaled(getattr(default, stage), fit)
     if method == "sun":

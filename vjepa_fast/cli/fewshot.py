@@ -1,18 +1,22 @@
-"""``vjepa-fast fewshot``: N-way K-shot recognition with frozen features, beside random init, with what has leaked."""
+"""``vjepa-fast fewshot``: N-way K-shot recognition, frozen or fine-tuned, beside random init, with what has leaked."""
 
 from __future__ import annotations
 
-HELP = "few-shot recognition on frozen features, beside random init; says what pretraining has seen"
+HELP = "few-shot recognition, frozen or fine-tuned, beside random init; says what pretraining has seen"
 
 
 def add_arguments(parser) -> None:
+    from . import _fewshot_tune
+
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
     )
     parser.add_argument("--novel", metavar="CSV", required=True, help="manifest of the novel classes")
-    parser.add_argument("--base", metavar="CSV", help="manifest of base classes, whose mean --center takes off")
     parser.add_argument(
-        "--videos", metavar="DIR", help="--novel and --base are split lists (CMN, TRX, HyRSM) of videos below DIR"
+        "--base", metavar="CSV", help="manifest of base classes: --method trains on them, --center takes off their mean"
+    )
+    parser.add_argument(
+        "--videos", metavar="DIR", help="--novel, --base and --val are lists (CMN, TRX, HyRSM) of videos below DIR"
     )
     parser.add_argument(
         "--split",
@@ -27,6 +31,12 @@ def add_arguments(parser) -> None:
         help="manifests of pretraining, to look for leakage (default: those the checkpoint names, where they are here)",
     )
     parser.add_argument("--no-content", action="store_true", help="do not compare the content of files, only names")
+    parser.add_argument(
+        "--method",
+        choices=("frozen", *_fewshot_tune.METHODS),
+        default="frozen",
+        help="frozen features (default), or fine-tuning on --base beside them",
+    )
     parser.add_argument(
         "--classifier", choices=("prototype", "logistic"), default="prototype", help="default %(default)s"
     )
@@ -75,6 +85,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--cache", metavar="DIR", help="folder for features (default: features/ in the run folder)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
     parser.add_argument("--json", metavar="PATH", help="also write rows and leakage to a file")
+    _fewshot_tune.add_arguments(parser)
 
 
 def run(args) -> int:
@@ -83,9 +94,10 @@ def run(args) -> int:
 
     from .. import config as configs
     from ..evaluation.fewshot.protocols import episode_protocol
-    from ..evaluation.fewshot.run import check_episodes, fewshot_checkpoint, pretraining_manifests
+    from ..evaluation.fewshot.run import check_episodes, fewshot_checkpoint, pretraining_manifests, tune_checkpoint
     from ..evaluation.leakage import find_leakage
     from ..evaluation.run import WHICH, Protocol, cache_folder, checkpoint_config
+    from ._fewshot_tune import settings_of
     from .probe import _device, print_table
 
     console = Console(stderr=True)
@@ -97,7 +109,8 @@ def run(args) -> int:
         episodes=args.episodes,
         seed=args.seed,
     )
-    novel, base = _manifests(args)
+    settings = None if args.method == "frozen" else settings_of(args.method, args)
+    novel, base, val = _manifests(args)
     check_episodes(novel, protocol)
     given = configs.load(args.config) if args.config else None
     pretrain, gaps = _pretrain(args, pretraining_manifests, given or checkpoint_config(args.checkpoint))
@@ -114,27 +127,36 @@ def run(args) -> int:
         workers=args.workers,
     )
     with console.status("looking for leakage") as status:
-        leakage = find_leakage(novel, pretrain, content=not args.no_content, gaps=gaps)
-        rows = fewshot_checkpoint(
-            args.checkpoint,
-            novel,
-            base=base,
-            protocol=protocol,
-            classifier=args.classifier,
-            options=options,
-            view=view,
-            which=WHICH if args.which == "both" else (args.which,),
-            config=given,
-            random=not args.no_random,
-            device=_device(args.device),
-            cache_dir=None if args.no_cache else args.cache or cache_folder(args.checkpoint),
-            on_progress=status.update,
-        )
+        content = not args.no_content
+        leaks = {"leakage": find_leakage(novel, pretrain, content=content, gaps=gaps)}
+        common = {
+            "protocol": protocol,
+            "view": view,
+            "which": WHICH if args.which == "both" else (args.which,),
+            "config": given,
+            "random": not args.no_random,
+            "device": _device(args.device),
+            "cache_dir": None if args.no_cache else args.cache or cache_folder(args.checkpoint),
+            "on_progress": status.update,
+        }
+        tuned = {}
+        if args.method == "frozen":
+            how = {"base": base, "classifier": args.classifier, "options": options}
+            rows = fewshot_checkpoint(args.checkpoint, novel, **how, **common)
+        else:
+            trained_on = [base] if val is None else [base, val]
+            leaks["leakage_of_base"] = find_leakage(novel, trained_on, content=content, labelled=True)
+            rows, tuned = tune_checkpoint(
+                args.checkpoint, novel, base, val, method=args.method, settings=settings, **common
+            )
     print_table(rows, title=f"Few-shot, accuracy in %, {_options_text(args.classifier, options)}")
     print(f"Protocol {protocol.text}.")
-    print(leakage.statement)
+    for note in dict.fromkeys(note for result in tuned.values() for note in result.notes):
+        print(f"{args.method}: {note}")
+    for leak in leaks.values():
+        print(leak.statement)
     if args.json:
-        _write_json(args, protocol, options, view, leakage, rows)
+        _write_json(args, protocol, options, view, leaks, rows, tuned)
     return 0
 
 
@@ -142,7 +164,9 @@ def _check(args) -> None:
     import os
 
     from ..errors import ConfigError, DataError, UserError
+    from . import _fewshot_tune
 
+    _fewshot_tune.check(args)
     for name in ("num_frames", "crop_size", "frame_step", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -157,7 +181,7 @@ def _check(args) -> None:
         raise ConfigError("--center takes off the mean of the base classes: give --base, or use --center shots")
     if args.videos and args.split:
         raise ConfigError("--videos reads lists, which hold their split already; leave --split out")
-    for path in (args.novel, args.base, *(args.pretrain or ())):
+    for path in (args.novel, args.base, args.val, *(args.pretrain or ())):
         if path and not os.path.isfile(path):
             raise DataError(f"{path}: no such manifest; `vjepa-fast data manifest DIR` writes one")
     if args.json:
@@ -167,20 +191,24 @@ def _check(args) -> None:
 
 
 def _manifests(args):
-    """Manifests of the novel and of the base classes (or None)."""
+    """Manifests of the novel, the base and the validation classes (the last two or None)."""
     from ..data import load_manifest
     from ..evaluation.fewshot.splits import manifest_from_list, select_part
 
     if args.videos:
-        both = [manifest_from_list(path, args.videos)[0] if path else None for path in (args.novel, args.base)]
-        return tuple(both)
-    novel, base = load_manifest(args.novel), load_manifest(args.base) if args.base else None
+        lists = args.novel, args.base, args.val
+        return tuple(manifest_from_list(path, args.videos)[0] if path else None for path in lists)
+    novel = load_manifest(args.novel)
+    base, val = (load_manifest(path) if path else None for path in (args.base, args.val))
     if args.split:
         name, _, part = args.split.partition(":")
-        if base is None and args.center == "base":
+        tuned, part = args.method != "frozen", part or "test"
+        if val is None and base is None and tuned and part != "val":
+            val = select_part(novel, name, "val")
+        if base is None and (tuned or args.center == "base"):
             base = select_part(novel, name, "train")
-        novel = select_part(novel, name, part or "test")
-    return novel, base
+        novel = select_part(novel, name, part)
+    return novel, base, val
 
 
 def _pretrain(args, of_config, config):
@@ -197,7 +225,7 @@ def _options_text(classifier: str, options: dict) -> str:
     return ", ".join(text + (["L2-normalised"] if options["l2"] else []))
 
 
-def _write_json(args, protocol, options, view, leakage, rows) -> None:
+def _write_json(args, protocol, options, view, leaks, rows, tuned) -> None:
     import json
     import os
     from dataclasses import asdict
@@ -206,11 +234,13 @@ def _write_json(args, protocol, options, view, leakage, rows) -> None:
     content = {
         "checkpoint": os.path.abspath(args.checkpoint),
         "protocol": asdict(protocol),
+        "method": args.method,
         "classifier": {"name": args.classifier, **options},
         "features": {k: getattr(view, k) for k in taken},
-        "manifests": {k: getattr(args, k) for k in ("novel", "base", "pretrain", "videos", "split")},
-        "leakage": leakage.to_dict(),
+        "manifests": {k: getattr(args, k) for k in ("novel", "base", "val", "pretrain", "videos", "split")},
+        **{k: leak.to_dict() for k, leak in leaks.items()},
         "rows": [r.to_dict() for r in rows],
+        "tuning": {label: result.to_dict() for label, result in tuned.items()},
     }
     temporary = args.json + ".tmp"
     with open(temporary, "w", encoding="utf-8") as file:

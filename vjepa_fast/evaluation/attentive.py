@@ -273,6 +273,8 @@ def attentive_probe(
     if not grid or epochs < 1 or batch_size < 1:
         raise UserError("an attentive probe needs a learning rate, a weight decay, and at least 1 epoch and batch size")
     classes = check_parts({"train": train, **({} if val is None else {"validation": val}), "test": test}, classes)
+    if val is not None and val.same_samples(test):
+        raise DataError(f"{val.name}: validation and test part are the same samples; the choice would see the test")
     if val is None:
         held = held_out(train.y, train.name, seed=seed)
         train, val = train.take(~held), train.take(held)

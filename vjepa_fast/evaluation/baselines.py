@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vjepa_fast.errors import TrainingError
 from vjepa_fast.evaluation.features import ClipSet, Features, _batches, encode, pool_tokens
 from vjepa_fast.evaluation.probes import ProbeResult, result_of
+from vjepa_fast.evaluation.tasks import check_labels, check_within
 
 
 def random_encoder(config, seed: int | None = None) -> nn.Module:
@@ -114,11 +116,13 @@ def train_supervised(
     row.
 
     AdamW, linear warm-up and cosine to 0, gradient norm at most 1, random shifts. The weights with the best of
-    ``checks`` validation accuracies are kept; the test part is read once, with those. Labels must be 0 to classes -
-    1.
+    ``checks`` validation accuracies are kept; the test part is read once, with those. Raises DataError for empty parts,
+    label gaps and labels that ``train`` does not have, TrainingError for a loss that is not finite.
     """
     device = torch.device(device)
-    classes = int(max(train.labels.max(), val.labels.max())) + 1
+    classes = check_labels(train.labels, train.name)
+    for part in (val,) if test is None else (val, test):
+        check_within(part.labels, part.name, classes)
     generator = torch.Generator().manual_seed(seed)
     encoder.to(device).train()
     with torch.no_grad():
@@ -152,6 +156,8 @@ def train_supervised(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise TrainingError(f"{train.name}: the supervised loss is {losses[-1]} in step {step + 1}; lower lr")
         if (step + 1) % max(1, steps // checks) == 0 or step + 1 == steps:
             encoder.eval()
             accuracy = float((_predict(encoder, head, val, pooling, device, 64) == val.labels).mean())

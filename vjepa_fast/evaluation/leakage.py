@@ -56,6 +56,7 @@ class Leakage:
     checked: tuple[str, ...]
     overlaps: tuple[Overlap, ...]
     gaps: tuple[str, ...]
+    labelled: bool = False  # the labels of what was compared are trained on as well
 
     @property
     def found(self) -> bool:
@@ -76,8 +77,9 @@ class Leakage:
                 f"{o.samples} samples ({100 * o.samples / self.samples:.1f} %) {KINDS[o.kind]} of {o.manifest}; "
                 f"{o.distinct} {of}: {', '.join(o.names)}{more}"
             )
+        read = "tuning reads their labels" if self.labelled else "pretraining reads no labels"
         head += (
-            "found; pretraining reads no labels, but these are not novel to the encoder."
+            f"found; {read}, {'so' if self.labelled else 'but'} these are not novel to the encoder."
             if lines
             else "no shared file, source video or class name found."
         )
@@ -92,8 +94,10 @@ def _indent(lines: Iterable[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def find_leakage(novel, pretrain: Sequence, *, content: bool = True, gaps: Sequence[str] = ()) -> Leakage:
-    """Compare a data.Manifest of novel samples with those of pretraining.
+def find_leakage(
+    novel, pretrain: Sequence, *, content: bool = True, gaps: Sequence[str] = (), labelled: bool = False
+) -> Leakage:
+    """Compare a data.Manifest of novel samples with those of pretraining, or (``labelled``) of base classes.
 
     Looked for: the same file (path, links followed), another file of the same content (sha256; only files of equal size
     are read; ``content=False`` leaves it out), the same source video (:func:`source_ids`), and classes of the same name
@@ -135,7 +139,7 @@ def find_leakage(novel, pretrain: Sequence, *, content: bool = True, gaps: Seque
         gaps.append(f"{_label(novel)}: {missing} files are not here, so their content is not compared")
     classes = len(set(novel.labels.tolist()))
     return Leakage(
-        _label(novel), len(novel.paths), classes, tuple(map(_label, pretrain)), tuple(overlaps), tuple(gaps)
+        _label(novel), len(novel.paths), classes, tuple(map(_label, pretrain)), tuple(overlaps), tuple(gaps), labelled
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation.features import Features
 from vjepa_fast.evaluation.intervals import wilson
+from vjepa_fast.evaluation.tasks import check_labels, check_within
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 K_GRID = (10, 20, 100, 200)
@@ -59,19 +60,22 @@ def split_validation(train: Features, fraction: float = 0.2, seed: int = 0) -> t
 
 
 def _prepare(train: Features, val: Features | None, test: Features, seed: int) -> tuple[Features, Features, Features]:
+    if len(train.y) and len(np.unique(train.y)) < 2:
+        raise DataError(f"{train.name}: a probe needs at least two classes in the training part")
+    classes = check_labels(train.y, train.name)
+    for part in (test,) if val is None else (val, test):
+        check_within(part.y, part.name, classes)
+    if val is not None and np.array_equal(val.x, test.x):
+        raise DataError(f"{val.name}: validation and test part are the same samples; the choice would see the test")
     if val is None:
         train, val = split_validation(train, seed=seed)
     for part in (train, val, test):
-        if len(part.y) == 0:
-            raise DataError(f"{part.name}: no samples to probe")
         if part.x.shape[1] != train.x.shape[1]:
             raise DataError(
                 f"{part.name}: {part.x.shape[1]} features per sample, but {train.name} has {train.x.shape[1]}"
             )
         if not np.isfinite(part.x).all():
             raise DataError(f"{part.name}: features are not finite; the encoder gives NaN or infinity")
-    if len(np.unique(train.y)) < 2:
-        raise DataError(f"{train.name}: a probe needs at least two classes in the training part")
     return train, val, test
 
 
@@ -81,7 +85,8 @@ def linear_probe(
     """Logistic regression on features standardised by the training part; the penalty C is chosen on ``val``.
 
     Ties go to the smaller C. ``val=None`` holds out 20 % of ``train``, by class and ``seed``. Deterministic. Raises
-    DataError for empty parts, unequal widths, non-finite features or a single class.
+    DataError for empty parts, unequal widths, non-finite features, a single class, label gaps, labels that ``train``
+    does not have, and where ``val`` and ``test`` are the same samples.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

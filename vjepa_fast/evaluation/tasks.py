@@ -6,8 +6,10 @@ others have is this package's choice and marked so. A synthetic suite is read as
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import combinations
 
 import numpy as np
 
@@ -102,10 +104,24 @@ def check_within(labels, where: str, classes: int) -> None:
         raise DataError(f"{where}: label {strange[0]} is none of the training part, which has 0 to {classes - 1}")
 
 
+def check_apart(manifests: dict) -> None:
+    """DataError where two of the Manifests (by role) list the same file: what is fitted or chosen on one part would be
+    measured on it.
+    """
+    listed = {role: {os.path.realpath(p) for p in m.paths} for role, m in manifests.items()}
+    for one, other in combinations(listed, 2):
+        if shared := sorted(listed[one] & listed[other]):
+            raise DataError(
+                f"{manifests[other].path}: {len(shared)} files are in the {one} part as well ({shared[0]}"
+                f"{', ...' if len(shared) > 1 else ''}); {one} and {other} part must be apart"
+            )
+
+
 def check_manifests(manifests: dict, task: Task | None = None) -> int:
     """The number of classes of the parts "train", "val" (optional) and "test" of Manifests; DataError as
-    :func:`check_labels` and :func:`check_within`.
+    :func:`check_labels`, :func:`check_within` and :func:`check_apart`.
     """
+    check_apart({role: m for role, m in manifests.items() if role in ("train", "val", "test")})
     classes = check_labels(manifests["train"].labels, manifests["train"].path, task=task)
     for part in ("val", "test"):
         if part in manifests:

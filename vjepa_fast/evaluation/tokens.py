@@ -92,6 +92,11 @@ class Tokens:
         """The samples of an index or bool mask ``[n]``."""
         return replace(self, y=self.y[index], index=self.index[index])
 
+    def same_samples(self, other: Tokens) -> bool:
+        """Whether both are the same rows of the same shards."""
+        one, two = ([s.sha256 or (s.path, id(s.x)) for s in t.shards] for t in (self, other))
+        return one == two and np.array_equal(self.index, other.index)
+
     def rows(self, index) -> Tensor:
         """Tokens ``[b, V, N, D]`` of the samples ``index`` int ``[b]``, in the dtype they are stored in.
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes, sample_episodes
+from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
+from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 from vjepa_fast.evaluation.fewshot.tuning import (
     Embedder,
     FitSettings,

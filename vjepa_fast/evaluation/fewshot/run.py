@@ -1,14 +1,18 @@
-"""Few-shot recognition with a checkpoint: frozen encoders beside the same architecture with random weights."""
+"""Few-shot recognition with a checkpoint, frozen or fine-tuned, beside the same architecture with random weights."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.compare import Row, against, fewshot_rows
 from vjepa_fast.evaluation.features import extract_features
 from vjepa_fast.evaluation.fewshot.protocols import PROTOCOLS, EpisodeProtocol
+from vjepa_fast.evaluation.fewshot.tune import METHODS, tune, tune_rows
+from vjepa_fast.evaluation.fewshot.tuning import TuneResult, TuneSettings, check_counts
 from vjepa_fast.evaluation.run import WHICH, Protocol, _sources, encoders_of, suite_name
+from vjepa_fast.evaluation.tasks import check_apart
 
 
 def fewshot_checkpoint(
@@ -41,6 +45,8 @@ def fewshot_checkpoint(
     elif base is None:
         raise ConfigError("centring by the base classes needs a manifest of them: --base, or --center shots")
     check_episodes(novel, protocol)
+    if base is not None:
+        check_apart({"base": base, "novel": novel})  # its mean would show the classifier its queries
     say = on_progress or (lambda text: None)
     encoders = encoders_of(path, which, config=config, random=random, say=say)
     manifests = {"novel": novel, **({"base": base} if base is not None else {})}
@@ -69,6 +75,67 @@ def fewshot_checkpoint(
         centre = {"base": parts["base"]} if "base" in parts else {}
         rows += fewshot_rows(label, kind, suite, parts["novel"], protocol, classifier, **centre, **options)
     return against(rows, [r for r in rows if r.kind == "random"])
+
+
+def tune_checkpoint(
+    path: str | os.PathLike,
+    novel,
+    base,
+    val=None,
+    *,
+    method: str = "meta-baseline",
+    settings: TuneSettings | None = None,
+    protocol: EpisodeProtocol = PROTOCOLS["action"],
+    view: Protocol | None = None,
+    which: tuple[str, ...] = WHICH,
+    config=None,
+    random: bool = True,
+    device: str = "cpu",
+    cache_dir: str | os.PathLike | None = None,
+    on_progress=None,
+) -> tuple[list[Row], dict[str, TuneResult]]:
+    """(rows, results by encoder): every encoder of a checkpoint file or run folder tuned by ``method`` on ``base``.
+
+    The rows of each encoder: frozen with cosine prototypes, which is where tuning starts, then one per later stage and
+    number of shots, all on the same episodes. The random-init control is tuned as well: it tells what pretraining adds
+    to labels and tuning. ``protocol`` gives the test's way, shots, queries, episodes, seed and interval, ``view``
+    pooling, level, frames, size and step; these replace those of ``settings``. ``protocol.seed`` is that of training
+    too. ``val`` None: some base classes are set aside. Raises, before any feature is taken, DataError where parts share
+    files or have too few classes or samples; else as :func:`fewshot_checkpoint` and ``tune.tune``.
+    """
+    view, say = view or Protocol(), on_progress or (lambda text: None)
+    if method not in METHODS:
+        raise ConfigError(f"few-shot method {method!r}; accepted: {', '.join(METHODS)}")
+    if view.images != "repeat":
+        raise ConfigError("tuning takes still images as clips that stand still (images repeat)")
+    same = ("way", "shots", "queries", "episodes")
+    fields = {k: getattr(protocol, k) for k in same}
+    fields |= {k: getattr(view, k) for k in ("pooling", "level", "num_frames", "crop_size", "frame_step", "workers")}
+    settings = replace(settings or METHODS[method][1](), **fields)
+    manifests = {"base": base, **({"val": val} if val is not None else {}), "novel": novel}
+    check_apart(manifests)
+    check_counts(base, val, novel, settings)
+    common = {"which": which, "config": config, "random": random}
+    frozen = fewshot_checkpoint(
+        path, novel, protocol=protocol, options={"metric": "cosine"}, view=view, device=device, cache_dir=cache_dir,
+        on_progress=say, **common,
+    )  # fmt: skip
+    encoders = encoders_of(path, say=lambda text: None, **common)
+    sources = _sources(manifests, encoders[0][2], view, say)
+    rows, results = [], {}
+    for label, kind, encoder in encoders:
+        results[label] = tune(
+            method, encoder, sources["base"], sources.get("val"), sources["novel"], settings=settings,
+            seed=protocol.seed, device=device, interval=protocol.ci95,
+            on_progress=lambda text, label=label: say(f"{label}: {text}"),
+        )  # fmt: skip
+        tuned = tune_rows(results[label], label=label, kind=kind, suite=suite_name(novel) + " few-shot")
+        rows += [r for r in frozen if r.label == label]
+        rows += [
+            replace(r, chosen={"protocol": protocol.name, **r.chosen})
+            for r in tuned if not r.probe.startswith(f"{method} start")
+        ]  # fmt: skip
+    return against(rows, [r for r in rows if r.kind == "random"]), results
 
 
 def check_episodes(manifest, protocol: EpisodeProtocol) -> None:

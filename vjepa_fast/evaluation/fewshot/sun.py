@@ -66,6 +66,11 @@ class SunSettings(TuneSettings):
     background: int = 10
     still: float = 0.05
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pooling not in POOLINGS:
+            raise ConfigError(f"sun: pooling {self.pooling!r}; accepted: {', '.join(POOLINGS)}")
+
 
 # ---------------------------------------------------------------- labels and loss
 
@@ -213,8 +218,6 @@ def sun(
     of tubelets, a pooling that is not linear) and TrainingError.
     """
     device, say = torch.device(device), on_progress or (lambda text: None)
-    if settings.pooling not in POOLINGS:
-        raise ConfigError(f"sun: pooling {settings.pooling!r}; accepted: {', '.join(POOLINGS)}")
     base, val, novel, notes = parts_of(encoder, base, val, novel, settings, seed)
     if base.features:
         raise DataError(f"base part {base.name}: sun labels tubelets and needs clips; features have none")

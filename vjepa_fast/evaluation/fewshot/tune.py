@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from vjepa_fast.evaluation.compare import Row
 from vjepa_fast.evaluation.fewshot.meta_baseline import MetaBaselineSettings, meta_baseline
 from vjepa_fast.evaluation.fewshot.sun import SunSettings, sun
 from vjepa_fast.evaluation.fewshot.tuning import TuneResult, TuneSettings
+from vjepa_fast.evaluation.intervals import mean_ci95
 
 METHODS = {"meta-baseline": (meta_baseline, MetaBaselineSettings), "sun": (sun, SunSettings)}
 
@@ -27,20 +29,21 @@ def tune(
     settings: TuneSettings | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    interval: Callable = mean_ci95,
     on_progress: Callable[[str], None] | None = None,
 ) -> TuneResult:
     """Tune a copy of ``encoder`` on ``base`` classes, choose the epoch on ``val``, measure on ``novel``.
 
     ``method``: "meta-baseline" or "sun", with ``settings`` of its kind (None: the papers' values). Parts are ClipSets,
     data.Manifests or, for "meta-baseline" without an encoder, Features; see ``meta_baseline`` and ``sun`` for what
-    each does and raises.
+    each does and raises. ``interval(accuracies) -> (mean, half-width)``: of the test, as ``EpisodeProtocol.ci95``.
     """
     if method not in METHODS:
         raise ConfigError(f"few-shot method {method!r}; accepted: {', '.join(METHODS)}")
     function, kind = METHODS[method]
     if settings is not None and not isinstance(settings, kind):
         raise ConfigError(f"{method}: settings must be {kind.__name__}, got {type(settings).__name__}")
-    return function(
+    result = function(
         encoder,
         base,
         val,
@@ -50,6 +53,9 @@ def tune(
         device=device,
         on_progress=on_progress,
     )
+    for by_shot in result.test.values():
+        by_shot.update({shot: replace(r, ci95=interval(r.accuracies)[1]) for shot, r in by_shot.items()})
+    return result
 
 
 def tune_rows(result: TuneResult, *, label: str, kind: str, suite: str) -> list[Row]:

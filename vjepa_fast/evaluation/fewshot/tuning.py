@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError, DataError, TrainingError
 from vjepa_fast.evaluation.features import ClipSet, Features, _view, decode_clips, encode, pool_tokens
-from vjepa_fast.evaluation.fewshot.prototype import EpisodeResult, prototype_episodes, sample_episodes
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, sample_episodes
+from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 
 log = logging.getLogger("vjepa_fast")
 IN_MEMORY = 512 * 2**20  # bytes of decoded clips up to which a manifest is decoded once, not per batch
@@ -122,8 +123,12 @@ class TuneSettings:
     episodes: int = 10_000
     chunk: int = 64
     workers: int = 0  # threads that decode clips of a manifest too large for memory
+    num_frames: int | None = None  # of a manifest's clips; None: as the encoder was trained
+    crop_size: int | None = None
+    frame_step: int | None = None
 
     def __post_init__(self):
+        parse_trunk(self.trunk)
         if self.way < 2 or not self.shots or min(*self.shots, self.queries, self.episodes, self.chunk) < 1:
             raise ConfigError(
                 f"few-shot test: way {self.way}, shots {self.shots}, queries {self.queries}, episodes {self.episodes}, "
@@ -203,8 +208,10 @@ class Part:
         return replace(self, labels=labels.reshape(-1), fetch=lambda i: self.fetch(rows[i]), ids=ids)
 
 
-def part_of(source, role: str, encoder: nn.Module | None, workers: int = 0) -> Part:
+def part_of(source, role: str, encoder: nn.Module | None, workers: int = 0, view=(None, None, None)) -> Part:
     """The Part of a ClipSet, a data.Manifest (which needs ``encoder``, for its view) or Features.
+
+    ``view``: num_frames, crop_size and frame_step of a manifest's clips, None as the encoder was trained.
 
     Raises DataError: no samples, one class only, features that are not finite, clips that are not square.
     """
@@ -228,7 +235,7 @@ def part_of(source, role: str, encoder: nn.Module | None, workers: int = 0) -> P
         if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != clips.shape[-2]:
             raise DataError(f"{name}: clips must be uint8 [n,3,F,S,S], got {clips.dtype} {tuple(clips.shape)}")
         return Part(role, source.name, labels, lambda rows: clips[torch.as_tensor(rows)], source.hash, ids)
-    view = _view(encoder, None, None, None)
+    view = _view(encoder, *view)
     frames, crop = view.pop("num_frames"), view.pop("crop_size")
     if len(source) * 3 * frames * crop * crop <= IN_MEMORY:
         return part_of(decode_clips(source, num_frames=frames, crop_size=crop, **view), role, encoder)
@@ -256,7 +263,8 @@ def parts_of(encoder, base, val, novel, settings: TuneSettings, seed: int) -> tu
     that are the same data; features of unequal width.
     """
     meta, notes = settings.meta, []
-    base, novel = (part_of(s, r, encoder, settings.workers) for s, r in ((base, "base"), (novel, "novel")))
+    how = encoder, settings.workers, (settings.num_frames, settings.crop_size, settings.frame_step)
+    base, novel = part_of(base, "base", *how), part_of(novel, "novel", *how)
     if val is None:
         count = max(meta.val_way, base.classes // 5)
         if base.classes - count < 2:
@@ -268,9 +276,10 @@ def parts_of(encoder, base, val, novel, settings: TuneSettings, seed: int) -> tu
         val_rows, base_rows = (np.flatnonzero(np.isin(base.labels, held) == side) for side in (True, False))
         val, base = base.take(val_rows), base.take(base_rows)
         val = replace(val, role="val", key=None)
+        base = replace(base, name=f"{base.name} less {count} classes set aside for validation")
         notes.append(f"{count} of the base classes were set aside as validation classes")
     else:
-        val = part_of(val, "val", encoder, settings.workers)
+        val = part_of(val, "val", *how)
     parts = base, val, novel
     for one, other in ((base, novel), (val, novel), (base, val)):
         if one.key == other.key:
@@ -288,21 +297,26 @@ def parts_of(encoder, base, val, novel, settings: TuneSettings, seed: int) -> tu
     if len(set(widths.values())) > 1:
         shapes = ", ".join(f"{k} {tuple(v)}" for k, v in widths.items())
         raise DataError(f"few-shot tuning: samples of unequal shape: {shapes}")
-    _enough(base, min(meta.way, base.classes) if meta.reduce_way else meta.way, meta.shot, meta.queries)
-    _enough(val, meta.val_way, meta.shot, meta.val_queries)
-    for shot in settings.shots:
-        _enough(novel, settings.way, shot, settings.queries)
+    check_counts(base, val, novel, settings)
     if meta.reduce_way and base.classes < meta.way:
         notes.append(f"meta stage: {meta.way}-way asked for, but {base.classes} base classes; {base.classes}-way taken")
         log.warning(notes[-1])
     return base, val, novel, notes
 
 
-def _enough(part: Part, way: int, shot: int, queries: int) -> None:
-    try:
-        sample_episodes(part.labels, way, shot, queries, 1, 0)
-    except DataError as error:
-        raise DataError(f"{part.role} part {part.name}: {error}") from None
+def check_counts(base, val, novel, settings: TuneSettings) -> None:
+    """DataError where a part (anything with ``labels`` and ``name``; ``val`` may be None) has too few classes or
+    samples for its episodes.
+    """
+    meta, classes = settings.meta, len(np.unique(base.labels))
+    asked = [("base", base, min(meta.way, classes) if meta.reduce_way else meta.way, meta.shot, meta.queries)]
+    asked += [] if val is None else [("val", val, meta.val_way, meta.shot, meta.val_queries)]
+    asked += [("novel", novel, settings.way, shot, settings.queries) for shot in settings.shots]
+    for role, part, way, shot, queries in asked:
+        try:
+            sample_episodes(part.labels, way, shot, queries, 1, 0)
+        except DataError as error:
+            raise DataError(f"{role} part {part.name}: {error}") from None
 
 
 def _finite(x: np.ndarray, name: str) -> None:

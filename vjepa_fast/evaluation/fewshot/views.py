@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vjepa_fast.errors import ConfigError
+
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -32,6 +34,10 @@ class Augment:
     strong: float = 0.5
     grey: float = 0.2
     blur: float = 0.5
+
+    def __post_init__(self):
+        if wrong := [f"{k} {getattr(self, k)}" for k in ("flip", "grey", "blur") if not 0 <= getattr(self, k) <= 1]:
+            raise ConfigError(f"views: {', '.join(wrong)}; expected chances from 0 to 1")
 
 
 def cropped(clip: Tensor, generator: np.random.Generator, augment: Augment) -> Tensor:
