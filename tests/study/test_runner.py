@@ -11,6 +11,7 @@ from vjepa_fast import config, trainer
 from vjepa_fast.cli import _study_run
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError, DataError, UserError
+from vjepa_fast.models import load_encoder
 from vjepa_fast.study import cells, launch, tasks
 from vjepa_fast.study.runner import Grid, Study, read_plan, run_study
 from vjepa_fast.study.suites import Settings, expand_data
@@ -100,6 +101,24 @@ def test_published_runs_without_ema_are_evaluated_at_their_random_start(finished
     assert [r["hits"] for r in student] != hits[KEYS[0]] and len(student) == 8
     assert {g["encoder"] for g in got["kinematic-single-published-s0"]["geometry"]} == {"target_encoder", "encoder"}
     assert got["kinematic-single-intended-s0"]["student_rows"] == []
+
+
+def test_published_latent_dynamics_under_hard_weighting_train_nothing(tmp_path):
+    """As published the headline without its LD term is the same encoder, bit by bit; as intended it is another."""
+    import torch
+
+    names = ("fwm_hw", "fwm_hw_ld")
+    made = study(tmp_path, grid=Grid(names, ("single",), (0,), published=names))
+    made.prepare(0, 1, lambda *_: None)
+    found = {}
+    for job in made.jobs[1:]:
+        path = tasks.train(job["config"], job["config_hash"], "cpu")["checkpoint"]
+        found[job["compat"], job["variant"]] = load_encoder(path, which="encoder").state_dict()
+    same = {
+        mode: all(torch.equal(w, found[mode, "fwm_hw_ld"][k]) for k, w in found[mode, "fwm_hw"].items())
+        for mode in ("intended", "published")
+    }
+    assert same == {"intended": False, "published": True}
 
 
 def test_the_same_command_again_changes_nothing(finished):

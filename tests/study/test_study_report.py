@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -161,7 +162,8 @@ def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
         ([regime(0.04, 0.02, 0.06, 0.01)], "Yes, in this study"),
         ([regime(-0.04, -0.06, -0.02, 0.01)], "No: in this study"),
         ([regime(0.04, -0.02, 0.10, 0.2)], "Undecided"),
-        ([regime(0.04, 0.02, 0.06, 0.01), regime(0.01, -0.1, 0.1, 0.9, probe="5-shot")], "It depends"),
+        ([regime(0.04, 0.02, 0.06, 0.01), regime(0.01, -0.1, 0.1, 0.9, probe="5-shot")], "Partly: for some"),
+        ([regime(0.04, 0.02, 0.06, 0.01), regime(-0.04, -0.06, -0.02, 0.01, probe="5-shot")], "It depends"),
         ([], "This study cannot answer"),
     ],
 )
@@ -214,6 +216,28 @@ def test_a_study_of_one_run_says_what_it_lacks(tmp_path):
         "Needs a temporal",
     ):
         assert text in html
+
+
+def test_chance_commit_and_collapse_are_said(tmp_path):
+    """Few-shot at chance everywhere; cells of another commit than the plan's, which a later command wrote."""
+    folder = make_study(tmp_path, variants=("baseline", "ld"), outcomes=OUTCOMES[:2], samples=50)
+    for path in (folder / "cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        cell["versions"]["commit"] = "abc+"
+        (few,) = [r for r in cell["rows"] if r["suite"] == "fewshot"]
+        few["accuracy"] = 0.4 if path.name.startswith("ld-single") else 0.2
+        path.write_text(json.dumps(cell))
+    content, written = study_report.write_study_report(folder)
+    (line,) = [x for x in content["answer_lines"] if "chance is 20.0 %" in x]
+    assert "random init" in line and "(ld, single); 3 of 4 lie less than 1 point from chance, where" in line
+    assert content["environment"]["commit"] == "abc+ (+: with changes not committed)"
+    text, page = written[2].read_text(), written[1].read_text()
+    assert "| chance |  | 20.0 | 20.0 |" in text and "<td>chance</td>" in page
+    assert any(line.startswith("Directions that the features use (RankMe") for line in content["answer_lines"])
+    assert text.count("| random_init | none | ") == 1 and "abc+" in written[0].read_text()
+    geometry = study_tables.geometry_lines(content["geometry"])
+    assert [x[:2] for x in geometry] == [("random_init", "none")] + [(v, r) for v in ("baseline", "ld")
+                                                                     for r in ("single", "mixed")]
 
 
 def test_labels_of_a_crowded_scatter_do_not_overlap():

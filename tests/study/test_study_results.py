@@ -95,6 +95,8 @@ def test_foreign_and_duplicate_cells(folder):
         (lambda c: c["rows"][0].update(accuracy=61.0), ("61.0 is not an accuracy",)),
         (lambda c: c["rows"][0]["hits"].__setitem__(0, 1 - c["rows"][0]["hits"][0]), ("accuracy", "hits of mean")),
         (lambda c: c["rows"][1]["hits"].pop(), ("fewshot 1-shot has 19 test samples", "and 20 in")),
+        (lambda c: c["rows"][0].update(chance=0.1), ("motion8 linear has a chance of", "0.1", "0.2")),
+        (lambda c: c["settings"].update(steps="800"), ("trained with steps", "800", "400")),
         (lambda c: c["rows"].pop(), ("no row of fewshot 1-shot",)),
         (lambda c: c["rows"].clear(), ("no accuracy row",)),
         (lambda c: c["rows"].append(c["rows"][0]), ("two rows of motion8, linear",)),

@@ -33,7 +33,7 @@ PROBE = "linear"
 STUDY_TEXT = (
     f"Judged by direction, {PROBE} probe: confirmed where every 95 % interval over seeds lies wholly on the claimed "
     "side of zero, contradicted where one lies wholly on the other, open otherwise; not corrected for the number of "
-    "claims."
+    "claims, nor of the differences within one."
 )
 
 
@@ -52,11 +52,12 @@ class SeedDelta:
     high: float | None
     compat: str
     baseline: str  # the mode that the baseline ran in: compat, or intended in its place
+    untrained: bool = False  # the published code evaluates a target left at its random start
 
     @property
     def name(self) -> str:
         against = "" if self.baseline == self.compat else ", against the intended baseline"
-        return f"{self.method} on {self.suite}{against}"
+        return f"{self.method}{', its target never trained,' if self.untrained else ''} on {self.suite}{against}"
 
     @property
     def direction(self) -> str:
@@ -131,7 +132,8 @@ def seed_delta(study: Study, method: str, dataset: str, suite: str, regime: str,
     if not pairs:
         return None
     value, low, high, *_ = paired_t([a - b for a, b in pairs.values()])
-    return SeedDelta(method, dataset, suite, pairs, value, low, high, compat, own)
+    untrained = any(cell.student_rows for cell in study.runs(method, regime, compat).values())
+    return SeedDelta(method, dataset, suite, pairs, value, low, high, compat, own, untrained)
 
 
 def wanted(claim: Claim, dataset: str) -> str:
@@ -158,7 +160,9 @@ def _directions(claim: Claim, deltas: list[SeedDelta], compat: str, lacking: str
 
 def _count(claim: Claim, deltas: list[SeedDelta], compat: str) -> dict:
     """Whether most of the methods lose more than the threshold: the count itself depends on which were run."""
-    threshold, of = claim.value["threshold"], claim.value["of"]
+    of = claim.value["of"]
+    threshold = 0.0 if any(x.suite != x.dataset for x in deltas) else claim.value["threshold"]
+    limit = f"{threshold:+g}" if threshold else "zero (a stand-in has no points to compare)"
     below = [x for x in deltas if x.value < threshold]
     surely = [x for x in deltas if x.high is not None and x.high < threshold]
     surely_not = [x for x in deltas if x.low is not None and x.low >= threshold]
@@ -167,7 +171,7 @@ def _count(claim: Claim, deltas: list[SeedDelta], compat: str) -> dict:
     if len(deltas) >= of:
         status = CONFIRMED if len(surely) > half else CONTRADICTED if len(surely_not) >= half else OPEN
     text = (
-        f"{len(below)} of {len(deltas)} methods below {threshold:+g} on average, {len(surely)} with their whole "
+        f"{len(below)} of {len(deltas)} methods below {limit} on average, {len(surely)} with their whole "
         f"interval, {len(surely_not)} above it with theirs"
         + ("" if len(deltas) >= of else f"; the claim is about {of} methods, {len(deltas)} were run")
         + "".join(f"; {x.name}: {x.interval}" for x in deltas)

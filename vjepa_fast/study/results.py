@@ -6,8 +6,9 @@
                                   published; the random-init control is random_init-none-intended-s<seed>
     STUDY/cells/<key>.error.txt   why a run has no cell
 
-A cell that is missing, foreign to the plan, there twice, measured on other test clips or holds a number that is none
-stops the report with a DataError that names it. Only missing ones can be allowed (``partial``), and are then listed.
+A cell that is missing, foreign to the plan, there twice, trained with other settings than its other seeds, measured on
+other test clips or holds a number that is none stops the report with a DataError that names it. Only missing ones can
+be allowed (``partial``), and are then listed.
 """
 
 from __future__ import annotations
@@ -175,6 +176,7 @@ def load_study(folder: str | os.PathLike, partial: bool = False) -> Study:
             f"{folder}: {len(missing)} of {len(expected)} cells are missing: {some(missing)}; "
             "`vjepa-fast study run` runs them, --partial reports without them"
         )
+    _same_settings(folder, cells)
     _same_tests(folder, cells)
     failed = {k: _reason(folder / "cells" / f"{k}.error.txt") for k in missing}
     failed = {k: reason for k, reason in failed.items() if reason}
@@ -265,9 +267,23 @@ def _row(path: Path, r: dict) -> Row:
     return row
 
 
+def _same_settings(folder: Path, cells: dict[str, Cell]) -> None:
+    """The seeds of one variant, regime and mode must differ in the seed alone."""
+    first: dict[tuple, Cell] = {}
+    for cell in cells.values():
+        other = first.setdefault((cell.variant, cell.regime, cell.compat), cell)
+        for name in sorted({*cell.settings, *other.settings} - {"seed"}):
+            mine, there = cell.settings.get(name), other.settings.get(name)
+            if mine != there:
+                raise DataError(
+                    f"{folder}: cell {cell.key} was trained with {name} {mine}, cell {other.key} with {there}; "
+                    "they are not seeds of one run, remove one and run it again"
+                )
+
+
 def _same_tests(folder: Path, cells: dict[str, Cell]) -> None:
     """Paired differences need the same test samples everywhere, and the same outcomes."""
-    first: dict[tuple, tuple[str, int]] = {}
+    first: dict[tuple, tuple[str, int, float]] = {}
     outcomes = set().union(*(c.rows for c in cells.values()))
     for cell in cells.values():
         lacking = sorted(outcomes - set(cell.rows))
@@ -275,11 +291,16 @@ def _same_tests(folder: Path, cells: dict[str, Cell]) -> None:
             names = ", ".join(f"{s} {p}" for s, p in lacking[:LIMITS])
             raise DataError(f"{folder}: cell {cell.key} has no row of {names}, which other cells have")
         for outcome, row in (*cell.rows.items(), *cell.student_rows.items()):
-            key, n = first.setdefault(outcome, (cell.key, len(row.hits)))
+            key, n, chance = first.setdefault(outcome, (cell.key, len(row.hits), row.chance))
             if len(row.hits) != n:
                 raise DataError(
                     f"{folder}: {' '.join(outcome)} has {len(row.hits)} test samples in cell {cell.key} and {n} in "
                     f"{key}; they cannot be paired"
+                )
+            if abs(row.chance - chance) > 1e-6:
+                raise DataError(
+                    f"{folder}: {' '.join(outcome)} has a chance of {row.chance:.4g} in cell {cell.key} and "
+                    f"{chance:.4g} in {key}; it was measured on other test samples, or with another number of classes"
                 )
 
 
@@ -313,6 +334,7 @@ def table_rows(study: Study) -> list[dict]:
                     "max_over_heads_on_test": row.chosen.get("max_over_heads_on_test"),
                     **{k: cell.cost.get(k) for k in ("step_ms", "peak_mb", "steps", "minutes")},
                     "config_hash": cell.config_hash,
+                    "commit": cell.versions.get("commit"),
                 }
             )
     return out

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.study import stats, study_plots, study_tables
-from vjepa_fast.study.results import Study, is_fewshot, load_study, some, table_rows, write_csv
+from vjepa_fast.study.results import BASELINE, RANDOM, Study, is_fewshot, load_study, some, table_rows, write_csv
 from vjepa_fast.study.stats import MEAN, STUDENT, Comparison
 from vjepa_fast.study.study_tables import name_of, p_text, points, span
 from vjepa_fast.study.variants import COUNTED
@@ -20,17 +20,25 @@ QUESTION = (
     "objective trade away?"
 )
 VERSIONS = ("package", "vjepa_fast", "torch", "python", "commit", "device", "dtype", "system")  # must not differ
+NEAR = 0.01  # of chance
 FILES = {"html": "report.html", "md": "report.md", "csv": "report.csv", "latex": "report.tex"}
 
 
 def verdict_text(c: Comparison) -> str:
     """A comparison in words: "+3.8 points (95 % t interval ..., 3 seeds; bootstrap ...): above, p ... "."""
     seeds = f"{len(c.seeds)} seed{'s' if len(c.seeds) > 1 else ''}"
-    interval = f"95 % t interval {span(c.low, c.high)}" if c.low is not None else f"no t interval, {c.note}"
+    if len(c.seeds) == 1:
+        seeds, interval = "one seed", "no interval over seeds"
+    else:
+        interval = f"95 % t interval {span(c.low, c.high)}" if c.low is not None else f"no t interval, {c.note}"
     boot = "" if c.boot_low is None else f"; bootstrap {span(c.boot_low, c.boot_high)}"
     test = "" if c.p_holm is None else f", p {p_text(c.p_holm)}"
     corrected = f" after correction over {c.family}" if c.family > 1 and c.p_holm is not None else ""
     return f"{points(c.value)} points ({interval}, {seeds}{boot}): {c.verdict}{test}{corrected}"
+
+
+def _many(n: int) -> str:
+    return f"{n} variant{'s' if n != 1 else ''}"
 
 
 def headline(found: dict) -> str:
@@ -48,6 +56,10 @@ def headline(found: dict) -> str:
         frozenset({"above"}): "Yes, in this study: mixed pretraining gives higher few-shot accuracy",
         frozenset({"below"}): "No: in this study mixed pretraining gives lower few-shot accuracy",
         frozenset({"undecided"}): "Undecided: this study cannot tell mixed from single pretraining",
+        frozenset({"above", "undecided"}): "Partly: for some numbers of shots mixed pretraining gives higher few-shot "
+        "accuracy, for others this study cannot tell,",
+        frozenset({"below", "undecided"}): "Partly: for some numbers of shots mixed pretraining gives lower few-shot "
+        "accuracy, for others this study cannot tell,",
     }.get(frozenset(words), "It depends on the number of shots: mixed minus single pretraining")
     return f"{start} {what}, in percentage points: {parts}."
 
@@ -61,7 +73,7 @@ def answer_lines(found: dict) -> list[str]:
     for outcome, n in found["variants"].items():
         names = [f"{w}: {', '.join(n[w])}" for w in ("above", "below") if n[w]]
         lines.append(
-            f"{name_of(outcome)}, {n['of']} variants one by one after correction: {len(n['above'])} above, "
+            f"{name_of(outcome)}, {_many(n['of'])} one by one after correction: {len(n['above'])} above, "
             f"{len(n['below'])} below, {len(n['undecided'])} undecided" + (f" ({'; '.join(names)})." if names else ".")
         )
     return lines
@@ -71,12 +83,53 @@ def random_lines(comparisons: list[Comparison], compat: str) -> list[str]:
     """Whether pretraining gave anything at all for few-shot recognition: runs above and below random init."""
     found = [c for c in comparisons if c.kind == "random" and c.compat == compat and is_fewshot(c.outcome)]
     return [
-        f"{name_of(outcome)} against random init, {regime}: of {len(here)} variants "
+        f"{name_of(outcome)} against random init, {regime}: of {_many(len(here))} "
         + ", ".join(f"{sum(c.verdict == w for c in here)} {w}" for w in ("above", "below", "undecided"))
         + " after correction."
         for outcome, regime in dict.fromkeys((c.outcome, c.regime) for c in found)
         for here in [[c for c in found if (c.outcome, c.regime) == (outcome, regime)]]
     ]
+
+
+def chance_lines(study: Study) -> list[str]:
+    """How far few-shot recognition is from guessing: a difference between two encoders that guess says nothing."""
+    out = []
+    for outcome in filter(is_fewshot, study.outcomes):
+        at = study.outcomes.index(outcome)
+        found = {
+            (variant, regime): line[at][0]
+            for regime in study.regimes
+            for variant, _, line in study_tables.accuracy_lines(study, regime, study.compat)
+            if line[at] is not None
+        }
+        runs = {k: v for k, v in found.items() if k[0] != RANDOM}
+        if not runs:
+            continue
+        chance = study_tables.chances(study)[outcome]
+        ends = [f"{100 * runs[k]:.1f} ({', '.join(k)})" for k in (min(runs, key=runs.get), max(runs, key=runs.get))]
+        near = sum(abs(v - chance) < NEAR for v in runs.values())
+        random = next((f", random init {100 * v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
+        out.append(
+            f"{name_of(outcome)}: chance is {100 * chance:.1f} %{random}, the variants' means go from {ends[0]} to "
+            f"{ends[1]}; {near} of {len(runs)} lie less than {100 * NEAR:g} point from chance"
+            + (", where a difference tells little of recognition." if near else ".")
+        )
+    return out
+
+
+def rank_lines(table: list[dict]) -> list[str]:
+    """Whether features collapse: the ends of RankMe over the variants, beside random init."""
+    found = {
+        (r["variant"], r["regime"]): r["rankme"]
+        for r in table
+        if (r["level"], r["subspace"]) == ("all", "all") and r["rankme"] is not None
+    }
+    runs = {k: v for k, v in found.items() if k[0] != RANDOM}
+    if not runs:
+        return []
+    low, high = (f"{runs[k]:.1f} ({', '.join(k)})" for k in (min(runs, key=runs.get), max(runs, key=runs.get)))
+    random = next((f"; random init {v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
+    return [f"Directions that the features use (RankMe, 1 is full collapse): {low} to {high}{random}."]
 
 
 def tradeoff_lines(comparisons: list[Comparison], study: Study) -> list[str]:
@@ -86,6 +139,9 @@ def tradeoff_lines(comparisons: list[Comparison], study: Study) -> list[str]:
         found = [c for c in comparisons if (c.kind, c.regime, c.compat) == ("baseline", regime, study.compat)]
         decided = [c for c in found if c.verdict != "undecided"]
         said = "; ".join(f"{c.variant} {name_of(c.outcome)} {points(c.value)}" for c in decided) or "none"
+        if not found:
+            out.append(f"{regime}: no variant beside the baseline has a result.")
+            continue
         count = f"{len(decided)} of {len(found)} differences to the baseline"
         out.append(f"{regime}: {count} are decided after correction: {said}.")
     return out
@@ -100,6 +156,8 @@ def environment_of(study: Study) -> dict[str, str]:
             out[key] = _plain(plan[key])
     for key in sorted({k for c in study.cells.values() for k in c.versions if k in VERSIONS}):
         seen = sorted({str(c.versions[key]) for c in study.cells.values() if key in c.versions})
+        if key in ("commit", "device"):  # of the runs: the plan has those of the last command
+            out[key] = ", ".join(seen) + (" (+: with changes not committed)" if "+" in "".join(seen) else "")
         if len(seen) > 1:
             out[f"runs differ in {key}"] = ", ".join(seen)
     minutes = [c.cost["minutes"] for c in study.cells.values() if c.cost.get("minutes") is not None]
@@ -117,27 +175,32 @@ def _plain(value) -> str:
 
 def content(study: Study) -> dict:
     """Everything the report says, computed once; all four forms are made of it."""
-    comparisons = stats.all_comparisons(study)
+    comparisons, geometry = stats.all_comparisons(study), study_plots.geometry_table(study)
     found = stats.answer(comparisons, study.compat)
     tables = {kind: study_tables.delta_tables(comparisons, study, kind) for kind in stats.KINDS}
     families = {(c.kind, c.regime, c.compat, c.outcome, c.variant in COUNTED) for c in comparisons if c.variant != MEAN}
     return {
-        "title": f"The study: {len(study.variants)} objectives, {' and '.join(study.regimes)}, {len(study.seeds)} seed"
+        "title": f"The study: {sum(v != BASELINE for v in study.variants)} objectives beside the baseline, "
+        f"{' and '.join(study.regimes)}, {len(study.seeds)} seed"
         + ("s" if len(study.seeds) != 1 else ""),
         "question": QUESTION,
         "study": study,
         "comparisons": comparisons,
         "headline": headline(found),
-        "answer_lines": answer_lines(found) + random_lines(comparisons, study.compat),
+        "answer_lines": answer_lines(found)
+        + chance_lines(study)
+        + random_lines(comparisons, study.compat)
+        + rank_lines(geometry),
         "tradeoff_lines": tradeoff_lines(comparisons, study),
         "tables": [t for kind in stats.KINDS for t in tables[kind]],
         "by_kind": tables,
         "missing": list(study.missing),
         "missing_text": some(study.missing),
         "cost": study_plots.cost_table(study),
-        "geometry": study_plots.geometry_table(study),
+        "geometry": geometry,
         "environment": environment_of(study),
         "families": len(families),
+        "chances": study_tables.chances(study),
     }
 
 
@@ -175,6 +238,8 @@ def render_html(content: dict) -> str:
         curves_svg=study_plots.curves(study),
         geometry_svg=study_plots.geometry(study),
         accuracy={r: study_tables.accuracy_lines(study, r, study.compat) for r in study.regimes},
+        geometry_lines=study_tables.geometry_lines(content["geometry"]),
+        geometry_columns=study_tables.GEOMETRY_COLUMNS,
         temporal=temporal,
         appearance=appearance,
         shared=shared,

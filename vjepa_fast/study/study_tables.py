@@ -101,6 +101,12 @@ def accuracy_lines(study: Study, regime: str, compat: str) -> list[tuple[str, in
     return out
 
 
+def chances(study: Study) -> dict[tuple[str, str], float]:
+    """What guessing gives, per outcome (``load_study`` holds all cells to one value)."""
+    rows = [cell.rows for cell in study.cells.values()]
+    return {o: next(r[o].chance for r in rows if o in r) for o in study.outcomes}
+
+
 def comparison_rows(comparisons: list[Comparison]) -> list[dict]:
     """Flat dicts for CSV, differences in percentage points."""
 
@@ -157,7 +163,8 @@ def markdown(content: dict) -> str:
         out.append(
             f"## Accuracy, {regime}, {study.compat}\n\nPercent, mean over seeds (standard deviation over seeds).\n"
         )
-        lines = [
+        guess = ["chance", "", *(f"{100 * content['chances'][o]:.1f}" for o in study.outcomes)]
+        lines = [guess] + [
             [
                 v,
                 str(n),
@@ -185,6 +192,10 @@ def markdown(content: dict) -> str:
             ],
         )
     )  # fmt: skip
+    if content["geometry"]:
+        out.append("## Geometry\n\nOf all levels together; in brackets the appearance and the dynamics half.\n")
+        head = ["variant", "regime", *(name for name, _ in GEOMETRY_COLUMNS.values())]
+        out.append(_grid(head, [[v, r, *map(_halves, cells)] for v, r, cells in geometry_lines(content["geometry"])]))
     out.append("## Where it ran\n")
     out += [f"- {k}: {v}" for k, v in content["environment"].items()]
     return "\n".join(out) + "\n"
@@ -194,6 +205,31 @@ def label(variant: str, cells: list[Comparison | None]) -> str:
     """The variant, and what stands in where its own counterpart did not run."""
     stand_in = {c.against for c in cells if c is not None and c.against.endswith(", intended")}
     return f"{variant} (minus {stand_in.pop()})" if stand_in else variant
+
+
+GEOMETRY_COLUMNS = {
+    "rankme": ("RankMe", 1), "lidar": ("LiDAR", 1), "alpha_req": ("alpha-ReQ", 2), "feature_std": ("feature std", 3),
+    "mean_cosine": ("mean cosine", 3),
+}  # fmt: skip
+
+
+def geometry_lines(table: list[dict]) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+    """(variant, regime, [text of (whole, appearance half, dynamics half) per figure]), all levels together."""
+    found = {(r["variant"], r["regime"], r["subspace"]): r for r in table if r["level"] == "all"}
+
+    def text(variant, regime, subspace, key, digits) -> str:
+        value = found.get((variant, regime, subspace), {}).get(key)
+        return "n/a" if value is None else f"{value:.{digits}f}"
+
+    return [
+        (v, r, [tuple(text(v, r, s, key, digits) for s in ("all", "appearance", "dynamics"))
+                for key, (_, digits) in GEOMETRY_COLUMNS.items()])
+        for v, r in dict.fromkeys(k[:2] for k in found)
+    ]  # fmt: skip
+
+
+def _halves(texts: tuple[str, str, str]) -> str:
+    return f"{texts[0]} ({texts[1]}, {texts[2]})"
 
 
 def _number(x: float | None, sign: str = "", digits: int = 1) -> str:
