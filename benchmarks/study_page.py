@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 
 from vjepa_fast.study.results import load_study
-from vjepa_fast.study.study_report import content
+from vjepa_fast.study.study_report import content, pictures
 from vjepa_fast.study.study_tables import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +26,8 @@ BLOCKS = {
     "mode": ("Published minus intended, single", "Published minus intended, mixed"),
     "control": ("fwm_hw_ld minus fwm_hw",),
 }
+
+PICTURES = {"forest_svg": "study_objectives.svg", "tradeoff_svg": "study_tradeoff.svg"}
 
 
 def sections(text: str) -> dict[str, str]:
@@ -66,7 +68,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, default=ROOT / "benchmarks" / "results" / "study_synthetic")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
+    parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     args = parser.parse_args()
+    for name, svg in pictures(content(load_study(args.study))).items():
+        if name in PICTURES:
+            (args.images / PICTURES[name]).write_text(svg, encoding="utf-8")
     args.page.write_text(page(args.page.read_text(encoding="utf-8"), load_study(args.study)), encoding="utf-8")
     print(f"wrote {args.page}")
 

@@ -204,11 +204,32 @@ def content(study: Study) -> dict:
     }
 
 
+def pictures(content: dict) -> dict[str, str | None]:
+    """The report's plots by name (question_svg, forest_svg, ...) as SVG text; None where there is nothing to show."""
+    study, comparisons = content["study"], content["comparisons"]
+
+    def panels(kind: str, compat: str, few: bool | None = None) -> dict:
+        found = [c for c in comparisons if (c.kind, c.compat) == (kind, compat)]
+        shown = [o for o in study.outcomes if few is None or is_fewshot(o) is few]
+        return {name_of(o): [c for c in found if c.outcome == o] for o in shown}
+
+    order = [*(name for v in study.variants for name in (v, v + STUDENT)), MEAN]
+    return {
+        "question_svg": study_plots.forest(panels("regime", study.compat, True), order),
+        "forest_svg": study_plots.forest(panels("baseline", study.compat), order),
+        "modes_svg": study_plots.forest(panels("mode", "published"), order),
+        "tradeoff_svg": study_plots.tradeoff(comparisons, study),
+        "cost_svg": study_plots.cost(study),
+        "curves_svg": study_plots.curves(study),
+        "geometry_svg": study_plots.geometry(study),
+    }
+
+
 def render_html(content: dict) -> str:
     """The HTML report, with pictures inside."""
     import jinja2
 
-    study, comparisons = content["study"], content["comparisons"]
+    study = content["study"]
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     minus = functools.partial(re.sub, r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}")
@@ -217,26 +238,14 @@ def render_html(content: dict) -> str:
     )
     environment.globals.update(span=lambda low, high: minus(span(low, high)))
 
-    def panels(kind: str, compat: str, few: bool | None = None) -> dict:
-        found = [c for c in comparisons if (c.kind, c.compat) == (kind, compat)]
-        shown = [o for o in study.outcomes if few is None or is_fewshot(o) is few]
-        return {name_of(o): [c for c in found if c.outcome == o] for o in shown}
-
     shared, differ, lines = study_tables.settings_table(study)
     columns, ran = study_tables.coverage(study)
     temporal, appearance = study_plots.tradeoff_axes(study.outcomes)
-    order = [*(name for v in study.variants for name in (v, v + STUDENT)), MEAN]
     shared_machine = max((c.cost.get("side_by_side") or 1 for c in study.cells.values()), default=1)
     return environment.get_template("study.html.j2").render(
         **content,
         created=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        question_svg=study_plots.forest(panels("regime", study.compat, True), order),
-        forest_svg=study_plots.forest(panels("baseline", study.compat), order),
-        modes_svg=study_plots.forest(panels("mode", "published"), order),
-        tradeoff_svg=study_plots.tradeoff(comparisons, study),
-        cost_svg=study_plots.cost(study),
-        curves_svg=study_plots.curves(study),
-        geometry_svg=study_plots.geometry(study),
+        **pictures(content),
         accuracy={r: study_tables.accuracy_lines(study, r, study.compat) for r in study.regimes},
         geometry_lines=study_tables.geometry_lines(content["geometry"]),
         geometry_columns=study_tables.GEOMETRY_COLUMNS,
