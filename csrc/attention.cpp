@@ -6,7 +6,10 @@
 // B batch, K tokens, H heads, d channels of a head, E = H*d; L tokens of a segment. Buffers are padded to whole tiles of
 // the product, with zeros, so that it has no edges.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "exp.h"
@@ -26,12 +29,13 @@ constexpr int64_t kPad = 32;   // columns of a tile, of every instruction set
 int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
 // Neighbouring channels exchanged.
-VJEPA_INLINE Vector<4>::type swapped(Vector<4>::type v) { return __builtin_shufflevector(v, v, 1, 0, 3, 2); }
-VJEPA_INLINE Vector<8>::type swapped(Vector<8>::type v) {
-  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+template <int W, int... i>
+VJEPA_INLINE typename Vector<W>::type swapped(typename Vector<W>::type v, std::integer_sequence<int, i...>) {
+  return vjepa::shuffle<W, (i ^ 1)...>(v, v);
 }
-VJEPA_INLINE Vector<16>::type swapped(Vector<16>::type v) {
-  return __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+template <int W>
+VJEPA_INLINE typename Vector<W>::type swapped(typename Vector<W>::type v) {
+  return swapped<W>(v, std::make_integer_sequence<int, W>{});
 }
 
 // C [M,N] (= or +=) A [M,K] B [K,N]; A at a[m*row + k*col], M a multiple of MR, N of kPad. W floats to a vector, C tiles of
@@ -88,9 +92,12 @@ VJEPA_INLINE void turn(const float* x, const float* cos, const float* sin, float
   int64_t c = 0;
   for (; c + W <= d; c += W) {
     const V u = load<W>(x + c), s = load<W>(sin + c);
-    store<W>(out + c, scale * (u * load<W>(cos + c) + swapped(u) * (back ? swapped(s) : s)));
+    store<W>(out + c, scale * (u * load<W>(cos + c) + swapped<W>(u) * (back ? swapped<W>(s) : s)));
   }
-  for (; c < d; ++c) out[c] = scale * (x[c] * cos[c] + x[c ^ 1] * sin[back ? c ^ 1 : c]);
+  for (; c < d; ++c) {
+    const int64_t other = std::min(c ^ 1, d - 1);  // the last of an odd number has none
+    out[c] = scale * (x[c] * cos[c] + x[other] * sin[back ? other : c]);
+  }
 }
 
 // Row n of q (part 0) or k (1) of a head, turned by its position (ops/rope.py) and scaled.
@@ -155,7 +162,7 @@ VJEPA_INLINE typename Vector<W>::type exp2_of(typename Vector<W>::type x) {
 template <int W>
 VJEPA_INLINE void softmax(float* x, int64_t L, int64_t Lp, float& peak, float& sum) {
   using V = typename Vector<W>::type;
-  std::fill(x + L, x + Lp, -1e30f);
+  std::fill(x + L, x + Lp, -std::numeric_limits<float>::infinity());
   V a = load<W>(x), b = load<W>(x + W);
   for (int64_t n = 2 * W; n < Lp; n += 2 * W) {
     const V l = load<W>(x + n), r = load<W>(x + n + W);
@@ -282,16 +289,17 @@ void backward_128(const Problem& p, const Task& t, Space& s) { backward_task<4, 
 // The table of ops/rope.py, [K,2,R] or [B,K,2,R], for all d channels: those that are not turned have angle 0.
 void problem(Problem& p, const Tensor& qkv, const Tensor& table, int64_t heads, std::vector<float>& angles) {
   vjepa::check(qkv.dim() == 3 && heads > 0 && qkv.size(2) % (3 * heads) == 0 &&
-                   qkv.dtype() == aoti_torch_dtype_float32(), "attention: qkv must be float32 [B,K,3*E]");
+                   qkv.is_float({qkv.size(0), qkv.size(1), qkv.size(2)}),
+               "attention: qkv must be contiguous float32 [B,K,3*E]");
   const int64_t B = qkv.size(0), K = qkv.size(1), d = qkv.size(2) / (3 * heads), dims = table.dim();
   p.K = K, p.H = heads, p.d = d, p.period = 1;
   p.qkv = qkv.data<float>();
   int64_t R = 0;
   if (dims > 1) {
     R = table.size(dims - 1), p.period = dims == 3 ? K : B * K;
-    vjepa::check(table.dtype() == aoti_torch_dtype_float32() && table.size(dims - 3) == K && table.size(dims - 2) == 2 &&
-                     R % 2 == 0 && R <= d && d % 2 == 0 && (dims == 3 || (dims == 4 && table.size(0) == B)),
-                 "attention: table must be float32 [K,2,R] or [B,K,2,R], with even R and heads");
+    vjepa::check((dims == 3 ? table.is_float({K, 2, R}) : table.is_float({B, K, 2, R})) && R % 2 == 0 && R <= d &&
+                     d % 2 == 0,
+                 "attention: table must be contiguous float32 [K,2,R] or [B,K,2,R], with even R and heads");
   }
   angles.assign(static_cast<size_t>(p.period * 2 * d), 0.f);
   float* to = angles.data();
@@ -320,14 +328,11 @@ void run(const Problem& p, int64_t B, const Tensor& lengths, Run task) {
   vjepa::check(begin == p.K, "attention: lengths must add up to the tokens");
   std::stable_sort(tasks.begin(), tasks.end(), [](const Task& x, const Task& y) { return x.L > y.L; });
   const int64_t count = static_cast<int64_t>(tasks.size());
-  vjepa::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+  std::atomic<int64_t> next{0};  // every thread takes the longest that is left: segments differ in length
+  vjepa::parallel_for(0, count, 1, [&](int64_t, int64_t) {
     thread_local Space space;
-    for (int64_t i = first; i < last; ++i) task(p, tasks[static_cast<size_t>(i)], space);
+    for (int64_t i; (i = next++) < count;) task(p, tasks[static_cast<size_t>(i)], space);
   });
-}
-
-bool same(const Tensor& x, int64_t a, int64_t b, int64_t c) {
-  return x.dim() == 3 && x.size(0) == a && x.size(1) == b && x.size(2) == c && x.dtype() == aoti_torch_dtype_float32();
 }
 
 // All tensors contiguous. -> out [B,K,E], lse [B,H,K]
@@ -338,7 +343,8 @@ void attention(const Tensor& qkv, const Tensor& table, const Tensor& lengths, in
   Problem p{};
   problem(p, qkv, table, heads, angles);
   const int64_t B = qkv.size(0);
-  vjepa::check(same(out, B, p.K, p.E()) && same(lse, B, heads, p.K), "attention: out [B,K,E], lse [B,H,K] expected");
+  vjepa::check(out.is_float({B, p.K, p.E()}) && lse.is_float({B, heads, p.K}),
+               "attention: contiguous out [B,K,E], lse [B,H,K] expected");
   p.to = out.mutable_data<float>();
   p.lse = lse.mutable_data<float>();
   run(p, B, lengths, task);
@@ -351,8 +357,8 @@ void attention_backward(const Tensor& dout, const Tensor& qkv, const Tensor& tab
   Problem p{};
   problem(p, qkv, table, heads, angles);
   const int64_t B = qkv.size(0);
-  vjepa::check(same(out, B, p.K, p.E()) && same(dout, B, p.K, p.E()) && same(lse, B, heads, p.K) &&
-                   same(dqkv, B, p.K, 3 * p.E()), "attention_backward: shapes differ");
+  vjepa::check(out.is_float({B, p.K, p.E()}) && dout.is_float({B, p.K, p.E()}) && lse.is_float({B, heads, p.K}) &&
+                   dqkv.is_float({B, p.K, 3 * p.E()}), "attention_backward: shapes differ, or not contiguous");
   p.out = out.data<float>();
   p.dout = dout.data<float>();
   p.lse = const_cast<float*>(lse.data<float>());

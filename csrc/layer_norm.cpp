@@ -15,8 +15,8 @@ constexpr int64_t kChunk = 32;  // rows
 int64_t rows_of(const Tensor& x, int64_t width) {
   int64_t n;
   vjepa::ok(aoti_torch_get_numel(x.get(), &n));
-  vjepa::check(x.dtype() == aoti_torch_dtype_float32() && x.size(x.dim() - 1) == width,
-               "block: float32 [...,", width, "] expected");
+  vjepa::check(x.dtype() == aoti_torch_dtype_float32() && x.size(x.dim() - 1) == width && x.is_contiguous(),
+               "norm: contiguous float32 [...,", width, "] expected");
   return n / width;
 }
 

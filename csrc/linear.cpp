@@ -92,10 +92,10 @@ VJEPA_INLINE void linear_rows(const Call& c, int64_t begin, int64_t end) {
 template <int W, int MR>
 VJEPA_INLINE void forward_rows(const Call& c, int64_t begin, int64_t end, std::vector<float>& space) {
   const int64_t E = c.first.K, F = c.first.N;
-  space.resize(static_cast<size_t>(kRows * F));
+  float* act = vjepa::room(space, kRows * F);
   for (int64_t m = begin; m < end; m += kRows) {
     const int64_t rows = std::min(kRows, end - m);
-    float *act = space.data(), *hidden = c.hidden ? c.hidden + m * F : act;
+    float* hidden = c.hidden ? c.hidden + m * F : act;
     multiply<W, MR>(c.first, c.x + m * E, nullptr, hidden, rows);
     vjepa::gelu(hidden, act, rows * F);
     multiply<W, MR>(c.second, act, c.other + m * E, c.out + m * E, rows);
@@ -187,8 +187,7 @@ const Level& level() {
 
 // The operands of a call, checked; packed weights live in ``space``.
 const float* matrix(const Tensor& t, int64_t rows, int64_t columns) {
-  vjepa::check(t.dim() == 2 && t.dtype() == aoti_torch_dtype_float32() && t.size(0) == rows && t.size(1) == columns,
-               "linear: float32 [", rows, ",", columns, "] expected");
+  vjepa::check(t.is_float({rows, columns}), "linear: contiguous float32 [", rows, ",", columns, "] expected");
   return t.data<float>();
 }
 
@@ -198,20 +197,18 @@ float* output(const Tensor& t, int64_t rows, int64_t columns) {
 }
 
 Product product(const Tensor& w, bool turned, const Tensor* bias, std::vector<float>& space) {
-  vjepa::check(w.dim() == 2 && w.dtype() == aoti_torch_dtype_float32(), "linear: weight must be float32 [O,I]");
+  vjepa::check(w.dim() == 2, "linear: weight must be [O,I]");
+  const float* from = matrix(w, w.size(0), w.size(1));
   Product p;
   p.K = w.size(turned ? 1 : 0), p.N = w.size(turned ? 0 : 1);
   const int64_t columns = level().panel, panels = (p.N + columns - 1) / columns, K = p.K, N = p.N;
-  space.resize(static_cast<size_t>((K + 1) * panels * columns));
-  float *to = space.data(), *added = to + K * panels * columns;
-  const float* from = w.data<float>();
+  float *to = vjepa::room(space, (K + 1) * panels * columns), *added = to + K * panels * columns;
   vjepa::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     level().pack(from, turned, K, N, begin, end, to);
   });
   std::fill_n(added, panels * columns, 0.f);
   if (bias) {
-    vjepa::check(bias->dim() == 1 && bias->size(0) == N && bias->dtype() == aoti_torch_dtype_float32(),
-                 "linear: bias must be float32 [", N, "]");
+    vjepa::check(bias->is_float({N}), "linear: bias must be contiguous float32 [", N, "]");
     std::copy_n(bias->data<float>(), N, added);
   }
   p.packed = to, p.bias = added;
@@ -270,12 +267,9 @@ void feed_forward_backward(const Tensor& grad, const Tensor& x, const Tensor& hi
   vjepa::check(c.second.K == F && c.second.N == E && portion > 0, "linear: w1 [F,E] and w2 [E,F] expected");
   const float *g = matrix(grad, n, E), *from = matrix(x, n, E), *h = matrix(hidden, n, F);
   float *to = output(dx, n, E), *to_w1 = output(dw1, F, E), *to_w2 = output(dw2, E, F);
-  vjepa::check(db1.dim() == 1 && db1.size(0) == F && db2.dim() == 1 && db2.size(0) == E &&
-                   db1.dtype() == aoti_torch_dtype_float32() && db2.dtype() == aoti_torch_dtype_float32(),
-               "linear: float32 db1 [F] and db2 [E] expected");
+  vjepa::check(db1.is_float({F}) && db2.is_float({E}), "linear: contiguous float32 db1 [F] and db2 [E] expected");
   portion = std::min(portion, n);
-  space_3.resize(static_cast<size_t>(2 * portion * F));
-  c.grad = space_3.data(), c.act = c.grad + portion * F;
+  c.grad = vjepa::room(space_3, 2 * portion * F), c.act = c.grad + portion * F;
   for (int64_t first = 0; first < n; first += portion) {
     c.n = std::min(portion, n - first);
     c.x = g + first * E, c.hidden_in = h + first * F, c.out = to + first * E;

@@ -51,10 +51,9 @@ template <int W, int MR>
 VJEPA_INLINE void part(const Problem& p, const Part& own, std::vector<float>& space) {
   using V = typename vjepa::Vector<W>::type;
   constexpr int64_t NR = 2 * W;
-  const int64_t begin = own.begin, end = own.end, panels = (own.right - own.left + NR - 1) / NR;
+  const int64_t begin = own.begin, end = own.end, panels = std::max<int64_t>(1, (own.right - own.left + NR - 1) / NR);
   const int64_t block = std::max<int64_t>(16, std::min(kRows, kPacked / (panels * NR)));
-  space.resize(static_cast<size_t>(block * (panels * NR + MR)));
-  float *packed = space.data(), *strip = packed + block * panels * NR;
+  float *packed = vjepa::room(space, block * (panels * NR + MR)), *strip = packed + block * panels * NR;
   for (int64_t first = 0; first < p.n; first += block) {
     const int64_t K = std::min(block, p.n - first);
     for (int64_t panel = 0; panel < panels; ++panel) {
@@ -140,14 +139,17 @@ void part_128(const Problem& p, const Part& own, std::vector<float>& s) { part<4
 void vjepa::add_outer(const float* g, const float* x, int64_t n, int64_t O, int64_t I, float* dw, float* db) {
   static const Run run = by_level<Run>(part_512, part_256, part_128);
   const Problem p{n, O, I, g, x, dw, db};
-  // Each thread packs what it needs itself: of the longer side its share, of the other all.
-  constexpr int64_t kStep = 32;  // a multiple of every tile
+  // Each thread packs what it needs itself: of the longer side its share, of the other all. Shared columns of X go in runs
+  // that leave room for all kRows rows: how many are added up in one go must not depend on the share.
+  constexpr int64_t kStep = 32, kRun = kPacked / kRows;  // multiples of every tile
   const bool by_output = O >= I;
   const int64_t size = by_output ? O : I;
   parallel_for(0, (size + kStep - 1) / kStep, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> space;
     const int64_t from = begin * kStep, to = std::min(size, end * kStep);
-    run(p, by_output ? Part{from, to, 0, I} : Part{0, O, from, to}, space);
+    if (by_output) run(p, {from, to, 0, I}, space);
+    else if (O)
+      for (int64_t at = from; at < to; at += kRun) run(p, {0, O, at, std::min(to, at + kRun)}, space);
   });
 }
 
@@ -155,14 +157,10 @@ namespace {
 
 // g [n,O], x [n,I], contiguous -> dw [O,I] += g^T x, db [O] += sums of the columns of g
 void add_outer(const Tensor& g, const Tensor& x, const Tensor& dw, const Tensor& db) {
-  const auto matrix = [](const Tensor& t, int64_t rows, int64_t columns) {
-    return t.dim() == 2 && t.dtype() == aoti_torch_dtype_float32() && t.size(0) == rows && t.size(1) == columns;
-  };
   vjepa::check(g.dim() == 2 && x.dim() == 2, "add_outer: g [n,O] and x [n,I] expected");
   const int64_t n = g.size(0), O = g.size(1), I = x.size(1);
-  vjepa::check(matrix(g, n, O) && matrix(x, n, I) && matrix(dw, O, I) && db.dim() == 1 && db.size(0) == O &&
-                   db.dtype() == aoti_torch_dtype_float32(),
-               "add_outer: float32 g [n,O], x [n,I], dw [O,I], db [O] expected");
+  vjepa::check(g.is_float({n, O}) && x.is_float({n, I}) && dw.is_float({O, I}) && db.is_float({O}),
+               "add_outer: contiguous float32 g [n,O], x [n,I], dw [O,I], db [O] expected");
   vjepa::add_outer(g.data<float>(), x.data<float>(), n, O, I, dw.mutable_data<float>(), db.mutable_data<float>());
 }
 

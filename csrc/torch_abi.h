@@ -1,8 +1,10 @@
 // What the CPU kernels need of libtorch's stable C ABI (torch/csrc/inductor/aoti_torch/c/shim.h and
 // torch/csrc/stable/c/shim.h, torch 2.11 on), declared here so that the build needs no torch.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <sstream>
 #include <stdexcept>
@@ -81,6 +83,18 @@ class Tensor {  // owns its handle
     ok(aoti_torch_get_dtype(get(), &v));
     return v;
   }
+  bool is_contiguous() const {
+    bool v;
+    ok(aoti_torch_is_contiguous(get(), &v));
+    return v;
+  }
+  // Whether a kernel may read it as a plain array of these sizes.
+  bool is_float(std::initializer_list<int64_t> sizes) const {
+    if (dtype() != aoti_torch_dtype_float32() || dim() != static_cast<int64_t>(sizes.size())) return false;
+    int64_t* p;
+    ok(aoti_torch_get_sizes(get(), &p));
+    return std::equal(sizes.begin(), sizes.end(), p) && is_contiguous();
+  }
   template <class T>
   const T* data() const {
     const void* p;
@@ -96,9 +110,7 @@ class Tensor {  // owns its handle
   Tensor contiguous() const {
     AtenTensorOpaque* copy;
     ok(aoti_torch_new_tensor_handle(get(), &copy));
-    bool already;
-    ok(aoti_torch_is_contiguous(get(), &already));
-    if (already) return Tensor(copy);
+    if (is_contiguous()) return Tensor(copy);
     uint64_t stack[2] = {reinterpret_cast<uint64_t>(copy), 0};  // 0: contiguous memory format
     ok(torch_call_dispatcher("aten::contiguous", "", stack, kAbi));
     return Tensor(reinterpret_cast<AtenTensorOpaque*>(stack[0]));

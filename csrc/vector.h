@@ -32,12 +32,22 @@ VJEPA_INLINE void store(float* to, typename Vector<W>::type v) {
   *reinterpret_cast<typename Vector<W>::type*>(to) = v;
 }
 
+// Numbers of a, then b, by their indices. (GCC has had __builtin_shufflevector since 12 only.)
+template <int W, int... i>
+VJEPA_INLINE typename Vector<W>::type shuffle(typename Vector<W>::type a, typename Vector<W>::type b) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, i...);
+#else
+  return __builtin_shuffle(a, b, typename Vector<W>::ints{i...});
+#endif
+}
+
 // Numbers of two rows exchanged, S columns apart: those of a square's upper right and lower left.
 template <int W, int S, int... i>
 VJEPA_INLINE void exchange(typename Vector<W>::type& a, typename Vector<W>::type& b,
                            std::integer_sequence<int, i...>) {
-  const auto low = __builtin_shufflevector(a, b, ((i & S) ? i - S + W : i)...);
-  b = __builtin_shufflevector(a, b, ((i & S) ? i + W : i + S)...);
+  const auto low = shuffle<W, ((i & S) ? i - S + W : i)...>(a, b);
+  b = shuffle<W, ((i & S) ? i + W : i + S)...>(a, b);
   a = low;
 }
 
@@ -58,6 +68,12 @@ VJEPA_INLINE void transpose(const float* from, int64_t ld, float* to, int64_t ld
   exchange_all<W, W / 2>(rows);
 #pragma GCC unroll 16
   for (int i = 0; i < W; ++i) store<W>(to + i * ldt, rows[i]);
+}
+
+// At least so many floats. It only grows: what a vector is shrunk by would be cleared when it is needed again.
+inline float* room(std::vector<float>& space, int64_t size) {
+  if (static_cast<int64_t>(space.size()) < size) space.resize(static_cast<size_t>(size));
+  return space.data();
 }
 
 // The first choice that this machine can run.

@@ -1,4 +1,5 @@
 """The block written out by hand against the plain one: values, gradients, bits, memory."""
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -22,8 +23,10 @@ def make(width=48, heads=4, batch=2, tokens=23, variant="v2.1", positions=True, 
             p.copy_(torch.randn(p.shape, generator=g) * (0.3 if p.ndim > 1 else 0.5) + (p.ndim == 1))
     x = 2 * torch.randn(batch, tokens, width, generator=g) + 0.3
     idx = torch.stack([torch.randperm(100, generator=g)[:tokens] for _ in range(batch)])
-    table = rope.rope_table(GRID, width // heads, variant, 16, torch.float32, x.device, False)[idx]
-    return block, x, table if positions else None, torch.randn(x.shape, generator=g)
+    table = None
+    if positions:
+        table = rope.rope_table(GRID, width // heads, variant, 16, torch.float32, x.device, False)[idx]
+    return block, x, table, torch.randn(x.shape, generator=g)
 
 
 def run(block, x, table, lengths, grad, dtype=torch.float32, plain=False):
@@ -42,6 +45,7 @@ def run(block, x, table, lengths, grad, dtype=torch.float32, plain=False):
     ({}, None), ({}, [10, 13]), ({}, [1, 22]), ({"variant": "v2"}, [20, 3]), ({"positions": False}, [10, 13]),
     ({"tokens": 1}, None), ({"batch": 1, "tokens": 100}, [67, 33]), ({"width": 130, "heads": 1}, [11, 12]),
     ({"width": 96, "heads": 8}, [5, 5, 13]), ({"width": 192, "heads": 3, "tokens": 70}, [64, 6]), ({}, [0, 23]),
+    ({"width": 57, "heads": 3, "positions": False}, [10, 13]),
 ])
 def test_values_and_gradients(change, lengths):
     block, x, table, grad = make(**change)
@@ -101,6 +105,22 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads():
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
+# more columns than are packed at a time, on either side
+@pytest.mark.parametrize("out, width", [(40, 1500), (1500, 40), (700, 700)])
+def test_outer_gives_the_same_bits_on_any_number_of_threads(out, width):
+    g = torch.Generator().manual_seed(0)
+    grad, x = torch.randn(300, out, generator=g), torch.randn(300, width, generator=g)
+    kept, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append((torch.zeros(out, width), torch.zeros(out)))
+            add_outer(grad, x, *found[-1])
+    finally:
+        torch.set_num_threads(kept)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+
+
 def test_it_keeps_little():
     block, x, table, _ = make(width=96, heads=4, tokens=60)
     kept: dict[int, int] = {}
@@ -148,6 +168,49 @@ def test_who_is_served():
         assert not fused_block.serves(x, None)
     with ops.use_backend("eager"):
         assert not fused_block.serves(x, None)
+
+
+def test_weights_that_are_not_contiguous():
+    block, x, table, grad = make()
+    with torch.no_grad():
+        for layer in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            layer.weight = torch.nn.Parameter(layer.weight.t().contiguous().t())
+            layer.bias = torch.nn.Parameter(layer.bias.repeat_interleave(2)[::2])
+        for norm in (block.norm1, block.norm2):
+            norm.weight = torch.nn.Parameter(norm.weight.repeat_interleave(2)[::2])
+    want = run(block, x, table, [10, 13], grad, torch.float64, plain=True)
+    for n, (e, o) in enumerate(zip(want, run(block, x, table, [10, 13], grad))):
+        assert (o - e).abs().max() <= 1e-5 * e.abs().max(), f"output {n}"
+
+
+def test_first_used_in_inference_mode():
+    """What is made once and kept must serve training too."""
+    block, x, _, grad = make(tokens=17, positions=False)
+    fused_block._nowhere.cache_clear(), fused_block._lengths.cache_clear(), fused_block._nothing_kept.cache_clear()
+    with torch.inference_mode(), torch.device("meta"):
+        block(x, None, [8, 9])
+    run(block, x, None, [8, 9], grad)
+    with torch.no_grad():
+        block(x, None, [8, 9])
+
+
+def test_two_threads_at_once():
+    blocks = [make(seed=seed, tokens=40 + seed) for seed in range(2)]
+    want = [run(block, x, table, None, grad) for block, x, table, grad in blocks]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(10):
+            for w, got in zip(want, pool.map(lambda b: run(*b[:3], None, b[3]), blocks)):
+                assert all(torch.equal(a, b) for a, b in zip(w, got))
+
+
+def test_another_attention_is_called():
+    class Nothing(type(make()[0].attn)):
+        def forward(self, x, *_):
+            return torch.zeros_like(x)
+
+    block, x, table, _ = make()
+    block.attn = Nothing(48, 4)
+    assert torch.equal(block(x, table), x + block.mlp(block.norm2(x)))
 
 
 class Adapter(torch.nn.Linear):
@@ -247,6 +310,9 @@ def test_linear_refuses_other_shapes():
     for call in (lambda: cpp.linear(x, w, b, nothing, torch.empty(9, 4)),
                  lambda: cpp.linear(x, w, b[:4], nothing, torch.empty(9, 5)),
                  lambda: cpp.linear(x, w, b, torch.empty(8, 5), torch.empty(9, 5)),
+                 lambda: cpp.linear(x, torch.randn(4, 5).t(), b, nothing, torch.empty(9, 5)),
+                 lambda: cpp.linear(x, w, torch.randn(10)[::2], nothing, torch.empty(9, 5)),
+                 lambda: cpp.linear(torch.randn(4, 9).t(), w, b, nothing, torch.empty(9, 5)),
                  lambda: cpp.linear_backward(x, w, torch.empty(9, 4)),
                  lambda: cpp.feed_forward(x, w, b, w, b, x, nothing, torch.empty(9, 4))):
         with pytest.raises(RuntimeError, match="linear"):
@@ -254,7 +320,7 @@ def test_linear_refuses_other_shapes():
 
 
 # widths that fill no tile, more rows than are packed at a time, both ways to share the work
-@pytest.mark.parametrize("n, out, width", [(1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32)])
+@pytest.mark.parametrize("n, out, width", [(1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32), (0, 5, 4)])
 def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
     g = torch.Generator().manual_seed(n)
     grad, x = (torch.randn(n, m, generator=g) for m in (out, width))
@@ -262,6 +328,13 @@ def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
     add_outer(grad, x, dw, db)
     torch.testing.assert_close(dw.double(), grad.double().T @ x.double() + 2, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(db.double(), grad.double().sum(0) + 3, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("out, width", [(5, 0), (0, 5), (0, 0)])
+def test_outer_of_nothing(out, width):
+    grad, x, dw, db = torch.ones(300, out), torch.ones(300, width), torch.zeros(out, width), torch.zeros(out)
+    torch.ops.vjepa_fast_cpp.add_outer(grad, x, dw, db)
+    assert (db == 300).all()
 
 
 def test_outer_without_the_extension(monkeypatch):
@@ -275,7 +348,8 @@ def test_outer_without_the_extension(monkeypatch):
 
 def test_outer_refuses_other_shapes():
     grad, x = torch.randn(9, 5), torch.randn(9, 4)
-    for dw, db in ((torch.zeros(4, 5), torch.zeros(5)), (torch.zeros(5, 4), torch.zeros(4))):
+    for dw, db in ((torch.zeros(4, 5), torch.zeros(5)), (torch.zeros(5, 4), torch.zeros(4)),
+                   (torch.zeros(4, 5).t(), torch.zeros(5))):
         with pytest.raises(RuntimeError, match="add_outer"):
             add_outer(grad, x, dw, db)
 
@@ -288,3 +362,20 @@ def test_attention_keeps_a_nan():
     torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([20, 30]), 2, out, lse)
     lost = torch.isnan(out)
     assert lost[0, :20, :16].all() and lost.sum() == 20 * 16
+
+
+def test_attention_of_hopeless_scores():
+    """Scores that are all -inf have no softmax: NaN, as in PyTorch, and not the mean of the padding."""
+    qkv = torch.ones(1, 5, 3 * 4)
+    qkv[0, :, :4], qkv[0, :, 4:8] = 1e30, -1e30
+    out, lse = torch.empty(1, 5, 4), torch.empty(1, 1, 5)
+    torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([5]), 1, out, lse)
+    assert out.isnan().all()
+
+
+def test_an_odd_head_reads_no_neighbour():
+    qkv = torch.randn(1, 6, 3 * 6)  # two heads of 3 channels
+    qkv[0, :, 3:6] = float("nan")  # queries of the second
+    out, lse = torch.empty(1, 6, 6), torch.empty(1, 2, 6)
+    torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([6]), 2, out, lse)
+    assert out[..., :3].isfinite().all() and out[..., 3:].isnan().all()

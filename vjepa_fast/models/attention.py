@@ -108,7 +108,8 @@ class Block(nn.Module):
     def forward(
         self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Sequence[int] | None = None
     ) -> torch.Tensor:
-        if type(self.mlp) is MLP and fused_block.serves(x_BKE, rope) and fused_block.fits(self):
+        plain = type(self.mlp) is MLP and type(self.attn) is Attention
+        if plain and fused_block.serves(x_BKE, rope) and fused_block.fits(self):
             return fused_block.apply(self, x_BKE, rope, lengths)
         x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))

@@ -58,20 +58,24 @@ def apply(block, x: Tensor, rope: Tensor | None, lengths: Sequence[int] | None) 
         block.norm1.weight, block.norm1.bias, attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias,
         block.norm2.weight, block.norm2.bias, mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
     )
+    weights = tuple(w.contiguous() for w in weights)  # the kernels read plain arrays
     eps = block.norm1.eps, block.norm2.eps
     if torch.is_grad_enabled():
         return _Block.apply(x, rope, lengths, attn.num_heads, eps, *weights)
     return _attended(x.contiguous(), rope, lengths, attn.num_heads, eps, weights)
 
 
+# Made once and kept, so whatever mode or default device the first call is under: plain tensors on the CPU.
 @functools.cache
+@torch.inference_mode(False)
 def _nowhere() -> Tensor:
-    return torch.empty(0)  # tokens without positions
+    return torch.empty(0, device="cpu")  # tokens without positions
 
 
 @functools.lru_cache(256)
+@torch.inference_mode(False)
 def _lengths(values: tuple[int, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _attention(u: Tensor, wqkv: Tensor, bqkv: Tensor, rope: Tensor, lengths: Tensor, heads: int):
@@ -166,5 +170,6 @@ def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
+@torch.inference_mode(False)
 def _nothing_kept() -> Tensor:
-    return torch.empty(0, 0)
+    return torch.empty(0, 0, device="cpu")
