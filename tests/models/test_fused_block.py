@@ -320,7 +320,8 @@ def test_linear_refuses_other_shapes():
 
 
 # widths that fill no tile, more rows than are packed at a time, both ways to share the work
-@pytest.mark.parametrize("n, out, width", [(1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32), (0, 5, 4)])
+@pytest.mark.parametrize("n, out, width", [(0, 5, 4), (1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100),
+                                           (600, 96, 32)])
 def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
     g = torch.Generator().manual_seed(n)
     grad, x = (torch.randn(n, m, generator=g) for m in (out, width))
