@@ -34,7 +34,7 @@ def test_page_is_filled(page, tmp_path, monkeypatch):
     rows = [row("vjepa_fast", 100.0, 300e6), row("reference", 250.0, 600e6), failed]
     (tmp_path / "bench_step.json").write_text(json.dumps(rows))
     curves = {"steps": 9, "window": 2, "steps_outside_the_spread": [], "largest_distance": 1e-6, "largest_spread": 1e-3,
-              "largest_share_of_the_spread": 0.25}
+              "largest_share_of_the_spread": 0.25, "steps_beyond_the_spread_of_that_step": [7]}
     (tmp_path / "training_curves.json").write_text(json.dumps(curves))
     command = ["plot_step.py", "--results", tmp_path, "--page", page, "--png", tmp_path / "step.png"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
@@ -91,6 +91,19 @@ def test_curves_of_a_few_steps(tmp_path, monkeypatch):
     monkeypatch.setattr(training_curves, "curves", astray)
     assert training_curves.main() == 1
     assert json.loads((tmp_path / "curves.json").read_text())["steps_outside_the_spread"] == [1, 2, 3]
+
+
+def test_held_to_the_largest_spread_so_far(tmp_path, monkeypatch):
+    losses = {"reference": [0.0] * 4, "reference_bfloat16": [1.0, 5.0, 2.0, 2.0], "vjepa_fast": [0.5, 1.0, 4.0, 6.0]}
+    monkeypatch.setattr(training_curves, "curves", lambda cfg, steps: losses)
+    monkeypatch.setattr(training_curves, "WINDOW", 1)
+    command = ["training_curves.py", "--steps", "4", "--clips", "8", "--folder", tmp_path / "videos",
+               "--json", tmp_path / "curves.json", "--png", tmp_path / "curves.png"]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
+    assert training_curves.main() == 1
+    found = json.loads((tmp_path / "curves.json").read_text())
+    assert found["steps_outside_the_spread"] == [4] and found["steps_beyond_the_spread_of_that_step"] == [3, 4]
+    assert found["largest_share_of_the_spread"] == 1.2
 
 
 def test_smoothed_is_the_mean_of_the_last_steps(monkeypatch):
