@@ -82,9 +82,9 @@ def curves_text(found: dict) -> str:
     beyond = len(found["steps_beyond_the_spread_of_that_step"])
     text = (f"Over {found['steps']} steps the losses of the fast step and of the float32 reference are at most "
             f"{found['largest_distance']:.1e} apart (mean of {found['window']} steps), those of the two references at "
-            f"most {found['largest_spread']:.1e}. The fast step is outside the spread so far at {outside} steps, and at "
-            f"its nearest to that it takes up {100 * found['largest_share_of_the_spread']:.0f} % of it; it is farther "
-            f"than the spread of that very step at {beyond} steps.")
+            f"most {found['largest_spread']:.1e}. The fast step is outside the spread so far at {outside} steps, and "
+            f"at its nearest to that it takes up {100 * found['largest_share_of_the_spread']:.0f} % of it; it is "
+            f"farther than the spread of that very step at {beyond} steps.")
     return textwrap.fill(text, 118)
 
 
