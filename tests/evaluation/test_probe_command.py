@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -63,11 +64,25 @@ def test_probe_prints_and_writes_every_encoder_beside_random_init(suites, run_fo
         assert label in text and suite in text and r["low"] <= r["accuracy"] <= r["high"]
         assert (r["difference"] is None) == (label == "random init")
         assert r["n"] == (24 if suite == "motion8" else 20)
+    statement = found["leakage"]["statement"]
+    assert statement in text and "not checked" in statement  # this run names no data set
     assert rows["encoder", "motion8", "linear"]["hits"] != rows["target_encoder", "motion8", "linear"]["hits"]
     assert len(list((run_folder / "features").glob("*.safetensors"))) == 3 * 4  # encoders by parts
     before = {p: p.stat().st_mtime_ns for p in (run_folder / "features").iterdir()}
     assert main(arguments(suites, run_folder)) == 0  # from the cache
     assert before == {p: p.stat().st_mtime_ns for p in (run_folder / "features").iterdir()}
+
+
+def test_novel_clips_that_pretraining_saw_are_stated(suites, run_folder, monkeypatch, capsys):
+    from vjepa_fast.evaluation import run
+
+    cfg, novel = checkpoint_config(run_folder), suites[1]
+    seen = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=(novel,), datasets_weights=None))
+    monkeypatch.setattr(run, "checkpoint_config", lambda path: seen)
+    monkeypatch.setattr(run, "probe_checkpoint", lambda *a, **k: [])
+    assert main(["probe", str(run_folder), "--fewshot", novel, "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "96 samples (100.0 %) are the same file" in text
 
 
 def test_random_init_is_the_start_of_the_run(run_folder):

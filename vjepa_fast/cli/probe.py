@@ -134,9 +134,25 @@ def run(args) -> int:
             on_progress=status.update,
         )
     print_table(rows)
+    leakage = _leakage(args) if args.fewshot else None
+    if leakage:
+        print(leakage.statement)
     if args.json:
-        _write_json(args, protocol, rows)
+        _write_json(args, protocol, rows, leakage)
     return 0
+
+
+def _leakage(args):
+    """What pretraining has seen of the novel classes, by the data sets that the checkpoint's configuration names."""
+    from .. import config as configs
+    from .. import data
+    from ..evaluation.fewshot.run import pretraining_manifests
+    from ..evaluation.leakage import find_leakage
+    from ..evaluation.run import checkpoint_config
+
+    found = configs.load(args.config) if args.config else checkpoint_config(args.checkpoint)
+    pretrain, gaps = pretraining_manifests(found)
+    return find_leakage(data.load_manifest(args.fewshot), pretrain, gaps=gaps)
 
 
 def _check(args) -> None:
@@ -232,7 +248,7 @@ def notes(rows) -> list[str]:
     return lines
 
 
-def _write_json(args, protocol, rows) -> None:
+def _write_json(args, protocol, rows, leakage=None) -> None:
     import json
     import os
     from dataclasses import asdict
@@ -242,6 +258,7 @@ def _write_json(args, protocol, rows) -> None:
         "protocol": asdict(protocol),
         "manifests": {k: getattr(args, k) for k in ("train", "val", "test", "fewshot")},
         "rows": [r.to_dict() for r in rows],
+        "leakage": leakage.to_dict() if leakage else None,
     }
     temporary = args.json + ".tmp"
     with open(temporary, "w", encoding="utf-8") as file:
