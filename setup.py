@@ -7,6 +7,7 @@ every torch from 2.11 on.
 VJEPA_FAST_BUILD=auto (default): build where a compiler is found, else install without. 0: do not build. 1: fail where
 it cannot be built. CXX names the compiler.
 """
+
 import hashlib
 import os
 import pathlib

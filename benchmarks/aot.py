@@ -7,6 +7,7 @@
 Each module of ``kernels/`` lists its kernels in ``variants()``. Needs Triton and no GPU; run without TRITON_INTERPRET.
 A build is compared with one recorded by the same Triton only; by another one, spills are all that is looked at.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -45,11 +46,14 @@ def all_variants() -> dict[str, dict]:
 def device_functions() -> dict:
     """key -> Triton device function, of every row function that the objectives define."""
     from vjepa_fast.objectives import build_objectives
+    from vjepa_fast.ops._latent_kernels import device_function
     from vjepa_fast.ops.latent import functions
-    from vjepa_fast.ops.latent_kernels import device_function
 
-    for spec in ({"pred": {}, "delta": {}, "ltc": {}, "velgate": {}, "spectral": {}, "kinematic": {}},
-                 {"pred": {"loss_exp": 2}, "kinematic": {"type": "huber"}}, {"pred": {"loss_exp": 1.5}}):
+    for spec in (
+        {"pred": {}, "delta": {}, "ltc": {}, "velgate": {}, "spectral": {}, "kinematic": {}},
+        {"pred": {"loss_exp": 2}, "kinematic": {"type": "huber"}},
+        {"pred": {"loss_exp": 1.5}},
+    ):
         plan = build_objectives(spec, levels=4, embed_dim=8, target_grad=True)
         for term in plan.terms.values():
             term.lower(plan.ctx)
@@ -90,8 +94,12 @@ def compile_one(name: str, arch: int) -> dict:
     if not registers:
         raise SystemExit(f"{name}: ptxas told no register count for sm_{arch}")
     return {
-        "kernel": name, "arch": arch, "num_warps": warps, "registers": registers,
-        "spill_stores": number(r"(\d+) bytes spill stores"), "spill_loads": number(r"(\d+) bytes spill loads"),
+        "kernel": name,
+        "arch": arch,
+        "num_warps": warps,
+        "registers": registers,
+        "spill_stores": number(r"(\d+) bytes spill stores"),
+        "spill_loads": number(r"(\d+) bytes spill loads"),
         "shared": compiled.metadata.shared,
     }
 
@@ -101,8 +109,11 @@ def problems(rows: list[dict], triton_version: str, recorded: dict | None, parti
 
     ``partial``: not every kernel was built, so that recorded ones may be missing.
     """
-    found = [f"{_build(r)}: spills {r['spill_stores']}+{r['spill_loads']} bytes"
-             for r in rows if r["spill_stores"] or r["spill_loads"]]
+    found = [
+        f"{_build(r)}: spills {r['spill_stores']}+{r['spill_loads']} bytes"
+        for r in rows
+        if r["spill_stores"] or r["spill_loads"]
+    ]
     if not recorded or recorded["triton"] != triton_version:
         return found
     before = {_build(r): r for r in recorded["rows"]}
@@ -111,10 +122,16 @@ def problems(rows: list[dict], triton_version: str, recorded: dict | None, parti
         if old is None:
             found.append(f"{_build(r)}: not recorded; run benchmarks/aot.py --json again")
             continue
-        found += [f"{_build(r)}: {key} {r[key]}, recorded {old[key]}"
-                  for key, slack in SLACK.items() if r[key] > old[key] + slack]
-    return found + [f"{build}: recorded, but no kernel of that name; run benchmarks/aot.py --json again"
-                    for build in before if not partial]
+        found += [
+            f"{_build(r)}: {key} {r[key]}, recorded {old[key]}"
+            for key, slack in SLACK.items()
+            if r[key] > old[key] + slack
+        ]
+    return found + [
+        f"{build}: recorded, but no kernel of that name; run benchmarks/aot.py --json again"
+        for build in before
+        if not partial
+    ]
 
 
 def _build(row: dict) -> str:
@@ -145,8 +162,10 @@ def main() -> int:
             tasks = [pool.submit(compile_one, n, arch) for n in names for arch in args.arch or ARCHS]
             rows = [t.result() for t in tasks]
     for r in rows:
-        print(f"{r['kernel']:<48} sm_{r['arch']:<4} {r['num_warps']} warps  {r['registers']:>3} registers  "
-              f"{r['spill_stores']}+{r['spill_loads']} B spilled  {r['shared']} B shared")
+        print(
+            f"{r['kernel']:<48} sm_{r['arch']:<4} {r['num_warps']} warps  {r['registers']:>3} registers  "
+            f"{r['spill_stores']}+{r['spill_loads']} B spilled  {r['shared']} B shared"
+        )
     if args.json:
         with open(args.json, "w", encoding="utf-8") as f:
             json.dump({"triton": triton.__version__, "rows": rows}, f, indent=1)

@@ -6,6 +6,7 @@ The protocols of vjepa_fast.evaluation.fewshot on random features with a planted
 logistic regression (C = 1) on L2-normalised features and on features as they are, which is the hardest to fit. One row
 per number of shots; medians of --repeats runs, with the CPU seconds (all threads) of a run beside them.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import timing  # noqa: E402
-
+from vjepa_fast.bench import timing  # noqa: E402
 from vjepa_fast.evaluation import Features  # noqa: E402
 from vjepa_fast.evaluation.fewshot import episode_protocol, evaluate_episodes, sample_episodes  # noqa: E402
 
@@ -75,8 +75,22 @@ def main() -> int:
             wall.append(1e3 * (time.perf_counter() - began))
             cpu.append(time.process_time() - busy)
         more = {"cpu_s": round(statistics.median(cpu), 3), "accuracy": out if isinstance(out, float) else None}
-        rows.append({**timing.row(wall, None, op=f"{args.episodes} episodes", shape=what, dtype="float32", mode=mode,
-                                  provider=name, peak_bytes=None, **timing.describe(device)), **more})
+        rows.append(
+            {
+                **timing.row(
+                    wall,
+                    None,
+                    op=f"{args.episodes} episodes",
+                    shape=what,
+                    dtype="float32",
+                    mode=mode,
+                    provider=name,
+                    peak_bytes=None,
+                    **timing.describe(device),
+                ),
+                **more,
+            }
+        )
     print("| classifier | features | shots | seconds | CPU seconds | accuracy |\n|---|---|---|--:|--:|--:|")
     for r in rows:
         accuracy = "" if r["accuracy"] is None else f"{100 * r['accuracy']:.1f} %"

@@ -8,6 +8,7 @@ float32, the layers of a block of ViT-tiny and ViT-base; 1568 tokens (one clip o
 against oneDNN; ``gradient_wb`` is g^T x and the sum of g over its rows, against csrc/outer.cpp. By turns, the fastest
 of each; results are compared first. vjepa_fast/ops/linear.py takes oneDNN for the first three and ours for the last.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -77,11 +78,28 @@ def main() -> None:
                 for name, both in pairs(x, w, b, g).items():
                     torch.testing.assert_close(both[1](), both[0](), rtol=1e-3, atol=1e-3)
                     mkl, other = milliseconds(both, args.repeats)
-                    rows.append({"model": model, "layer": layer, "product": name, "tokens": TOKENS, "inputs": i * width,
-                                 "outputs": o * width, "mkl_ms": mkl, "other_ms": other})
+                    rows.append(
+                        {
+                            "model": model,
+                            "layer": layer,
+                            "product": name,
+                            "tokens": TOKENS,
+                            "inputs": i * width,
+                            "outputs": o * width,
+                            "mkl_ms": mkl,
+                            "other_ms": other,
+                        }
+                    )
                     print(f"{model:9} {layer:5} {name:11} {mkl:9.3f} {other:10.3f} {mkl / other:12.2f}")
-    found = {"device": device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "torch": torch.__version__,
-             "commit": git_commit(), "dtype": "float32", "repeats": args.repeats, "rows": rows}
+    found = {
+        "device": device_name(torch.device("cpu")),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git_commit(),
+        "dtype": "float32",
+        "repeats": args.repeats,
+        "rows": rows,
+    }
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     print(f"wrote {args.json}")
 

@@ -8,6 +8,7 @@
 Outputs and gradients of the providers are compared first. ``op_cases.py`` says what each computes, ``timing.py`` how it
 is measured.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,7 +22,8 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import op_cases  # noqa: E402
-import timing  # noqa: E402
+
+from vjepa_fast.bench import timing  # noqa: E402
 
 PROVIDERS = ("reference", "eager", "compiled", "fused")
 
@@ -50,6 +52,7 @@ def compiled(case):
 
 def in_mode(fn, case, mode):
     if mode == "forward":
+
         def forward():
             with torch.no_grad():
                 return fn()
@@ -113,8 +116,19 @@ def measure(name: str, inputs: op_cases.Inputs, providers, repeats: int, budget_
             if mode == "backward" and case.floor_full:
                 floor = case.floor_full - case.floor_bytes
             peak = timing.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
-            rows.append(timing.row(ms, floor, op=name, shape=case.shape, dtype=str(inputs.dtype).split(".")[1],
-                                   provider=provider, mode=mode, peak_bytes=peak, **where))
+            rows.append(
+                timing.row(
+                    ms,
+                    floor,
+                    op=name,
+                    shape=case.shape,
+                    dtype=str(inputs.dtype).split(".")[1],
+                    provider=provider,
+                    mode=mode,
+                    peak_bytes=peak,
+                    **where,
+                )
+            )
     return rows
 
 

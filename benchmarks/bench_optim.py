@@ -5,6 +5,7 @@
 ``reference``: torch.optim.AdamW and a loop over parameters for the average, as published. ``eager``: torch fused AdamW
 and one lerp over all. ``fused``: `trainer.optim.update`.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,9 +16,8 @@ import sys
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import timing  # noqa: E402
-
 from vjepa_fast import models, ops  # noqa: E402
+from vjepa_fast.bench import timing  # noqa: E402
 from vjepa_fast.config.schema import OptimizationConfig  # noqa: E402
 from vjepa_fast.trainer import optim  # noqa: E402
 
@@ -80,9 +80,20 @@ def main() -> int:
     args = parser.parse_args()
     device, given = torch.device(args.device), (args.model, torch.device(args.device), args.bf16_target, args.clip)
     fns = {"reference": published(*given), "eager": ours(*given, "eager"), "fused": ours(*given, "auto")}
-    rows = [timing.row(ms, fns["fused"].moved, op="optimiser", shape=args.model, dtype="float32", provider=name,
-                       mode="step", peak_bytes=None, **timing.describe(device))
-            for name, ms in timing.times(fns, device, args.repeats, 30.0).items()]
+    rows = [
+        timing.row(
+            ms,
+            fns["fused"].moved,
+            op="optimiser",
+            shape=args.model,
+            dtype="float32",
+            provider=name,
+            mode="step",
+            peak_bytes=None,
+            **timing.describe(device),
+        )
+        for name, ms in timing.times(fns, device, args.repeats, 30.0).items()
+    ]
     print(timing.table(rows))
     if args.json:
         timing.write_json(args.json, rows)

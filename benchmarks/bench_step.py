@@ -14,6 +14,7 @@ Under pytest-benchmark it times ViT-tiny, 112 px, 16 frames, batch 4, float32, t
 
 ``--json`` there writes one row per provider: op, shape, dtype, provider, mode, median ms, peak bytes, device.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,12 +24,21 @@ from pathlib import Path
 
 import pytest
 
-from vjepa_fast.cli import _bench_step, bench, main
+from vjepa_fast.bench import step as _bench_step
+from vjepa_fast.cli import bench, main
 
 RESULTS = Path(__file__).resolve().parent / "results"
-ON_CUDA = ["--full-size", "--recipes", "fwm_hw_ld,baseline,motion_guided,ld,kinematic,spectral,hamiltonian",
-           "--batches", "8,64,32", "--repeats", "2",  # what matters most comes first
-           "--providers", "vjepa_fast,reference,reference_checkpointed,reference_compiled"]
+ON_CUDA = [
+    "--full-size",
+    "--recipes",
+    "fwm_hw_ld,baseline,motion_guided,ld,kinematic,spectral,hamiltonian",
+    "--batches",
+    "8,64,32",
+    "--repeats",
+    "2",  # what matters most comes first
+    "--providers",
+    "vjepa_fast,reference,reference_checkpointed,reference_compiled",
+]
 ON_CPU = ["--providers", "vjepa_fast,reference,reference_checkpointed"]
 WARMUP, ROUNDS = 1, 5
 
@@ -61,9 +71,14 @@ def test_step(benchmark, rows, name):
         return (provider.prepare(index), index), {}
 
     benchmark.pedantic(provider.step, setup=fresh, rounds=ROUNDS, warmup_rounds=WARMUP)
-    row = {**_bench_step.describe(cfg, provider), "mode": "step",
-           "median_ms": round(1e3 * benchmark.stats.stats.median, 3),
-           "min_ms": round(1e3 * benchmark.stats.stats.min, 3), "repeats": ROUNDS, **_bench_step.peak_bytes(cfg, name)}
+    row = {
+        **_bench_step.describe(cfg, provider),
+        "mode": "step",
+        "median_ms": round(1e3 * benchmark.stats.stats.median, 3),
+        "min_ms": round(1e3 * benchmark.stats.stats.min, 3),
+        "repeats": ROUNDS,
+        **_bench_step.peak_bytes(cfg, name),
+    }
     benchmark.extra_info.update(row)
     rows.append(row)
 

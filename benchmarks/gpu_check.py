@@ -7,6 +7,7 @@ the tests of TESTS on CUDA, a pytest process per file, several at a time, so tha
 benchmarks; the step benchmark. Every part has a time limit; one that fails is recorded with its last lines and the next
 one runs. The file is written after each. Exit code: 0, 1 if anything failed, 2 without CUDA.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -29,9 +30,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SLOW = ("latent", "block_masks", "patchify", "saliency", "rope", "norm")  # first, so that none is waited for alone
 _OPS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "ops").glob("test_*.py"))
 TESTS = (
-    *(f"tests/ops/test_{name}_backends.py" for name in _SLOW), "tests/kernels/test_aot.py",
+    *(f"tests/ops/test_{name}_backends.py" for name in _SLOW),
+    "tests/kernels/test_aot.py",
     *(p for p in _OPS if not any(p.endswith(f"test_{name}_backends.py") for name in _SLOW)),
-    "tests/objectives/test_goldens.py", "tests/models/test_goldens.py", "tests/models/test_segments.py",
+    "tests/objectives/test_goldens.py",
+    "tests/models/test_goldens.py",
+    "tests/layers/test_segments.py",
 )
 LIMITS = {"copy_bandwidth": 40, "tests": 200, "ops": 170, "step": 50}  # seconds, under 8 minutes together
 TAIL = 30  # lines of a failed part that are kept
@@ -45,8 +49,15 @@ def say(text: str) -> None:
 def run(command: list[str], limit: float, env: dict[str, str] | None = None) -> tuple[int | None, str]:
     """(exit code, None where the time limit ended it; output). The children of the process end with it."""
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=env or environment(), stdout=output, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=env or environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         _running.add(process)
         try:
             code = process.wait(limit)
@@ -76,8 +87,11 @@ def environment() -> dict[str, str]:
     """Of the processes: this source tree first, kernels compiled, backends and debug checks as they are by default."""
     dropped = ("TRITON_INTERPRET", "VJEPA_FAST_BACKEND", "VJEPA_FAST_DEBUG", "PYTEST_ADDOPTS")
     kept = {k: v for k, v in os.environ.items() if k not in dropped}
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH")))),
-            "PYTHONUNBUFFERED": "1"}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), kept.get("PYTHONPATH")))),
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 def tail(output: str) -> list[str]:
@@ -149,8 +163,10 @@ def run_tests(paths: Iterable[str], limit: float, jobs: int, report: Callable[[d
             for key in ("passed", "failed", "skipped", "failures"):
                 total[key] += found[key]
             total["files"][path] = {k: v for k, v in found.items() if k != "failures"}
-            say(f"  {path}: {found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped, "
-                f"{found['seconds']} s{', ' + found['error'] if 'error' in found else ''}")
+            say(
+                f"  {path}: {found['passed']} passed, {found['failed']} failed, {found['skipped']} skipped, "
+                f"{found['seconds']} s{', ' + found['error'] if 'error' in found else ''}"
+            )
             report(total)
     broken = [path for path, found in total["files"].items() if "error" in found]
     if broken:
@@ -204,7 +220,7 @@ def over_bandwidth(rows: list[dict], bytes_per_s: float | None) -> None:
             row["of_copy_bandwidth"] = round(floor / (1e-3 * ms) / bytes_per_s, 4)
 
 
-_COPY = "import torch, timing; print(timing.copy_bandwidth(torch.device('cuda')))"
+_COPY = "import torch; from vjepa_fast.bench import timing; print(timing.copy_bandwidth(torch.device('cuda')))"
 
 
 def copy_bandwidth(limit: float, code: str = _COPY) -> dict:
@@ -232,10 +248,16 @@ def about() -> dict:
         return None
 
     return {
-        "device": torch.cuda.get_device_name(), "capability": list(torch.cuda.get_device_capability()),
-        "memory_bytes": torch.cuda.get_device_properties(0).total_memory, "driver": driver(),
-        "cuda": torch.version.cuda, "torch": str(torch.__version__), "triton": version("triton"),
-        "numpy": version("numpy"), "python": platform.python_version(), "commit": git_commit(),
+        "device": torch.cuda.get_device_name(),
+        "capability": list(torch.cuda.get_device_capability()),
+        "memory_bytes": torch.cuda.get_device_properties(0).total_memory,
+        "driver": driver(),
+        "cuda": torch.version.cuda,
+        "torch": str(torch.__version__),
+        "triton": version("triton"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "commit": git_commit(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -243,8 +265,13 @@ def about() -> dict:
 def driver() -> str | None:
     """The version of the NVIDIA driver, as nvidia-smi gives it."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], check=True,
-                              capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
         return done.stdout.split()[0] if done.stdout.split() else None
     return None
 
@@ -334,8 +361,10 @@ def main(argv: list[str] | None = None) -> int:
     sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
     results = Results(args.out)
     results.add(**about())
-    say(f"{results.found['device']}, torch {results.found['torch']}, Triton {results.found['triton']}, "
-        f"commit {results.found['commit']}; results go to {args.out}")
+    say(
+        f"{results.found['device']}, torch {results.found['torch']}, Triton {results.found['triton']}, "
+        f"commit {results.found['commit']}; results go to {args.out}"
+    )
     return check(results, {name: do for name, do in parts(args, results).items() if name not in args.skip})
 
 

@@ -2,6 +2,7 @@
 
 Masks without motion, of the recipe's frames and crop; means over steps and samples. ``--json PATH`` writes them too.
 """
+
 from __future__ import annotations
 
 import argparse

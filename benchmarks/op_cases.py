@@ -3,6 +3,7 @@ for each, the published algorithm (``reference``), our eager code, the same unde
 
 Every function of a case computes the same from the same inputs; ``bench_ops.py`` compares the results before it times.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -111,9 +112,14 @@ def patch_embed(x: Inputs) -> Case:
         rows = ops.tubelet_patchify(clip, idx, TUBELET, PATCH, MEAN, STD, x.dtype)
         return F.linear(rows, conv.weight.flatten(1), conv.bias) if x.device.type != "cpu" else _linear(rows, conv)
 
-    return Case("patch_embed", f"B{x.batch} {kept} of {N} tokens", {
-        "reference": published, "eager": once, "fused": fused}, leaves=[conv.weight, conv.bias], compile_=once,
-        atol=2e-3 if x.dtype == torch.float32 else 5e-2)
+    return Case(
+        "patch_embed",
+        f"B{x.batch} {kept} of {N} tokens",
+        {"reference": published, "eager": once, "fused": fused},
+        leaves=[conv.weight, conv.bias],
+        compile_=once,
+        atol=2e-3 if x.dtype == torch.float32 else 5e-2,
+    )
 
 
 def _linear(rows, conv):
@@ -140,9 +146,14 @@ def tubelet_patchify(x: Inputs) -> Case:
     def plain():
         return eager_code("tubelet_patchify")(clip, idx, TUBELET, PATCH, list(MEAN), list(STD), x.dtype)
 
-    return Case("tubelet_patchify", f"B{x.batch} {idx.shape[1]} of {N} tokens", {
-        "reference": published, "eager": plain, "fused": ours}, compile_=plain,
-        floor_bytes=idx.numel() * (pixels * (1 + x.size) + 8), atol=1e-5 if x.size == 4 else 2e-2)
+    return Case(
+        "tubelet_patchify",
+        f"B{x.batch} {idx.shape[1]} of {N} tokens",
+        {"reference": published, "eager": plain, "fused": ours},
+        compile_=plain,
+        floor_bytes=idx.numel() * (pixels * (1 + x.size) + 8),
+        atol=1e-5 if x.size == 4 else 2e-2,
+    )
 
 
 def patch_mean(x: Inputs) -> Case:
@@ -159,8 +170,13 @@ def patch_mean(x: Inputs) -> Case:
     def plain():
         return eager_code("patch_mean")(clip, TUBELET, PATCH, list(MEAN), list(STD))
 
-    return Case("patch_mean", f"B{x.batch} clip", {"reference": published, "eager": plain, "fused": ours},
-                compile_=plain, floor_bytes=clip.numel() + x.batch * N * 3 * 4)
+    return Case(
+        "patch_mean",
+        f"B{x.batch} clip",
+        {"reference": published, "eager": plain, "fused": ours},
+        compile_=plain,
+        floor_bytes=clip.numel() + x.batch * N * 3 * 4,
+    )
 
 
 def motion_saliency(x: Inputs, mode: str = "trilinear") -> Case:
@@ -181,8 +197,9 @@ def motion_saliency(x: Inputs, mode: str = "trilinear") -> Case:
     if mode != "trilinear":
         del functions["reference"]  # the published code has no such mode
     pixels = clip.numel() if mode == "area" else x.batch * N * 3 * 8 * 2
-    return Case("motion_saliency", f"B{x.batch} clip {mode}", functions, compile_=plain,
-                floor_bytes=pixels + x.batch * N * 4)
+    return Case(
+        "motion_saliency", f"B{x.batch} clip {mode}", functions, compile_=plain, floor_bytes=pixels + x.batch * N * 4
+    )
 
 
 def guided_masks(x: Inputs) -> Case:
@@ -203,8 +220,12 @@ def guided_masks(x: Inputs) -> Case:
         masks = ops.sample_block_masks(x.batch, GRID, specs, saliency, seed=0, step=3, device=x.device)
         return masks.trim()[0] if x.device.type == "cpu" else masks.enc  # on a GPU lengths travel while it goes on
 
-    return Case("guided_masks", f"B{x.batch} clip, 2 masks", {
-        "reference": lambda: collator(normal)[0], "eager": forced("eager", ours), "fused": ours}, compare=False)
+    return Case(
+        "guided_masks",
+        f"B{x.batch} clip, 2 masks",
+        {"reference": lambda: collator(normal)[0], "eager": forced("eager", ours), "fused": ours},
+        compare=False,
+    )
 
 
 def block_masks(x: Inputs) -> Case:
@@ -223,9 +244,11 @@ def mask_distances(x: Inputs) -> Case:
     def plain():
         return [eager_code("mask_distance")(e, p, *GRID, 1) for e, p in zip(enc, pred)]
 
-    return Case("mask_distance", f"B{x.batch} 2 masks", {
-        "reference": lambda: [mask_distance(e, p, GRID) for e, p in zip(enc, pred)],
-        "eager": plain, "fused": ours})
+    return Case(
+        "mask_distance",
+        f"B{x.batch} 2 masks",
+        {"reference": lambda: [mask_distance(e, p, GRID) for e, p in zip(enc, pred)], "eager": plain, "fused": ours},
+    )
 
 
 class _Given(torch.nn.Module):
@@ -289,21 +312,40 @@ def latent_loss(x: Inputs) -> Case:
             return Z[:, :-1][losses.pair_mask(V)]
 
         return (
-            losses.token_loss([z_pred], target, masks_p) + losses.hard_weighted_loss([z_pred], target, masks_p)
+            losses.token_loss([z_pred], target, masks_p)
+            + losses.hard_weighted_loss([z_pred], target, masks_p)
             + 0.5 * losses.token_loss([z_context], target, masks_e, weights=distances)
             + 0.05 * losses.fwm_static_loss([z], [GRID], masks_e)
             + losses.ld_loss([z], target, [GRID], masks_e, head, 0, 1.0, grad_under_hard=True)
         )
 
-    plan = build_objectives({
-        "pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
-        "fwm_static": {"coeff": 0.05}, "ld": {"hidden_dim": 1, "hard_weighting": 1.0},
-    }, levels=LEVELS, embed_dim=E)
+    plan = build_objectives(
+        {
+            "pred": {},
+            "hw": {},
+            "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
+            "fwm_static": {"coeff": 0.05},
+            "ld": {"hidden_dim": 1, "hard_weighting": 1.0},
+        },
+        levels=LEVELS,
+        embed_dim=E,
+    )
     plan.heads["ld"] = _Given(change)
 
     def ours():
-        state = LatentState(grids=[GRID], clips=None, h=[h], z=[z], z_pred=[z_pred], z_context=[z_context],
-                            masks_enc=[enc], masks_pred=[pred], step=0, total_steps=1, h_normalized=False)
+        state = LatentState(
+            grids=[GRID],
+            clips=None,
+            h=[h],
+            z=[z],
+            z_pred=[z_pred],
+            z_context=[z_context],
+            masks_enc=[enc],
+            masks_pred=[pred],
+            step=0,
+            total_steps=1,
+            h_normalized=False,
+        )
         return plan(state).total
 
     def compiled():
@@ -313,9 +355,16 @@ def latent_loss(x: Inputs) -> Case:
     read = sum(t.numel() for t in (*z_pred, *z_context, *z, *change)) * x.size + h.numel() * x.size
     written = sum(t.numel() for t in (*z_pred, *z_context, *z, *change)) * x.size
     shape = f"B{x.batch} D{d} {'+'.join(str(m.shape[1]) for m in pred)} predicted"
-    return Case("latent_loss", shape, {"reference": published, "eager": forced("eager", ours), "fused": ours},
-                leaves=[*z_pred, *z_context, *z, *change], compile_=compiled, floor_bytes=read,
-                floor_full=read + written, atol=1e-4 if x.size == 4 else 2e-2)
+    return Case(
+        "latent_loss",
+        shape,
+        {"reference": published, "eager": forced("eager", ours), "fused": ours},
+        leaves=[*z_pred, *z_context, *z, *change],
+        compile_=compiled,
+        floor_bytes=read,
+        floor_full=read + written,
+        atol=1e-4 if x.size == 4 else 2e-2,
+    )
 
 
 def rope3d(x: Inputs) -> Case:
@@ -338,25 +387,51 @@ def rope3d(x: Inputs) -> Case:
         return out
 
     moved = 2 * qkv.numel() * x.size + table.numel() * 4
-    return Case("rope3d", f"B{x.batch} K{k} E{E}", {
-        "reference": published, "eager": forced("eager", lambda: ops.rope3d(qkv, table, HEADS)),
-        "fused": lambda: ops.rope3d(qkv, table, HEADS)}, leaves=[qkv], compile_=published, floor_bytes=moved,
-        floor_full=2 * moved, atol=1e-4 if x.size == 4 else 5e-2)
+    return Case(
+        "rope3d",
+        f"B{x.batch} K{k} E{E}",
+        {
+            "reference": published,
+            "eager": forced("eager", lambda: ops.rope3d(qkv, table, HEADS)),
+            "fused": lambda: ops.rope3d(qkv, table, HEADS),
+        },
+        leaves=[qkv],
+        compile_=published,
+        floor_bytes=moved,
+        floor_full=2 * moved,
+        atol=1e-4 if x.size == 4 else 5e-2,
+    )
 
 
 def target_norm(x: Inputs) -> Case:
     h = x.randn(x.batch, N, LEVELS * E, seed=1, grad=True)
     moved = 2 * h.numel() * x.size
-    return Case("target_norm", f"B{x.batch} D{LEVELS * E}", {
-        "reference": lambda: normalize_levels(h, LEVELS),
-        "eager": forced("eager", lambda: ops.target_norm(h, LEVELS)), "fused": lambda: ops.target_norm(h, LEVELS)},
-        leaves=[h], compile_=lambda: normalize_levels(h, LEVELS), floor_bytes=moved,
-        floor_full=moved + 3 * h.numel() * x.size, atol=1e-4 if x.size == 4 else 5e-2)
+    return Case(
+        "target_norm",
+        f"B{x.batch} D{LEVELS * E}",
+        {
+            "reference": lambda: normalize_levels(h, LEVELS),
+            "eager": forced("eager", lambda: ops.target_norm(h, LEVELS)),
+            "fused": lambda: ops.target_norm(h, LEVELS),
+        },
+        leaves=[h],
+        compile_=lambda: normalize_levels(h, LEVELS),
+        floor_bytes=moved,
+        floor_full=moved + 3 * h.numel() * x.size,
+        atol=1e-4 if x.size == 4 else 5e-2,
+    )
 
 
 CASES: dict[str, Callable[[Inputs], Case]] = {
-    "patch_embed": patch_embed, "tubelet_patchify": tubelet_patchify, "patch_mean": patch_mean,
-    "motion_saliency": motion_saliency, "motion_saliency_area": lambda x: motion_saliency(x, "area"),
-    "guided_masks": guided_masks, "sample_block_masks": block_masks, "mask_distance": mask_distances,
-    "latent_loss": latent_loss, "rope3d": rope3d, "target_norm": target_norm,
+    "patch_embed": patch_embed,
+    "tubelet_patchify": tubelet_patchify,
+    "patch_mean": patch_mean,
+    "motion_saliency": motion_saliency,
+    "motion_saliency_area": lambda x: motion_saliency(x, "area"),
+    "guided_masks": guided_masks,
+    "sample_block_masks": block_masks,
+    "mask_distance": mask_distances,
+    "latent_loss": latent_loss,
+    "rope3d": rope3d,
+    "target_norm": target_norm,
 }

@@ -5,6 +5,7 @@
 Reads benchmarks/results/bench_step.json and, where it is there, bench_step_cuda.json, linear.json and
 training_curves.json; the table of the step's floor is computed. A part whose file is missing stays as it is.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,8 +20,13 @@ import step_floor  # noqa: E402
 from vjepa_fast import config  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-COLOURS = {"vjepa_fast": "C0", "vjepa_fast_compiled": "C9", "reference": "0.45", "reference_compiled": "0.65",
-           "reference_checkpointed": "0.82"}
+COLOURS = {
+    "vjepa_fast": "C0",
+    "vjepa_fast_compiled": "C9",
+    "reference": "0.45",
+    "reference_compiled": "0.65",
+    "reference_checkpointed": "0.82",
+}
 
 
 def cases(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
@@ -35,10 +41,13 @@ def cases(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
 
 def step_table(rows: list[dict]) -> str:
     head = next(r for r in rows if "shape" in r)
-    lines = [f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['dtype']}, "
-              f"{head['shape'].split(' ')[0]} {head['shape'].split(' ', 2)[2].rsplit(' ', 1)[0]}:", "",
-             "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = [
+        f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['dtype']}, "
+        f"{head['shape'].split(' ')[0]} {head['shape'].split(' ', 2)[2].rsplit(' ', 1)[0]}:",
+        "",
+        "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for (_, _, recipe, batch), providers in cases(rows).items():
         base = providers.get("reference", {})
         for name, r in providers.items():
@@ -46,10 +55,16 @@ def step_table(rows: list[dict]) -> str:
             if r["error"]:
                 cells += [r["error"].replace("|", "/"), *[""] * 7]
             else:
-                cells += [f"{r['median_ms']:.1f}", f"{r['clips_per_s']:.2f}", _ratio(base, r, "median_ms"),
-                          _number(r["mfu"], "{:.1f}", 100), _number(r["peak_after_imports"], "{:.0f}", 1e-6),
-                          _ratio(r, base, "peak_after_imports"), _number(r["launches_per_step"], "{:.0f}"),
-                          _number(r["syncs_per_step"], "{:g}")]
+                cells += [
+                    f"{r['median_ms']:.1f}",
+                    f"{r['clips_per_s']:.2f}",
+                    _ratio(base, r, "median_ms"),
+                    _number(r["mfu"], "{:.1f}", 100),
+                    _number(r["peak_after_imports"], "{:.0f}", 1e-6),
+                    _ratio(r, base, "peak_after_imports"),
+                    _number(r["launches_per_step"], "{:.0f}"),
+                    _number(r["syncs_per_step"], "{:g}"),
+                ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -65,9 +80,13 @@ def _ratio(a: dict, b: dict, key: str) -> str:
 def linear_table(found: dict) -> str:
     names = ("forward", "gelu", "gradient_x", "gradient_w", "gradient_wb")
     head = ("model", "layer", "x W^T + b", "with GELU", "gradient in x", "in W", "in W and b, ours")
-    lines = [f"{found['device']}, {found['threads']} threads, torch {found['torch']}; MKL's time over that of oneDNN "
-             f"(last column: ours), {found['rows'][0]['tokens']} tokens:", "",
-             f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [
+        f"{found['device']}, {found['threads']} threads, torch {found['torch']}; MKL's time over that of oneDNN "
+        f"(last column: ours), {found['rows'][0]['tokens']} tokens:",
+        "",
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+    ]
     by_layer: dict[tuple, dict] = {}
     for r in found["rows"]:
         by_layer.setdefault((r["model"], f"{r['layer']} {r['inputs']} to {r['outputs']}"), {})[r["product"]] = r
@@ -80,11 +99,13 @@ def linear_table(found: dict) -> str:
 def curves_text(found: dict) -> str:
     outside = len(found["steps_outside_the_spread"])
     beyond = len(found["steps_beyond_the_spread_of_that_step"])
-    text = (f"Over {found['steps']} steps the losses of the fast step and of the float32 reference are at most "
-            f"{found['largest_distance']:.1e} apart (mean of {found['window']} steps), those of the two references at "
-            f"most {found['largest_spread']:.1e}. The fast step is outside the spread so far at {outside} steps, and "
-            f"at its nearest to that it takes up {100 * found['largest_share_of_the_spread']:.0f} % of it; it is "
-            f"farther than the spread of that very step at {beyond} steps.")
+    text = (
+        f"Over {found['steps']} steps the losses of the fast step and of the float32 reference are at most "
+        f"{found['largest_distance']:.1e} apart (mean of {found['window']} steps), those of the two references at "
+        f"most {found['largest_spread']:.1e}. The fast step is outside the spread so far at {outside} steps, and "
+        f"at its nearest to that it takes up {100 * found['largest_share_of_the_spread']:.0f} % of it; it is "
+        f"farther than the spread of that very step at {beyond} steps."
+    )
     return textwrap.fill(text, 118)
 
 
@@ -100,8 +121,14 @@ def plot(rows: list[dict], path: Path) -> None:
     names = list(dict.fromkeys(r["provider"] for r in rows))
     counts = [sum(1 for k in found if (k[0], k[1], k[3]) == c) for c in columns]
     size = (max(6.0, sum(1.6 + 1.1 * n for n in counts)), 6)
-    figure, axes = plt.subplots(2, len(columns), figsize=size, squeeze=False, layout="constrained",
-                                gridspec_kw={"width_ratios": [n + 1 for n in counts]})
+    figure, axes = plt.subplots(
+        2,
+        len(columns),
+        figsize=size,
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": [n + 1 for n in counts]},
+    )
     for (device, dtype, batch), upper, lower in zip(columns, *axes):
         here = {k[2]: v for k, v in found.items() if (k[0], k[1], k[3]) == (device, dtype, batch)}
         for axis, key, scale in ((upper, "clips_per_s", 1), (lower, "peak_after_imports", 1e-6)):
@@ -147,8 +174,10 @@ def main() -> None:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     text = args.page.read_text(encoding="utf-8")
-    floor = [step_floor.table(config.load("mixed_4gpu_baseline", [*step_floor.FIXED, f"data.batch_size={n}"]), 989, 4.8)
-             for n in (8, 64)]
+    floor = [
+        step_floor.table(config.load("mixed_4gpu_baseline", [*step_floor.FIXED, f"data.batch_size={n}"]), 989, 4.8)
+        for n in (8, 64)
+    ]
     text = put(text, "floor", "\n\n".join(floor))
     tables = [rows for rows in (read("bench_step.json"), read("bench_step_cuda.json")) if rows]
     if tables:

@@ -1,4 +1,4 @@
-"""What a step cannot do without: FLOP and bytes of each part (vjepa_fast/trainer/flops.py), as a Markdown table.
+"""What a step cannot do without: FLOP and bytes of each part (vjepa_fast/metrics/flops.py), as a Markdown table.
 
     python benchmarks/step_floor.py                                    # the published step: ViT-B/16, batch 8, bfloat16
     python benchmarks/step_floor.py --recipe my.yaml --set data.batch_size=64 --tflops 989 --bandwidth 4.8
@@ -6,6 +6,7 @@
 Masks are drawn as the recipe says, on clips of noise, and their lengths averaged. ``--tflops`` and ``--bandwidth``
 (TB/s) turn the counts into the least time of a part: the longer of the two.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -13,7 +14,7 @@ import statistics
 import textwrap
 
 from vjepa_fast import config, models
-from vjepa_fast.trainer import flops
+from vjepa_fast.metrics import flops
 from vjepa_fast.trainer.step import build_samplers
 
 FIXED = ("data.datasets=[]", "data.datasets_weights=null")
@@ -42,14 +43,25 @@ def table(cfg, tflops: float, bandwidth: float) -> str:
     masks = mean_lengths(cfg)
     itemsize = 4 if cfg.runtime.dtype == "float32" else 2
     online = cfg.target.mode == "online"
-    cost = flops.step_cost(dims, [flops.Clips(n, tokens, masks)], itemsize=itemsize,
-                           predict_context="context" in cfg.objectives, target_grad=online)
+    cost = flops.step_cost(
+        dims,
+        [flops.Clips(n, tokens, masks)],
+        itemsize=itemsize,
+        predict_context="context" in cfg.objectives,
+        target_grad=online,
+    )
     kept = ", ".join(f"{e:.0f} + {p:.0f}" for e, p in masks)
-    about = (f"{cfg.model.model_name}, {max(d.dataset_fpcs)} x {d.crop_size} x {d.crop_size}, batch {n}, "
-             f"{8 * itemsize}-bit activations, {tokens} tokens, context + predicted tokens per mask {kept}; "
-             f"at {tflops:g} TFLOP/s and {bandwidth:g} TB/s:")
-    lines = [textwrap.fill(about, 118), "",
-             "| part | GFLOP per clip | MB per clip | FLOP per byte | least ms per step |", "|---|---|---|---|---|"]
+    about = (
+        f"{cfg.model.model_name}, {max(d.dataset_fpcs)} x {d.crop_size} x {d.crop_size}, batch {n}, "
+        f"{8 * itemsize}-bit activations, {tokens} tokens, context + predicted tokens per mask {kept}; "
+        f"at {tflops:g} TFLOP/s and {bandwidth:g} TB/s:"
+    )
+    lines = [
+        textwrap.fill(about, 118),
+        "",
+        "| part | GFLOP per clip | MB per clip | FLOP per byte | least ms per step |",
+        "|---|---|---|---|---|",
+    ]
     total = flops.Cost()
     least = 0.0
     for part, c in cost.items():

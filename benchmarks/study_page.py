@@ -7,15 +7,16 @@
 
 Every table is a section of the report's Markdown, so the page says what `vjepa-fast study report` says.
 """
+
 from __future__ import annotations
 
 import argparse
 import re
 from pathlib import Path
 
-from vjepa_fast.study.results import load_study
-from vjepa_fast.study.study_report import content, pictures
-from vjepa_fast.study.study_tables import markdown
+from vjepa_fast.study.records import load_study
+from vjepa_fast.study.report.report import content, pictures
+from vjepa_fast.study.report.tables import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 # block of the page -> how the headings of its sections begin

@@ -3,9 +3,11 @@
     python benchmarks/synthetic_small.py                     # everything, resumable; two runs at a time
     python benchmarks/synthetic_small.py --seeds 0           # one seed
 
-Writes benchmarks/results/synthetic_small.json (format: vjepa_fast/study/records.py) and synthetic_small.png. The probe
-reads one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the end.
+Writes benchmarks/results/synthetic_small.json (format: vjepa_fast/study/demo/records.py) and
+synthetic_small.png. The probe reads
+one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the end.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,8 +23,10 @@ SUITES = ("motion8", "objects")
 PARTS = {"train": 4000, "val": 600, "test": 2000}
 POOLINGS = ("mean", "meanstd")
 PROBE = ["--level", "all", "--which", "target_encoder", "--probe", "linear", "--workers", "0"]
-NOTE = ("Linear probes of frozen features, all four levels, pooled over all tokens: mean, or mean and standard "
-        "deviation (meanstd). Minutes are those of the last call of the command.")
+NOTE = (
+    "Linear probes of frozen features, all four levels, pooled over all tokens: mean, or mean and standard "
+    "deviation (meanstd). Minutes are those of the last call of the command."
+)
 
 
 def run(*arguments: object, threads: int) -> None:
@@ -44,8 +48,19 @@ def probe(folder: Path, seed: int, threads: int) -> dict[str, list[Path]]:
         parts = folder / "suites" / suite
         for pooling in POOLINGS:
             target = folder / f"seed{seed}" / f"probe_{suite}_{pooling}.json"
-            run("probe", folder / f"seed{seed}", *(x for p in PARTS for x in (f"--{p}", parts / f"{p}.csv")), *PROBE,
-                "--pooling", pooling, "--seed", seed, "--json", target, threads=threads)
+            run(
+                "probe",
+                folder / f"seed{seed}",
+                *(x for p in PARTS for x in (f"--{p}", parts / f"{p}.csv")),
+                *PROBE,
+                "--pooling",
+                pooling,
+                "--seed",
+                seed,
+                "--json",
+                target,
+                threads=threads,
+            )
             files[pooling].append(target)
     return files
 
@@ -64,8 +79,17 @@ def main() -> None:
     started = time.time()
     for suite in SUITES:
         sizes = [x for part, n in PARTS.items() for x in (f"--{part}", n)]
-        run("synthetic", suite, args.folder / "suites" / suite, *sizes, "--seed", args.render_seed,
-            "--workers", args.parallel, threads=1)
+        run(
+            "synthetic",
+            suite,
+            args.folder / "suites" / suite,
+            *sizes,
+            "--seed",
+            args.render_seed,
+            "--workers",
+            args.parallel,
+            threads=1,
+        )
     with ThreadPoolExecutor(args.parallel) as pool:
         runs = dict(zip(args.seeds, pool.map(lambda s: train(args.folder, s, args.set, args.threads), args.seeds)))
         probes = dict(zip(args.seeds, pool.map(lambda s: probe(args.folder, s, args.threads), args.seeds)))
@@ -75,16 +99,22 @@ def main() -> None:
 def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: float) -> None:
     import json
 
-    from vjepa_fast.study.records import collect, read_metrics
+    from vjepa_fast.study.demo.records import collect, read_metrics
 
     about = json.loads((runs[args.seeds[0]] / "versions.json").read_text())
     rows = []
     for pooling in POOLINGS:
         files = {seed: of_seed[pooling] for seed, of_seed in probes.items()}
         found = collect(
-            files, runs, recipe="synthetic_small", commit=about.get("commit", ""), versions=about,
+            files,
+            runs,
+            recipe="synthetic_small",
+            commit=about.get("commit", ""),
+            versions=about,
             command=" ".join(["python benchmarks/synthetic_small.py", *sys.argv[1:]]),
-            device=f"CPU, {os.cpu_count()} cores", minutes=round(minutes, 1), note=NOTE,
+            device=f"CPU, {os.cpu_count()} cores",
+            minutes=round(minutes, 1),
+            note=NOTE,
         )
         rows += [{**row, "probe": f"linear, {pooling}"} for row in found["rows"]]
     found["rows"] = sorted(rows, key=lambda r: (r["suite"], r["probe"], r["seed"]))
@@ -92,8 +122,10 @@ def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: 
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     for row in found["rows"]:
         low, high = row["difference_ci95"]
-        print(f"{row['suite']:8} {row['probe']:15} seed {row['seed']}: pretrained {row['pretrained']:.3f}, "
-              f"random init {row['random']:.3f}, difference {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(
+            f"{row['suite']:8} {row['probe']:15} seed {row['seed']}: pretrained {row['pretrained']:.3f}, "
+            f"random init {row['random']:.3f}, difference {row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        )
     plot({seed: read_metrics(folder) for seed, folder in runs.items()}, found, args.json.with_suffix(".png"))
     print(f"wrote {args.json}")
 

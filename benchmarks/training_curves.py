@@ -10,6 +10,7 @@ far: training amplifies rounding until two runs are as far apart as they get, an
 and down by chance. Steps beyond the spread of that very step are counted too.) Writes
 benchmarks/results/training_curves.json and docs/images/training_curves.png; exit code 1 if the curve leaves the spread.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,13 +23,33 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, WINDOW = 200, 20
 OVERRIDES = (
-    "data.dataset_fpcs=[8]", "data.datasets_weights=null", "data.batch_size=4", "data.crop_size=48",
-    "data.patch_size=8", "data.frame_sample_rate=1", "data.num_workers=0", "data.pin_mem=false", "data.cache_mb=300",
-    "model.embed_dim=96", "model.depth=4", "model.num_heads=3", "model.pred_embed_dim=48", "model.pred_depth=3",
-    "model.pred_num_heads=3", "model.use_activation_checkpointing=false", "loss.context_warmup=[0.1,0.3]",
-    "objectives.ld.hidden_dim=64", "optimization.epochs=10", "optimization.ipe=20", "optimization.warmup=1",
-    "optimization.lr=1.0e-3", "optimization.final_lr=1.0e-4", "target.ema=[0.99,0.99]",
-    "runtime.device=cpu", "runtime.dtype=float32", "runtime.tensorboard=false",
+    "data.dataset_fpcs=[8]",
+    "data.datasets_weights=null",
+    "data.batch_size=4",
+    "data.crop_size=48",
+    "data.patch_size=8",
+    "data.frame_sample_rate=1",
+    "data.num_workers=0",
+    "data.pin_mem=false",
+    "data.cache_mb=300",
+    "model.embed_dim=96",
+    "model.depth=4",
+    "model.num_heads=3",
+    "model.pred_embed_dim=48",
+    "model.pred_depth=3",
+    "model.pred_num_heads=3",
+    "model.use_activation_checkpointing=false",
+    "loss.context_warmup=[0.1,0.3]",
+    "objectives.ld.hidden_dim=64",
+    "optimization.epochs=10",
+    "optimization.ipe=20",
+    "optimization.warmup=1",
+    "optimization.lr=1.0e-3",
+    "optimization.final_lr=1.0e-4",
+    "target.ema=[0.99,0.99]",
+    "runtime.device=cpu",
+    "runtime.dtype=float32",
+    "runtime.tensorboard=false",
 )
 
 
@@ -36,13 +57,15 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
     """Losses of each run, by turns on the same batches."""
     import torch
 
-    from vjepa_fast.cli._bench_step import reference_of
+    from vjepa_fast.bench.step import reference_of
     from vjepa_fast.data import ClipLoader
     from vjepa_fast.trainer.step import TrainStep
 
     fast = TrainStep(cfg)
-    references = {"reference": reference_of(cfg, fast),
-                  "reference_bfloat16": reference_of(cfg, fast, dtype=torch.bfloat16)}
+    references = {
+        "reference": reference_of(cfg, fast),
+        "reference_bfloat16": reference_of(cfg, fast, dtype=torch.bfloat16),
+    }
     losses: dict[str, list[float]] = {name: [] for name in ("vjepa_fast", *references)}
     began = time.time()
     for index, batch in zip(range(steps), ClipLoader(cfg)):
@@ -63,7 +86,7 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
 def smoothed(a: list[float], b: list[float]) -> list[float]:
     """|a - b|, averaged over the last ``WINDOW`` steps."""
     gaps = [abs(x - y) for x, y in zip(a, b)]
-    return [sum(gaps[max(0, i + 1 - WINDOW):i + 1]) / min(i + 1, WINDOW) for i in range(len(gaps))]
+    return [sum(gaps[max(0, i + 1 - WINDOW) : i + 1]) / min(i + 1, WINDOW) for i in range(len(gaps))]
 
 
 def plot(losses: dict[str, list[float]], gap: list[float], spread: list[float], path: Path) -> None:
@@ -82,8 +105,12 @@ def plot(losses: dict[str, list[float]], gap: list[float], spread: list[float], 
     right.plot(steps, spread, color="C1", ls="--", label="spread: reference bfloat16 to float32")
     right.plot(steps, list(itertools.accumulate(spread, max)), color="C1", lw=0.8, label="its largest value so far")
     right.plot(steps, gap, color="C0", label="vjepa_fast to reference, both float32")
-    right.set(title=f"Distance of the losses, mean of the last {WINDOW} steps", xlabel="step", yscale="log",
-              ylabel="|difference of loss|")
+    right.set(
+        title=f"Distance of the losses, mean of the last {WINDOW} steps",
+        xlabel="step",
+        yscale="log",
+        ylabel="|difference of loss|",
+    )
     right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -116,18 +143,26 @@ def main() -> int:
     so_far = list(itertools.accumulate(spread, max))
     outside = [i + 1 for i, (a, b) in enumerate(zip(gap, so_far)) if a > b]
     result = {
-        "recipe": args.recipe, "overrides": list(OVERRIDES), "steps": args.steps, "window": WINDOW,
-        "steps_outside_the_spread": outside, "largest_distance": max(gap), "largest_spread": max(spread),
+        "recipe": args.recipe,
+        "overrides": list(OVERRIDES),
+        "steps": args.steps,
+        "window": WINDOW,
+        "steps_outside_the_spread": outside,
+        "largest_distance": max(gap),
+        "largest_spread": max(spread),
         "steps_beyond_the_spread_of_that_step": [i + 1 for i, (a, b) in enumerate(zip(gap, spread)) if a > b],
         "largest_share_of_the_spread": max(a / b if b else float(a > 0) for a, b in zip(gap, so_far)),
-        "minutes": round((time.time() - began) / 60, 1), "versions": versions(torch.device("cpu"), torch.float32),
+        "minutes": round((time.time() - began) / 60, 1),
+        "versions": versions(torch.device("cpu"), torch.float32),
         "losses": losses,
     }
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(result, indent=1) + "\n")
     plot(losses, gap, spread, args.png)
-    print(f"distance to the reference at most {max(gap):.2e}, spread at most {max(spread):.2e}; "
-          f"outside the spread at {len(outside)} of {args.steps} steps; wrote {args.json} and {args.png}")
+    print(
+        f"distance to the reference at most {max(gap):.2e}, spread at most {max(spread):.2e}; "
+        f"outside the spread at {len(outside)} of {args.steps} steps; wrote {args.json} and {args.png}"
+    )
     return 1 if outside else 0
 
 

@@ -1,4 +1,4 @@
-// LayerNorm with affine, again and backward, for a transformer block (vjepa_fast/models/fused_block.py). Rows in parallel
+// LayerNorm with affine, again and backward, for a transformer block (vjepa_fast/layers/fused_block.py). Rows in parallel
 // in chunks of a fixed size, so that sums over rows do not depend on the number of threads.
 #include <algorithm>
 #include <vector>

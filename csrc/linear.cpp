@@ -1,4 +1,4 @@
-// Linear layers and the feed-forward of a transformer block in float32 on the CPU (vjepa_fast/models/fused_block.py).
+// Linear layers and the feed-forward of a transformer block in float32 on the CPU (vjepa_fast/layers/fused_block.py).
 // A weight is packed once per call into panels as wide as a tile; the rows of the input are read where they lie. In the
 // feed-forward some rows at a time go through both layers, so that their hidden layer stays in the cache.
 //

@@ -1,4 +1,5 @@
 """AdamW and the moving average behind it on the GPU: all tensors of a group in one launch, each number read once."""
+
 from __future__ import annotations
 
 import torch
@@ -12,8 +13,25 @@ _tables: dict[tuple, torch.Tensor] = {}
 
 @triton.jit
 def _chunk(
-    p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr, at, inside, scale, has_target, has_low,
-    keep, gain1, beta2, gain2, pace, root, eps, follow,
+    p_ptr,
+    g_ptr,
+    m_ptr,
+    v_ptr,
+    target_ptr,
+    low_ptr,
+    at,
+    inside,
+    scale,
+    has_target,
+    has_low,
+    keep,
+    gain1,
+    beta2,
+    gain2,
+    pace,
+    root,
+    eps,
+    follow,
     MASKED: tl.constexpr,  # some elements of the block lie beyond the end
 ):
     if MASKED:
@@ -60,8 +78,16 @@ def _step(
     rows_ptr,  # int64 [tensors, 7]: addresses of parameter, gradient, both averages, target, its copy; elements
     chunks_ptr,  # int32 [programs, 2]: tensor, and which BLOCK of it
     scale_ptr,  # float32 [], not read unless SCALED
-    keep, gain1, beta2, gain2, pace, root, eps, follow,
-    SCALED: tl.constexpr, ALIGNED: tl.constexpr,  # all addresses are multiples of 16
+    keep,
+    gain1,
+    beta2,
+    gain2,
+    pace,
+    root,
+    eps,
+    follow,
+    SCALED: tl.constexpr,
+    ALIGNED: tl.constexpr,  # all addresses are multiples of 16
     BLOCK: tl.constexpr,
 ):
     """Floor, and what it moves: each number read once, all but the gradient written once."""
@@ -83,11 +109,51 @@ def _step(
     at = first + tl.arange(0, BLOCK)
     inside = at < n
     if first + BLOCK <= n:  # without a mask, whose edge may lie anywhere, loads are of 16 bytes
-        _chunk(p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr, at, inside, scale, target != 0, low != 0,
-               keep, gain1, beta2, gain2, pace, root, eps, follow, False)
+        _chunk(
+            p_ptr,
+            g_ptr,
+            m_ptr,
+            v_ptr,
+            target_ptr,
+            low_ptr,
+            at,
+            inside,
+            scale,
+            target != 0,
+            low != 0,
+            keep,
+            gain1,
+            beta2,
+            gain2,
+            pace,
+            root,
+            eps,
+            follow,
+            False,
+        )
     else:
-        _chunk(p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr, at, inside, scale, target != 0, low != 0,
-               keep, gain1, beta2, gain2, pace, root, eps, follow, True)
+        _chunk(
+            p_ptr,
+            g_ptr,
+            m_ptr,
+            v_ptr,
+            target_ptr,
+            low_ptr,
+            at,
+            inside,
+            scale,
+            target != 0,
+            low != 0,
+            keep,
+            gain1,
+            beta2,
+            gain2,
+            pace,
+            root,
+            eps,
+            follow,
+            True,
+        )
 
 
 def _to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -125,10 +191,21 @@ def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None
     chunks = _kept(_chunks, tuple(a[6] for a in addresses), device)
     aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
     _step[(len(chunks),)](
-        rows, chunks, rows if scale is None else scale,
-        1.0 - rule.lr * rule.weight_decay, 1.0 - rule.beta1, float(rule.beta2), 1.0 - rule.beta2, rule.lr / rule.bias1,
-        rule.bias2 ** -0.5, float(rule.eps), float(rule.follow),
-        SCALED=scale is not None, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS,
+        rows,
+        chunks,
+        rows if scale is None else scale,
+        1.0 - rule.lr * rule.weight_decay,
+        1.0 - rule.beta1,
+        float(rule.beta2),
+        1.0 - rule.beta2,
+        rule.lr / rule.bias1,
+        rule.bias2**-0.5,
+        float(rule.eps),
+        float(rule.follow),
+        SCALED=scale is not None,
+        ALIGNED=aligned,
+        BLOCK=BLOCK,
+        num_warps=WARPS,
     )
 
 
@@ -136,10 +213,16 @@ def variants() -> dict[str, dict]:
     def one(scaled: bool, aligned: bool) -> dict:
         numbers = ("keep", "gain1", "beta2", "gain2", "pace", "root", "eps", "follow")
         return dict(
-            fn=_step, constexprs=dict(SCALED=scaled, ALIGNED=aligned, BLOCK=BLOCK), num_warps=WARPS,
+            fn=_step,
+            constexprs=dict(SCALED=scaled, ALIGNED=aligned, BLOCK=BLOCK),
+            num_warps=WARPS,
             aligned=["rows_ptr", "chunks_ptr", "scale_ptr"],
-            signature={"rows_ptr": "*i64", "chunks_ptr": "*i32", "scale_ptr": "*fp32" if scaled else "*i64",
-                       **dict.fromkeys(numbers, "fp32")},
+            signature={
+                "rows_ptr": "*i64",
+                "chunks_ptr": "*i32",
+                "scale_ptr": "*fp32" if scaled else "*i64",
+                **dict.fromkeys(numbers, "fp32"),
+            },
         )
 
     return {"step": one(False, True), "step_clipped": one(True, True), "step_unaligned": one(False, False)}

@@ -3,6 +3,7 @@
 Clips [B,C,F,Y,X] of any strides, cut into a grid (T,H,W). A row of a tubelet (``patch`` pixels) is what lies together
 in memory, so a block's last axis runs along it and a thread takes up to 16 bytes.
 """
+
 from __future__ import annotations
 
 import triton
@@ -11,9 +12,28 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=["k"])  # it changes from step to step
 def _patchify(
-    clip, idx, scale, shift, out, k, n_tokens, limit, n_h, n_w, step_b, step_c, step_f, step_y, step_x,
-    C: tl.constexpr, TUBELET: tl.constexpr, PATCH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
-    HAS_IDX: tl.constexpr, NORMALIZE: tl.constexpr,
+    clip,
+    idx,
+    scale,
+    shift,
+    out,
+    k,
+    n_tokens,
+    limit,
+    n_h,
+    n_w,
+    step_b,
+    step_c,
+    step_f,
+    step_y,
+    step_x,
+    C: tl.constexpr,
+    TUBELET: tl.constexpr,
+    PATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    HAS_IDX: tl.constexpr,
+    NORMALIZE: tl.constexpr,
 ):
     """clip -> out [B,K,P], one program per row of out, ROWS x COLS pixels at a time.
 
@@ -57,9 +77,31 @@ def _patchify(
 
 @triton.jit
 def _pool(
-    clip, scale, shift, out, n_t, n_h, n_w, n_f, n_y, n_x, step_b, step_c, step_f, step_y, step_x,
-    C: tl.constexpr, CELL_T: tl.constexpr, CELL_Y: tl.constexpr, CELL_X: tl.constexpr, EVEN: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS: tl.constexpr, COLS: tl.constexpr, CHANGE: tl.constexpr, NORMALIZE: tl.constexpr,
+    clip,
+    scale,
+    shift,
+    out,
+    n_t,
+    n_h,
+    n_w,
+    n_f,
+    n_y,
+    n_x,
+    step_b,
+    step_c,
+    step_f,
+    step_y,
+    step_x,
+    C: tl.constexpr,
+    CELL_T: tl.constexpr,
+    CELL_Y: tl.constexpr,
+    CELL_X: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHANGE: tl.constexpr,
+    NORMALIZE: tl.constexpr,
 ):
     """Means over the cells of the grid, of at most CELL_T x CELL_Y x CELL_X pixels (EVEN: just CELL_X along x).
 
@@ -124,8 +166,25 @@ def _taps(i, scale, size):
 
 @triton.jit
 def _trilinear(
-    clip, scale, out, n_t, n_h, n_w, n_f, n_y, n_x, t_scale, h_scale, w_scale, step_b, step_c, step_f, step_y, step_x,
-    C: tl.constexpr, TOKENS: tl.constexpr,
+    clip,
+    scale,
+    out,
+    n_t,
+    n_h,
+    n_w,
+    n_f,
+    n_y,
+    n_x,
+    t_scale,
+    h_scale,
+    w_scale,
+    step_b,
+    step_c,
+    step_f,
+    step_y,
+    step_x,
+    C: tl.constexpr,
+    TOKENS: tl.constexpr,
 ):
     """Change of the clip sampled between pixels: clip -> out [B,T,H,W], TOKENS samples per program.
 
@@ -191,9 +250,25 @@ def tubelet_patchify(clip, idx, tubelet, patch, scale, shift, out) -> None:
     rows = max(1, min(_BLOCK // cols, triton.next_power_of_2(c * tubelet * patch)))
     if out.numel():
         _patchify[(out.shape[0] * out.shape[1],)](
-            clip, idx if idx is None else idx.contiguous(), scale, shift, out, out.shape[1], n,
-            n * clip.shape[0] // out.shape[0], h, w, *clip.stride(), C=c, TUBELET=tubelet, PATCH=patch, ROWS=rows,
-            COLS=cols, HAS_IDX=idx is not None, NORMALIZE=not clip.is_floating_point(), num_warps=_WARPS,
+            clip,
+            idx if idx is None else idx.contiguous(),
+            scale,
+            shift,
+            out,
+            out.shape[1],
+            n,
+            n * clip.shape[0] // out.shape[0],
+            h,
+            w,
+            *clip.stride(),
+            C=c,
+            TUBELET=tubelet,
+            PATCH=patch,
+            ROWS=rows,
+            COLS=cols,
+            HAS_IDX=idx is not None,
+            NORMALIZE=not clip.is_floating_point(),
+            num_warps=_WARPS,
             enable_fp_fusion=False,
         )
 
@@ -215,8 +290,20 @@ def _pooled(clip, scale, shift, out, change: bool) -> None:
     shape = _pool_shape(*map(_cell, size, grid), grid[2])
     if out.numel():
         _pool[(out.shape[0] * grid[0] * grid[1], triton.cdiv(grid[2], shape["TOKENS"]))](
-            clip, scale, shift, out, *grid, *size, *clip.stride(), C=clip.shape[1], EVEN=size[2] % grid[2] == 0,
-            CHANGE=change, NORMALIZE=not clip.is_floating_point(), **shape, num_warps=_WARPS, enable_fp_fusion=False,
+            clip,
+            scale,
+            shift,
+            out,
+            *grid,
+            *size,
+            *clip.stride(),
+            C=clip.shape[1],
+            EVEN=size[2] % grid[2] == 0,
+            CHANGE=change,
+            NORMALIZE=not clip.is_floating_point(),
+            **shape,
+            num_warps=_WARPS,
+            enable_fp_fusion=False,
         )
 
 
@@ -235,8 +322,17 @@ def trilinear_change(clip, weight, out) -> None:
     grid, size, tokens = out.shape[1:], clip.shape[2:], 128
     if out.numel():
         _trilinear[(out.shape[0], triton.cdiv(grid[0] * grid[1] * grid[2], tokens))](
-            clip, weight, out, *grid, *size, *(s / g for s, g in zip(size, grid)), *clip.stride(), C=clip.shape[1],
-            TOKENS=tokens, num_warps=_WARPS, enable_fp_fusion=False,  # positions are rounded as in eager code
+            clip,
+            weight,
+            out,
+            *grid,
+            *size,
+            *(s / g for s, g in zip(size, grid)),
+            *clip.stride(),
+            C=clip.shape[1],
+            TOKENS=tokens,
+            num_warps=_WARPS,
+            enable_fp_fusion=False,  # positions are rounded as in eager code
         )
 
 
@@ -257,18 +353,34 @@ def variants() -> dict[str, dict]:
         cols = triton.next_power_of_2(patch)
         shape = {"C": 3, "TUBELET": 2, "PATCH": patch, "COLS": cols, "ROWS": _BLOCK // cols, "step_x": 1}
         return {
-            "fn": _patchify, "num_warps": _WARPS, "aligned": aligned,
-            "signature": {"clip": f"*{clip}", "idx": "*i64", **tables, "out": f"*{out}",
-                          **dict.fromkeys(("k", "n_tokens", "limit", "n_h", "n_w"), "i32"), **steps},
+            "fn": _patchify,
+            "num_warps": _WARPS,
+            "aligned": aligned,
+            "signature": {
+                "clip": f"*{clip}",
+                "idx": "*i64",
+                **tables,
+                "out": f"*{out}",
+                **dict.fromkeys(("k", "n_tokens", "limit", "n_h", "n_w"), "i32"),
+                **steps,
+            },
             "constexprs": {**shape, "HAS_IDX": True, "NORMALIZE": clip == "u8"},
         }
 
     def pool(clip, change):
         return {
-            "fn": _pool, "num_warps": _WARPS, "aligned": [*pointers, "shift"],
+            "fn": _pool,
+            "num_warps": _WARPS,
+            "aligned": [*pointers, "shift"],
             "signature": {"clip": f"*{clip}", **tables, "out": "*fp32", **grid, **steps},
-            "constexprs": {"C": 3, "EVEN": True, "CHANGE": change, "NORMALIZE": clip == "u8", "step_x": 1,
-                           **_pool_shape(2, 16, 16, 14)},
+            "constexprs": {
+                "C": 3,
+                "EVEN": True,
+                "CHANGE": change,
+                "NORMALIZE": clip == "u8",
+                "step_x": 1,
+                **_pool_shape(2, 16, 16, 14),
+            },
         }
 
     return {
@@ -277,13 +389,23 @@ def variants() -> dict[str, dict]:
         "patch_mean_u8": pool("u8", False),
         "area_u8": pool("u8", True),
         "trilinear_u8": {
-            "fn": _trilinear, "num_warps": _WARPS, "aligned": pointers,
+            "fn": _trilinear,
+            "num_warps": _WARPS,
+            "aligned": pointers,
             "constexprs": {"C": 3, "TOKENS": 128, "step_x": 1},
-            "signature": {"clip": "*u8", "scale": "*fp32", "out": "*fp32", **grid,
-                          **dict.fromkeys(("t_scale", "h_scale", "w_scale"), "fp32"), **steps},
+            "signature": {
+                "clip": "*u8",
+                "scale": "*fp32",
+                "out": "*fp32",
+                **grid,
+                **dict.fromkeys(("t_scale", "h_scale", "w_scale"), "fp32"),
+                **steps,
+            },
         },
         "divide_by_peak": {
-            "fn": _divide_by_peak, "num_warps": _WARPS, "aligned": ["raw", "out"],
+            "fn": _divide_by_peak,
+            "num_warps": _WARPS,
+            "aligned": ["raw", "out"],
             "signature": {"raw": "*fp32", "out": "*fp32", "n_t": "i32", "n_hw": "i32", "floor": "fp32"},
             "constexprs": {"ACROSS": False, "BLOCK": 1024},
         },

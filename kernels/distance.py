@@ -11,6 +11,7 @@ Indices outside the grid are never used as addresses.
 Bytes: the floor is both masks once and the result once, 8 B (Ke + Kp) + 4 B Ke; every program of a sample reads the
 sample's predicted tokens again, from the cache.
 """
+
 from __future__ import annotations
 
 import torch

@@ -6,6 +6,7 @@ A program owns one token (COLUMN: one place) and walks over its levels, E channe
 thus needs no second read. Sums are taken inside a program, so equal inputs give equal bits. An index outside its range
 is moved into it: what comes out is then meaningless, but no other memory is touched.
 """
+
 import torch
 import triton
 import triton.language as tl
@@ -294,8 +295,24 @@ def token(z, h, idx, after, fn, p, target, places, levels, normalize, keep):
     sign = torch.empty(z.shape if keep else (0,), dtype=torch.int8, device=z.device)
     if rows.numel():
         token_forward[(b * k,)](
-            z, h, idx, idx if after is None else after.contiguous(), rows, sign, p, k, n, places, d, e, FN=fn,
-            TARGET=target, NORM=normalize, HAS_AFTER=after is not None, KEEP=keep, **meta,
+            z,
+            h,
+            idx,
+            idx if after is None else after.contiguous(),
+            rows,
+            sign,
+            p,
+            k,
+            n,
+            places,
+            d,
+            e,
+            FN=fn,
+            TARGET=target,
+            NORM=normalize,
+            HAS_AFTER=after is not None,
+            KEEP=keep,
+            **meta,
         )
     return rows, sign
 
@@ -318,8 +335,23 @@ def token_gradient(grad, z, h, idx, after, fn, p, target, places, levels, normal
     dz = torch.empty_like(z)
     if dz.numel():
         token_backward[(b * k,)](
-            grad.contiguous(), z, h, idx, idx if after is None else after.contiguous(), dz, p, k, n, places, d, e,
-            FN=fn, TARGET=target, NORM=normalize, HAS_AFTER=after is not None, **meta,
+            grad.contiguous(),
+            z,
+            h,
+            idx,
+            idx if after is None else after.contiguous(),
+            dz,
+            p,
+            k,
+            n,
+            places,
+            d,
+            e,
+            FN=fn,
+            TARGET=target,
+            NORM=normalize,
+            HAS_AFTER=after is not None,
+            **meta,
         )
     return dz
 
@@ -331,8 +363,17 @@ def _calls(calls, d):
     # Triton's cache on disk knows functions in a tuple by name only; with their sources an edited one is compiled anew
     sources = tuple(getattr(fn, "cache_key", "") for fn in fns)
     part = all((lo, hi) != (0, per) for lo, hi, per in windows)
-    return {"FNS": fns, "SOURCES": sources, "P": ps, "LOW": low, "HIGH": high, "PERIOD": period, "COUNT": count,
-            "PART": part, "NEEDS_H": any(reads_h)}
+    return {
+        "FNS": fns,
+        "SOURCES": sources,
+        "P": ps,
+        "LOW": low,
+        "HIGH": high,
+        "PERIOD": period,
+        "COUNT": count,
+        "PART": part,
+        "NEEDS_H": any(reads_h),
+    }
 
 
 def pair(z, h, idx, after, calls, places, levels, normalize):
@@ -342,8 +383,21 @@ def pair(z, h, idx, after, calls, places, levels, normalize):
     rows = torch.empty((len(calls), b, k), dtype=torch.float32, device=z.device)
     if rows.numel():
         pair_forward[(b * k,)](
-            z, h, idx, after, rows, k, n, b * k, places, d, e, NORM=normalize,
-            maxnreg=_pair_registers(len(calls)), **_calls(calls, d), **meta,
+            z,
+            h,
+            idx,
+            after,
+            rows,
+            k,
+            n,
+            b * k,
+            places,
+            d,
+            e,
+            NORM=normalize,
+            maxnreg=_pair_registers(len(calls)),
+            **_calls(calls, d),
+            **meta,
         )
     return rows
 
@@ -355,8 +409,23 @@ def pair_gradient(grad, z, h, idx, after, before, calls, places, levels, normali
     dz = torch.empty_like(z)
     if dz.numel():
         pair_backward[(b * k,)](
-            grad, z, h, idx, after, before, dz, k, n, b * k, places, d, e, NORM=normalize,
-            maxnreg=_pair_registers(len(calls)), **_calls(calls, d), **meta,
+            grad,
+            z,
+            h,
+            idx,
+            after,
+            before,
+            dz,
+            k,
+            n,
+            b * k,
+            places,
+            d,
+            e,
+            NORM=normalize,
+            maxnreg=_pair_registers(len(calls)),
+            **_calls(calls, d),
+            **meta,
         )
     return dz
 
@@ -378,23 +447,52 @@ def column(z, h, slots, tokens, constants, fn, levels, normalize):
     rows = torch.empty((b, p), dtype=torch.float32, device=z.device)
     if rows.numel():
         column_forward[(b * p,)](
-            z, h, slots, tokens, constants, rows, p, z.shape[1], h.shape[1], constants.shape[0], t, d, d // levels,
-            FN=fn, LEVELS=levels, NORM=normalize, **_column_sizes(slots, d // levels),
+            z,
+            h,
+            slots,
+            tokens,
+            constants,
+            rows,
+            p,
+            z.shape[1],
+            h.shape[1],
+            constants.shape[0],
+            t,
+            d,
+            d // levels,
+            FN=fn,
+            LEVELS=levels,
+            NORM=normalize,
+            **_column_sizes(slots, d // levels),
         )
     return rows
 
 
 def column_gradient(grad, z, h, slots, tokens, constants, fn, levels, normalize):
     b, p, t = slots.shape
-    grad, z, h, slots, tokens, constants = (
-        x.contiguous() for x in (grad, z, h, slots, tokens, constants.float())
-    )
+    grad, z, h, slots, tokens, constants = (x.contiguous() for x in (grad, z, h, slots, tokens, constants.float()))
     d = z.shape[-1]
     dz = torch.zeros_like(z)
     if grad.numel():
         column_backward[(b * p,)](
-            grad, z, h, slots, tokens, constants, dz, p, z.shape[1], h.shape[1], constants.shape[0], t, d, d // levels,
-            FN=fn, LEVELS=levels, NORM=normalize, **_column_sizes(slots, d // levels),
+            grad,
+            z,
+            h,
+            slots,
+            tokens,
+            constants,
+            dz,
+            p,
+            z.shape[1],
+            h.shape[1],
+            constants.shape[0],
+            t,
+            d,
+            d // levels,
+            FN=fn,
+            LEVELS=levels,
+            NORM=normalize,
+            **_column_sizes(slots, d // levels),
         )
     return dz
 
@@ -413,8 +511,14 @@ def variants(functions):
         names = [n for n in fn.arg_names if n not in constexprs]
         constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
         aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
-        return {"fn": fn, "signature": {n: known[n] for n in names}, "constexprs": constexprs, "aligned": aligned,
-                "num_warps": num_warps, "maxnreg": bound}
+        return {
+            "fn": fn,
+            "signature": {n: known[n] for n in names},
+            "constexprs": constexprs,
+            "aligned": aligned,
+            "num_warps": num_warps,
+            "maxnreg": bound,
+        }
 
     def pairs(*calls):
         return _calls([(functions[key], 0.0, window, reads_h) for key, window, reads_h in calls], 3072)

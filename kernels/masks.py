@@ -12,6 +12,7 @@ Bytes: the floor is the maps once (4 B N) and the indices once (16 S B N). Moved
 and read, the map once per spec, and for guided specs 16 S B N of sums and cumulative weights, which use the index
 buffers as scratch. A batch of 64 with two specs on 8x14x14: 3.6 MB at least, under 10 MB in all, most of it in L2.
 """
+
 from __future__ import annotations
 
 import torch
@@ -96,9 +97,25 @@ def _search(prefix, u, origins, scale, step):
 
 @triton.jit(do_not_specialize=["B", "T", "H", "W", "P"])
 def _draw(
-    saliency, specs, table, prefix, corners, context, counts, B, T, H, W, P,
-    COLUMNS: tl.constexpr, GUIDED: tl.constexpr, TC: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
-    BLOCK: tl.constexpr, LANES: tl.constexpr,
+    saliency,
+    specs,
+    table,
+    prefix,
+    corners,
+    context,
+    counts,
+    B,
+    T,
+    H,
+    W,
+    P,
+    COLUMNS: tl.constexpr,
+    GUIDED: tl.constexpr,
+    TC: tl.constexpr,
+    HP: tl.constexpr,
+    WP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """saliency [B,N], specs int64 [S,COLUMNS] -> context int8 [S,B,N], counts int32 [S,B] of its ones (0: no context is
     left after all redraws), corners int64 [S,B,P]: t << 40 | h << 20 | w at which each block begins, as last drawn.
@@ -128,9 +145,7 @@ def _draw(
             strength = tl.load(spec + 10).to(tl.float64, bitcast=True)
             _summed_area(saliency + row % B * N, table + row * N, T, H, W, TC, HP, WP)
             tl.debug_barrier()
-            total = _weigh_origins(
-                table + row * N, prefix, H, W, bt, bh, bw, tops, lefts, origins, strength, LANES
-            )
+            total = _weigh_origins(table + row * N, prefix, H, W, bt, bh, bw, tops, lefts, origins, strength, LANES)
     count = blocks * 0
     attempt = blocks * 0
     while (count == 0) & (attempt <= redraws):
@@ -139,7 +154,10 @@ def _draw(
             zero = tl.zeros([LANES], tl.uint32)
             stream = ((1 << 28) | (key << 20) | (attempt << 14)) + p
             r0, r1, r2, r3 = tl.philox(
-                seed, zero + sample.to(tl.uint32), zero + (sample >> 32).to(tl.uint32), zero + step.to(tl.uint32),
+                seed,
+                zero + sample.to(tl.uint32),
+                zero + (sample >> 32).to(tl.uint32),
+                zero + step.to(tl.uint32),
                 stream.to(tl.uint32),
             )
             t = tl.umulhi(r0, zero + starts.to(tl.uint32)).to(tl.int32)
@@ -200,8 +218,19 @@ def _threshold(keys, context, value, own, keep, N, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["B", "N"])
 def _write(
-    specs, context, counts, keys, enc, pred, enc_len, pred_len, B, N,
-    COLUMNS: tl.constexpr, TRUNCATE: tl.constexpr, BLOCK: tl.constexpr,
+    specs,
+    context,
+    counts,
+    keys,
+    enc,
+    pred,
+    enc_len,
+    pred_len,
+    B,
+    N,
+    COLUMNS: tl.constexpr,
+    TRUNCATE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """context int8 [S,B,N], counts int32 [S,B] -> enc, pred int64 [S,B,N], ascending, then zeros; enc_len, pred_len
     int64 [S,B], both 0 if no context was left (of any sample of the spec, if truncated). Scratch: keys int64 [S,B,N].
@@ -237,7 +266,10 @@ def _write(
             n = first + tl.arange(0, BLOCK)
             zero = tl.zeros([BLOCK], tl.uint32)
             r0, r1, r2, r3 = tl.philox(
-                seed, zero + sample.to(tl.uint32), zero + (sample >> 32).to(tl.uint32), zero + step.to(tl.uint32),
+                seed,
+                zero + sample.to(tl.uint32),
+                zero + (sample >> 32).to(tl.uint32),
+                zero + step.to(tl.uint32),
                 (stream + n // 4).to(tl.uint32),
             )
             word = tl.where(n % 4 < 2, tl.where(n % 4 == 0, r0, r1), tl.where(n % 4 == 2, r2, r3))
@@ -309,9 +341,23 @@ def draw(saliency, specs, grid, most_blocks: int, table, prefix):
     corners = torch.empty((S, B, most_blocks), dtype=torch.int64, device=specs.device)
     guided = saliency is not None
     _draw[(S * B,)](
-        saliency.contiguous() if guided else specs, specs, table.view(torch.float64), prefix.view(torch.float64),
-        corners, context, counts, B, T, H, W, most_blocks,
-        COLUMNS=_COLUMNS, GUIDED=guided, LANES=_LANES, **_tiles(grid), **_launch(N),
+        saliency.contiguous() if guided else specs,
+        specs,
+        table.view(torch.float64),
+        prefix.view(torch.float64),
+        corners,
+        context,
+        counts,
+        B,
+        T,
+        H,
+        W,
+        most_blocks,
+        COLUMNS=_COLUMNS,
+        GUIDED=guided,
+        LANES=_LANES,
+        **_tiles(grid),
+        **_launch(N),
     )
     return context, counts, corners
 
@@ -322,8 +368,19 @@ def sample(saliency, specs, grid, most_blocks: int, truncate: str, enc, pred, en
     context, counts, _ = draw(saliency, specs, grid, most_blocks, enc, pred)
     keys = torch.empty_like(enc) if truncate == "random" else enc
     _write[(S * B,)](
-        specs, context, counts, keys, enc, pred, enc_len, pred_len, B, N,
-        COLUMNS=_COLUMNS, TRUNCATE=truncate, **_launch(N),
+        specs,
+        context,
+        counts,
+        keys,
+        enc,
+        pred,
+        enc_len,
+        pred_len,
+        B,
+        N,
+        COLUMNS=_COLUMNS,
+        TRUNCATE=truncate,
+        **_launch(N),
     )
 
 
@@ -331,8 +388,17 @@ def variants() -> dict:
     """For benchmarks/aot.py."""
     flags = dict(context="*i8", counts="*i32")
     drawn = dict(
-        saliency="*fp32", specs="*i64", table="*fp64", prefix="*fp64", corners="*i64", **flags,
-        B="i32", T="i32", H="i32", W="i32", P="i32",
+        saliency="*fp32",
+        specs="*i64",
+        table="*fp64",
+        prefix="*fp64",
+        corners="*i64",
+        **flags,
+        B="i32",
+        T="i32",
+        H="i32",
+        W="i32",
+        P="i32",
     )
     written = dict(
         specs="*i64", keys="*i64", enc="*i64", pred="*i64", enc_len="*i64", pred_len="*i64", **flags, B="i32", N="i32"

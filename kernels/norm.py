@@ -1,4 +1,5 @@
 """target_norm on the GPU: LayerNorm without affine of rows of E channels, E = D / levels; forward and backward."""
+
 from __future__ import annotations
 
 import torch
@@ -20,8 +21,11 @@ def _standardised(x_ptr, at, inside, E, eps):
 def _forward(
     x_ptr,  # [rows, E]
     out_ptr,  # [rows, E]
-    rows, E, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,  # rows of a program; channels, at least E
+    rows,
+    E,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,  # rows of a program; channels, at least E
 ):
     """Mean and variance in two steps in registers. Floor, and what it moves: x read once, out written once."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -36,8 +40,11 @@ def _backward(
     x_ptr,  # [rows, E]
     grad_ptr,  # [rows, E]
     out_ptr,  # [rows, E]
-    rows, E, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    rows,
+    E,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     """Statistics computed anew, not stored. Floor, and what it moves: x and grad read once, out written once."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -71,8 +78,13 @@ def variants() -> dict[str, dict]:
     def one(kernel, dtype: str, channels: int) -> dict:
         blocks, warps = _choice(channels)
         tensors = [n for n in kernel.arg_names if n.endswith("_ptr")]
-        return dict(fn=kernel, constexprs=blocks, num_warps=warps, aligned=[*tensors, "E"],
-                    signature={**dict.fromkeys(tensors, dtype), "rows": "i32", "E": "i32", "eps": "fp32"})
+        return dict(
+            fn=kernel,
+            constexprs=blocks,
+            num_warps=warps,
+            aligned=[*tensors, "E"],
+            signature={**dict.fromkeys(tensors, dtype), "rows": "i32", "E": "i32", "eps": "fp32"},
+        )
 
     return {
         "forward_768_bf16": one(_forward, "*bf16", 768),

@@ -2,6 +2,7 @@
 
 B batch, K tokens, H heads, D channels of a head, R <= D rotated channels; table rows [2,R], cosines then sines.
 """
+
 from __future__ import annotations
 
 import torch
@@ -15,11 +16,14 @@ def _rope3d(
     table_ptr,  # [period, 2, R] float32, period = K or B*K
     out_ptr,  # like x, or x itself
     period,
-    H: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
     ROWS: tl.constexpr,  # heads to visit: 3*H, or 2*H in place
     STORED: tl.constexpr,  # channels to write: D, or R in place
     TRANSPOSE: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,  # heads at a time; channel pairs, at least D/2
+    BLOCK_H: tl.constexpr,
+    BLOCK_P: tl.constexpr,  # heads at a time; channel pairs, at least D/2
 ):
     """One program per token. Floor: x and table once, out once (in place: the 2*H*R rotated channels and the table).
 
@@ -48,8 +52,15 @@ def _choice(heads: int, channels: int, rotated: int, in_place: bool) -> dict:
     """The compile-time arguments but TRANSPOSE: about 1024 elements at a time, 8 a thread."""
     pairs = triton.next_power_of_2(max(channels, 2)) // 2
     rows = (2 if in_place else 3) * heads
-    return dict(H=heads, D=channels, R=rotated, ROWS=rows, STORED=rotated if in_place else channels,
-                BLOCK_H=min(triton.next_power_of_2(rows), max(1, 512 // pairs)), BLOCK_P=pairs)
+    return dict(
+        H=heads,
+        D=channels,
+        R=rotated,
+        ROWS=rows,
+        STORED=rotated if in_place else channels,
+        BLOCK_H=min(triton.next_power_of_2(rows), max(1, 512 // pairs)),
+        BLOCK_P=pairs,
+    )
 
 
 def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> None:
@@ -64,9 +75,13 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bo
 
 def variants() -> dict[str, dict]:
     def one(dtype: str, transpose: bool, *shape) -> dict:
-        return dict(fn=_rope3d, signature=dict(x_ptr=dtype, table_ptr="*fp32", out_ptr=dtype, period="i32"),
-                    constexprs=dict(TRANSPOSE=transpose, **_choice(*shape)), num_warps=4,
-                    aligned=["x_ptr", "table_ptr", "out_ptr"])
+        return dict(
+            fn=_rope3d,
+            signature=dict(x_ptr=dtype, table_ptr="*fp32", out_ptr=dtype, period="i32"),
+            constexprs=dict(TRANSPOSE=transpose, **_choice(*shape)),
+            num_warps=4,
+            aligned=["x_ptr", "table_ptr", "out_ptr"],
+        )
 
     return {
         "base_bf16": one("*bf16", False, 12, 64, 60, False),

@@ -1,4 +1,5 @@
 """Fixtures that several parts share."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -26,5 +27,7 @@ def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
     folder = tmp_path_factory.mktemp("suites")
     splits = {"train": 12, "val": 8, "test": 8}
     objects = Objects(shapes=("disc", "cross"), patterns=("solid", "stripes"), colours=("red",))
-    return {"motion8": render_suite("motion8", folder / "motion8", splits=splits, size=64, frames=16),
-            "objects": render_suite(objects, folder / "objects", splits=splits, size=64)}
+    return {
+        "motion8": render_suite("motion8", folder / "motion8", splits=splits, size=64, frames=16),
+        "objects": render_suite(objects, folder / "objects", splits=splits, size=64),
+    }

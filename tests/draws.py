@@ -4,6 +4,7 @@ A GPU machine may have nothing but torch and pytest. The fallback has the strate
 use, draws ``max_examples`` times from a generator seeded by the test's name, and does not shrink: what was drawn when a
 test failed is printed.
 """
+
 from __future__ import annotations
 
 import functools
@@ -58,8 +59,15 @@ except ModuleNotFoundError:
         return lambda *args: Strategy(lambda r: fn(lambda strategy: strategy.draw(r), *args))
 
     st = types.SimpleNamespace(
-        integers=integers, floats=floats, sampled_from=sampled_from, tuples=tuples, lists=lists, composite=composite,
-        booleans=lambda: sampled_from((False, True)), none=lambda: sampled_from((None,)), data=lambda: Strategy(Data),
+        integers=integers,
+        floats=floats,
+        sampled_from=sampled_from,
+        tuples=tuples,
+        lists=lists,
+        composite=composite,
+        booleans=lambda: sampled_from((False, True)),
+        none=lambda: sampled_from((None,)),
+        data=lambda: Strategy(Data),
     )
 
     def given(**strategies):
@@ -93,5 +101,6 @@ except ModuleNotFoundError:
             return run
 
         return decorate
+
 
 __all__ = ["given", "settings", "st"]

@@ -3,6 +3,7 @@
 It truncates instead (Triton 3.6 to 3.9). Arithmetic on bfloat16 blocks is wrong there too, so the kernels convert to
 float32 right after a load, which is what they want anyway.
 """
+
 from __future__ import annotations
 
 import os

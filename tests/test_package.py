@@ -1,4 +1,5 @@
 """The package as it is installed: what importing costs, what a wheel holds, what happens without a compiler."""
+
 import os
 import pathlib
 import shutil
@@ -42,8 +43,14 @@ def build(tree, out, *, mode="auto", cxx=None, command="bdist_wheel"):
     env = {k: v for k, v in os.environ.items() if k != "CXX"}
     env.update(VJEPA_FAST_BUILD=mode, **({"CXX": cxx} if cxx else {}))
     shutil.rmtree(tree / "build", ignore_errors=True)
-    done = subprocess.run([sys.executable, "setup.py", command, "--dist-dir", str(out)], cwd=tree, env=env,
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "setup.py", command, "--dist-dir", str(out)],
+        cwd=tree,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     files = sorted(out.glob("*")) if out.is_dir() else []
     return done, files[0] if files else None
 
@@ -75,8 +82,11 @@ def test_wheel_without_extension(tree, tmp_path):
     tops = {f.split("/")[0] for f in files}
     assert tops == {"vjepa_fast", f"vjepa_fast-{vjepa_fast.__version__}.dist-info"}
     assert "vjepa_fast/kernels/__init__.py" in files and not any(f.endswith(".so") for f in files)
-    shipped = {p.relative_to(ROOT).as_posix() for p in (ROOT / "vjepa_fast").rglob("*")
-               if p.is_file() and p.suffix not in (".pyc", ".so")}
+    shipped = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "vjepa_fast").rglob("*")
+        if p.is_file() and p.suffix not in (".pyc", ".so")
+    }
     assert shipped <= files  # code, recipes, templates, py.typed
 
 
@@ -86,8 +96,10 @@ def test_wheel_with_extension_serves_from_where_it_is_unpacked(tree, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "-py3-none-linux_" in wheel.name and "vjepa_fast/_C.so" in names(wheel)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    code = ("import vjepa_fast, vjepa_fast.kernels, torch; from vjepa_fast import ops; ops.use_backend('cpp')\n"
-            "print(vjepa_fast.__file__, ops.mask_distance(torch.tensor([[0]]), torch.tensor([[1]]), (1, 1, 2)).item())")
+    code = (
+        "import vjepa_fast, vjepa_fast.kernels, torch; from vjepa_fast import ops; ops.use_backend('cpp')\n"
+        "print(vjepa_fast.__file__, ops.mask_distance(torch.tensor([[0]]), torch.tensor([[1]]), (1, 1, 2)).item())"
+    )
     where, value = python(code, path=tmp_path / "site", cwd="/").stdout.split()
     assert where.startswith(str(tmp_path)) and float(value) == 1.0
 

@@ -2,10 +2,24 @@
 
 Importing the package costs milliseconds: torch comes with the first use of a submodule or of a name below.
 """
+
 __version__ = "0.1.0"
 
 _SUBMODULES = (
-    "config", "data", "errors", "evaluation", "kernels", "masks", "models", "objectives", "ops", "reference", "study",
+    "bench",
+    "config",
+    "data",
+    "errors",
+    "evaluation",
+    "kernels",
+    "layers",
+    "masks",
+    "metrics",
+    "models",
+    "objectives",
+    "ops",
+    "reference",
+    "study",
     "trainer",
 )
 _NAMES = {"load_encoder": "models", "build_encoder": "models", "build_predictor": "models"}

@@ -1,7 +1,8 @@
 """``python -m vjepa_fast``, the same as the ``vjepa-fast`` command."""
+
 import sys
 
-from .cli import main
+from vjepa_fast.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

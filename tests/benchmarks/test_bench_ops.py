@@ -1,4 +1,5 @@
 """The op benchmarks: every case agrees with the published algorithm, disagreement is refused; rows and table."""
+
 import json
 import sys
 from pathlib import Path
@@ -40,12 +41,30 @@ def test_different_results_are_refused(inputs):
 
 def test_rows_and_table(tmp_path, capsys, monkeypatch):
     path = tmp_path / "rows.json"
-    monkeypatch.setattr(sys, "argv", ["bench_ops.py", "--ops", "rope3d,mask_distance", "--providers", "eager,fused",
-                                      "--batch", "1", "--repeats", "3", "--device", "cpu", "--json", str(path)])
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        [
+            "bench_ops.py",
+            "--ops",
+            "rope3d,mask_distance",
+            "--providers",
+            "eager,fused",
+            "--batch",
+            "1",
+            "--repeats",
+            "3",
+            "--device",
+            "cpu",
+            "--json",
+            str(path),
+        ],
+    )
     assert bench_ops.main() == 0
     rows = json.loads(path.read_text())
     assert [(r["op"], r["provider"], r["mode"]) for r in rows[:6]] == [
-        ("rope3d", p, m) for m in ("forward", "backward", "full") for p in ("eager", "fused")]
+        ("rope3d", p, m) for m in ("forward", "backward", "full") for p in ("eager", "fused")
+    ]
     for r in rows:
         assert {"shape", "dtype", "median_ms", "peak_bytes", "device", "torch", "triton", "commit"} <= set(r)
         assert 0 < r["min_ms"] <= r["median_ms"] <= r["max_ms"] and r["repeats"] == 3

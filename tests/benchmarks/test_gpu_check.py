@@ -1,4 +1,5 @@
 """What ``make gpu-check`` records of parts that work, fail, crash, hang or raise; without a GPU."""
+
 import json
 import os
 import signal
@@ -60,8 +61,11 @@ def test_all_passed_is_ok_and_nothing_passed_is_not(write):
 
 def test_a_file_that_hangs_is_ended_with_its_children(write, tmp_path):
     pid = tmp_path / "pid"
-    hang = write("hang", "def test_hang():\n    import subprocess\n    p = subprocess.Popen(['sleep', '600'])\n"
-                         f"    open({str(pid)!r}, 'w').write(str(p.pid))\n    time.sleep(600)")
+    hang = write(
+        "hang",
+        "def test_hang():\n    import subprocess\n    p = subprocess.Popen(['sleep', '600'])\n"
+        f"    open({str(pid)!r}, 'w').write(str(p.pid))\n    time.sleep(600)",
+    )
     found = gpu_check.test_file(hang, 8)
     assert found["error"] == "stopped after 8 s" and counts(found) == (1, 0, 1)
     assert "test_hang" in found["tail"][-1]
@@ -125,7 +129,7 @@ def test_bandwidth_of_rows_and_of_copies():
     assert "of_copy_bandwidth" not in rows[0]
     gpu_check.over_bandwidth(rows, 1e6)
     assert rows[0]["of_copy_bandwidth"] == 0.5 and "of_copy_bandwidth" not in rows[1]
-    code = "import torch, timing; assert timing.copy_bandwidth; print(5e9)"
+    code = "import torch; from vjepa_fast.bench import timing; assert timing.copy_bandwidth; print(5e9)"
     assert gpu_check.copy_bandwidth(60, code) == {"ok": True, "bytes_per_s": 5e9}
     failed = gpu_check.copy_bandwidth(60, "raise SystemExit('out of memory')")
     assert not failed["ok"] and failed["tail"] == ["out of memory"]
@@ -144,8 +148,12 @@ def test_every_part_is_tried_and_the_file_is_written_after_each(tmp_path, capsys
 
         return do
 
-    work = {"copy_bandwidth": part({"ok": True, "bytes_per_s": 1.0}), "tests": part(RuntimeError("lost the device")),
-            "ops": part({"ok": False, "rows": [], "error": "exit code 1", "tail": ["why"]}), "step": part({"ok": True})}
+    work = {
+        "copy_bandwidth": part({"ok": True, "bytes_per_s": 1.0}),
+        "tests": part(RuntimeError("lost the device")),
+        "ops": part({"ok": False, "rows": [], "error": "exit code 1", "tail": ["why"]}),
+        "step": part({"ok": True}),
+    }
     assert gpu_check.check(gpu_check.Results(path), work) == 1
     found = json.loads(path.read_text())
     assert found["complete"] and found["failed"] == ["tests", "ops"] and found["seconds"] >= 0
@@ -183,8 +191,10 @@ def test_kernels_are_compiled_whatever_the_environment_says(monkeypatch):
 
 def test_a_signal_ends_what_runs_on_the_gpu(tmp_path):
     pid = tmp_path / "pid"
-    code = ("import signal, sys; from benchmarks import gpu_check as g; signal.signal(signal.SIGTERM, g.stop); "
-            f"g.run(['sh', '-c', 'echo $$ > {pid}; sleep 600'], 600)")
+    code = (
+        "import signal, sys; from benchmarks import gpu_check as g; signal.signal(signal.SIGTERM, g.stop); "
+        f"g.run(['sh', '-c', 'echo $$ > {pid}; sleep 600'], 600)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=gpu_check.ROOT, stdout=subprocess.PIPE, text=True)
     while not (pid.exists() and pid.read_text()):
         time.sleep(0.05)

@@ -1,4 +1,5 @@
 """What the benchmarks of the step make of their results: floor, tables, plot, and the comparison of training curves."""
+
 import json
 import pathlib
 import sys
@@ -13,10 +14,23 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def row(provider, ms, memory, recipe="mixed_4gpu_ld"):
-    return {"recipe": recipe, "provider": provider, "batch": 8, "dtype": "float32", "device": "A device", "threads": 2,
-            "torch": "2", "shape": "vit_tiny B8 F16 112px p16 pred+ld", "median_ms": ms, "clips_per_s": 8e3 / ms,
-            "mfu": 0.25, "peak_after_imports": memory, "launches_per_step": 100.0, "syncs_per_step": None,
-            "error": None}
+    return {
+        "recipe": recipe,
+        "provider": provider,
+        "batch": 8,
+        "dtype": "float32",
+        "device": "A device",
+        "threads": 2,
+        "torch": "2",
+        "shape": "vit_tiny B8 F16 112px p16 pred+ld",
+        "median_ms": ms,
+        "clips_per_s": 8e3 / ms,
+        "mfu": 0.25,
+        "peak_after_imports": memory,
+        "launches_per_step": 100.0,
+        "syncs_per_step": None,
+        "error": None,
+    }
 
 
 @pytest.fixture
@@ -29,12 +43,25 @@ def page(tmp_path):
 
 
 def test_page_is_filled(page, tmp_path, monkeypatch):
-    failed = {"recipe": "mixed_4gpu_ld", "provider": "reference_compiled", "batch": 8, "dtype": "float32",
-              "error": "RuntimeError: a | b", **dict.fromkeys(("median_ms", "clips_per_s", "peak_after_imports"))}
+    failed = {
+        "recipe": "mixed_4gpu_ld",
+        "provider": "reference_compiled",
+        "batch": 8,
+        "dtype": "float32",
+        "error": "RuntimeError: a | b",
+        **dict.fromkeys(("median_ms", "clips_per_s", "peak_after_imports")),
+    }
     rows = [row("vjepa_fast", 100.0, 300e6), row("reference", 250.0, 600e6), failed]
     (tmp_path / "bench_step.json").write_text(json.dumps(rows))
-    curves = {"steps": 9, "window": 2, "steps_outside_the_spread": [], "largest_distance": 1e-6, "largest_spread": 1e-3,
-              "largest_share_of_the_spread": 0.25, "steps_beyond_the_spread_of_that_step": [7]}
+    curves = {
+        "steps": 9,
+        "window": 2,
+        "steps_outside_the_spread": [],
+        "largest_distance": 1e-6,
+        "largest_spread": 1e-3,
+        "largest_share_of_the_spread": 0.25,
+        "steps_beyond_the_spread_of_that_step": [7],
+    }
     (tmp_path / "training_curves.json").write_text(json.dumps(curves))
     command = ["plot_step.py", "--results", tmp_path, "--page", page, "--png", tmp_path / "step.png"]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
@@ -52,10 +79,17 @@ def test_page_is_filled(page, tmp_path, monkeypatch):
 
 
 def test_linear_table():
-    products = [("forward", 2.0, 1.0), ("gelu", 3.0, 1.0), ("gradient_x", 1.0, 1.0), ("gradient_w", 1.0, 2.0),
-                ("gradient_wb", 5.0, 4.0)]
-    rows = [{"model": "m", "layer": "qkv", "product": p, "tokens": 5, "inputs": 2, "outputs": 6, "mkl_ms": a,
-             "other_ms": b} for p, a, b in products]
+    products = [
+        ("forward", 2.0, 1.0),
+        ("gelu", 3.0, 1.0),
+        ("gradient_x", 1.0, 1.0),
+        ("gradient_w", 1.0, 2.0),
+        ("gradient_wb", 5.0, 4.0),
+    ]
+    rows = [
+        {"model": "m", "layer": "qkv", "product": p, "tokens": 5, "inputs": 2, "outputs": 6, "mkl_ms": a, "other_ms": b}
+        for p, a, b in products
+    ]
     text = plot_step.linear_table({"device": "d", "threads": 1, "torch": "2", "rows": rows})
     assert text.splitlines()[-1] == "| m | qkv 2 to 6 | 2.00 | 3.00 | 1.00 | 0.50 | 1.25 |"
 
@@ -63,16 +97,30 @@ def test_linear_table():
 def test_floor():
     small = ["model.model_name=vit_tiny", "data.crop_size=32", "data.dataset_fpcs=[4]", "data.batch_size=2"]
     lines = step_floor.table(config.load("mixed_4gpu_motion_guided", [*step_floor.FIXED, *small]), 1, 1).splitlines()
-    parts = {cells[1].strip(): [float(c) for c in cells[2:6]] for line in lines if len(cells := line.split("|")) == 7
-             and cells[2].strip().replace(".", "").isdigit()}
+    parts = {
+        cells[1].strip(): [float(c) for c in cells[2:6]]
+        for line in lines
+        if len(cells := line.split("|")) == 7 and cells[2].strip().replace(".", "").isdigit()
+    }
     assert list(parts) == ["target", "context", "predictor", "losses", "backward", "optimiser", "ema", "step"]
     for column in (0, 3):
         assert parts["step"][column] == pytest.approx(sum(v[column] for k, v in parts.items() if k != "step"), abs=0.5)
 
 
 def test_curves_of_a_few_steps(tmp_path, monkeypatch):
-    command = ["training_curves.py", "--steps", "3", "--clips", "8", "--folder", tmp_path / "videos",
-               "--json", tmp_path / "curves.json", "--png", tmp_path / "curves.png"]
+    command = [
+        "training_curves.py",
+        "--steps",
+        "3",
+        "--clips",
+        "8",
+        "--folder",
+        tmp_path / "videos",
+        "--json",
+        tmp_path / "curves.json",
+        "--png",
+        tmp_path / "curves.png",
+    ]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
     assert training_curves.main() == 0
     found = json.loads((tmp_path / "curves.json").read_text())
@@ -97,8 +145,19 @@ def test_held_to_the_largest_spread_so_far(tmp_path, monkeypatch):
     losses = {"reference": [0.0] * 4, "reference_bfloat16": [1.0, 5.0, 2.0, 2.0], "vjepa_fast": [0.5, 1.0, 4.0, 6.0]}
     monkeypatch.setattr(training_curves, "curves", lambda cfg, steps: losses)
     monkeypatch.setattr(training_curves, "WINDOW", 1)
-    command = ["training_curves.py", "--steps", "4", "--clips", "8", "--folder", tmp_path / "videos",
-               "--json", tmp_path / "curves.json", "--png", tmp_path / "curves.png"]
+    command = [
+        "training_curves.py",
+        "--steps",
+        "4",
+        "--clips",
+        "8",
+        "--folder",
+        tmp_path / "videos",
+        "--json",
+        tmp_path / "curves.json",
+        "--png",
+        tmp_path / "curves.png",
+    ]
     monkeypatch.setattr(sys, "argv", [str(word) for word in command])
     assert training_curves.main() == 1
     found = json.loads((tmp_path / "curves.json").read_text())

@@ -1,4 +1,5 @@
 """docs/study.md says what the committed cells say."""
+
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import study_page  # noqa: E402
 
-from vjepa_fast.study.results import load_study  # noqa: E402
+from vjepa_fast.study.records import load_study  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 """The command line as a user sees it: subprocesses, exit codes, one-line errors."""
+
 import errno
 import os
 import re
@@ -16,8 +17,15 @@ ROOT = Path(__file__).parents[2]
 
 def vjepa_fast(*args, cwd=None, **kwargs):
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "vjepa_fast", *map(str, args)], cwd=cwd, env=env, text=True,
-                          capture_output=True, timeout=120, **kwargs)
+    return subprocess.run(
+        [sys.executable, "-m", "vjepa_fast", *map(str, args)],
+        cwd=cwd,
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        **kwargs,
+    )
 
 
 def test_help_is_fast_and_lists_every_command():
@@ -36,10 +44,12 @@ def test_help_is_fast_and_lists_every_command():
 
 
 def test_help_imports_no_heavy_module():
-    code = ("import sys; from vjepa_fast.cli import main\n"
-            "try: main(['--help'])\n"
-            "except SystemExit: pass\n"
-            "print([m for m in ('torch', 'numpy', 'yaml', 'av', 'rich', 'matplotlib') if m in sys.modules])")
+    code = (
+        "import sys; from vjepa_fast.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'yaml', 'av', 'rich', 'matplotlib') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
 
@@ -60,6 +70,7 @@ def test_commands_are_discovered():
 
 def test_version():
     from vjepa_fast import __version__
+
     done = vjepa_fast("--version")
     assert (done.returncode, done.stdout) == (0, f"vjepa-fast {__version__}\n")
 
@@ -70,16 +81,19 @@ def test_errors_of_a_process_are_one_line_on_stderr():
     assert done.stderr.startswith("error: --set optimization.lrr=1: ") and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("argv, parts", [
-    (["trian"], ["trian: unknown command; commands: ", "did you mean train?"]),
-    (["train"], ["the following arguments are required: config", "vjepa-fast train --help"]),
-    (["train", "x.yaml", "--wrong"], ["unrecognized arguments: --wrong"]),
-    (["config", "shwo", "x"], ["argument ACTION: invalid choice: 'shwo'"]),
-    (["train", "mixed_4gpu_baseline", "--max-steps", "0"], ["--max-steps: must be at least 1"]),
-    (["train", "mixed_4gpu_baseline", "--set", "optimization.lrr=1"], ["optimization.lrr", "did you mean lr?"]),
-    (["train", "mixed_4gpu_baseline", "--device", "tpu"], ["runtime.device: unknown value 'tpu'"]),
-    (["train", "nowhere/none.yaml"], ["nowhere/none.yaml: no such file"]),
-])
+@pytest.mark.parametrize(
+    "argv, parts",
+    [
+        (["trian"], ["trian: unknown command; commands: ", "did you mean train?"]),
+        (["train"], ["the following arguments are required: config", "vjepa-fast train --help"]),
+        (["train", "x.yaml", "--wrong"], ["unrecognized arguments: --wrong"]),
+        (["config", "shwo", "x"], ["argument ACTION: invalid choice: 'shwo'"]),
+        (["train", "mixed_4gpu_baseline", "--max-steps", "0"], ["--max-steps: must be at least 1"]),
+        (["train", "mixed_4gpu_baseline", "--set", "optimization.lrr=1"], ["optimization.lrr", "did you mean lr?"]),
+        (["train", "mixed_4gpu_baseline", "--device", "tpu"], ["runtime.device: unknown value 'tpu'"]),
+        (["train", "nowhere/none.yaml"], ["nowhere/none.yaml: no such file"]),
+    ],
+)
 def test_wrong_usage_is_one_line_and_exit_2(argv, parts, capsys):
     assert cli.main(argv) == 2
     err = capsys.readouterr().err
@@ -88,12 +102,15 @@ def test_wrong_usage_is_one_line_and_exit_2(argv, parts, capsys):
         assert part in err
 
 
-@pytest.mark.parametrize("raised, code, message", [
-    (UserError("clip.mp4: broken\nbeyond repair"), 2, "error: clip.mp4: broken beyond repair\n"),
-    (KeyboardInterrupt(), 130, "interrupted\n"),
-    (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "error: runs/a: No space left on device\n"),
-    (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "error: runs/a: Permission denied\n"),
-])
+@pytest.mark.parametrize(
+    "raised, code, message",
+    [
+        (UserError("clip.mp4: broken\nbeyond repair"), 2, "error: clip.mp4: broken beyond repair\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/a"), 2, "error: runs/a: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "error: runs/a: Permission denied\n"),
+    ],
+)
 def test_exceptions_become_exit_codes(monkeypatch, capsys, raised, code, message):
     from vjepa_fast.cli import train
 
@@ -144,8 +161,15 @@ def test_config_check_builds_the_full_size(capsys):
 
 def test_closed_pipe_is_no_error():
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(f"{sys.executable} -m vjepa_fast config list | head -1; exit ${{PIPESTATUS[0]}}", shell=True,
-                          executable="/bin/bash", env=env, text=True, capture_output=True, timeout=60)
+    done = subprocess.run(
+        f"{sys.executable} -m vjepa_fast config list | head -1; exit ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        env=env,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
     assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1
 
 

@@ -1,4 +1,5 @@
 """``vjepa-fast doctor`` on machines that have more and less than this one."""
+
 import json
 import os
 import re
@@ -63,8 +64,13 @@ def shown(capsys, *argv):
 
 def test_as_a_process_in_text_and_json(tmp_path):
     path = tmp_path / "doctor.json"
-    done = subprocess.run([sys.executable, "-m", "vjepa_fast", "doctor", "--json", str(path)], text=True, timeout=120,
-                          capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-m", "vjepa_fast", "doctor", "--json", str(path)],
+        text=True,
+        timeout=120,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert max(map(len, done.stdout.splitlines())) <= 100
     report = json.loads(path.read_text())
@@ -111,8 +117,10 @@ def test_advice_on_a_gpu_machine(gpu, capsys):
     assert "install triton: without it" in shown(capsys)
 
 
-@pytest.mark.parametrize("built, text", [(None, "torch is a build without CUDA, install one"),
-                                         ("13.2", "the driver may be too old for CUDA 13.2")])
+@pytest.mark.parametrize(
+    "built, text",
+    [(None, "torch is a build without CUDA, install one"), ("13.2", "the driver may be too old for CUDA 13.2")],
+)
 def test_driver_without_device(plain, capsys, built, text):
     plain.setattr(doctor, "driver", lambda: "470.1")
     plain.setattr(torch.cuda, "is_available", lambda: False)
@@ -143,8 +151,9 @@ def test_every_variable_that_the_package_reads_is_known():
 def test_torch_that_does_not_import(tmp_path):
     (tmp_path / "torch.py").write_text("raise OSError('libtorch_cpu.so: undefined symbol')\n")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    done = subprocess.run([sys.executable, "-m", "vjepa_fast", "doctor"], text=True, capture_output=True, timeout=120,
-                          env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", "vjepa_fast", "doctor"], text=True, capture_output=True, timeout=120, env=env
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr
     assert done.stdout.count("reinstall torch and vjepa-fast: OSError: libtorch_cpu.so: undefined symbol") == 1
     assert "PyAV" in done.stdout

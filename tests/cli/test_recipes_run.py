@@ -1,4 +1,5 @@
 """All published recipes: at full size on the meta device, and one real step at a small size on real files."""
+
 import json
 import math
 import subprocess
@@ -13,10 +14,22 @@ from vjepa_fast.data.synthetic import render_suite
 
 ROOT = Path(__file__).parents[2]
 RUNS = [name for name in config.list_recipes() if name.startswith(("mixed_", "ucf101_", "synth_"))]
-SMALL = ["model.model_name=vit_tiny", "model.embed_dim=48", "model.num_heads=3", "model.depth=4",
-         "model.pred_depth=4", "model.pred_embed_dim=48",
-         "model.pred_num_heads=2", "data.crop_size=64", "data.batch_size=2", "data.num_workers=0",
-         "runtime.dtype=float32", "runtime.device=cpu", "runtime.tensorboard=false", "runtime.log_every=1"]
+SMALL = [
+    "model.model_name=vit_tiny",
+    "model.embed_dim=48",
+    "model.num_heads=3",
+    "model.depth=4",
+    "model.pred_depth=4",
+    "model.pred_embed_dim=48",
+    "model.pred_num_heads=2",
+    "data.crop_size=64",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "runtime.dtype=float32",
+    "runtime.device=cpu",
+    "runtime.tensorboard=false",
+    "runtime.log_every=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +39,12 @@ def manifests(tmp_path_factory):
     few = {"train": 8}
     videos = render_suite("motion8", folder / "motion8", splits=few, size=64, frames=32, fps=16, seed=0, workers=1)
     images = render_suite("objects", folder / "objects", splits=few, size=64, seed=0, workers=1)
-    return {"ucf101.csv": videos["train"], "ssv2.csv": videos["train"], "synth.csv": videos["train"],
-            "imagenet100.csv": images["train"]}
+    return {
+        "ucf101.csv": videos["train"],
+        "ssv2.csv": videos["train"],
+        "synth.csv": videos["train"],
+        "imagenet100.csv": images["train"],
+    }
 
 
 def small(name, manifests, folder, *overrides):
@@ -130,11 +147,17 @@ optimization:
 
 def test_published_file_trains_from_the_command_line(manifests, tmp_path):
     path, folder = tmp_path / "published.yaml", tmp_path / "run"
-    path.write_text(PUBLISHED_FILE.format(folder=folder, videos=manifests["ucf101.csv"],
-                                          images=manifests["imagenet100.csv"]))
+    path.write_text(
+        PUBLISHED_FILE.format(folder=folder, videos=manifests["ucf101.csv"], images=manifests["imagenet100.csv"])
+    )
     overrides = ["--set", "model.depth=4", "--set", "runtime.log_every=1", "--set", "runtime.tensorboard=false"]
-    done = subprocess.run([sys.executable, "-m", "vjepa_fast", "train", path, "--device", "cpu", *overrides],
-                          cwd=ROOT, text=True, capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "vjepa_fast", "train", path, "--device", "cpu", *overrides],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert "keys without effect here: nodes" in done.stderr
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -177,8 +200,14 @@ def test_disk_that_fills_up(manifests, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     folder = tmp_path / "run"
-    done = subprocess.run([sys.executable, "-m", "vjepa_fast", *small_train(manifests, folder)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=300, preexec_fn=limit)
+    done = subprocess.run(
+        [sys.executable, "-m", "vjepa_fast", *small_train(manifests, folder)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        preexec_fn=limit,
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
     assert str(folder) in errors[0]

@@ -1,4 +1,5 @@
 """The published YAML, read unchanged: all runs of the study, and the fuller format of the FAIR app."""
+
 import copy
 import json
 import logging
@@ -40,6 +41,7 @@ def read(tmp_path):
         path = tmp_path / "published.yaml"
         path.write_text(yaml.safe_dump(values))
         return config.load(path, overrides)
+
     return read
 
 
@@ -50,6 +52,7 @@ def refused(read):
             read(values)
         assert "\n" not in str(info.value) and "published.yaml: " in str(info.value)
         return str(info.value)
+
     return refused
 
 
@@ -80,8 +83,13 @@ def test_coefficients_arrive_where_the_published_file_has_them(read, name):
         assert cfg.objectives[term].get("channels") == ("dynamics" if fwm else None)
     if "ld" in on:
         assert cfg.objectives["ld"].get("hard_weighting") == (given["hw_temp"] if "hw" in on else None)
-    assert cfg.objectives["context"] == {"coeff": 0.5, "loss_exp": 1.0, "warmup": [15000, 30000],
-                                         "weight_distance": True, "offset": False}
+    assert cfg.objectives["context"] == {
+        "coeff": 0.5,
+        "loss_exp": 1.0,
+        "warmup": [15000, 30000],
+        "weight_distance": True,
+        "offset": False,
+    }
     assert cfg.target.mode == ("online" if given["disable_ema"] else "ema")
     assert cfg.seed == values["meta"]["seed"] and cfg.folder == values["folder"] and cfg.compat == "intended"
     assert cfg.runtime.dtype == "bfloat16"
@@ -99,8 +107,16 @@ def test_keys_without_effect_are_named_in_one_line(read, caplog):
     (record,) = caplog.records
     message = record.getMessage()
     assert "\n" not in message
-    for key in ("nodes", "mem_per_gpu", "data.dataset_type", "data_aug.reprob", "loss.shift_by_n", "meta.eval_freq",
-                "model.n_registers", "optimization.kinematic_coeff"):
+    for key in (
+        "nodes",
+        "mem_per_gpu",
+        "data.dataset_type",
+        "data_aug.reprob",
+        "loss.shift_by_n",
+        "meta.eval_freq",
+        "model.n_registers",
+        "optimization.kinematic_coeff",
+    ):
         assert key in message
     for key in ("optimization.lr", "data.crop_size", "model.pred_depth", "loss.loss_exp", "meta.seed"):
         assert key not in message
@@ -114,8 +130,15 @@ def test_overrides_use_our_keys(read):
 def test_image_stream_of_the_fair_format(read):
     """A share of the ranks reads images: here every process reads that share of the batch."""
     values = published("mixed_4gpu_baseline")
-    values["img_data"] = {"batch_size": 72, "crop_size": 256, "dataset_fpcs": [1], "dataset_type": "VideoDataset",
-                          "datasets": ["images.csv"], "datasets_weights": [1.0], "rank_ratio": 0.5}
+    values["img_data"] = {
+        "batch_size": 72,
+        "crop_size": 256,
+        "dataset_fpcs": [1],
+        "dataset_type": "VideoDataset",
+        "datasets": ["images.csv"],
+        "datasets_weights": [1.0],
+        "rank_ratio": 0.5,
+    }
     values["img_mask"] = [{**values["mask"][0], "num_blocks": 10}]
     values["model"]["lambda_value_img"] = 0.7
     values["optimization"].update(is_anneal=False, ipe_scale=1.25, betas=[0.9, 0.95])
@@ -133,8 +156,13 @@ def test_constant_context_weight_and_loss_exponent(read):
     values["model"]["lambda_progressive"] = False
     values["loss"].update(loss_exp=2.0, offset_context_loss=True)
     terms = read(values).objectives
-    assert terms["context"] == {"coeff": 0.5, "loss_exp": 2.0, "warmup": [0, 0], "weight_distance": True,
-                                "offset": True}
+    assert terms["context"] == {
+        "coeff": 0.5,
+        "loss_exp": 2.0,
+        "warmup": [0, 0],
+        "weight_distance": True,
+        "offset": True,
+    }
     assert terms["pred"] == {"loss_exp": 2.0} and terms["hw"]["loss_exp"] == 2.0
 
 
@@ -147,8 +175,15 @@ def test_without_all_token_prediction_there_is_no_context_term(read):
 
 def test_absent_keys_take_the_published_defaults(read):
     values = published("mixed_4gpu_baseline")
-    for key in ("use_rope", "interpolate_rope", "modality_embedding", "img_temporal_dim_size", "uniform_power",
-                "use_activation_checkpointing", "pred_num_heads"):
+    for key in (
+        "use_rope",
+        "interpolate_rope",
+        "modality_embedding",
+        "img_temporal_dim_size",
+        "uniform_power",
+        "use_activation_checkpointing",
+        "pred_num_heads",
+    ):
         del values["model"][key]
     values["model"]["pred_embed_dim"] = 384
     cfg = read(values)
@@ -157,27 +192,30 @@ def test_absent_keys_take_the_published_defaults(read):
     assert cfg.model.pred_num_heads == 12  # the encoder's
 
 
-@pytest.mark.parametrize("section, key, value, expected", [
-    ("optimization", "lrr", 1.0, "optimization.lrr: unknown key; accepted: epochs"),
-    ("optimization", "hw_coef", 1.0, "did you mean hw_coeff?"),
-    ("model", "pred_dept", 8, "model.pred_dept: unknown key; accepted: model_name"),
-    ("data", "clip_len", 8, "data.clip_len: unknown key"),
-    (None, "optimisation", {}, "optimisation: unknown key; accepted: app"),
-    (None, "app", "vjepa", "app: only vjepa_2_1 is read, got 'vjepa'"),
-    (None, "optimization", None, "optimization: missing"),
-    (None, "mask", None, "mask: missing"),
-    ("optimization", "hw_coeff", "big", "optimization.hw_coeff: expected a number, got 'big'"),
-    ("optimization", "disable_ema", 1, "optimization.disable_ema: expected true or false, got 1"),
-    ("optimization", "ipe", None, "optimization.ipe: missing"),
-    ("optimization", "ema", 0.9, "optimization.ema: expected a list of 2"),
-    ("optimization", "is_anneal", True, "optimization.is_anneal: True is not supported"),
-    ("data_aug", "auto_augment", True, "data_aug.auto_augment: True is not supported; only False is"),
-    ("model", "n_registers", 4, "model.n_registers: 4 is not supported; only 0 is"),
-    ("meta", "read_checkpoint", "a.pt", "meta.read_checkpoint: 'a.pt' is not supported"),
-    ("meta", "dtype", "float16", "meta.dtype: 'float16' is not supported; accepted: bfloat16, float32"),
-    ("meta", "seed", "x", "meta.seed: expected an integer, got 'x'"),
-    ("data", "crop_size", "wide", "data.crop_size: expected an integer, got 'wide'"),
-])
+@pytest.mark.parametrize(
+    "section, key, value, expected",
+    [
+        ("optimization", "lrr", 1.0, "optimization.lrr: unknown key; accepted: epochs"),
+        ("optimization", "hw_coef", 1.0, "did you mean hw_coeff?"),
+        ("model", "pred_dept", 8, "model.pred_dept: unknown key; accepted: model_name"),
+        ("data", "clip_len", 8, "data.clip_len: unknown key"),
+        (None, "optimisation", {}, "optimisation: unknown key; accepted: app"),
+        (None, "app", "vjepa", "app: only vjepa_2_1 is read, got 'vjepa'"),
+        (None, "optimization", None, "optimization: missing"),
+        (None, "mask", None, "mask: missing"),
+        ("optimization", "hw_coeff", "big", "optimization.hw_coeff: expected a number, got 'big'"),
+        ("optimization", "disable_ema", 1, "optimization.disable_ema: expected true or false, got 1"),
+        ("optimization", "ipe", None, "optimization.ipe: missing"),
+        ("optimization", "ema", 0.9, "optimization.ema: expected a list of 2"),
+        ("optimization", "is_anneal", True, "optimization.is_anneal: True is not supported"),
+        ("data_aug", "auto_augment", True, "data_aug.auto_augment: True is not supported; only False is"),
+        ("model", "n_registers", 4, "model.n_registers: 4 is not supported; only 0 is"),
+        ("meta", "read_checkpoint", "a.pt", "meta.read_checkpoint: 'a.pt' is not supported"),
+        ("meta", "dtype", "float16", "meta.dtype: 'float16' is not supported; accepted: bfloat16, float32"),
+        ("meta", "seed", "x", "meta.seed: expected an integer, got 'x'"),
+        ("data", "crop_size", "wide", "data.crop_size: expected an integer, got 'wide'"),
+    ],
+)
 def test_bad_published_key_is_refused(refused, section, key, value, expected):
     values = published("mixed_4gpu_baseline")
     (values if section is None else values[section])[key] = value

@@ -1,4 +1,5 @@
 """config.load: typed values, overrides, inheritance, and refusals in one line."""
+
 import dataclasses
 
 import pytest
@@ -40,29 +41,32 @@ def test_values_are_typed(small):
         cfg.seed = 1
 
 
-@pytest.mark.parametrize("text, path, value", [
-    ("optimization.lr=1e-3", "optimization.lr", 1e-3),
-    ("optimization.warmup=2", "optimization.warmup", 2.0),
-    ("masks.specs.1.num_blocks=4", "masks.specs.1.num_blocks", 4),
-    ("masks.specs.0.spatial_scale=[0.1, 0.2]", "masks.specs.0.spatial_scale", (0.1, 0.2)),
-    ("masks.specs.0.spatial_scale.1=0.3", "masks.specs.0.spatial_scale", (0.15, 0.3)),
-    ("data.datasets=[a.csv, b.csv]", "data.datasets", ("a.csv", "b.csv")),
-    ("data.datasets=a.csv", "data.datasets", ("a.csv",)),
-    ("data.fps=8", "data.fps", 8),
-    ("data.datasets_weights=null", "data.datasets_weights", None),
-    ("loss.context_warmup=[10, 20]", "loss.context_warmup", (10, 20)),
-    ("loss.context_warmup=[0.1, 1.0]", "loss.context_warmup", (0.1, 1.0)),
-    ("objectives.hw.coeff=0.5", "objectives", {"pred": {}, "hw": {"coeff": 0.5}}),
-    ("objectives.ltc.margin=0.2", "objectives", {"pred": {}, "hw": {"coeff": 0.3}, "ltc": {"margin": 0.2}}),
-    ("objectives.delta={}", "objectives", {"pred": {}, "hw": {"coeff": 0.3}, "delta": {}}),
-    ("objectives.hw=null", "objectives", {"pred": {}}),
-    ("folder=a=b", "folder", "a=b"),
-    ("folder=2024", "folder", "2024"),
-    ("runtime.compile=true", "runtime.compile", True),
-    ("runtime.compile=blocks", "runtime.compile", "blocks"),
-    ("runtime.cuda_graphs=false", "runtime.cuda_graphs", False),
-    ("img_data.dataset_fpcs=1", "img_data.dataset_fpcs", (1,)),
-])
+@pytest.mark.parametrize(
+    "text, path, value",
+    [
+        ("optimization.lr=1e-3", "optimization.lr", 1e-3),
+        ("optimization.warmup=2", "optimization.warmup", 2.0),
+        ("masks.specs.1.num_blocks=4", "masks.specs.1.num_blocks", 4),
+        ("masks.specs.0.spatial_scale=[0.1, 0.2]", "masks.specs.0.spatial_scale", (0.1, 0.2)),
+        ("masks.specs.0.spatial_scale.1=0.3", "masks.specs.0.spatial_scale", (0.15, 0.3)),
+        ("data.datasets=[a.csv, b.csv]", "data.datasets", ("a.csv", "b.csv")),
+        ("data.datasets=a.csv", "data.datasets", ("a.csv",)),
+        ("data.fps=8", "data.fps", 8),
+        ("data.datasets_weights=null", "data.datasets_weights", None),
+        ("loss.context_warmup=[10, 20]", "loss.context_warmup", (10, 20)),
+        ("loss.context_warmup=[0.1, 1.0]", "loss.context_warmup", (0.1, 1.0)),
+        ("objectives.hw.coeff=0.5", "objectives", {"pred": {}, "hw": {"coeff": 0.5}}),
+        ("objectives.ltc.margin=0.2", "objectives", {"pred": {}, "hw": {"coeff": 0.3}, "ltc": {"margin": 0.2}}),
+        ("objectives.delta={}", "objectives", {"pred": {}, "hw": {"coeff": 0.3}, "delta": {}}),
+        ("objectives.hw=null", "objectives", {"pred": {}}),
+        ("folder=a=b", "folder", "a=b"),
+        ("folder=2024", "folder", "2024"),
+        ("runtime.compile=true", "runtime.compile", True),
+        ("runtime.compile=blocks", "runtime.compile", "blocks"),
+        ("runtime.cuda_graphs=false", "runtime.cuda_graphs", False),
+        ("img_data.dataset_fpcs=1", "img_data.dataset_fpcs", (1,)),
+    ],
+)
 def test_override(small, text, path, value):
     got = config.load(small, [text])
     for part in path.split("."):
@@ -76,91 +80,108 @@ def test_overrides_apply_in_order(small):
     assert config.load(small, ["seed=1", "seed=2"]).seed == 2
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("optimization.lrr=3", ["--set optimization.lrr=3: optimization.lrr: unknown key", "accepted: epochs, ipe",
-                            "did you mean lr?"]),
-    ("optimizatoin.lr=3", ["optimizatoin: unknown key", "did you mean optimization?"]),
-    ("masks.specs.0.num_block=3", ["masks.specs.0.num_block: unknown key", "did you mean num_blocks?"]),
-    ("masks.specs.4.num_blocks=1", ["masks.specs.4: no such entry", "0 to 1"]),
-    ("optimization.lr=fast", ["optimization.lr: expected a number, got 'fast'"]),
-    ("optimization.lr=nan", ["optimization.lr: expected a number"]),
-    ("optimization.lr=.inf", ["optimization.lr: expected a number"]),
-    ("data.batch_size=2.5", ["data.batch_size: expected an integer, got 2.5"]),
-    ("data.batch_size=true", ["data.batch_size: expected an integer, got true"]),
-    ("runtime.tensorboard=1", ["runtime.tensorboard: expected true or false, got 1"]),
-    ("runtime.compile=block", ["runtime.compile: unknown value 'block'; accepted: true, false, auto, blocks, target"]),
-    ("runtime.cuda_graphs=1", ["runtime.cuda_graphs: unknown value '1'; accepted: true, false, auto"]),
-    ("data.fps=x", ["data.fps: expected an integer or null, got 'x'"]),
-    ("data.batch_size.x=3", ["data.batch_size: is a single value"]),
-    ("data=3", ["data: expected a section of keys, got 3"]),
-    ("data_aug.random_resize_scale=[0.3]", ["random_resize_scale: expected a list of 2"]),
-    ("objectives.contxt=null", ["objectives.contxt: unknown key; accepted: pred, hw"]),
-    ("objectives.hw=0.3", ["objectives.hw: expected a section of keys, got 0.3"]),
-    ("lr", ["--set lr: expected section.key=value"]),
-    ("folder=", ["folder: expected text, got null"]),
-    ("folder=[", ["--set folder=[: not valid YAML"]),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (
+            "optimization.lrr=3",
+            ["--set optimization.lrr=3: optimization.lrr: unknown key", "accepted: epochs, ipe", "did you mean lr?"],
+        ),
+        ("optimizatoin.lr=3", ["optimizatoin: unknown key", "did you mean optimization?"]),
+        ("masks.specs.0.num_block=3", ["masks.specs.0.num_block: unknown key", "did you mean num_blocks?"]),
+        ("masks.specs.4.num_blocks=1", ["masks.specs.4: no such entry", "0 to 1"]),
+        ("optimization.lr=fast", ["optimization.lr: expected a number, got 'fast'"]),
+        ("optimization.lr=nan", ["optimization.lr: expected a number"]),
+        ("optimization.lr=.inf", ["optimization.lr: expected a number"]),
+        ("data.batch_size=2.5", ["data.batch_size: expected an integer, got 2.5"]),
+        ("data.batch_size=true", ["data.batch_size: expected an integer, got true"]),
+        ("runtime.tensorboard=1", ["runtime.tensorboard: expected true or false, got 1"]),
+        (
+            "runtime.compile=block",
+            ["runtime.compile: unknown value 'block'; accepted: true, false, auto, blocks, target"],
+        ),
+        ("runtime.cuda_graphs=1", ["runtime.cuda_graphs: unknown value '1'; accepted: true, false, auto"]),
+        ("data.fps=x", ["data.fps: expected an integer or null, got 'x'"]),
+        ("data.batch_size.x=3", ["data.batch_size: is a single value"]),
+        ("data=3", ["data: expected a section of keys, got 3"]),
+        ("data_aug.random_resize_scale=[0.3]", ["random_resize_scale: expected a list of 2"]),
+        ("objectives.contxt=null", ["objectives.contxt: unknown key; accepted: pred, hw"]),
+        ("objectives.hw=0.3", ["objectives.hw: expected a section of keys, got 0.3"]),
+        ("lr", ["--set lr: expected section.key=value"]),
+        ("folder=", ["folder: expected text, got null"]),
+        ("folder=[", ["--set folder=[: not valid YAML"]),
+    ],
+)
 def test_bad_override_is_refused_with_path_and_hint(small, text, expected):
     message = refused(small, text)
     for part in expected:
         assert part in message
 
 
-@pytest.mark.parametrize("overrides, expected", [
-    (["data.crop_size=65"], "data.crop_size: 65 is not a multiple of data.patch_size 16; use 64"),
-    (["data.crop_size=0"], "data.crop_size: must be at least 1"),
-    (["data.dataset_fpcs=15"], "data.dataset_fpcs.0: 15 frames are not a multiple of data.tubelet_size 2"),
-    (["data.dataset_fpcs=[8, 16]"], "2 values for 1 datasets"),
-    (["data.datasets_weights=[0.5, 0.5]"], "2 weights for 1 datasets"),
-    (["data.datasets_weights=[0.0]"], "not all 0"),
-    (["data.fps=4", "data.duration=2.0"], "at most one of fps, frame_sample_rate and duration; given: fps, duration"),
-    (["data.batch_size=0"], "data.batch_size: must be at least 1"),
-    (["data.max_bad_fraction=1.5"], "data.max_bad_fraction: must lie in [0, 1]"),
-    (["data_aug.random_resize_scale=[0.9, 0.3]"], "0 < low <= high <= 1, got [0.9, 0.3]"),
-    (["data_aug.std=[1, 0, 1]"], "data_aug.std: must be greater than 0"),
-    (["masks.specs=[]"], "masks.specs: must name at least one mask"),
-    (["masks.specs.1.max_temporal_keep=0"], "masks.specs.1.max_temporal_keep: must be greater than 0"),
-    (["masks.specs.0.spatial_scale=[0.5, 1.5]"], "masks.specs.0.spatial_scale"),
-    (["masks.truncate=all"], "masks.truncate: unknown value 'all'; accepted: batch, random, none"),
-    (["model.pred_embed_dim=100"], "model.pred_embed_dim: 100 is not a multiple of model.pred_num_heads 8"),
-    (["model.embed_dim=100", "model.num_heads=3"], "100 is not a multiple of model.num_heads 3"),
-    (["model.levels=0"], "model.levels: must be at least 1"),
-    (["model.rope_variant=v3"], "model.rope_variant: unknown value 'v3'; accepted: v2, v2.1"),
-    (["target.ema=[0.9, 1.1]"], "target.ema: must lie in [0, 1]"),
-    (["target.stop_gradient=false"], "target.stop_gradient: false needs target.mode: online"),
-    (["optimization.epochs=0"], "optimization.epochs: must be at least 1"),
-    (["optimization.lr=-1"], "optimization.lr: must be at least 0"),
-    (["optimization.betas=[0.9, 1.0]"], "optimization.betas: must lie in [0, 1)"),
-    (["runtime.dtype=float16"], "runtime.dtype: unknown value 'float16'; accepted: auto, float32, bfloat16"),
-    (["runtime.device=tpu"], "runtime.device: unknown value 'tpu'"),
-    (["runtime.compile=true", "masks.truncate=none"], "runtime.compile: true makes a graph for every set of mask"),
-    (["runtime.pad_to_multiple=-1"], "runtime.pad_to_multiple: must be at least 0, got -1"),
-    (["loss.context_warmup=[1, 0.5]"], "loss.context_warmup: both must be integers"),
-    (["loss.context_warmup=[20, 10]"], "0 <= start <= end"),
-    (["img_masks.truncate=batch"], "img_masks: needs img_data"),
-    (["img_data.datasets=i.csv"], "img_data.dataset_fpcs: must be 1 (model.img_temporal_dim_size)"),
-    (["img_data.dataset_fpcs=1", "img_data.patch_size=14", "img_data.crop_size=28"], "one encoder serves both"),
-    (["compat=strict"], "compat: unknown value 'strict'; accepted: intended, published"),
-    (["seed=-1"], "seed: must be at least 0"),
-    (["objectives={}"], "objectives: no term is named"),
-])
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["data.crop_size=65"], "data.crop_size: 65 is not a multiple of data.patch_size 16; use 64"),
+        (["data.crop_size=0"], "data.crop_size: must be at least 1"),
+        (["data.dataset_fpcs=15"], "data.dataset_fpcs.0: 15 frames are not a multiple of data.tubelet_size 2"),
+        (["data.dataset_fpcs=[8, 16]"], "2 values for 1 datasets"),
+        (["data.datasets_weights=[0.5, 0.5]"], "2 weights for 1 datasets"),
+        (["data.datasets_weights=[0.0]"], "not all 0"),
+        (
+            ["data.fps=4", "data.duration=2.0"],
+            "at most one of fps, frame_sample_rate and duration; given: fps, duration",
+        ),
+        (["data.batch_size=0"], "data.batch_size: must be at least 1"),
+        (["data.max_bad_fraction=1.5"], "data.max_bad_fraction: must lie in [0, 1]"),
+        (["data_aug.random_resize_scale=[0.9, 0.3]"], "0 < low <= high <= 1, got [0.9, 0.3]"),
+        (["data_aug.std=[1, 0, 1]"], "data_aug.std: must be greater than 0"),
+        (["masks.specs=[]"], "masks.specs: must name at least one mask"),
+        (["masks.specs.1.max_temporal_keep=0"], "masks.specs.1.max_temporal_keep: must be greater than 0"),
+        (["masks.specs.0.spatial_scale=[0.5, 1.5]"], "masks.specs.0.spatial_scale"),
+        (["masks.truncate=all"], "masks.truncate: unknown value 'all'; accepted: batch, random, none"),
+        (["model.pred_embed_dim=100"], "model.pred_embed_dim: 100 is not a multiple of model.pred_num_heads 8"),
+        (["model.embed_dim=100", "model.num_heads=3"], "100 is not a multiple of model.num_heads 3"),
+        (["model.levels=0"], "model.levels: must be at least 1"),
+        (["model.rope_variant=v3"], "model.rope_variant: unknown value 'v3'; accepted: v2, v2.1"),
+        (["target.ema=[0.9, 1.1]"], "target.ema: must lie in [0, 1]"),
+        (["target.stop_gradient=false"], "target.stop_gradient: false needs target.mode: online"),
+        (["optimization.epochs=0"], "optimization.epochs: must be at least 1"),
+        (["optimization.lr=-1"], "optimization.lr: must be at least 0"),
+        (["optimization.betas=[0.9, 1.0]"], "optimization.betas: must lie in [0, 1)"),
+        (["runtime.dtype=float16"], "runtime.dtype: unknown value 'float16'; accepted: auto, float32, bfloat16"),
+        (["runtime.device=tpu"], "runtime.device: unknown value 'tpu'"),
+        (["runtime.compile=true", "masks.truncate=none"], "runtime.compile: true makes a graph for every set of mask"),
+        (["runtime.pad_to_multiple=-1"], "runtime.pad_to_multiple: must be at least 0, got -1"),
+        (["loss.context_warmup=[1, 0.5]"], "loss.context_warmup: both must be integers"),
+        (["loss.context_warmup=[20, 10]"], "0 <= start <= end"),
+        (["img_masks.truncate=batch"], "img_masks: needs img_data"),
+        (["img_data.datasets=i.csv"], "img_data.dataset_fpcs: must be 1 (model.img_temporal_dim_size)"),
+        (["img_data.dataset_fpcs=1", "img_data.patch_size=14", "img_data.crop_size=28"], "one encoder serves both"),
+        (["compat=strict"], "compat: unknown value 'strict'; accepted: intended, published"),
+        (["seed=-1"], "seed: must be at least 0"),
+        (["objectives={}"], "objectives: no term is named"),
+    ],
+)
 def test_values_that_do_not_go_together_are_refused(small, overrides, expected):
     message = refused(small, *overrides)
     assert message.startswith(f"{small}: ") and expected in message
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("data: {crop: 64}", "data.crop: unknown key; accepted: datasets, "),
-    ("optimization: {lrr: 1}", "optimization.lrr: unknown key"),
-    ("data: 3", "data: expected a section of keys, got 3"),
-    ("- a", "expected a YAML mapping"),
-    ("", "the file is empty"),
-    ("data: [", "not valid YAML"),
-    ("seed: 1\nseed: 2", "key 'seed' is given twice"),
-    ("objectives: {pred: null}", "objectives.pred: expected a section of keys, got null; write {}"),
-    ("base: 3", "base: expected a file or recipe name"),
-    ("base: nowhere.yaml", "nowhere.yaml: no such file, and no recipe of that name"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("data: {crop: 64}", "data.crop: unknown key; accepted: datasets, "),
+        ("optimization: {lrr: 1}", "optimization.lrr: unknown key"),
+        ("data: 3", "data: expected a section of keys, got 3"),
+        ("- a", "expected a YAML mapping"),
+        ("", "the file is empty"),
+        ("data: [", "not valid YAML"),
+        ("seed: 1\nseed: 2", "key 'seed' is given twice"),
+        ("objectives: {pred: null}", "objectives.pred: expected a section of keys, got null; write {}"),
+        ("base: 3", "base: expected a file or recipe name"),
+        ("base: nowhere.yaml", "nowhere.yaml: no such file, and no recipe of that name"),
+    ],
+)
 def test_bad_file_is_refused(tmp_path, text, expected):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
@@ -209,8 +230,15 @@ def test_a_file_cannot_be_its_own_base(tmp_path):
 
 
 def test_round_trip(tmp_path, small):
-    cfg = config.load(small, ["img_data.dataset_fpcs=1", "loss.context_warmup=[3, 5]",
-                              "objectives.context.warmup=[0.25, 1.0]", "data.duration=1.5"])
+    cfg = config.load(
+        small,
+        [
+            "img_data.dataset_fpcs=1",
+            "loss.context_warmup=[3, 5]",
+            "objectives.context.warmup=[0.25, 1.0]",
+            "data.duration=1.5",
+        ],
+    )
     assert config.from_dict(config.to_dict(cfg)) == cfg
     again = tmp_path / "run" / "config.yaml"
     again.parent.mkdir()

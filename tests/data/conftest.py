@@ -1,4 +1,5 @@
 """Real files, good and broken, for the tests of reading."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -40,11 +41,13 @@ def broken(tmp_path_factory, tiny_suites) -> dict[str, str]:
     good = load_manifest(tiny_suites["motion8"]["train"]).paths[0]
     content = open(good, "rb").read()
     noise = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
-    paths = {name: str(folder / f"{name}.mp4") for name in
-             ("zero", "truncated", "cut", "garbage", "text", "audio", "short", "disguised", "missing")}
+    paths = {
+        name: str(folder / f"{name}.mp4")
+        for name in ("zero", "truncated", "cut", "garbage", "text", "audio", "short", "disguised", "missing")
+    }
     paths["image"] = str(folder / "image.jpg")
     open(paths["zero"], "wb").close()
-    open(paths["truncated"], "wb").write(content[:len(content) // 2])  # the index at the end is gone
+    open(paths["truncated"], "wb").write(content[: len(content) // 2])  # the index at the end is gone
     open(paths["garbage"], "wb").write(np.random.default_rng(1).bytes(5000))
     open(paths["text"], "w").write("this is not a video\n" * 50)
     write_video(paths["short"], noise[:10])
@@ -73,7 +76,7 @@ def _write_cut(path: str, frames: np.ndarray) -> None:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
     content = open(path, "rb").read()
-    open(path, "wb").write(content[:len(content) // 2])
+    open(path, "wb").write(content[: len(content) // 2])
 
 
 @pytest.fixture
@@ -82,8 +85,12 @@ def make_config():
 
     def build(*manifests: str, seed: int = 5, aug: AugmentConfig | None = None, **data) -> Config:
         settings = dict(batch_size=4, crop_size=32, dataset_fpcs=(8,)) | data
-        return Config(data=DataConfig(datasets=tuple(map(str, manifests)), **settings), seed=seed,
-                      data_aug=aug or AugmentConfig(), runtime=RuntimeConfig(device="cpu"))
+        return Config(
+            data=DataConfig(datasets=tuple(map(str, manifests)), **settings),
+            seed=seed,
+            data_aug=aug or AugmentConfig(),
+            runtime=RuntimeConfig(device="cpu"),
+        )
 
     return build
 

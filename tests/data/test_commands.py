@@ -1,4 +1,5 @@
 """The commands ``synthetic`` and ``data``, in this process, and their exit codes."""
+
 import shutil
 
 import pytest
@@ -17,10 +18,16 @@ def test_synthetic_one_and_all(tmp_path, capsys):
     assert all(len(load_manifest(tmp_path / "every" / s / "test.csv")) == 1 for s in ("dive", "objects"))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["synthetic", "motion9", "x"], "motion9"), (["synthetic", "motion8", "OUT", "--size", "31"], "must be even"),
-    (["data", "manifest", "OUT/none"], "no such folder"), (["data", "check", "OUT/none.csv"], "no such manifest"),
-    (["data", "check", "OUT"], "is a folder")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["synthetic", "motion9", "x"], "motion9"),
+        (["synthetic", "motion8", "OUT", "--size", "31"], "must be even"),
+        (["data", "manifest", "OUT/none"], "no such folder"),
+        (["data", "check", "OUT/none.csv"], "no such manifest"),
+        (["data", "check", "OUT"], "is a folder"),
+    ],
+)
 def test_errors_are_one_line_and_exit_2(tmp_path, capsys, arguments, message):
     assert main([a.replace("OUT", str(tmp_path)) for a in arguments]) == 2
     error = capsys.readouterr().err.strip()

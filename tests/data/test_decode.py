@@ -1,4 +1,5 @@
 """Frame-exact reading, frame sampling, and one-line errors for files that are no use."""
+
 import itertools
 
 import numpy as np
@@ -24,8 +25,10 @@ def test_center_and_random_starts(counter_video, numbers):
     assert np.array_equal(*again)
 
 
-@pytest.mark.parametrize("fps, video_fps, step", [(16, 25.0, 1), (16, 29.97, 1), (10, 29.97, 3), (8, 25.0, 3),
-                                                  (30, 24.0, 1), (12, 24.0, 2), (4, 29.97, 7)])
+@pytest.mark.parametrize(
+    "fps, video_fps, step",
+    [(16, 25.0, 1), (16, 29.97, 1), (10, 29.97, 3), (8, 25.0, 3), (30, 24.0, 1), (12, 24.0, 2), (4, 29.97, 7)],
+)
 def test_step_of_a_frame_rate(fps, video_fps, step):
     assert Sampling(fps=fps).step(video_fps, 16) == step
 
@@ -52,9 +55,11 @@ def test_other_containers_and_b_frames(tmp_path, numbers):
     import av
 
     frames = np.broadcast_to(6 * np.arange(30, dtype=np.uint8)[:, None, None, None], (30, 32, 32, 3)).copy()
-    for suffix, codec, options in ((".mkv", "libx264", {"crf": "1", "bf": "3", "g": "10"}),
-                                   (".avi", "mjpeg", {"qmin": "1", "qmax": "1"}),
-                                   (".webm", "libvpx-vp9", {"crf": "4"})):
+    for suffix, codec, options in (
+        (".mkv", "libx264", {"crf": "1", "bf": "3", "g": "10"}),
+        (".avi", "mjpeg", {"qmin": "1", "qmax": "1"}),
+        (".webm", "libvpx-vp9", {"crf": "4"}),
+    ):
         path = tmp_path / f"film{suffix}"
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=10)
@@ -104,10 +109,21 @@ def test_sound_longer_than_the_picture(tmp_path, numbers):
         read_clip(path, 30)
 
 
-@pytest.mark.parametrize("kind, reason", [
-    ("zero", "empty"), ("truncated", "truncated"), ("cut", "truncated"), ("garbage", "unreadable"),
-    ("text", "unreadable"), ("audio", "sound but no video"), ("short", "has 10 frames.*needs 16"),
-    ("disguised", "is an image"), ("image", "is an image"), ("missing", "No such file")])
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("zero", "empty"),
+        ("truncated", "truncated"),
+        ("cut", "truncated"),
+        ("garbage", "unreadable"),
+        ("text", "unreadable"),
+        ("audio", "sound but no video"),
+        ("short", "has 10 frames.*needs 16"),
+        ("disguised", "is an image"),
+        ("image", "is an image"),
+        ("missing", "No such file"),
+    ],
+)
 def test_broken_videos(broken, kind, reason):
     with pytest.raises(DataError, match=reason) as caught:
         read_clip(broken[kind], 16, start="center")
@@ -126,9 +142,13 @@ def test_images(tiny_suites, broken, counter_video, tmp_path):
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8 and image.std() > 5
     cut = tmp_path / "cut.jpg"
     cut.write_bytes(open(path, "rb").read()[:400])
-    for bad, reason in ((counter_video, "is a video, an image is meant"), (broken["zero"], "empty"),
-                        (str(cut), "damaged|not a readable"), (str(tmp_path / "none.jpg"), "No such file"),
-                        (str(tmp_path), "is a folder")):
+    for bad, reason in (
+        (counter_video, "is a video, an image is meant"),
+        (broken["zero"], "empty"),
+        (str(cut), "damaged|not a readable"),
+        (str(tmp_path / "none.jpg"), "No such file"),
+        (str(tmp_path), "is a folder"),
+    ):
         with pytest.raises(DataError, match=reason) as caught:
             read_image(bad)
         assert "\n" not in str(caught.value) and bad in str(caught.value)

@@ -1,16 +1,20 @@
 """Several views of a video: where clips start, where crops lie, and what short videos give."""
+
 import numpy as np
 import pytest
 
 from vjepa_fast.data import Sampling
-from vjepa_fast.data.augment import centre_view, crop_views
+from vjepa_fast.data.views.augment import centre_view, crop_views
 from vjepa_fast.errors import DataError
 
 
 def test_crops_go_along_the_longer_side():
     wide = crop_views(100, 180, 64, 3)
-    assert [(v.top, v.left, v.height, v.width) for v in wide] == [(0, 0, 100, 100), (0, 40, 100, 100),
-                                                                  (0, 80, 100, 100)]
+    assert [(v.top, v.left, v.height, v.width) for v in wide] == [
+        (0, 0, 100, 100),
+        (0, 40, 100, 100),
+        (0, 80, 100, 100),
+    ]
     assert [(v.top, v.left) for v in crop_views(180, 100, 64, 3)] == [(0, 0), (40, 0), (80, 0)]
     assert crop_views(100, 180, 64, 1) == [centre_view(100, 180, 64)]
 

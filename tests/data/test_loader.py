@@ -1,4 +1,5 @@
 """Batches: groups, determinism, resuming, sharding, replacement of bad samples, images."""
+
 import dataclasses
 
 import numpy as np
@@ -16,8 +17,14 @@ def take(cfg, number, **options):
 
 
 def same(a, b) -> bool:
-    return all(torch.equal(x.clip, y.clip) and x.paths == y.paths and torch.equal(x.labels, y.labels)
-               and x.first_sample == y.first_sample for s, t in zip(a, b) for x, y in zip(s.groups, t.groups))
+    return all(
+        torch.equal(x.clip, y.clip)
+        and x.paths == y.paths
+        and torch.equal(x.labels, y.labels)
+        and x.first_sample == y.first_sample
+        for s, t in zip(a, b)
+        for x, y in zip(s.groups, t.groups)
+    )
 
 
 def test_batch_of_one_dataset(tiny_suites, make_config):
@@ -60,8 +67,14 @@ def test_ranks_divide_the_global_batch(tiny_suites, make_config):
 
 
 def test_groups_by_clip_length(tiny_suites, make_config):
-    cfg = make_config(tiny_suites["motion8"]["train"], tiny_suites["objects"]["train"], tiny_suites["motion8"]["val"],
-                      dataset_fpcs=(8, 8, 4), datasets_weights=(0.4, 0.3, 0.3), batch_size=12)
+    cfg = make_config(
+        tiny_suites["motion8"]["train"],
+        tiny_suites["objects"]["train"],
+        tiny_suites["motion8"]["val"],
+        dataset_fpcs=(8, 8, 4),
+        datasets_weights=(0.4, 0.3, 0.3),
+        batch_size=12,
+    )
     batches, _ = take(cfg, 4)
     seen = set()
     for batch in batches:
@@ -117,8 +130,14 @@ def test_bad_samples_are_replaced_counted_and_listed(mostly_good, make_config, c
 
 def test_replacements_come_from_the_same_dataset(mostly_good, tiny_suites, make_config):
     manifest, _ = mostly_good
-    cfg = make_config(manifest, tiny_suites["objects"]["train"], datasets_weights=(0.5, 0.5), max_bad_fraction=0.5,
-                      dataset_fpcs=(8, 1), batch_size=8)
+    cfg = make_config(
+        manifest,
+        tiny_suites["objects"]["train"],
+        datasets_weights=(0.5, 0.5),
+        max_bad_fraction=0.5,
+        dataset_fpcs=(8, 1),
+        batch_size=8,
+    )
     batches, loader = take(cfg, 8)
     assert loader.bad.count > 0
     for batch in batches:
@@ -146,8 +165,11 @@ def test_nothing_readable(broken, write_manifest, make_config):
 
 def test_wrong_settings(tiny_suites, make_config):
     manifest = tiny_suites["motion8"]["train"]
-    for cfg, key in ((make_config(), "data.datasets"), (make_config(manifest, dataset_fpcs=(8, 8)), "dataset_fpcs"),
-                     (make_config(manifest, datasets_weights=(1.0, 1.0)), "datasets_weights")):
+    for cfg, key in (
+        (make_config(), "data.datasets"),
+        (make_config(manifest, dataset_fpcs=(8, 8)), "dataset_fpcs"),
+        (make_config(manifest, datasets_weights=(1.0, 1.0)), "datasets_weights"),
+    ):
         with pytest.raises(ConfigError, match=key):
             ClipLoader(cfg)
     with pytest.raises(DataError, match="no such manifest"):
@@ -175,7 +197,7 @@ def test_eval_of_images_and_bad_files(tiny_suites, broken, write_manifest):
     assert np.array_equal(clip[0, :, 0].numpy(), read_image(images.paths[0]).transpose(2, 0, 1))
     good = load_manifest(tiny_suites["motion8"]["train"]).paths[:3]
     some = load_manifest(write_manifest([good[0], broken["cut"], *good[1:]], [4, 5, 6, 7]))
-    (clip, labels, indices), = eval_batches(some, 16, 64, 4, max_bad_fraction=0.3)
+    ((clip, labels, indices),) = eval_batches(some, 16, 64, 4, max_bad_fraction=0.3)
     assert labels.tolist() == [4, 6, 7] and indices.tolist() == [0, 2, 3] and len(clip) == 3
     with pytest.raises(DataError, match="over data.max_bad_fraction"):
         list(eval_batches(some, 16, 64, 4))

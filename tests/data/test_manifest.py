@@ -1,4 +1,5 @@
 """Manifests, and making and checking them from folders."""
+
 import json
 import os
 import shutil
@@ -6,7 +7,7 @@ import shutil
 import pytest
 
 from vjepa_fast.data import load_manifest
-from vjepa_fast.data.scan import check_manifest, scan_folder
+from vjepa_fast.data.manifests.scan import check_manifest, scan_folder
 from vjepa_fast.errors import DataError
 
 
@@ -14,8 +15,13 @@ def test_separators_quotes_blanks_and_relative_paths(tmp_path):
     file = tmp_path / "m.csv"
     file.write_text('a/one.mp4 3\n\n"two words.mp4" 0\nthree::1\n/abs/four.mp4\t2\nfive,x.mp4,4\n')
     manifest = load_manifest(file)
-    assert manifest.paths == [str(tmp_path / "a/one.mp4"), str(tmp_path / "two words.mp4"), str(tmp_path / "three"),
-                              "/abs/four.mp4", str(tmp_path / "five,x.mp4")]
+    assert manifest.paths == [
+        str(tmp_path / "a/one.mp4"),
+        str(tmp_path / "two words.mp4"),
+        str(tmp_path / "three"),
+        "/abs/four.mp4",
+        str(tmp_path / "five,x.mp4"),
+    ]
     assert manifest.labels.tolist() == [3, 0, 1, 2, 4] and manifest.labels.dtype == "int64"
     assert (manifest.name, manifest.num_classes, manifest.kind, len(manifest)) == ("m", 5, "video", 5)
 
@@ -30,8 +36,16 @@ def test_relative_to_the_working_directory_if_only_there(tmp_path, monkeypatch):
     assert load_manifest("lists/m.csv").paths == [str(tmp_path / "lists" / "film.mp4")]
 
 
-@pytest.mark.parametrize("text, message", [("", "empty"), ("\n \n", "empty"), ("a.mp4\n", ":1: expected"),
-                                           ("a.mp4 0\nb.mp4 cat\n", ":2: expected"), ("a.mp4 -1\n", "negative")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "empty"),
+        ("\n \n", "empty"),
+        ("a.mp4\n", ":1: expected"),
+        ("a.mp4 0\nb.mp4 cat\n", ":2: expected"),
+        ("a.mp4 -1\n", "negative"),
+    ],
+)
 def test_bad_manifests(tmp_path, text, message):
     file = tmp_path / "bad.csv"
     file.write_text(text)

@@ -1,4 +1,5 @@
 """The sampler is a pure function with exact shares and whole epochs."""
+
 import numpy as np
 import pytest
 
@@ -25,7 +26,7 @@ def test_shares_are_exact_and_mixed_throughout():
 def test_every_sample_once_per_epoch_of_its_dataset(sizes, weights):
     sampler = MixedSampler(sizes, weights, 1)
     picks = [i for d, i in map(sampler, range(4000)) if d == 0]
-    epochs = [picks[k * 23:(k + 1) * 23] for k in range(len(picks) // 23)]
+    epochs = [picks[k * 23 : (k + 1) * 23] for k in range(len(picks) // 23)]
     assert len(epochs) > 10 and all(sorted(e) == list(range(23)) for e in epochs)
     assert epochs[0] != epochs[1]
 

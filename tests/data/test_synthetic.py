@@ -1,4 +1,5 @@
 """Suites: what the classes mean in pixels, appearance apart from motion, and real files from a seed."""
+
 import dataclasses
 import filecmp
 import json
@@ -48,8 +49,13 @@ def test_shape_labels_and_determinism(name):
 
 
 def test_number_of_classes():
-    assert {n: len(s.classes) for n, s in SUITES.items()} == {"motion8": 8, "dive": 12, "order": 12, "objects": 48,
-                                                              "fewshot": 72}
+    assert {n: len(s.classes) for n, s in SUITES.items()} == {
+        "motion8": 8,
+        "dive": 12,
+        "order": 12,
+        "objects": 48,
+        "fewshot": 72,
+    }
     assert len(Dive(rotation_senses=1).classes) == 6
 
 
@@ -126,9 +132,16 @@ def test_order_events_happen_in_turn():
 def test_dive_primitives_follow_the_label(monkeypatch):
     """The pose handed to the drawing changes in one way at a time, in the order of the triple."""
     seen = {}
-    monkeypatch.setattr(raster, "draw", lambda clip, shape, centre, radius, angle, *a, **k:
-                        seen.update(translate=np.abs(np.diff(centre, axis=0)).sum(1), scale=np.abs(np.diff(radius)),
-                                    rotate=np.abs(np.diff(angle)), turn=np.diff(angle).sum()))
+    monkeypatch.setattr(
+        raster,
+        "draw",
+        lambda clip, shape, centre, radius, angle, *a, **k: seen.update(
+            translate=np.abs(np.diff(centre, axis=0)).sum(1),
+            scale=np.abs(np.diff(radius)),
+            rotate=np.abs(np.diff(angle)),
+            turn=np.diff(angle).sum(),
+        ),
+    )
     suite = SUITES["dive"]
     for label, triple in enumerate(suite.triples):
         render_clip(suite, np.random.default_rng(label), label=label, frames=32)
@@ -221,9 +234,11 @@ def test_interrupted_rendering_is_completed(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_killed_rendering_leaves_no_process_and_is_completed(tmp_path):
-    code = ("import sys; from vjepa_fast.data.synthetic import render_suite\n"
-            "if __name__ == '__main__': render_suite('dive', sys.argv[1], splits={'train': 100000}, size=32, frames=4,"
-            " workers=2)")
+    code = (
+        "import sys; from vjepa_fast.data.synthetic import render_suite\n"
+        "if __name__ == '__main__': render_suite('dive', sys.argv[1], splits={'train': 100000}, size=32, frames=4,"
+        " workers=2)"
+    )
     (tmp_path / "job.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": str(Path(vjepa_fast.__file__).parents[1])}
     process = subprocess.Popen([sys.executable, str(tmp_path / "job.py"), str(tmp_path / "dive")], env=environment)
@@ -268,8 +283,12 @@ def test_refusals_leave_the_folder_alone(tmp_path):
         render_suite(Motion8(sprites=3), tmp_path / "a", seed=1, **options)
     with pytest.raises(DataError, match="another suite"):
         render_suite("dive", tmp_path / "a", seed=1, **options)
-    for change, message in ((dict(size=33), "even"), (dict(size=8), "size is 8"), (dict(frames=1), "frames is 1"),
-                            (dict(splits={"train": -1}), "train is -1")):
+    for change, message in (
+        (dict(size=33), "even"),
+        (dict(size=8), "size is 8"),
+        (dict(frames=1), "frames is 1"),
+        (dict(splits={"train": -1}), "train is -1"),
+    ):
         with pytest.raises(DataError, match=message):
             render_suite("motion8", tmp_path / "b", **(options | change))
     with pytest.raises(DataError, match="unknown suite 'moton8'"):

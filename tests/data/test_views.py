@@ -1,10 +1,11 @@
 """Random and central views: parameters as published, one draw per clip, mirroring, scaling."""
+
 import numpy as np
 import pytest
 import torch
 
 from vjepa_fast.config.schema import AugmentConfig
-from vjepa_fast.data.augment import View, apply_view, centre_view, random_view
+from vjepa_fast.data.views.augment import View, apply_view, centre_view, random_view
 
 
 def test_random_views_have_the_published_distribution():
@@ -39,8 +40,9 @@ def test_one_draw_per_clip_crop_flip_and_layout():
 def test_scaling_is_bilinear_and_antialiased(side):
     ramp = np.broadcast_to(np.linspace(20, 220, 48).round()[None, None, :, None], (2, 48, 48, 3)).astype(np.uint8)
     out = apply_view(ramp, View(0, 0, 48, 48), side).float()
-    want = torch.nn.functional.interpolate(torch.from_numpy(ramp).permute(0, 3, 1, 2).float(), size=(side, side),
-                                           mode="bilinear", antialias=True).permute(1, 0, 2, 3)
+    want = torch.nn.functional.interpolate(
+        torch.from_numpy(ramp).permute(0, 3, 1, 2).float(), size=(side, side), mode="bilinear", antialias=True
+    ).permute(1, 0, 2, 3)
     assert (out - want).abs().max() <= 1.0  # rounding of uint8
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
     stripes[:, :, ::2] = 255

@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from vjepa_fast.errors import DataError, TrainingError
-from vjepa_fast.evaluation import attentive
-from vjepa_fast.evaluation.attentive import AttentiveHeads, attentive_probe, split_views, train_heads
-from vjepa_fast.evaluation.tokens import Tokens, from_array
+from vjepa_fast.evaluation.extract.tokens import Tokens, from_array
+from vjepa_fast.evaluation.probes import attentive
+from vjepa_fast.evaluation.probes.attentive import AttentiveHeads, attentive_probe, split_views, train_heads
 
 SMALL = {"lrs": (3e-3, 1e-3), "weight_decays": (0.01, 0.4), "num_heads": 2, "batch_size": 32, "depth": 2}
 

@@ -1,4 +1,5 @@
 """Few-shot episodes on frozen features: how they are drawn, both classifiers, all options, the protocols' intervals."""
+
 import itertools
 
 import numpy as np

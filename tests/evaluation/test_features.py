@@ -162,9 +162,12 @@ def test_supervised_refuses_gaps_and_a_loss_that_is_not_finite():
     good = ClipSet(torch.zeros(12, 3, 8, 16, 16, dtype=torch.uint8), np.arange(12) % 3, "a", "good")
     gap = ClipSet(good.clips, np.arange(12) % 3 * 2, "b", "gap")
     none = ClipSet(good.clips[:0], good.labels[:0], "c", "none")
-    for parts, message in (((gap, good), "gap: no sample of label 1, 3; number"),
-                           ((good, gap), "gap: label 4 is none of the"),
-                           ((good, none), "none: no samples"), ((good, good, none), "none: no samples")):
+    for parts, message in (
+        ((gap, good), "gap: no sample of label 1, 3; number"),
+        ((good, gap), "gap: label 4 is none of the"),
+        ((good, none), "none: no samples"),
+        ((good, good, none), "none: no samples"),
+    ):
         with pytest.raises(DataError, match=message):
             train_supervised(Toy(), *parts, steps=2)
     broken = Toy()

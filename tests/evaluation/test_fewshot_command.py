@@ -10,9 +10,9 @@ from vjepa_fast.cli import main
 from vjepa_fast.data import load_manifest
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.evaluation import Features, against, fewshot_rows, random_encoder
-from vjepa_fast.evaluation.features import extract_features
+from vjepa_fast.evaluation.extract.features import extract_features
 from vjepa_fast.evaluation.fewshot import episode_protocol
-from vjepa_fast.evaluation.fewshot.run import fewshot_checkpoint
+from vjepa_fast.evaluation.run.fewshot import fewshot_checkpoint
 
 SMALL = [
     "data.crop_size=32",
@@ -35,8 +35,9 @@ def suites(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, suites):
     """A run folder whose target and student differ, with weights unlike the seed's, trained on the novel classes."""
-    cfg = config.load("demo_baseline_single", [*SMALL, f"data.datasets=[{suites['test']},gone.csv]",
-                                               "data.datasets_weights=null"])
+    cfg = config.load(
+        "demo_baseline_single", [*SMALL, f"data.datasets=[{suites['test']},gone.csv]", "data.datasets_weights=null"]
+    )
     folder = tmp_path_factory.mktemp("run")
     (folder / "checkpoints").mkdir()
     states = {
@@ -61,8 +62,15 @@ def test_rows_stand_beside_random_init_and_leakage_is_stated(suites, run_folder,
     for (label, probe), r in rows.items():
         assert label in text and probe in text and r["low"] <= r["accuracy"] <= r["high"]
         assert r["n"] == 40 and r["chance"] == 0.2 and (r["difference"] is None) == (label == "random init")
-        assert r["chosen"] == {"protocol": "action", "way": 5, "queries": 1, "classifier": "prototype",
-                               "metric": "cosine", "center": "none", "l2": False}
+        assert r["chosen"] == {
+            "protocol": "action",
+            "way": 5,
+            "queries": 1,
+            "classifier": "prototype",
+            "metric": "cosine",
+            "center": "none",
+            "l2": False,
+        }
     assert "5-way, 1 query per class, 40 episodes, 95 % interval 1.96 std / sqrt(n)" in text
     assert "144 samples (100.0 %) are the same file of fewshot/test.csv" in text  # the checkpoint's own data set
     assert "not checked: the checkpoint names gone.csv" in text
@@ -102,8 +110,11 @@ def test_pretraining_manifests_given(suites, run_folder, capsys):
 def test_without_configuration_leakage_is_not_checked(suites, run_folder, tmp_path, capsys):
     content = torch.load(run_folder / "checkpoints" / "step-00000003.pt", weights_only=True)
     recipe = tmp_path / "small.yaml"
-    recipe.write_text(config.dump_yaml(config.load("demo_baseline_single", [*SMALL, "data.datasets=[]",
-                                                                           "data.datasets_weights=null"])))
+    recipe.write_text(
+        config.dump_yaml(
+            config.load("demo_baseline_single", [*SMALL, "data.datasets=[]", "data.datasets_weights=null"])
+        )
+    )
     del content["config"]
     torch.save(content, tmp_path / "fair.pt")
     command = ["fewshot", str(tmp_path / "fair.pt"), "--novel", suites["test"], "--no-cache", "--episodes", "8"]
@@ -156,8 +167,28 @@ def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, 
 
 # ---------------------------------------------------------------- methods that train
 
-QUICK = ["--which", "encoder", "--shots", "1", "--tune-epochs", "2", "--tune-lr", "0.01", "--tune-batch", "24",
-         "--meta-epochs", "1", "--meta-steps", "2", "--meta-queries", "2", "--val-queries", "1", "--val-way", "2"]
+QUICK = [
+    "--which",
+    "encoder",
+    "--shots",
+    "1",
+    "--tune-epochs",
+    "2",
+    "--tune-lr",
+    "0.01",
+    "--tune-batch",
+    "24",
+    "--meta-epochs",
+    "1",
+    "--meta-steps",
+    "2",
+    "--meta-queries",
+    "2",
+    "--val-queries",
+    "1",
+    "--val-way",
+    "2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +202,20 @@ def base_classes(suites, tmp_path_factory):
     return str(folder / "base.csv"), str(folder / "val.csv")
 
 
-@pytest.mark.parametrize("method,stages,more", [
-    ("meta-baseline", ("classifier", "meta"), ["--trunk", "head", "--meta-way", "3"]),
-    ("sun", ("teacher", "student", "meta"), ["--trunk", "1", "--meta-way", "3", "--background", "1", "--top-k", "2"]),
-])
-def test_tuned_rows_stand_beside_the_frozen_ones(suites, run_folder, base_classes, tmp_path, capsys, method, stages,
-                                                 more):
+@pytest.mark.parametrize(
+    "method,stages,more",
+    [
+        ("meta-baseline", ("classifier", "meta"), ["--trunk", "head", "--meta-way", "3"]),
+        (
+            "sun",
+            ("teacher", "student", "meta"),
+            ["--trunk", "1", "--meta-way", "3", "--background", "1", "--top-k", "2"],
+        ),
+    ],
+)
+def test_tuned_rows_stand_beside_the_frozen_ones(
+    suites, run_folder, base_classes, tmp_path, capsys, method, stages, more
+):
     base, val = base_classes
     out = tmp_path / "tuned.json"
     command = ["--method", method, "--base", base, "--val", val, *QUICK, *more, "--json", str(out)]
@@ -205,32 +244,51 @@ def test_leakage_into_base_classes_is_stated(suites, run_folder, base_classes, t
     copy = tmp_path / Path(clip).name
     copy.write_bytes(Path(clip).read_bytes())
     (tmp_path / "copies.csv").write_text(Path(base).read_text() + f"\n{copy} 0")
-    command = ["--method", "meta-baseline", "--base", str(tmp_path / "copies.csv"), "--val", val, *QUICK, "--trunk",
-               "head", "--meta-way", "3", "--no-random", "--meta-queries", "1"]
+    command = [
+        "--method",
+        "meta-baseline",
+        "--base",
+        str(tmp_path / "copies.csv"),
+        "--val",
+        val,
+        *QUICK,
+        "--trunk",
+        "head",
+        "--meta-way",
+        "3",
+        "--no-random",
+        "--meta-queries",
+        "1",
+    ]
     assert main(arguments(suites, run_folder, *command)) == 0
     text = capsys.readouterr().out
     assert "found; tuning reads their labels, so these are not novel to the encoder" in text
     assert "have the content of another file" in text
 
 
-@pytest.mark.parametrize("more,message", [
-    (["--method", "sun"], "give --base, or --split"),
-    (["--method", "meta-baseline", "--base", "NOVEL"], "files are in the base part as well"),
-    (["--method", "meta-baseline", "--base", "BASE", "--val", "NOVEL"], "files are in the val part as well"),
-    (["--method", "meta-baseline", "--base", "BASE", "--val", "no.csv"], "no.csv: no such manifest"),
-    (["--method", "meta-baseline", "--base", "BASE", "--val", "VAL"], "base part base: episodes need 16 samples"),
-    (["--method", "meta-baseline", "--base", "BASE", "--meta-way", "9"], "9-way episodes need 9 classes"),
-    (["--method", "meta-baseline", "--base", "BASE", "--meta-queries", "1"],
-     "base less 5 classes set aside for validation: 5-way episodes need 5 classes, but there are 3"),
-    (["--method", "meta-baseline", "--base", "BASE", "--flip", "0"], "--flip belongs to --method sun"),
-    (["--method", "sun", "--base", "BASE", "--flip", "2"], "flip 2.0"),
-    (["--method", "sun", "--base", "BASE", "--pooling", "meanstd"], "accepted: mean, time"),
-    (["--method", "sun", "--base", "BASE", "--l2"], "tested by cosine prototypes"),
-    (["--method", "sun", "--base", "BASE", "--images", "single"], "--images single belongs to --method frozen"),
-    (["--method", "sun", "--base", "BASE", "--trunk", "tail"], "accepted: all, head"),
-    (["--tune-lr", "1"], "--tune-lr belongs to --method meta-baseline or sun"),
-    (["--val", "VAL"], "--val belongs to --method meta-baseline or sun"),
-])
+@pytest.mark.parametrize(
+    "more,message",
+    [
+        (["--method", "sun"], "give --base, or --split"),
+        (["--method", "meta-baseline", "--base", "NOVEL"], "files are in the base part as well"),
+        (["--method", "meta-baseline", "--base", "BASE", "--val", "NOVEL"], "files are in the val part as well"),
+        (["--method", "meta-baseline", "--base", "BASE", "--val", "no.csv"], "no.csv: no such manifest"),
+        (["--method", "meta-baseline", "--base", "BASE", "--val", "VAL"], "base part base: episodes need 16 samples"),
+        (["--method", "meta-baseline", "--base", "BASE", "--meta-way", "9"], "9-way episodes need 9 classes"),
+        (
+            ["--method", "meta-baseline", "--base", "BASE", "--meta-queries", "1"],
+            "base less 5 classes set aside for validation: 5-way episodes need 5 classes, but there are 3",
+        ),
+        (["--method", "meta-baseline", "--base", "BASE", "--flip", "0"], "--flip belongs to --method sun"),
+        (["--method", "sun", "--base", "BASE", "--flip", "2"], "flip 2.0"),
+        (["--method", "sun", "--base", "BASE", "--pooling", "meanstd"], "accepted: mean, time"),
+        (["--method", "sun", "--base", "BASE", "--l2"], "tested by cosine prototypes"),
+        (["--method", "sun", "--base", "BASE", "--images", "single"], "--images single belongs to --method frozen"),
+        (["--method", "sun", "--base", "BASE", "--trunk", "tail"], "accepted: all, head"),
+        (["--tune-lr", "1"], "--tune-lr belongs to --method meta-baseline or sun"),
+        (["--val", "VAL"], "--val belongs to --method meta-baseline or sun"),
+    ],
+)
 def test_bad_input_of_methods_that_train(suites, run_folder, base_classes, capsys, more, message):
     files = {"NOVEL": suites["test"], "BASE": base_classes[0], "VAL": base_classes[1]}
     assert main(arguments(suites, run_folder, *(files.get(m, m) for m in more))) == 2

@@ -1,4 +1,5 @@
 """Leakage between pretraining data and novel classes; split lists; the published splits."""
+
 import json
 import os
 
@@ -189,8 +190,14 @@ def test_list_formats(tmp_path):
 
 @pytest.mark.parametrize(
     "text,message",
-    [("a/1\nnothing\n", "list.txt:2: expected '<class>/<video>', found 'nothing'"), ("\n", "is empty"),
-     ("a/\n", "list.txt:1"), ("/a\n", "list.txt:1"), ("a//\n", "list.txt:1"), (None, "no such few-shot list")],
+    [
+        ("a/1\nnothing\n", "list.txt:2: expected '<class>/<video>', found 'nothing'"),
+        ("\n", "is empty"),
+        ("a/\n", "list.txt:1"),
+        ("/a\n", "list.txt:1"),
+        ("a//\n", "list.txt:1"),
+        (None, "no such few-shot list"),
+    ],
 )
 def test_bad_lists(tmp_path, text, message):
     if text is not None:
@@ -201,19 +208,31 @@ def test_bad_lists(tmp_path, text, message):
 
 def test_videos_of_a_list(tmp_path):
     root = tmp_path / "videos"
-    for name in ("busking/AbCdEfGhIjK_000001_000011.mp4", "deep/er/78687.webm", "dir/class/file.mp4",
-                 "a b/same.mp4", "c/same.mp4", "c/notes.txt"):
+    for name in (
+        "busking/AbCdEfGhIjK_000001_000011.mp4",
+        "deep/er/78687.webm",
+        "dir/class/file.mp4",
+        "a b/same.mp4",
+        "c/same.mp4",
+        "c/notes.txt",
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     file = tmp_path / "list.txt"
-    file.write_text("busking/AbCdEfGhIjK\ntrain8/78687\ntest0//dir/class/file.mp4\na b/same\nc/same\n"
-                    f"abs/{root / 'dir/class/file.mp4'}\n")
+    file.write_text(
+        "busking/AbCdEfGhIjK\ntrain8/78687\ntest0//dir/class/file.mp4\na b/same\nc/same\n"
+        f"abs/{root / 'dir/class/file.mp4'}\n"
+    )
     found, names = manifest_from_list(file, root)
     assert names == ["a b", "abs", "busking", "c", "test0", "train8"]
     assert [names[y] for y in found.labels] == ["busking", "train8", "test0", "a b", "c", "abs"]
     assert [os.path.relpath(p, root) for p in found.paths] == [
-        "busking/AbCdEfGhIjK_000001_000011.mp4", "deep/er/78687.webm", "dir/class/file.mp4", "a b/same.mp4",
-        "c/same.mp4", "dir/class/file.mp4",
+        "busking/AbCdEfGhIjK_000001_000011.mp4",
+        "deep/er/78687.webm",
+        "dir/class/file.mp4",
+        "a b/same.mp4",
+        "c/same.mp4",
+        "dir/class/file.mp4",
     ]
     file.write_text("x/78687\nx/12\nx/same\nx/notes\n")  # not there; two of the name; no video
     with pytest.raises(DataError, match="3 of 4 videos are not below .*: x/12, x/same, x/notes"):

@@ -143,8 +143,9 @@ def test_head_on_clips_is_the_head_on_their_features():
         trunk="head", classifier=FitSettings(epochs=2, lr=0.01), meta=ONE_STEP, queries=5, episodes=50
     )
     a = meta_baseline(encoder, base, val, novel, settings=settings)
-    b = meta_baseline(None, *(extract_features(encoder, p, pooling="time") for p in (base, val, novel)),
-                      settings=settings)
+    b = meta_baseline(
+        None, *(extract_features(encoder, p, pooling="time") for p in (base, val, novel)), settings=settings
+    )
     assert np.allclose(a.losses["classifier"], b.losses["classifier"], rtol=1e-4)
     assert a.test["meta"][1].mean == pytest.approx(b.test["meta"][1].mean, abs=0.02)
     x = extract_features(encoder, novel, pooling="time").x
@@ -260,7 +261,13 @@ def test_rates_and_trunks():
     assert cosine.rate(0, 0, 5) == pytest.approx(0.1) and cosine.rate(1, 4, 5) == pytest.approx(1)
     assert cosine.rate(2, 0, 5) == 1 and cosine.rate(6, 0, 5) == pytest.approx(0.5) and cosine.rate(9, 4, 5) < 0.01
     assert [parse_trunk(t) for t in ("all", "HEAD", 2, "3", "last 4 blocks", "last 1 block")] == [
-        "all", "head", 2, 3, 4, 1]
+        "all",
+        "head",
+        2,
+        3,
+        4,
+        1,
+    ]
     for bad in ("tail", 0, -1, "last blocks"):
         with pytest.raises(ConfigError, match="trunk.*accepted: all, head"):
             parse_trunk(bad)
@@ -269,21 +276,34 @@ def test_rates_and_trunks():
 BASE, VAL, NOVEL = features()
 
 
-@pytest.mark.parametrize("parts, settings, error, match", [
-    ((planted_features(4, 0), VAL, NOVEL), {}, DataError, "base part.*5-way episodes need 5 classes.*there are 4"),
-    ((BASE, planted_features(4, 1), NOVEL), {}, DataError, "val part.*5-way.*there are 4"),
-    ((BASE, VAL, planted_features(4, 2)), {}, DataError, "novel part.*5-way.*there are 4"),
-    ((BASE, VAL, planted_features(5, 2, per_class=19)), {}, DataError, "novel.*5 shots.*has 19"),
-    ((planted_features(9, 2, per_class=9), VAL, NOVEL), {}, DataError, "base.*1 shots.*15 queries.*has 9"),
-    ((BASE, VAL, Features(np.zeros((0, 24)), [], "none")), {}, DataError, "novel part none: no samples"),
-    ((Features(BASE.x, np.zeros(len(BASE.y)), "one"), VAL, NOVEL), {}, DataError, "base part one: one class"),
-    ((Features(BASE.x * [*[1] * 23, np.nan], BASE.y, "sick"), VAL, NOVEL), {}, DataError, "base.*480 of 480.*NaN"),
-    ((BASE, VAL, Features(NOVEL.x[:, :9], NOVEL.y, "thin")), {}, DataError, "unequal shape.*novel \\(9,\\)"),
-    ((BASE, NOVEL, NOVEL), {}, DataError, "val and novel part are the same data"),
-    ((NOVEL, VAL, NOVEL), {}, DataError, "base and novel part are the same data"),
-    ((BASE, VAL, NOVEL), {"classifier": FitSettings(lr=1e30, epochs=3)}, TrainingError, "classifier: the loss is.*lr"),
-    ((BASE, VAL, NOVEL), {"meta": replace(ONE_STEP, lr=float("inf"), steps=3)}, TrainingError, "meta stage: the loss"),
-])
+@pytest.mark.parametrize(
+    "parts, settings, error, match",
+    [
+        ((planted_features(4, 0), VAL, NOVEL), {}, DataError, "base part.*5-way episodes need 5 classes.*there are 4"),
+        ((BASE, planted_features(4, 1), NOVEL), {}, DataError, "val part.*5-way.*there are 4"),
+        ((BASE, VAL, planted_features(4, 2)), {}, DataError, "novel part.*5-way.*there are 4"),
+        ((BASE, VAL, planted_features(5, 2, per_class=19)), {}, DataError, "novel.*5 shots.*has 19"),
+        ((planted_features(9, 2, per_class=9), VAL, NOVEL), {}, DataError, "base.*1 shots.*15 queries.*has 9"),
+        ((BASE, VAL, Features(np.zeros((0, 24)), [], "none")), {}, DataError, "novel part none: no samples"),
+        ((Features(BASE.x, np.zeros(len(BASE.y)), "one"), VAL, NOVEL), {}, DataError, "base part one: one class"),
+        ((Features(BASE.x * [*[1] * 23, np.nan], BASE.y, "sick"), VAL, NOVEL), {}, DataError, "base.*480 of 480.*NaN"),
+        ((BASE, VAL, Features(NOVEL.x[:, :9], NOVEL.y, "thin")), {}, DataError, "unequal shape.*novel \\(9,\\)"),
+        ((BASE, NOVEL, NOVEL), {}, DataError, "val and novel part are the same data"),
+        ((NOVEL, VAL, NOVEL), {}, DataError, "base and novel part are the same data"),
+        (
+            (BASE, VAL, NOVEL),
+            {"classifier": FitSettings(lr=1e30, epochs=3)},
+            TrainingError,
+            "classifier: the loss is.*lr",
+        ),
+        (
+            (BASE, VAL, NOVEL),
+            {"meta": replace(ONE_STEP, lr=float("inf"), steps=3)},
+            TrainingError,
+            "meta stage: the loss",
+        ),
+    ],
+)
 def test_bad_input(parts, settings, error, match):
     with pytest.raises(error, match=match):
         meta_baseline(None, *parts, settings=replace(QUICK, **{"classifier": FitSettings(epochs=0), **settings}))
@@ -301,9 +321,15 @@ def test_bad_settings():
         part_of(ClipSet(torch.zeros(4, 3, 2, 8, 8), np.arange(4), "f"), "base", tiny_encoder())
     with pytest.raises(ConfigError, match="last 3 blocks of an encoder with 2"):
         build_embedder(tiny_encoder(), part_of(clips[0], "base", tiny_encoder()), replace(QUICK, trunk=3), "cpu")
-    for kind, fields in ((MetaSettings, {"way": 1}), (MetaSettings, {"steps": 0}), (MetaSettings, {"lr": 0.0}),
-                         (FitSettings, {"epochs": -1}), (FitSettings, {"optimizer": "lion"}),
-                         (MetaBaselineSettings, {"way": 1}), (MetaBaselineSettings, {"shots": ()})):
+    for kind, fields in (
+        (MetaSettings, {"way": 1}),
+        (MetaSettings, {"steps": 0}),
+        (MetaSettings, {"lr": 0.0}),
+        (FitSettings, {"epochs": -1}),
+        (FitSettings, {"optimizer": "lion"}),
+        (MetaBaselineSettings, {"way": 1}),
+        (MetaBaselineSettings, {"shots": ()}),
+    ):
         with pytest.raises(ConfigError):
             kind(**fields)
 

@@ -9,7 +9,7 @@ from vjepa_fast import config, models
 from vjepa_fast.cli import main
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.evaluation import random_encoder
-from vjepa_fast.evaluation.run import Protocol, cache_folder, checkpoint_config, probe_checkpoint
+from vjepa_fast.evaluation.run.checkpoint import Protocol, cache_folder, checkpoint_config, probe_checkpoint
 
 SMALL = [
     "data.crop_size=32",
@@ -74,7 +74,7 @@ def test_probe_prints_and_writes_every_encoder_beside_random_init(suites, run_fo
 
 
 def test_novel_clips_that_pretraining_saw_are_stated(suites, run_folder, monkeypatch, capsys):
-    from vjepa_fast.evaluation import run
+    from vjepa_fast.evaluation.run import checkpoint as run
 
     cfg, novel = checkpoint_config(run_folder), suites[1]
     seen = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=(novel,), datasets_weights=None))
@@ -94,7 +94,7 @@ def test_random_init_is_the_start_of_the_run(run_folder):
 
 
 def test_memory_or_disk_gives_the_same_rows(suites, run_folder, monkeypatch):
-    from vjepa_fast.evaluation import run as module
+    from vjepa_fast.evaluation.run import checkpoint as module
 
     motion, _ = suites
     parts = {k: motion[k] for k in ("train", "val", "test")}

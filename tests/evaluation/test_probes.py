@@ -3,7 +3,7 @@ import pytest
 
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation import Features, knn_probe, linear_probe, split_validation
-from vjepa_fast.evaluation.probes import knn_predict
+from vjepa_fast.evaluation.probes.frozen import knn_predict
 
 PROBES = [linear_probe, knn_probe]
 

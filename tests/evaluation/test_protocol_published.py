@@ -10,9 +10,9 @@ from vjepa_fast.cli.probe import notes
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation import AttentiveHeads, Features, get_task, published_probe, random_encoder
-from vjepa_fast.evaluation import run as module
-from vjepa_fast.evaluation.protocol_published import published_settings
-from vjepa_fast.evaluation.run import Protocol, probe_checkpoint
+from vjepa_fast.evaluation.probes.published import published_settings
+from vjepa_fast.evaluation.run import checkpoint as module
+from vjepa_fast.evaluation.run.checkpoint import Protocol, probe_checkpoint
 
 SMALL = ["data.crop_size=32", "data.patch_size=16", "data.dataset_fpcs=[4]", "data.frame_sample_rate=2",
          "model.embed_dim=24", "model.depth=4", "model.num_heads=2"]  # fmt: skip

@@ -35,7 +35,13 @@ from vjepa_fast.evaluation.fewshot.views import Augment, paired_views, weak_view
 FIT = FitSettings(9, 24, "adamw", 8e-3, schedule="cosine", warmup=1)
 META = MetaSettings(epochs=1, steps=2, way=10, queries=3, val_queries=3, val_episodes=50, reduce_way=True)
 QUICK = SunSettings(
-    pooling="mean", teacher=FIT, student=FIT, meta=META, top_k=3, queries=5, episodes=300,
+    pooling="mean",
+    teacher=FIT,
+    student=FIT,
+    meta=META,
+    top_k=3,
+    queries=5,
+    episodes=300,
     augment=Augment(weak=0.02, strong=0.1, grey=0.0),
 )
 ONCE = replace(QUICK, teacher=replace(FIT, epochs=1), student=replace(FIT, epochs=1))
@@ -52,7 +58,10 @@ def test_soft_labels_by_hand():
     expected = [[on, off, on, off, off], [off, on, off, on, off], [off, off, off, off, on]]
     assert torch.allclose(labels, torch.tensor([expected]))
     assert soft_labels(logits, background, top_k=1, smoothing=0.0).tolist()[0] == [
-        [1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 0, 0, 0, 1],
+    ]
     for k in (0, 4):
         with pytest.raises(ConfigError, match=f"top_k {k} with 4 base classes; expected 1 to 3"):
             soft_labels(logits, background, top_k=k)
@@ -62,10 +71,14 @@ def test_background_by_confidence_and_by_low_motion():
     top = torch.tensor([[5.0, 1.0, 3.0, 2.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0]])
     logits = torch.stack([top, top - 3, -9 * top], -1)  # the smallest logit says the reverse
     assert background_tokens(logits, lowest=2).tolist() == [
-        [False, True, False, True, False], [True, True, False, False, False]]
+        [False, True, False, True, False],
+        [True, True, False, False, False],
+    ]
     motion = torch.tensor([[1.0, 0.5, 0.04, 0.06, 0.0], [0.0] * 5])  # the second clip stands still
     assert background_tokens(logits, motion, lowest=1, still=0.05).tolist() == [
-        [False, True, True, False, True], [True, False, False, False, False]]
+        [False, True, True, False, True],
+        [True, False, False, False, False],
+    ]
     assert not background_tokens(logits, motion, lowest=0, still=0.0).any()
     with pytest.raises(ConfigError, match="background 5 of 5 tubelets"):
         background_tokens(logits, lowest=5)
@@ -178,6 +191,7 @@ def test_the_teacher_sees_weak_views_and_the_student_strong_ones(monkeypatch):
     pair = (torch.full((72, 3, 4, 32, 32), 50, dtype=torch.uint8), torch.full((72, 3, 4, 32, 32), 200).byte())
     monkeypatch.setattr(module, "paired_views", lambda clips, generator, augment: pair)
     for name, model in (("teacher", teacher), ("student", student)):
+
         def tokens(x, own=model.tokens, name=name):
             seen[name].append(x.unique().tolist())
             return own(x)
@@ -213,8 +227,11 @@ def test_labels_of_clips_use_motion():
     assert labels.shape == (1, 32, 13)
     background = labels[0, :, 12] > 0.5
     assert background.logical_not().nonzero().flatten().tolist() == [1, 17]
-    assert not label_clips(teacher, nn.Linear(24, 12), clip, replace(settings, background=0, still=0))[0, :, 12].gt(
-        0.5).any()
+    assert (
+        not label_clips(teacher, nn.Linear(24, 12), clip, replace(settings, background=0, still=0))[0, :, 12]
+        .gt(0.5)
+        .any()
+    )
 
 
 def test_planted_signal_and_shuffled_labels():
@@ -228,15 +245,16 @@ def test_planted_signal_and_shuffled_labels():
     wrong = sun(tiny_encoder(), shuffled(base), shuffled(val), shuffled(novel), settings=ONCE)
     x = torch.cat([wrong.model(c) for c in novel.clips.split(24)]).numpy()
     for shot in (1, 5):
-        orders = [prototype_episodes(shuffled(Features(x, novel.labels), i), 5, shot, 5, 400, i).mean
-                  for i in range(30)]
+        orders = [
+            prototype_episodes(shuffled(Features(x, novel.labels), i), 5, shot, 5, 400, i).mean for i in range(30)
+        ]
         mean, half = mean_ci95(orders)
         assert abs(mean - 0.2) < half < 0.01
 
 
 def test_deterministic_and_the_way_is_reduced():
     hues = np.arange(16) / 16
-    parts = planted_clips(hues[:6], 0, per_class=6), *(planted_clips(hues[a:a + 5], a, a, 9) for a in (6, 11))
+    parts = planted_clips(hues[:6], 0, per_class=6), *(planted_clips(hues[a : a + 5], a, a, 9) for a in (6, 11))
     a, b, c = (sun(tiny_encoder(), *parts, settings=replace(ONCE, episodes=20, shots=(1,)), seed=s) for s in (1, 1, 2))
     assert a.to_dict() == b.to_dict() and a.losses != c.losses
     assert all(torch.equal(v, b.encoder.state_dict()[k]) for k, v in a.encoder.state_dict().items())

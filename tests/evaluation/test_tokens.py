@@ -8,7 +8,7 @@ from torch import nn
 from vjepa_fast import data
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation import ClipSet, extract_tokens, open_tokens
-from vjepa_fast.evaluation import tokens as module
+from vjepa_fast.evaluation.extract import tokens as module
 
 
 class Toy(nn.Module):

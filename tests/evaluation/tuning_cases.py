@@ -30,7 +30,7 @@ def planted_clips(hues, seed, first=0, per_class=12):
         (top, left), (dy, dx) = rng.integers(0, 16, 2), rng.integers(-2, 3, 2)
         for f in range(4):
             yy, xx = np.clip(top + f * dy, 0, 20), np.clip(left + f * dx, 0, 20)
-            clip[:, f, yy:yy + 12, xx:xx + 12] = colour[:, None, None]
+            clip[:, f, yy : yy + 12, xx : xx + 12] = colour[:, None, None]
     clips = torch.from_numpy((out.clip(0, 1) * 255).astype(np.uint8))
     return ClipSet(clips, y + first, f"planted-{seed}-{first}", f"planted {first}")
 
@@ -52,5 +52,10 @@ def shuffled(part, seed=0):
 def tiny_encoder():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build_encoder(embed_dim=24, depth=2, num_heads=2, img_size=32, patch_size=8, num_frames=4,
-                             tubelet_size=2, levels=2).eval().requires_grad_(False)
+        return (
+            build_encoder(
+                embed_dim=24, depth=2, num_heads=2, img_size=32, patch_size=8, num_frames=4, tubelet_size=2, levels=2
+            )
+            .eval()
+            .requires_grad_(False)
+        )

@@ -7,6 +7,7 @@ signatures that were written down by hand. Here an op is called as a training st
 CPU tensors: Triton binds the arguments, specialises on their values, compiles for sm_90 and hands them to the launcher,
 which is ours: it compares them with the compiled signature instead of launching. Results are never written.
 """
+
 from __future__ import annotations
 
 import json
@@ -20,8 +21,14 @@ from triton.backends.compiler import GPUTarget
 from benchmarks.aot import all_variants
 
 _DTYPES = {
-    torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int8: "i8",
-    torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int8: "i8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
 }
 _MOST = (2**31 - 1, 65535, 65535)  # programs along the axes of a grid
 _launched: list[tuple[str, int]] = []  # kernel, compiled build
@@ -98,9 +105,16 @@ def objectives(dtype, h_dtype, normalized, spec, dim=3072):
             return torch.zeros(batch, k, dim, dtype=dtype, requires_grad=grad)
 
         state = LatentState(
-            grids=[GRID], h=[features(TOKENS, h_dtype, normalized)], h_normalized=normalized,
-            z=[[features(seen.shape[1])]], z_pred=[[features(hidden.shape[1])]], masks_enc=[[seen]],
-            masks_pred=[[hidden]], z_context=[[features(seen.shape[1])]], step=10, total_steps=20,
+            grids=[GRID],
+            h=[features(TOKENS, h_dtype, normalized)],
+            h_normalized=normalized,
+            z=[[features(seen.shape[1])]],
+            z_pred=[[features(hidden.shape[1])]],
+            masks_enc=[[seen]],
+            masks_pred=[[hidden]],
+            z_context=[[features(seen.shape[1])]],
+            step=10,
+            total_steps=20,
             clips=[torch.zeros(batch, 3, 16, 224, 224, dtype=torch.uint8)],
         )
         plan = build_objectives(spec, levels=4, embed_dim=dim // 4, target_grad=normalized)
@@ -110,10 +124,12 @@ def objectives(dtype, h_dtype, normalized, spec, dim=3072):
 def clips():
     from vjepa_fast import ops
 
-    for clip in (torch.zeros(2, 3, 16, 224, 224, dtype=torch.uint8),
-                 torch.zeros(2, 3, 16, 224, 224, dtype=torch.bfloat16),
-                 torch.zeros(2, 16, 210, 210, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3),
-                 torch.zeros(1, 1, 2, 14, 14, dtype=torch.uint8)):
+    for clip in (
+        torch.zeros(2, 3, 16, 224, 224, dtype=torch.uint8),
+        torch.zeros(2, 3, 16, 224, 224, dtype=torch.bfloat16),
+        torch.zeros(2, 16, 210, 210, 3, dtype=torch.uint8).permute(0, 4, 1, 2, 3),
+        torch.zeros(1, 1, 2, 14, 14, dtype=torch.uint8),
+    ):
         patch = 16 if clip.shape[3] == 224 else 14
         grid = clip.shape[2] // 2, clip.shape[3] // patch, clip.shape[4] // patch
         idx = torch.zeros(clip.shape[0], 5, dtype=torch.int64)
@@ -134,12 +150,22 @@ def _stats(clip):
 def masks():
     from vjepa_fast import ops
 
-    for specs in ([ops.BlockSpec(), ops.BlockSpec(num_blocks=2, spatial_scale=(0.7, 0.7), full_complement=True)],
-                  [ops.BlockSpec(motion_guided=True), ops.BlockSpec(motion_guided=True, inv_block=True)]):
+    for specs in (
+        [ops.BlockSpec(), ops.BlockSpec(num_blocks=2, spatial_scale=(0.7, 0.7), full_complement=True)],
+        [ops.BlockSpec(motion_guided=True), ops.BlockSpec(motion_guided=True, inv_block=True)],
+    ):
         for truncate in ("batch", "random", "none"):
             for dtype in (torch.float32, torch.bfloat16):
-                ops.sample_block_masks(3, GRID, specs, torch.ones(3, *GRID, dtype=dtype), seed=-5, step=7,
-                                       first_sample=2**40, truncate=truncate)
+                ops.sample_block_masks(
+                    3,
+                    GRID,
+                    specs,
+                    torch.ones(3, *GRID, dtype=dtype),
+                    seed=-5,
+                    step=7,
+                    first_sample=2**40,
+                    truncate=truncate,
+                )
     ops.sample_block_masks(1, (1, 4, 4), [ops.BlockSpec(spatial_scale=(0.3, 0.3))], seed=1, step=0)
     enc, pred = _masked(3, 50), _masked(3, 90, 60)
     ops.mask_distance(enc, pred, GRID)
@@ -149,8 +175,12 @@ def masks():
 def rope():
     from vjepa_fast import ops
 
-    for heads, width, rotated, dtype in ((12, 64, 60, torch.bfloat16), (16, 104, 102, torch.float32),
-                                         (3, 20, 18, torch.float16), (1, 2, 2, torch.float32)):
+    for heads, width, rotated, dtype in (
+        (12, 64, 60, torch.bfloat16),
+        (16, 104, 102, torch.float32),
+        (3, 20, 18, torch.float16),
+        (1, 2, 2, torch.float32),
+    ):
         for b, k in ((2, 16), (2, 7), (1, 1)):
             for shape in ((k, 2, rotated), (b, k, 2, rotated)):
                 qkv = torch.zeros(b, k, 3 * heads * width, dtype=dtype, requires_grad=True)
@@ -161,8 +191,13 @@ def rope():
 def norm():
     from vjepa_fast import ops
 
-    for channels, levels, dtype in ((3072, 4, torch.bfloat16), (6656, 4, torch.float32), (6656, 1, torch.float16),
-                                    (24, 3, torch.float32), (1, 1, torch.float32)):
+    for channels, levels, dtype in (
+        (3072, 4, torch.bfloat16),
+        (6656, 4, torch.float32),
+        (6656, 1, torch.float16),
+        (24, 3, torch.float32),
+        (1, 1, torch.float32),
+    ):
         for tokens in (16, 7, 1):
             h = torch.zeros(1, tokens, channels, dtype=dtype, requires_grad=True)
             ops.target_norm(h, levels).sum().backward()
@@ -175,29 +210,52 @@ def optimiser():
     for scaled in (False, True):
         for target, low in ((False, False), (True, False), (True, True)):
             for step in (1, 2):
+
                 def many(dtype=torch.float32):
                     return [torch.zeros(n, dtype=dtype) for n in (4096, 5, 1)]
 
                 rule = ops.Rule(1e-3 / step, 0.9, 0.999, 1e-8, 0.04, step, 0.01 if target else 0.0)
-                ops.adamw_ema_(many(), many(), many(), many(), rule, targets=many() if target else None,
-                               lows=many(torch.bfloat16) if low else None,
-                               scale=torch.ones(()) if scaled else None)
+                ops.adamw_ema_(
+                    many(),
+                    many(),
+                    many(),
+                    many(),
+                    rule,
+                    targets=many() if target else None,
+                    lows=many(torch.bfloat16) if low else None,
+                    scale=torch.ones(()) if scaled else None,
+                )
 
 
 PAIRS = {"fwm_static": {}, "delta": {}, "ltc": {}, "velgate": {}}
-EVERYTHING = {"pred": {}, "hw": {}, "context": {"warmup": [0, 0], "weight_distance": True}, "ld": {}, **PAIRS,
-              "hamiltonian": {}, "spectral": {}, "ac": {}}
+EVERYTHING = {
+    "pred": {},
+    "hw": {},
+    "context": {"warmup": [0, 0], "weight_distance": True},
+    "ld": {},
+    **PAIRS,
+    "hamiltonian": {},
+    "spectral": {},
+    "ac": {},
+}
 CASES = {
     "losses": lambda: objectives(torch.bfloat16, torch.bfloat16, False, EVERYTHING),
     "losses_fp32": lambda: objectives(torch.float32, torch.float32, False, {**PAIRS, "spectral": {}, "pred": {}}, 96),
-    "losses_exponents": lambda: [objectives(torch.float16, torch.float32, False, {"pred": {"loss_exp": p}}, 96)
-                                 for p in (1.5, 2)],
+    "losses_exponents": lambda: [
+        objectives(torch.float16, torch.float32, False, {"pred": {"loss_exp": p}}, 96) for p in (1.5, 2)
+    ],
     "losses_channel_split": lambda: objectives(
-        torch.bfloat16, torch.bfloat16, False, {"fwm_static": {"split": "channel"}, "delta": {}}),
-    "losses_online": lambda: [objectives(torch.float32, torch.float32, True, {"kinematic": {"type": kind}}, 96)
-                              for kind in ("l1", "huber")],
+        torch.bfloat16, torch.bfloat16, False, {"fwm_static": {"split": "channel"}, "delta": {}}
+    ),
+    "losses_online": lambda: [
+        objectives(torch.float32, torch.float32, True, {"kinematic": {"type": kind}}, 96) for kind in ("l1", "huber")
+    ],
     "losses_narrow": lambda: objectives(torch.float32, torch.float32, False, {**PAIRS, "spectral": {}, "pred": {}}, 4),
-    "clips": clips, "masks": masks, "rope": rope, "norm": norm, "optimiser": optimiser,
+    "clips": clips,
+    "masks": masks,
+    "rope": rope,
+    "norm": norm,
+    "optimiser": optimiser,
 }
 
 

@@ -2,6 +2,7 @@
 
 All builds, about 0.3 s each. ``python benchmarks/aot.py --json benchmarks/results/aot.json`` records anew.
 """
+
 import importlib.util
 import os
 import subprocess
@@ -19,8 +20,13 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 def compiled(*args):
     """benchmarks/aot.py in a process of its own, since here triton may interpret."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    return subprocess.run([sys.executable, str(ROOT / "benchmarks" / "aot.py"), *args], text=True, capture_output=True,
-                          timeout=900, env={**env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "aot.py"), *args],
+        text=True,
+        capture_output=True,
+        timeout=900,
+        env={**env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
 
 
 @needs_triton
@@ -34,8 +40,9 @@ def test_no_spills_and_no_regression():
 @needs_triton
 def test_interpreted_kernels_are_not_compiled():
     env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "aot.py")], text=True, capture_output=True,
-                          timeout=120, env=env)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "aot.py")], text=True, capture_output=True, timeout=120, env=env
+    )
     assert done.returncode == 2 and "TRITON_INTERPRET is set" in done.stderr
 
 
@@ -43,15 +50,18 @@ def row(**change):
     return {"kernel": "a.b", "arch": 90, "registers": 40, "spill_stores": 0, "spill_loads": 0, "shared": 16, **change}
 
 
-@pytest.mark.parametrize("rows, expected", [
-    ([row()], []),
-    ([row(registers=48)], []),
-    ([row(registers=49)], ["a.b sm_90: registers 49, recorded 40"]),
-    ([row(shared=2000)], ["a.b sm_90: shared 2000, recorded 16"]),
-    ([row(spill_loads=4)], ["a.b sm_90: spills 0+4 bytes"]),
-    ([row(), row(arch=80)], ["a.b sm_80: not recorded; run benchmarks/aot.py --json again"]),
-    ([], ["a.b sm_90: recorded, but no kernel of that name; run benchmarks/aot.py --json again"]),
-])
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ([row()], []),
+        ([row(registers=48)], []),
+        ([row(registers=49)], ["a.b sm_90: registers 49, recorded 40"]),
+        ([row(shared=2000)], ["a.b sm_90: shared 2000, recorded 16"]),
+        ([row(spill_loads=4)], ["a.b sm_90: spills 0+4 bytes"]),
+        ([row(), row(arch=80)], ["a.b sm_80: not recorded; run benchmarks/aot.py --json again"]),
+        ([], ["a.b sm_90: recorded, but no kernel of that name; run benchmarks/aot.py --json again"]),
+    ],
+)
 def test_what_counts_as_a_regression(rows, expected):
     assert aot.problems(rows, "3.9.0", {"triton": "3.9.0", "rows": [row()]}) == expected
 

@@ -1,4 +1,5 @@
 """Every launcher binds, specialises and compiles through Triton's own JIT; ``launches.py`` tells how, without a GPU."""
+
 import importlib.util
 import json
 import os
@@ -16,7 +17,10 @@ def test_every_kernel_is_launched_with_what_it_was_compiled_for(tmp_path):
     """In a process of its own, since here triton may interpret."""
     env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "VJEPA_FAST_BACKEND")}
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("launches.py"))], text=True, capture_output=True, timeout=600,
+        [sys.executable, str(Path(__file__).with_name("launches.py"))],
+        text=True,
+        capture_output=True,
+        timeout=600,
         env={**env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,5 @@
 """Block masks: published sizes and probabilities, distributions, keys, truncation and complements."""
+
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,11 @@ from vjepa_fast.ops import (
     _cpp,
     motion_saliency,
     origin_probabilities,
-    philox,
     sample_block_masks,
     use_backend,
+)
+from vjepa_fast.ops import (
+    _philox as philox,
 )
 from vjepa_fast.ops import block_masks as module
 
@@ -341,9 +344,9 @@ def test_masks_follow_the_documented_counters():
         contexts.append(np.flatnonzero(context))
         words.append([w for i in range(30) for w in philox_by_hand((*key, 2 << 28 | 1 << 20 | i), (7, 5))])
     length = min(map(len, contexts))
-    got = sample_block_masks(
-        2, grid, [M8, spec], seed=seed, step=step, first_sample=first, truncate="random"
-    ).trim()[0][1]
+    got = sample_block_masks(2, grid, [M8, spec], seed=seed, step=step, first_sample=first, truncate="random").trim()[
+        0
+    ][1]
     for b in range(2):
         want = sorted(sorted(contexts[b], key=lambda n: words[b][n])[:length])
         assert got[b].tolist() == want

@@ -1,4 +1,5 @@
 """MaskSampler: what the trainer calls."""
+
 from dataclasses import replace
 
 import pytest

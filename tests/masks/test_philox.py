@@ -1,8 +1,9 @@
 """Philox against the known answers of Random123 (Salmon et al. 2011)."""
+
 import pytest
 import torch
 
-from vjepa_fast.ops import philox
+from vjepa_fast.ops import _philox as philox
 
 ANSWERS = [
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),

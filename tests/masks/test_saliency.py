@@ -1,4 +1,5 @@
 """Motion maps against the published ones, and their properties."""
+
 import math
 from pathlib import Path
 

@@ -23,7 +23,7 @@ class Golden:
         return tensor.long() if tensor.dtype == torch.int32 else tensor
 
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
-        return {key[len(prefix):]: self(key) for key in self.arrays.files if key.startswith(prefix)}
+        return {key[len(prefix) :]: self(key) for key in self.arrays.files if key.startswith(prefix)}
 
 
 @pytest.fixture(scope="session", params=DEVICES)

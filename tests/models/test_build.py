@@ -1,4 +1,5 @@
 """Models from a configuration, moving average, timm names."""
+
 from __future__ import annotations
 
 import copy
@@ -23,8 +24,17 @@ def tiny(**model):
 
 
 def test_config_reaches_the_models():
-    cfg = tiny(levels=2, use_silu=True, wide_silu=False, pred_use_silu=True, predict_all=False, rope_variant="v2",
-               normalize_predictor=True, use_activation_checkpointing=True, interpolate_rope=False)
+    cfg = tiny(
+        levels=2,
+        use_silu=True,
+        wide_silu=False,
+        pred_use_silu=True,
+        predict_all=False,
+        rope_variant="v2",
+        normalize_predictor=True,
+        use_activation_checkpointing=True,
+        interpolate_rope=False,
+    )
     encoder, predictor = build_from_config(cfg)
     assert encoder.built_grid == (2, 4, 4) and encoder.levels == predictor.levels == 2
     assert encoder.blocks[0].mlp.fc3.weight.shape == (24, 96) and hasattr(predictor.predictor_blocks[0].mlp, "fc3")

@@ -27,11 +27,20 @@ def test_levels_of_every_depth():
         level_blocks(3, 4)
 
 
-@pytest.mark.parametrize("name, params", [
-    ("vit_tiny", 5.78), ("vit_small", 22.18), ("vit_base", 86.83), ("vit_large", 304.68), ("vit_huge", 632.64),
-    ("vit_giant", 1013.27), ("vit_giant_xformers", 1013.27), ("vit_gigantic", 1845.22),
-    ("vit_gigantic_xformers", 1845.22),
-])
+@pytest.mark.parametrize(
+    "name, params",
+    [
+        ("vit_tiny", 5.78),
+        ("vit_small", 22.18),
+        ("vit_base", 86.83),
+        ("vit_large", 304.68),
+        ("vit_huge", 632.64),
+        ("vit_giant", 1013.27),
+        ("vit_giant_xformers", 1013.27),
+        ("vit_gigantic", 1845.22),
+        ("vit_gigantic_xformers", 1845.22),
+    ],
+)
 def test_every_size_runs_on_meta(name, params):
     encoder = build_encoder(name, device="meta")
     predictor = build_predictor(encoder)
@@ -225,18 +234,24 @@ def test_compiles_in_one_graph(small, variant):
     assert not any("complex" in target or "polar" in target for target in targets)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean 'vit_base'"),
-    (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),
-    (dict(name="vit_tiny", img_size=100), "data.crop_size: 100 is not a multiple of data.patch_size 16; try 96"),
-    (dict(name="vit_tiny", num_frames=5), "data.dataset_fpcs: 5 frames is not a multiple of .*tubelet_size 2; try 4"),
-    (dict(name="vit_tiny", num_heads=5), "model.num_heads: 192 channels in 5 heads"),
-    (dict(name="vit_tiny", num_heads=48), "model.num_heads: 192 channels in 48 heads"),
-    (dict(name="vit_tiny", use_rope=False, num_heads=5), "model.num_heads: 5 does not divide model.embed_dim 192"),
-    (dict(name="vit_tiny", rope_variant="v3"), "model.rope_variant: 'v3'; accepted: v2, v2.1"),
-    (dict(name="vit_tiny", n_registers=4), "model.n_registers: .*use 0 / false"),
-    (dict(name="vit_tiny", has_cls_first=True), "model.has_cls_first: .*use 0 / false"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean 'vit_base'"),
+        (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),
+        (dict(name="vit_tiny", img_size=100), "data.crop_size: 100 is not a multiple of data.patch_size 16; try 96"),
+        (
+            dict(name="vit_tiny", num_frames=5),
+            "data.dataset_fpcs: 5 frames is not a multiple of .*tubelet_size 2; try 4",
+        ),
+        (dict(name="vit_tiny", num_heads=5), "model.num_heads: 192 channels in 5 heads"),
+        (dict(name="vit_tiny", num_heads=48), "model.num_heads: 192 channels in 48 heads"),
+        (dict(name="vit_tiny", use_rope=False, num_heads=5), "model.num_heads: 5 does not divide model.embed_dim 192"),
+        (dict(name="vit_tiny", rope_variant="v3"), "model.rope_variant: 'v3'; accepted: v2, v2.1"),
+        (dict(name="vit_tiny", n_registers=4), "model.n_registers: .*use 0 / false"),
+        (dict(name="vit_tiny", has_cls_first=True), "model.has_cls_first: .*use 0 / false"),
+    ],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ConfigError, match=message) as caught:
         build_encoder(**arguments)
@@ -247,10 +262,13 @@ def test_cls_and_registers_off_are_accepted():
     build_encoder("vit_tiny", n_registers=0, has_cls_first=False, device="meta")
 
 
-@pytest.mark.parametrize("shape, message", [
-    ((1, 3, 4, 30, 32), "clip of 30x32 pixels: both must be multiples of data.patch_size 8"),
-    ((1, 3, 3, 32, 32), "clip of 3 frames: must be a multiple of data.tubelet_size 2"),
-])
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 3, 4, 30, 32), "clip of 30x32 pixels: both must be multiples of data.patch_size 8"),
+        ((1, 3, 3, 32, 32), "clip of 3 frames: must be a multiple of data.tubelet_size 2"),
+    ],
+)
 def test_clips_that_do_not_fit(small, shape, message):
     with pytest.raises(ConfigError, match=message):
         small()(torch.zeros(shape))

@@ -1,17 +1,25 @@
 """Encoder and predictor against values and gradients of the published code."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 CASES = {
-    "clip_full": ("clip", None), "clip_mask0": ("clip", "mask0"), "clip_mask1": ("clip", "mask1"),
-    "img_full": ("img", None), "img_mask": ("img", "mask_img"),
-    "clip_nonsquare": ("clip_nonsquare", None), "clip_4frames": ("clip_4frames", None),
+    "clip_full": ("clip", None),
+    "clip_mask0": ("clip", "mask0"),
+    "clip_mask1": ("clip", "mask1"),
+    "img_full": ("img", None),
+    "img_mask": ("img", "mask_img"),
+    "clip_nonsquare": ("clip_nonsquare", None),
+    "clip_4frames": ("clip_4frames", None),
 }
 PREDICTOR_CASES = {
-    "video0": ("z0", "0", 0, "video"), "video1": ("z1", "1", 0, "video"), "video0_idx1": ("z0", "0", 1, "video"),
-    "video0_idx2_mod": ("z0", "0", 2, "video"), "img": ("zi", "_img", 0, "image"),
+    "video0": ("z0", "0", 0, "video"),
+    "video1": ("z1", "1", 0, "video"),
+    "video0_idx1": ("z0", "0", 1, "video"),
+    "video0_idx2_mod": ("z0", "0", 2, "video"),
+    "img": ("zi", "_img", 0, "image"),
 }
 
 

@@ -30,9 +30,15 @@ def run(tmp_path, cfg):
         encoder, predictor = build_from_config(cfg)
         target, _ = build_from_config(cfg)
         content = {
-            "encoder": to_fair(encoder.state_dict()), "predictor": to_fair(predictor.state_dict()),
-            "target_encoder": to_fair(target.state_dict()), "heads": {}, "opt": {}, "epoch": 0, "step": step,
-            "config": config.to_dict(cfg), "versions": {"torch": str(torch.__version__)},
+            "encoder": to_fair(encoder.state_dict()),
+            "predictor": to_fair(predictor.state_dict()),
+            "target_encoder": to_fair(target.state_dict()),
+            "heads": {},
+            "opt": {},
+            "epoch": 0,
+            "step": step,
+            "config": config.to_dict(cfg),
+            "versions": {"torch": str(torch.__version__)},
         }
         torch.save(content, folder / "checkpoints" / f"step-{step:08d}.pt")
     return folder, encoder, target
@@ -70,8 +76,15 @@ def test_round_trip(run, which):
 def test_clip_settings(run):
     settings = load_encoder(run[0]).clip_settings
     assert settings == {
-        "crop_size": 32, "num_frames": 4, "frame_step": 3, "fps": None, "duration": None, "mean": (0.1, 0.2, 0.3),
-        "std": (0.229, 0.224, 0.225), "tubelet_size": 2, "patch_size": 8,
+        "crop_size": 32,
+        "num_frames": 4,
+        "frame_step": 3,
+        "fps": None,
+        "duration": None,
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.229, 0.224, 0.225),
+        "tubelet_size": 2,
+        "patch_size": 8,
     }
 
 
@@ -110,10 +123,14 @@ def test_vjepa2_file_with_one_norm_and_unused_positions(tmp_path, small):
 def test_damaged_file(run, damage):
     file = run[0] / "checkpoints" / "step-00000010.pt"
     content = file.read_bytes()
-    file.write_bytes({
-        "truncated": content[: len(content) // 2], "text": b"not a checkpoint\n", "empty": b"",
-        "flipped": content[:30] + bytes(255 - b for b in content[30:4000]) + content[4000:],
-    }[damage])
+    file.write_bytes(
+        {
+            "truncated": content[: len(content) // 2],
+            "text": b"not a checkpoint\n",
+            "empty": b"",
+            "flipped": content[:30] + bytes(255 - b for b in content[30:4000]) + content[4000:],
+        }[damage]
+    )
     with pytest.raises(CheckpointError) as caught:
         load_encoder(run[0])
     assert str(file) in one_line(caught)
@@ -153,12 +170,18 @@ def test_no_such_encoder_inside(tmp_path):
         load_encoder(path, **ARCH)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(embed_dim=36), "img_mod_embed is .1, 1, 24. in the file, .1, 1, 36. in the model"),
-    (dict(depth=5), "missing blocks.4.norm1.weight"),
-    (dict(levels=3), "not expected norms_block.3.weight"),
-    (dict(patch_size=16), "patch_embed.proj.weight is .24, 3, 2, 8, 8. in the file, .24, 3, 2, 16, 16. in the model"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(embed_dim=36), "img_mod_embed is .1, 1, 24. in the file, .1, 1, 36. in the model"),
+        (dict(depth=5), "missing blocks.4.norm1.weight"),
+        (dict(levels=3), "not expected norms_block.3.weight"),
+        (
+            dict(patch_size=16),
+            "patch_embed.proj.weight is .24, 3, 2, 8, 8. in the file, .24, 3, 2, 16, 16. in the model",
+        ),
+    ],
+)
 def test_another_architecture(run, change, message):
     file = run[0] / "checkpoints" / "step-00000010.pt"
     with pytest.raises(CheckpointError, match=message) as caught:

@@ -1,10 +1,12 @@
 """Encoder and predictor over samples that keep different numbers of tokens: one stream, nothing computed on padding."""
+
 import pytest
 import torch
 
-from vjepa_fast.models import build_encoder, build_predictor, segments, vit
-from vjepa_fast.models.attention import run_block
-from vjepa_fast.ops import Packed
+from vjepa_fast.layers import segments
+from vjepa_fast.layers.block import run_block
+from vjepa_fast.layers.packed import Packed
+from vjepa_fast.models import build_encoder, build_predictor, vit
 
 N, SEEN, HIDDEN = 32, ((13, 2, 7), (5, 9, 1)), ((7, 20, 3), (20, 1, 30))
 

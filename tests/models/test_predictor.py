@@ -25,12 +25,18 @@ def make(small):
 def inputs(k=6, m=9):
     torch.manual_seed(1)
     perm = torch.stack([torch.randperm(32) for _ in range(2)])
-    return torch.randn(2, k, 96), perm[:, :k], perm[:, k:k + m]
+    return torch.randn(2, k, 96), perm[:, :k], perm[:, k : k + m]
 
 
 def test_levels_as_published():
-    published = {4: (0, 1, 2, 3), 8: (1, 3, 5, 7), 12: (2, 5, 8, 11), 20: (4, 9, 14, 19), 24: (4, 11, 17, 23),
-                 40: (9, 19, 29, 39)}
+    published = {
+        4: (0, 1, 2, 3),
+        8: (1, 3, 5, 7),
+        12: (2, 5, 8, 11),
+        20: (4, 9, 14, 19),
+        24: (4, 11, 17, 23),
+        40: (9, 19, 29, 39),
+    }
     assert {depth: predictor_levels(depth) for depth in published} == published
 
 
@@ -78,6 +84,7 @@ def test_grid_of_another_clip_size(make):
     z, enc, pred = inputs()
     predictor = make({"interpolate_rope": False})
     wide = predictor(z, enc, pred, grid=(2, 4, 8))[0]
+
     # In a grid twice as wide the same (t,h,w) have other ids.
     def rename(idx):
         return (idx // 16 * 4 + idx // 4 % 4) * 8 + idx % 4
@@ -94,11 +101,14 @@ def test_one_level_and_another_target_width(make):
     assert predictor(torch.randn(2, 6, 24), enc, pred)[0].shape == (2, 9, 40)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(num_heads=5), "model.pred_num_heads: 12 channels in 5 heads"),
-    (dict(num_mask_tokens=0), "model.num_mask_tokens: 0; at least 1 is needed"),
-    (dict(depth=0), "model.pred_depth: 0; at least 1 is needed"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_heads=5), "model.pred_num_heads: 12 channels in 5 heads"),
+        (dict(num_mask_tokens=0), "model.num_mask_tokens: 0; at least 1 is needed"),
+        (dict(depth=0), "model.pred_depth: 0; at least 1 is needed"),
+    ],
+)
 def test_bad_arguments(make, changes, message):
     with pytest.raises(ConfigError, match=message):
         make(**changes)

@@ -3,6 +3,7 @@
 Case names, values and gradients: tests/goldens/losses_small.npz; ``/f32`` is the literal float32 run, ``/f64p`` the
 same in double. Sets: "" (one clip length, two masks) and "multi/" (three lengths, the last one an image).
 """
+
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,5 @@
 """ac by hand: the head says 0, so the value is the mean change of colour."""
+
 import pytest
 import torch
 

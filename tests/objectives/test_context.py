@@ -1,4 +1,5 @@
 """context by hand: plain and weighted by distance."""
+
 import pytest
 
 from tests.objectives.tiny import tiny_state, value_of

@@ -1,4 +1,5 @@
 """What every registered objective must satisfy; a new term in ``terms/`` is found and held to it by itself."""
+
 import dataclasses
 from pathlib import Path
 
@@ -180,9 +181,9 @@ class NoSync(TorchDispatchMode):
         if name == "equal" and args[0].ndim == 0:  # torch 2.11's quantile checks q so, on a CPU alone
             return func(*args, **(kwargs or {}))
         assert name not in self.FORBIDDEN, f"{func} waits for the device"
-        assert name != "index" or not any(
-            x is not None and x.dtype == torch.bool for x in args[1]
-        ), "boolean indexing waits for the device"
+        assert name != "index" or not any(x is not None and x.dtype == torch.bool for x in args[1]), (
+            "boolean indexing waits for the device"
+        )
         return func(*args, **(kwargs or {}))
 
 

@@ -1,4 +1,5 @@
 """delta by hand."""
+
 from tests.objectives.tiny import tiny_state, value_of
 
 # grid 3 x 1 x 2; place 0 at t=0,1,2 (two pairs), place 1 at t=0 and t=2 (none)

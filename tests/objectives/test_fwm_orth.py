@@ -1,4 +1,5 @@
 """fwm_orth by hand and against numpy's covariance."""
+
 import numpy as np
 import pytest
 

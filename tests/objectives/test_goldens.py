@@ -1,4 +1,5 @@
 """Every term against the released code's values and gradients, in float32 and float64, on both golden sets."""
+
 import dataclasses
 import json
 

@@ -1,4 +1,5 @@
 """hamiltonian against a network whose gradient is known, and against autograd."""
+
 import math
 
 import pytest

@@ -1,4 +1,5 @@
 """hw by hand."""
+
 import math
 
 import pytest

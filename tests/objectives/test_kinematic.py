@@ -1,4 +1,5 @@
 """kinematic by hand."""
+
 import pytest
 import torch
 

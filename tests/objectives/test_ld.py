@@ -1,4 +1,5 @@
 """ld by hand: an identity head, so that the prediction is z itself."""
+
 import math
 
 import pytest

@@ -1,4 +1,5 @@
 """Masks whose samples keep different numbers of tokens: what each term makes of them."""
+
 import dataclasses
 
 import pytest
@@ -7,8 +8,8 @@ import torch
 from tests.objectives.test_contract import NoSync, gradients
 from tests.objectives.tiny import leaves, random_state, value_of
 from vjepa_fast import ops
+from vjepa_fast.layers.packed import Packed
 from vjepa_fast.objectives import LatentState, build_objectives, registry
-from vjepa_fast.ops import Packed
 
 TERMS = sorted(registry())
 each_term = pytest.mark.parametrize("term", TERMS)
@@ -36,8 +37,9 @@ def packed_state(state):
     for name in ("masks_enc", "masks_pred"):
         fields[name] = [[pack(list(m), h.shape[1]) for m in ms] for ms, h in zip(getattr(state, name), state.h)]
     for name in FEATURES:
-        rows = [[x.detach().flatten(0, 1)[None].requires_grad_(x.requires_grad) for x in xs]
-                for xs in getattr(state, name)]
+        rows = [
+            [x.detach().flatten(0, 1)[None].requires_grad_(x.requires_grad) for x in xs] for xs in getattr(state, name)
+        ]
         fields[name] = rows
     return dataclasses.replace(state, **fields)
 
@@ -54,22 +56,33 @@ def ragged(grids=((4, 2, 3),), samples=3, masks=1, seed=0, **options):
             orders = [torch.randperm(t * s, generator=g) for _ in range(masks)]
             orders = [torch.cat([column, order[~torch.isin(order, column)]]) for order in orders]
             places[grid] = [order[: t + 1 + 3 * b + j].sort().values.tolist() for j, order in enumerate(orders)]
-        singles.append(random_state(grids=grids, batch=1, masks=masks, seed=100 * seed + b,
-                                    keep=lambda grid, j, p=places: p[grid][j], **options))
+        singles.append(
+            random_state(
+                grids=grids,
+                batch=1,
+                masks=masks,
+                seed=100 * seed + b,
+                keep=lambda grid, j, p=places: p[grid][j],
+                **options,
+            )
+        )
     return join(singles), singles
 
 
 def join(singles):
     first, groups = singles[0], range(len(singles[0].grids))
-    fields = {"h": [torch.cat(xs).detach().requires_grad_(xs[0].requires_grad) for xs in zip(*(s.h for s in singles))],
-              "clips": [torch.cat(xs) for xs in zip(*(s.clips for s in singles))]}
+    fields = {
+        "h": [torch.cat(xs).detach().requires_grad_(xs[0].requires_grad) for xs in zip(*(s.h for s in singles))],
+        "clips": [torch.cat(xs) for xs in zip(*(s.clips for s in singles))],
+    }
     for name in ("masks_enc", "masks_pred"):
         by_mask = [zip(*(getattr(s, name)[i] for s in singles)) for i in groups]
         fields[name] = [[pack([m[0] for m in ms], first.h[i].shape[1]) for ms in by_mask[i]] for i in groups]
     for name in FEATURES:
         by_mask = [zip(*(getattr(s, name)[i] for s in singles)) for i in groups]
-        fields[name] = [[torch.cat(xs, 1).detach().requires_grad_(xs[0].requires_grad) for xs in by_mask[i]]
-                        for i in groups]
+        fields[name] = [
+            [torch.cat(xs, 1).detach().requires_grad_(xs[0].requires_grad) for xs in by_mask[i]] for i in groups
+        ]
     return dataclasses.replace(first, **fields)
 
 

@@ -1,4 +1,5 @@
 """How terms add up: weights, schedules, gradients of the target, heads, seeds, messages."""
+
 import dataclasses
 import gc
 import math

@@ -1,4 +1,5 @@
 """sigreg against numerical integration of the Epps-Pulley statistic."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,4 +1,5 @@
 """spectral by hand: a pure tone has one line in its spectrum."""
+
 import math
 
 import pytest

@@ -1,4 +1,5 @@
 """velgate by hand."""
+
 import pytest
 
 from tests.objectives.tiny import tiny_state, value_of

@@ -1,4 +1,5 @@
 """Small states for the tests: hand-written ones (one sample, group and mask) and random ones of any shape."""
+
 import torch
 
 from vjepa_fast.objectives import LatentState, build_objectives

@@ -1,4 +1,5 @@
 """Clips for the tests of the kernels that read them, and how those are held to the exact values."""
+
 from __future__ import annotations
 
 import torch

@@ -5,6 +5,7 @@
 ``exact`` is eager code on float64 copies of the same inputs, ``eager`` the same code in the dtype under test. Outputs
 and gradients are compared one by one; a second run must give the same bits.
 """
+
 from __future__ import annotations
 
 import importlib.util

@@ -1,4 +1,5 @@
 """AdamW with the moving average behind it, of every backend, against torch.optim.AdamW and torch.lerp, step by step."""
+
 import pytest
 import torch
 
@@ -29,8 +30,9 @@ def copies(values):
 def torch_step(params, grads, exp_avgs, squares, targets, lows, rule, scale):
     """The same in torch: its AdamW, told where it stands, then lerp, then a cast."""
     params = [torch.nn.Parameter(p) for p in params]
-    opt = torch.optim.AdamW(params, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps,
-                            weight_decay=rule.weight_decay, foreach=False)
+    opt = torch.optim.AdamW(
+        params, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps, weight_decay=rule.weight_decay, foreach=False
+    )
     for p, g, m, v in zip(params, grads, exp_avgs, squares):
         p.grad = g * scale
         opt.state[p] = {"step": torch.tensor(rule.step - 1.0), "exp_avg": m, "exp_avg_sq": v}
@@ -65,8 +67,16 @@ def test_steps_as_torch_makes_them(backend, decay, scale, follow, monkeypatch):
         torch_step(want[0], grads, *want[1:], rule, 1.0 if scale is None else scale)
         params, exp_avgs, squares, targets, lows = ours
         with ops.use_backend(backend):
-            ops.adamw_ema_(params, [g.clone() for g in grads], exp_avgs, squares, rule, targets=targets, lows=lows,
-                           scale=None if scale is None else torch.tensor(scale, device=device))
+            ops.adamw_ema_(
+                params,
+                [g.clone() for g in grads],
+                exp_avgs,
+                squares,
+                rule,
+                targets=targets,
+                lows=lows,
+                scale=None if scale is None else torch.tensor(scale, device=device),
+            )
         for k, (p, g) in enumerate(zip(params, grads)):
             close(exp_avgs[k], torch.maximum(old[1][k].abs(), g.abs()), want[1][k], 2)
             close(squares[k], old[2][k], want[2][k], 4)
@@ -126,8 +136,15 @@ def test_threads_do_not_change_the_bits():
             params, exp_avgs, squares, targets, lows = lists(gen, "cpu")
             grads = random(gen)
             with ops.use_backend("cpp"):
-                ops.adamw_ema_(params, grads, exp_avgs, squares, ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 3, 0.01),
-                               targets=targets, lows=lows)
+                ops.adamw_ema_(
+                    params,
+                    grads,
+                    exp_avgs,
+                    squares,
+                    ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 3, 0.01),
+                    targets=targets,
+                    lows=lows,
+                )
                 found.append([*params, *exp_avgs, *squares, ops.total_norm(grads)])
     finally:
         torch.set_num_threads(before)
@@ -162,12 +179,15 @@ def test_what_a_kernel_cannot_serve_runs_in_torch_or_is_refused_with_the_reason(
         ops.adamw_ema_([p], [g], [m], [v], rule, targets=[p.clone()], lows=[p.half()])
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(grads=[]), "grads: expected 2 tensors"),
-    (dict(exp_avgs=[torch.ones(3), torch.ones(4)]), r"exp_avgs: expected the shape \[3\]"),
-    (dict(rule=ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 0)), "rule.step: expected at least 1, got 0"),
-    (dict(lows=[torch.ones(3).bfloat16(), None]), "lows: expected None where there is no target"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(grads=[]), "grads: expected 2 tensors"),
+        (dict(exp_avgs=[torch.ones(3), torch.ones(4)]), r"exp_avgs: expected the shape \[3\]"),
+        (dict(rule=ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 0)), "rule.step: expected at least 1, got 0"),
+        (dict(lows=[torch.ones(3).bfloat16(), None]), "lows: expected None where there is no target"),
+    ],
+)
 def test_bad_arguments(change, words):
     args = {k: [torch.ones(3), torch.ones(3)] for k in ("params", "grads", "exp_avgs", "exp_avg_sqs")}
     args["rule"] = ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 1)

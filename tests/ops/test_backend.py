@@ -1,4 +1,5 @@
 """The dispatch seam: which backend serves, and what is said when one cannot."""
+
 import os
 import pathlib
 import subprocess

@@ -1,4 +1,5 @@
 """sample_block_masks on every backend: the same masks as eager code, and guided origins as the analysis says."""
+
 import json
 import pathlib
 from dataclasses import replace
@@ -11,7 +12,8 @@ from tests.draws import given, settings, st
 from tests.ops.parity import BACKENDS, DEVICE, KERNELS, device_for, moved
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import BlockMasks, BlockSpec, _cpp, origin_probabilities, philox
+from vjepa_fast.ops import BlockMasks, BlockSpec, _cpp, origin_probabilities
+from vjepa_fast.ops import _philox as philox
 from vjepa_fast.ops import block_masks as module
 
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
@@ -61,8 +63,11 @@ def test_equal_to_eager(backend, specs, truncate):
 @pytest.mark.parametrize("backend", KERNELS)
 def test_complements_swap_and_max_keep(backend, truncate):
     base = BlockSpec(num_blocks=2, spatial_scale=(0.3, 0.5), temporal_scale=(0.3, 0.9))
-    specs = [replace(base, full_complement=full, pred_full_complement=pred_full, inv_block=swap, max_keep=keep)
-             for full, pred_full in ((0, 0), (1, 0), (0, 1), (1, 1)) for swap, keep in ((0, 7), (1, None))]
+    specs = [
+        replace(base, full_complement=full, pred_full_complement=pred_full, inv_block=swap, max_keep=keep)
+        for full, pred_full in ((0, 0), (1, 0), (0, 1), (1, 1))
+        for swap, keep in ((0, 7), (1, None))
+    ]
     args = (2, (3, 5, 6), specs)
     assert_same(draw(backend, *args, truncate=truncate), draw("eager", *args, truncate=truncate))
 
@@ -88,9 +93,12 @@ def block_specs(draw):
 @pytest.mark.parametrize("backend", KERNELS)
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
-    grid=st.tuples(st.integers(1, 5), st.integers(2, 12), st.integers(2, 12)), b=st.integers(1, 2),
-    specs=st.lists(block_specs(), min_size=1, max_size=2), truncate=st.sampled_from(module.TRUNCATE),
-    seed=st.integers(0, (1 << 64) - 1), step=st.integers(0, (1 << 32) - 1),
+    grid=st.tuples(st.integers(1, 5), st.integers(2, 12), st.integers(2, 12)),
+    b=st.integers(1, 2),
+    specs=st.lists(block_specs(), min_size=1, max_size=2),
+    truncate=st.sampled_from(module.TRUNCATE),
+    seed=st.integers(0, (1 << 64) - 1),
+    step=st.integers(0, (1 << 32) - 1),
 )
 def test_any_grid_and_spec(backend, grid, b, specs, truncate, seed, step):
     keys = dict(seed=seed, step=step, truncate=truncate)
@@ -132,15 +140,23 @@ def drawn_origins(backend, saliency, spec, count):
     return (at[0] * tops + at[1]) * lefts + at[2], (words >> 8).double() / 2**24, size
 
 
-@pytest.mark.parametrize("grid, scale, time, count, strength, rate", [
-    ((4, 14, 14), 0.15, 1.0, 2000, 5.5, 0.0),  # 100 origins or so
-    (GRID, 0.001, 0.01, 1500, 2.0, 0.1),  # 1568: several passes of the kernel
-])
+@pytest.mark.parametrize(
+    "grid, scale, time, count, strength, rate",
+    [
+        ((4, 14, 14), 0.15, 1.0, 2000, 5.5, 0.0),  # 100 origins or so
+        (GRID, 0.001, 0.01, 1500, 2.0, 0.1),  # 1568: several passes of the kernel
+    ],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_guided_origins_are_those_of_the_same_uniforms(backend, grid, scale, time, count, strength, rate):
     """The contract: 99.9 % equal, and different only where a draw is within 1e-6 of a step."""
-    spec = BlockSpec(spatial_scale=(scale, scale), temporal_scale=(time, time), motion_guided=True,
-                     motion_guided_strength=strength, motion_guided_random_rate=rate)
+    spec = BlockSpec(
+        spatial_scale=(scale, scale),
+        temporal_scale=(time, time),
+        motion_guided=True,
+        motion_guided_strength=strength,
+        motion_guided_random_rate=rate,
+    )
     saliency = maps(1, grid, 5)[0]
     got, u, size = drawn_origins(backend, saliency, spec, count)
     cdf = origin_probabilities(saliency, size, strength, rate).cumsum(0)
@@ -181,9 +197,14 @@ def chi_square(observed, expected) -> float:
 def spec_of_size(block, grid, strength, rate):
     t, h, w = block
     area, aspect = (h * w + 0.01) / (grid[1] * grid[2]), h / w
-    return BlockSpec(spatial_scale=(area, area), temporal_scale=((t + 0.01) / grid[0] if t < grid[0] else 1.0,) * 2,
-                     aspect_ratio=(aspect, aspect), motion_guided=True, motion_guided_strength=strength,
-                     motion_guided_random_rate=rate)
+    return BlockSpec(
+        spatial_scale=(area, area),
+        temporal_scale=((t + 0.01) / grid[0] if t < grid[0] else 1.0,) * 2,
+        aspect_ratio=(aspect, aspect),
+        motion_guided=True,
+        motion_guided_strength=strength,
+        motion_guided_random_rate=rate,
+    )
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -1,4 +1,5 @@
 """VJEPA_FAST_DEBUG=1 looks at the values of indices: on every device, and for repeats where they would do harm."""
+
 import pytest
 import torch
 
@@ -61,10 +62,13 @@ def test_distinct(debug, monkeypatch):
     _check.distinct("op", "idx", idx)
 
 
-@pytest.mark.parametrize("masks_enc, text", [
-    ([[0, 4, 4]], r"objectives: masks_enc: expected distinct token indices in each row, got \[4\]"),
-    ([[0, 4, 8]], r"objectives: masks_enc: expected token indices in \[0, 8\), got \[0, 8\]"),
-])
+@pytest.mark.parametrize(
+    "masks_enc, text",
+    [
+        ([[0, 4, 4]], r"objectives: masks_enc: expected distinct token indices in each row, got \[4\]"),
+        ([[0, 4, 8]], r"objectives: masks_enc: expected token indices in \[0, 8\), got \[0, 8\]"),
+    ],
+)
 def test_objectives_refuse_masks_that_would_lead_gradients_astray(debug, masks_enc, text):
     plan = build_objectives({"delta": {}}, levels=1, embed_dim=4)
     z = torch.ones(1, 3, 4, requires_grad=True)

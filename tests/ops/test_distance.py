@@ -1,4 +1,5 @@
 """mask_distance against the published values and a brute-force search."""
+
 import pathlib
 
 import numpy as np
@@ -109,16 +110,22 @@ def test_opcheck_and_compile(backend):
     assert torch.equal(compiled(enc, pred), fn(enc, pred))
 
 
-@pytest.mark.parametrize("change, text", [
-    (dict(masks_enc=torch.zeros(2, 3)), r"masks_enc: expected an int64 tensor \[B,K\], got float32 \[2, 3\]"),
-    (dict(masks_enc=torch.zeros(3, dtype=torch.int64)), "masks_enc: expected an int64 tensor"),
-    (dict(masks_pred=torch.zeros(3, 1, dtype=torch.int64)), r"masks_pred: expected a batch of 2, got int64 \[3, 1\]"),
-    (dict(masks_pred=torch.zeros(2, 0, dtype=torch.int64)), "masks_pred: expected at least one predicted token"),
-    (dict(masks_enc=torch.tensor([[0], [8]])), r"masks_enc: expected token indices in \[0, 8\), got \[0, 8\]"),
-    (dict(masks_pred=torch.tensor([[-1], [0]])), r"masks_pred: expected token indices in \[0, 8\), got \[-1, 0\]"),
-    (dict(grid=(2, 4)), r"grid: expected three positive ints \(T, H, W\), got \(2, 4\)"),
-    (dict(grid=(2, 0, 4)), "grid: expected three positive ints"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(masks_enc=torch.zeros(2, 3)), r"masks_enc: expected an int64 tensor \[B,K\], got float32 \[2, 3\]"),
+        (dict(masks_enc=torch.zeros(3, dtype=torch.int64)), "masks_enc: expected an int64 tensor"),
+        (
+            dict(masks_pred=torch.zeros(3, 1, dtype=torch.int64)),
+            r"masks_pred: expected a batch of 2, got int64 \[3, 1\]",
+        ),
+        (dict(masks_pred=torch.zeros(2, 0, dtype=torch.int64)), "masks_pred: expected at least one predicted token"),
+        (dict(masks_enc=torch.tensor([[0], [8]])), r"masks_enc: expected token indices in \[0, 8\), got \[0, 8\]"),
+        (dict(masks_pred=torch.tensor([[-1], [0]])), r"masks_pred: expected token indices in \[0, 8\), got \[-1, 0\]"),
+        (dict(grid=(2, 4)), r"grid: expected three positive ints \(T, H, W\), got \(2, 4\)"),
+        (dict(grid=(2, 0, 4)), "grid: expected three positive ints"),
+    ],
+)
 def test_argument_errors(backend, change, text, monkeypatch):
     monkeypatch.setenv("VJEPA_FAST_DEBUG", "1")  # the GPU's indices are not looked at otherwise
     args = dict(masks_enc=torch.tensor([[0], [7]]), masks_pred=torch.tensor([[1], [2]]), grid=(2, 2, 2))
@@ -129,8 +136,12 @@ def test_argument_errors(backend, change, text, monkeypatch):
 @pytest.mark.parametrize("backend", KERNELS)
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(
-    grid=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)), b=st.integers(1, 3),
-    ke=st.integers(1, 200), kp=st.integers(1, 200), seed=st.integers(0, 1000), offset=st.booleans(),
+    grid=st.tuples(st.integers(1, 9), st.integers(1, 40), st.integers(1, 40)),
+    b=st.integers(1, 3),
+    ke=st.integers(1, 200),
+    kp=st.integers(1, 200),
+    seed=st.integers(0, 1000),
+    offset=st.booleans(),
 )
 def test_any_grid(backend, grid, b, ke, kp, seed, offset):
     """One unit in the last place: squared distances are integers, so only the roots are rounded."""

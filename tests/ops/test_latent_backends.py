@@ -1,4 +1,5 @@
 """The latent loss skeletons: every backend, every row function of the objectives, against eager code in float64."""
+
 import pytest
 import torch
 
@@ -19,8 +20,10 @@ for _module in ("delta", "kinematic", "ltc", "spectral", "velgate"):
     for _x in vars(_terms).values():
         if isinstance(_x, latent.RowFunction):
             _x()
-FUNCTIONS = {access: sorted(k for k, f in latent._functions.items() if f.access == access)
-             for access in ("TOKEN", "PAIR", "COLUMN")}
+FUNCTIONS = {
+    access: sorted(k for k, f in latent._functions.items() if f.access == access)
+    for access in ("TOKEN", "PAIR", "COLUMN")
+}
 GRID = (3, 1, 2)  # small: interpreted Triton takes milliseconds per token
 
 
@@ -36,8 +39,9 @@ def neighbours(idx, grid):
     places = grid[1] * grid[2]
     rows = [row.tolist() for row in idx]
     return tuple(
-        torch.tensor([[row.index(n + s) if n + s in row else -1 for n in row] for row in rows],
-                     dtype=torch.int64).reshape(idx.shape)
+        torch.tensor(
+            [[row.index(n + s) if n + s in row else -1 for n in row] for row in rows], dtype=torch.int64
+        ).reshape(idx.shape)
         for s in (places, -places)
     )
 
@@ -64,8 +68,17 @@ def test_token(backend, dtype, key, p, target):
     z, h = features(2, 5, 6, 24)
 
     def fn(z, h, idx, after):
-        rows = ops.latent_loss_token(z, h, idx, latent.RowCall(key, p), target=target, places=2, levels=2,
-                                     after=None if target == "same" else after, normalize=True)
+        rows = ops.latent_loss_token(
+            z,
+            h,
+            idx,
+            latent.RowCall(key, p),
+            target=target,
+            places=2,
+            levels=2,
+            after=None if target == "same" else after,
+            normalize=True,
+        )
         return rows
 
     assert_parity(fn, (z, h, idx, after), backend=backend, dtype=dtype, wrt=(0,), atol=2e-6)
@@ -115,16 +128,23 @@ def test_column(backend, dtype, steps, normalize):
 
     def fn(z, h, slots, toks):
         call = latent.RowCall("spectrum")
-        return ops.latent_loss_column(z, h, slots, toks, call, weighted_dft(steps, z.double()).to(z.dtype), levels=2,
-                                      normalize=normalize)
+        return ops.latent_loss_column(
+            z, h, slots, toks, call, weighted_dft(steps, z.double()).to(z.dtype), levels=2, normalize=normalize
+        )
 
     assert_parity(fn, (z, h, slots, toks), backend=backend, dtype=dtype, wrt=(0,), atol=2e-6)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
 @settings(max_examples=6, deadline=None, derandomize=True, database=None)
-@given(b=st.integers(1, 2), k=st.integers(1, 5), e=st.integers(1, 70), levels=st.integers(1, 3),
-       seed=st.integers(0, 99), bf16=st.booleans())
+@given(
+    b=st.integers(1, 2),
+    k=st.integers(1, 5),
+    e=st.integers(1, 70),
+    levels=st.integers(1, 3),
+    seed=st.integers(0, 99),
+    bf16=st.booleans(),
+)
 def test_any_shape(backend, b, k, e, levels, seed, bf16):
     grid = (3, 2, 2)
     idx = tokens(b, k, grid, seed)
@@ -240,23 +260,31 @@ def test_kernels_serve_what_they_say():
     idx = torch.tensor([[0, 1]])
     with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match="cpp serves float32, bfloat16, got float64"):
         ops.latent_loss_token(z.double(), h.double(), idx, latent.RowCall("l1", 1.0))
-    assert run(lambda z, h: ops.latent_loss_token(z, h, idx, latent.RowCall("l1", 1.0)), (z, h),
-               dtype=torch.float64, backend="auto")[0].shape == (1, 2)
+    assert run(
+        lambda z, h: ops.latent_loss_token(z, h, idx, latent.RowCall("l1", 1.0)),
+        (z, h),
+        dtype=torch.float64,
+        backend="auto",
+    )[0].shape == (1, 2)
 
 
-@pytest.mark.parametrize("change, text", [
-    (dict(h=torch.zeros(2, 4, 8)), r"h: expected a floating tensor \[1,N,8\], got float32 \[2, 4, 8\]"),
-    (dict(h=torch.zeros(1, 4, 6)), r"h: expected a floating tensor \[1,N,8\]"),
-    (dict(z=torch.zeros(2, 8)), r"z: expected a floating tensor \[B,K,D\], got float32 \[2, 8\]"),
-    (dict(idx=torch.zeros(1, 3, dtype=torch.int64)), "idx: expected 2 indices, one per row of z"),
-    (dict(idx=torch.zeros(1, 2)), "idx: expected an int64 tensor"),
-    (dict(idx=torch.tensor([[0, 4]])), r"idx: expected token indices in \[0, 4\), got \[0, 4\]"),
-    (dict(target="later"), "target: expected one of same, next, step, got 'later'"),
-    (dict(levels=3), "levels: expected a divisor of 8, got 3"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(h=torch.zeros(2, 4, 8)), r"h: expected a floating tensor \[1,N,8\], got float32 \[2, 4, 8\]"),
+        (dict(h=torch.zeros(1, 4, 6)), r"h: expected a floating tensor \[1,N,8\]"),
+        (dict(z=torch.zeros(2, 8)), r"z: expected a floating tensor \[B,K,D\], got float32 \[2, 8\]"),
+        (dict(idx=torch.zeros(1, 3, dtype=torch.int64)), "idx: expected 2 indices, one per row of z"),
+        (dict(idx=torch.zeros(1, 2)), "idx: expected an int64 tensor"),
+        (dict(idx=torch.tensor([[0, 4]])), r"idx: expected token indices in \[0, 4\), got \[0, 4\]"),
+        (dict(target="later"), "target: expected one of same, next, step, got 'later'"),
+        (dict(levels=3), "levels: expected a divisor of 8, got 3"),
+    ],
+)
 def test_argument_errors(change, text):
-    args = dict(z=torch.zeros(1, 2, 8), h=torch.zeros(1, 4, 8), idx=torch.tensor([[0, 1]]),
-                call=latent.RowCall("l1", 1.0))
+    args = dict(
+        z=torch.zeros(1, 2, 8), h=torch.zeros(1, 4, 8), idx=torch.tensor([[0, 1]]), call=latent.RowCall("l1", 1.0)
+    )
     with pytest.raises(ValueError, match="latent_loss_token: " + text):
         ops.latent_loss_token(**{**args, **change})
 

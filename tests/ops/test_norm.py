@@ -1,4 +1,5 @@
 """target_norm against the published values and torch's own layer norm."""
+
 import pathlib
 
 import numpy as np
@@ -48,11 +49,14 @@ def test_gradcheck_opcheck_and_compile():
     torch.testing.assert_close(*(torch.autograd.grad(f(x), x)[0] for f in (fn, compiled)))
 
 
-@pytest.mark.parametrize("h, levels, text", [
-    (torch.zeros(2, 10), 4, r"h: expected .* with D a multiple of levels=4, got float32 \[2, 10\]"),
-    (torch.zeros(2, 8, dtype=torch.int64), 4, "h: expected a floating tensor .* got int64"),
-    (torch.zeros(2, 8), 0, "levels: expected a positive int, got 0"),
-])
+@pytest.mark.parametrize(
+    "h, levels, text",
+    [
+        (torch.zeros(2, 10), 4, r"h: expected .* with D a multiple of levels=4, got float32 \[2, 10\]"),
+        (torch.zeros(2, 8, dtype=torch.int64), 4, "h: expected a floating tensor .* got int64"),
+        (torch.zeros(2, 8), 0, "levels: expected a positive int, got 0"),
+    ],
+)
 def test_argument_errors(h, levels, text):
     with pytest.raises(ValueError, match="target_norm: " + text):
         ops.target_norm(h, levels)

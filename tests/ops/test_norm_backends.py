@@ -1,4 +1,5 @@
 """target_norm of every backend, forward and backward, against eager code in float64."""
+
 import pytest
 import torch
 
@@ -19,15 +20,18 @@ def norm(levels):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape, levels", [
-    ((2, 5, 96), 4),  # E = 24
-    ((3, 3072), 4),
-    ((2, 6656), 4),
-    ((1, 6656), 1),
-    ((3, 2, 2, 7), 1),
-    ((4, 6), 6),  # E = 1: zeros
-    ((5,), 1),
-])
+@pytest.mark.parametrize(
+    "shape, levels",
+    [
+        ((2, 5, 96), 4),  # E = 24
+        ((3, 3072), 4),
+        ((2, 6656), 4),
+        ((1, 6656), 1),
+        ((3, 2, 2, 7), 1),
+        ((4, 6), 6),  # E = 1: zeros
+        ((5,), 1),
+    ],
+)
 @pytest.mark.parametrize("backend", KERNELS)
 def test_values_and_gradients(backend, dtype, shape, levels):
     assert_parity(norm(levels), [3 * random(*shape) + 1], backend=backend, dtype=dtype, wrt=(0,))
@@ -71,10 +75,13 @@ def test_nothing_to_do(backend, shape):
         assert out.shape == shape and torch.autograd.grad(out.sum(), h)[0].shape == shape
 
 
-@pytest.mark.parametrize("backend, dtype, text", [
-    (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
-    (KERNELS[1], torch.float64, "triton computes in float32"),
-])
+@pytest.mark.parametrize(
+    "backend, dtype, text",
+    [
+        (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
+        (KERNELS[1], torch.float64, "triton computes in float32"),
+    ],
+)
 def test_dtypes_that_are_left_to_eager(backend, dtype, text):
     backend = backend.values[0]
     h = random(2, 8).to(device_for(backend), dtype)

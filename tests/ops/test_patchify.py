@@ -1,4 +1,5 @@
 """tubelet_patchify, patch_mean and normalize_clip against Conv3d, plain loops and torchvision's formula."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -31,14 +32,21 @@ def loop_patches(x, tubelet, patch):
     b, _, f, height, width = x.shape
     rows = [
         x[:, :, t : t + tubelet, i : i + patch, j : j + patch].reshape(b, -1)
-        for t in range(0, f, tubelet) for i in range(0, height, patch) for j in range(0, width, patch)
+        for t in range(0, f, tubelet)
+        for i in range(0, height, patch)
+        for j in range(0, width, patch)
     ]
     return torch.stack(rows, 1)
 
 
-@pytest.mark.parametrize("shape, tubelet, patch", [
-    ((2, 3, 4, 8, 12), 2, 4), ((1, 3, 1, 6, 6), 1, 3), ((3, 3, 2, 4, 4), 2, 4),
-])
+@pytest.mark.parametrize(
+    "shape, tubelet, patch",
+    [
+        ((2, 3, 4, 8, 12), 2, 4),
+        ((1, 3, 1, 6, 6), 1, 3),
+        ((3, 3, 2, 4, 4), 2, 4),
+    ],
+)
 def test_linear_on_patches_is_conv3d(shape, tubelet, patch):
     conv = torch.nn.Conv3d(3, 5, (tubelet, patch, patch), (tubelet, patch, patch)).double()
     clip = torch.randn(shape, dtype=torch.float64)
@@ -106,8 +114,14 @@ def test_single_token_and_empty_selection(device):
     assert ops.tubelet_patchify(clip, torch.empty(1, 0, dtype=torch.int64, device=device), 2, 2).shape == (1, 0, 24)
 
 
-@pytest.mark.parametrize("clip", [uint8_clip(2, 3, 4, 8, 8), torch.randn(2, 3, 4, 8, 8, requires_grad=True),
-                                  torch.randn(2, 4, 8, 8, 3, dtype=torch.float16).permute(0, 4, 1, 2, 3)])
+@pytest.mark.parametrize(
+    "clip",
+    [
+        uint8_clip(2, 3, 4, 8, 8),
+        torch.randn(2, 3, 4, 8, 8, requires_grad=True),
+        torch.randn(2, 4, 8, 8, 3, dtype=torch.float16).permute(0, 4, 1, 2, 3),
+    ],
+)
 def test_opcheck_and_compile(clip):
     idx = torch.tensor([[7, 0, 3], [2, 4, 5]])
     for i in (idx, None):
@@ -124,19 +138,25 @@ def test_opcheck_and_compile(clip):
         torch.testing.assert_close(*grads)
 
 
-@pytest.mark.parametrize("change, text", [
-    (dict(clip=torch.zeros(3, 4, 8, 8)), r"clip: expected a tensor \[B,C,F,H,W\], got float32 \[3, 4, 8, 8\]"),
-    (dict(clip=torch.zeros(1, 3, 4, 8, 8, dtype=torch.int64)), "clip: expected uint8 or a floating dtype, got int64"),
-    (dict(clip=torch.zeros(1, 3, 3, 8, 8)), "clip: expected frames in multiples of tubelet=2"),
-    (dict(clip=torch.zeros(1, 3, 4, 8, 10)), "clip: expected height, width in multiples of patch=4"),
-    (dict(tubelet=0), "tubelet: expected a positive int, got 0"),
-    (dict(mean=(0.5,)), r"mean: expected 3 values, one per channel, got \(0.5,\)"),
-    (dict(std=(1.0, 0.0, 1.0)), "std: expected positive values"),
-    (dict(idx=torch.tensor([0, 1])), r"idx: expected an int64 tensor \[B,K\], got int64 \[2\]"),
-    (dict(idx=torch.tensor([[0], [1]])), "idx: expected a batch of 1"),
-    (dict(idx=torch.tensor([[8]])), r"idx: expected token indices in \[0, 8\), got \[8, 8\]"),
-    (dict(out_dtype=torch.int32), "out_dtype: expected a floating dtype"),
-])
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(clip=torch.zeros(3, 4, 8, 8)), r"clip: expected a tensor \[B,C,F,H,W\], got float32 \[3, 4, 8, 8\]"),
+        (
+            dict(clip=torch.zeros(1, 3, 4, 8, 8, dtype=torch.int64)),
+            "clip: expected uint8 or a floating dtype, got int64",
+        ),
+        (dict(clip=torch.zeros(1, 3, 3, 8, 8)), "clip: expected frames in multiples of tubelet=2"),
+        (dict(clip=torch.zeros(1, 3, 4, 8, 10)), "clip: expected height, width in multiples of patch=4"),
+        (dict(tubelet=0), "tubelet: expected a positive int, got 0"),
+        (dict(mean=(0.5,)), r"mean: expected 3 values, one per channel, got \(0.5,\)"),
+        (dict(std=(1.0, 0.0, 1.0)), "std: expected positive values"),
+        (dict(idx=torch.tensor([0, 1])), r"idx: expected an int64 tensor \[B,K\], got int64 \[2\]"),
+        (dict(idx=torch.tensor([[0], [1]])), "idx: expected a batch of 1"),
+        (dict(idx=torch.tensor([[8]])), r"idx: expected token indices in \[0, 8\), got \[8, 8\]"),
+        (dict(out_dtype=torch.int32), "out_dtype: expected a floating dtype"),
+    ],
+)
 def test_argument_errors(change, text):
     args = dict(clip=uint8_clip(1, 3, 4, 8, 8), idx=None, tubelet=2, patch=4, mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="tubelet_patchify: " + text):

@@ -1,4 +1,5 @@
 """tubelet_patchify and patch_mean on every backend: the bits, or the bound, of eager code."""
+
 import pytest
 import torch
 
@@ -35,13 +36,16 @@ def assert_mean_parity(backend, clip, tubelet, patch, **kwargs):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape, tubelet, patch, k", [
-    ((2, 3, 4, 32, 48), 2, 16, 7),
-    ((2, 3, 2, 28, 42), 2, 14, 5),
-    ((1, 1, 1, 6, 9), 1, 3, 4),
-    ((2, 3, 8, 8, 8), 4, 8, 1),
-    ((1, 4, 3, 64, 64), 3, 32, 3),
-])
+@pytest.mark.parametrize(
+    "shape, tubelet, patch, k",
+    [
+        ((2, 3, 4, 32, 48), 2, 16, 7),
+        ((2, 3, 2, 28, 42), 2, 14, 5),
+        ((1, 1, 1, 6, 9), 1, 3, 4),
+        ((2, 3, 8, 8, 8), 4, 8, 1),
+        ((1, 4, 3, 64, 64), 3, 32, 3),
+    ],
+)
 def test_patchify_bits(backend, dtype, out_dtype, shape, tubelet, patch, k):
     clip = make_clip(shape, dtype)
     n = shape[2] // tubelet * (shape[3] // patch) * (shape[4] // patch)
@@ -90,10 +94,16 @@ def test_offsets_beyond_32_bits(backend):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape, tubelet, patch", [
-    ((2, 3, 4, 32, 48), 2, 16), ((1, 3, 2, 28, 42), 2, 14), ((2, 1, 1, 6, 9), 1, 3), ((1, 2, 8, 66, 33), 4, 33),
-    ((1, 3, 2, 16, 16 * 19), 2, 16),
-])
+@pytest.mark.parametrize(
+    "shape, tubelet, patch",
+    [
+        ((2, 3, 4, 32, 48), 2, 16),
+        ((1, 3, 2, 28, 42), 2, 14),
+        ((2, 1, 1, 6, 9), 1, 3),
+        ((1, 2, 8, 66, 33), 4, 33),
+        ((1, 3, 2, 16, 16 * 19), 2, 16),
+    ],
+)
 def test_patch_mean(backend, dtype, shape, tubelet, patch):
     assert_mean_parity(backend, make_clip(shape, dtype), tubelet, patch)
 

@@ -1,4 +1,5 @@
 """rope3d against the formula written out channel by channel."""
+
 import pytest
 import torch
 
@@ -94,15 +95,18 @@ def test_in_place_refuses_gradients():
         ops.rope3d_(x * 1, table_of(angles_v2(K)), HEADS)
 
 
-@pytest.mark.parametrize("qkv, table, text", [
-    (torch.zeros(B, K, 50), torch.zeros(K, 2, R), r"qkv: expected a floating tensor \[B,K,3\*E\]"),
-    (torch.zeros(K, 48), torch.zeros(K, 2, R), "qkv: .* got float32"),
-    (torch.zeros(B, K, 48), torch.zeros(K + 1, 2, R), r"table: expected float32 \[5,2,R\] or \[2,5,2,R\]"),
-    (torch.zeros(B, K, 48), torch.zeros(K, 2, D + 2), "table: .* R even and at most 8"),
-    (torch.zeros(B, K, 48), torch.zeros(K, 2, 5), "table: .* R even"),
-    (torch.zeros(B, K, 48), torch.zeros(B + 1, K, 2, R), "table: "),
-    (torch.zeros(B, K, 48), torch.zeros(K, 2, R).double(), r"table: .* got float64 \[5, 2, 6\]"),
-])
+@pytest.mark.parametrize(
+    "qkv, table, text",
+    [
+        (torch.zeros(B, K, 50), torch.zeros(K, 2, R), r"qkv: expected a floating tensor \[B,K,3\*E\]"),
+        (torch.zeros(K, 48), torch.zeros(K, 2, R), "qkv: .* got float32"),
+        (torch.zeros(B, K, 48), torch.zeros(K + 1, 2, R), r"table: expected float32 \[5,2,R\] or \[2,5,2,R\]"),
+        (torch.zeros(B, K, 48), torch.zeros(K, 2, D + 2), "table: .* R even and at most 8"),
+        (torch.zeros(B, K, 48), torch.zeros(K, 2, 5), "table: .* R even"),
+        (torch.zeros(B, K, 48), torch.zeros(B + 1, K, 2, R), "table: "),
+        (torch.zeros(B, K, 48), torch.zeros(K, 2, R).double(), r"table: .* got float64 \[5, 2, 6\]"),
+    ],
+)
 def test_argument_errors(qkv, table, text):
     with pytest.raises(ValueError, match="rope3d: " + text):
         ops.rope3d(qkv, table, HEADS)

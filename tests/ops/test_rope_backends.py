@@ -1,4 +1,5 @@
 """rope3d of every backend against eager code in float64."""
+
 import pytest
 import torch
 
@@ -29,13 +30,16 @@ def in_place(table, heads):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("b, k, heads, d, r, own", [
-    (2, 5, 3, 64, 60, True),  # heads in three portions on the GPU
-    (1, 7, 2, 20, 18, False),
-    (3, 1, 1, 2, 2, False),
-    (2, 3, 5, 7, 4, True),  # an odd head: pairs are not aligned
-    (1, 2, 1, 6, 0, False),  # nothing to rotate
-])
+@pytest.mark.parametrize(
+    "b, k, heads, d, r, own",
+    [
+        (2, 5, 3, 64, 60, True),  # heads in three portions on the GPU
+        (1, 7, 2, 20, 18, False),
+        (3, 1, 1, 2, 2, False),
+        (2, 3, 5, 7, 4, True),  # an odd head: pairs are not aligned
+        (1, 2, 1, 6, 0, False),  # nothing to rotate
+    ],
+)
 @pytest.mark.parametrize("backend", KERNELS)
 def test_values_and_gradients(backend, dtype, b, k, heads, d, r, own):
     table = table_of(*((b,) if own else ()), k, r)
@@ -48,8 +52,9 @@ def test_values_and_gradients(backend, dtype, b, k, heads, d, r, own):
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
 def test_any_shape(backend, data):
-    b, k, heads, d = (data.draw(st.integers(1, most), label=name) for name, most in
-                      (("b", 3), ("k", 6), ("heads", 4), ("d", 40)))
+    b, k, heads, d = (
+        data.draw(st.integers(1, most), label=name) for name, most in (("b", 3), ("k", 6), ("heads", 4), ("d", 40))
+    )
     r = 2 * data.draw(st.integers(0, d // 2), label="r/2")
     table = table_of(*((b,) if data.draw(st.booleans()) else ()), k, r)
     dtype = data.draw(st.sampled_from(FLOATS))
@@ -89,7 +94,7 @@ def test_only_rotated_channels_change_and_only_of_this_tensor(backend, dtype):
         assert torch.equal(around, before)
         ops.rope3d_(qkv, table, heads)
     torch.testing.assert_close(qkv, out, rtol=0, atol=0, equal_nan=True)
-    assert torch.equal(around[::b + 1], before[::b + 1])
+    assert torch.equal(around[:: b + 1], before[:: b + 1])
     new, old = out.unflatten(-1, (3, heads, d)), before[1:-1].unflatten(-1, (3, heads, d))
     assert torch.equal(new[:, :, 2], old[:, :, 2]) and torch.equal(new[..., r:], old[..., r:])
     assert not torch.equal(new[:, :, :2, :, 1:r], old[:, :, :2, :, 1:r])
@@ -105,11 +110,14 @@ def test_in_place_needs_dense_memory(backend):
     torch.testing.assert_close(ops.rope3d_(strided, table, 2), expected)  # auto: eager code
 
 
-@pytest.mark.parametrize("backend, dtype, text", [
-    (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
-    (KERNELS[0], torch.float64, "cpp serves float32 and bfloat16, not torch.float64"),
-    (KERNELS[1], torch.float64, "triton computes in float32"),
-])
+@pytest.mark.parametrize(
+    "backend, dtype, text",
+    [
+        (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
+        (KERNELS[0], torch.float64, "cpp serves float32 and bfloat16, not torch.float64"),
+        (KERNELS[1], torch.float64, "triton computes in float32"),
+    ],
+)
 def test_dtypes_that_are_left_to_eager(backend, dtype, text):
     backend = backend.values[0]
     qkv = random(1, 2, 12).to(device_for(backend), dtype)

@@ -1,4 +1,5 @@
 """motion_saliency on every backend, held to the bound of eager code."""
+
 import pytest
 import torch
 
@@ -24,14 +25,17 @@ def check(backend, clip, grid, mode, normalize="sample", view=lambda x: x):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape, grid", [
-    ((2, 3, 4, 32, 48), (2, 2, 3)),
-    ((1, 3, 2, 28, 42), (1, 2, 3)),
-    ((1, 1, 3, 6, 9), (3, 6, 9)),  # a token per pixel
-    ((2, 2, 5, 33, 27), (2, 3, 4)),  # cells overlap
-    ((1, 3, 2, 3, 9), (3, 4, 12)),  # more tokens than pixels
-    ((1, 3, 2, 4, 16 * 19), (1, 1, 19)),
-])
+@pytest.mark.parametrize(
+    "shape, grid",
+    [
+        ((2, 3, 4, 32, 48), (2, 2, 3)),
+        ((1, 3, 2, 28, 42), (1, 2, 3)),
+        ((1, 1, 3, 6, 9), (3, 6, 9)),  # a token per pixel
+        ((2, 2, 5, 33, 27), (2, 3, 4)),  # cells overlap
+        ((1, 3, 2, 3, 9), (3, 4, 12)),  # more tokens than pixels
+        ((1, 3, 2, 4, 16 * 19), (1, 1, 19)),
+    ],
+)
 def test_parity(backend, mode, dtype, shape, grid):
     check(backend, make_clip(shape, dtype), grid, mode)
 

@@ -3,6 +3,7 @@
 Published recipes that between them use every term, kind of mask and kind of target, shrunk to 48 channels and 32 px,
 under ``compat: published``; the headline variant under ``intended`` too.
 """
+
 from dataclasses import replace
 
 import pytest
@@ -10,25 +11,58 @@ import torch
 
 from vjepa_fast import config
 from vjepa_fast.data import Batch, ClipGroup
-from vjepa_fast.models import fused_block
+from vjepa_fast.layers import fused_block
 from vjepa_fast.ops import _cpp
 from vjepa_fast.reference import build_reference
 from vjepa_fast.trainer.step import TrainStep
 
 RECIPES = [
-    *(f"mixed_4gpu_{name}" for name in (
-        "baseline", "combo", "fwm_ld", "hw_ld", "fwm_hw_ld", "spectral", "ltc", "ac_hw", "fac",
-    )),
-    *(f"ucf101_4gpu_{name}" for name in (
-        "motion_future", "hamiltonian", "kinematic_accel", "kinematic_anneal", "kinematic_huber", "kinematic_split",
-        "sigreg", "sigreg_no_ema", "velgate",
-    )),
+    *(
+        f"mixed_4gpu_{name}"
+        for name in (
+            "baseline",
+            "combo",
+            "fwm_ld",
+            "hw_ld",
+            "fwm_hw_ld",
+            "spectral",
+            "ltc",
+            "ac_hw",
+            "fac",
+        )
+    ),
+    *(
+        f"ucf101_4gpu_{name}"
+        for name in (
+            "motion_future",
+            "hamiltonian",
+            "kinematic_accel",
+            "kinematic_anneal",
+            "kinematic_huber",
+            "kinematic_split",
+            "sigreg",
+            "sigreg_no_ema",
+            "velgate",
+        )
+    ),
 ]
 SIZE = [
-    "data.crop_size=32", "data.patch_size=8", "data.dataset_fpcs=[8]", "data.datasets=[x.csv]",
-    "data.datasets_weights=null", "model.embed_dim=48", "model.depth=4", "model.num_heads=2", "model.pred_embed_dim=24",
-    "model.pred_depth=2", "model.pred_num_heads=2", "model.use_activation_checkpointing=false", "runtime.dtype=float32",
-    "optimization.epochs=3", "optimization.ipe=4", "optimization.warmup=0.5",
+    "data.crop_size=32",
+    "data.patch_size=8",
+    "data.dataset_fpcs=[8]",
+    "data.datasets=[x.csv]",
+    "data.datasets_weights=null",
+    "model.embed_dim=48",
+    "model.depth=4",
+    "model.num_heads=2",
+    "model.pred_embed_dim=24",
+    "model.pred_depth=2",
+    "model.pred_num_heads=2",
+    "model.use_activation_checkpointing=false",
+    "runtime.dtype=float32",
+    "optimization.epochs=3",
+    "optimization.ipe=4",
+    "optimization.warmup=0.5",
 ]
 
 
@@ -53,13 +87,36 @@ def pair(recipe, *overrides, compat="published"):
     if cfg.loss.context_warmup is not None:
         objectives["context"]["warmup"] = cfg.loss.context_warmup
     slow = build_reference(
-        crop_size=32, patch_size=8, num_frames=8, embed_dim=48, depth=4, num_heads=2, pred_embed_dim=24, pred_depth=2,
-        pred_num_heads=2, num_mask_tokens=len(fast.predictor.mask_tokens), objectives=objectives,
-        interpolate_rope=m.interpolate_rope, rope_variant=m.rope_variant, modality_embedding=m.modality_embedding,
-        img_temporal_dim_size=m.img_temporal_dim_size, seed=cfg.seed, ld_grad=compat == "intended",
-        epochs=o.epochs, ipe=o.ipe, ipe_scale=o.ipe_scale, lr=o.lr, start_lr=o.start_lr, final_lr=o.final_lr,
-        warmup=o.warmup, weight_decay=o.weight_decay, final_weight_decay=o.final_weight_decay, ema=cfg.target.ema,
-        betas=o.betas, eps=o.eps, disable_ema=cfg.target.mode == "online",
+        crop_size=32,
+        patch_size=8,
+        num_frames=8,
+        embed_dim=48,
+        depth=4,
+        num_heads=2,
+        pred_embed_dim=24,
+        pred_depth=2,
+        pred_num_heads=2,
+        num_mask_tokens=len(fast.predictor.mask_tokens),
+        objectives=objectives,
+        interpolate_rope=m.interpolate_rope,
+        rope_variant=m.rope_variant,
+        modality_embedding=m.modality_embedding,
+        img_temporal_dim_size=m.img_temporal_dim_size,
+        seed=cfg.seed,
+        ld_grad=compat == "intended",
+        epochs=o.epochs,
+        ipe=o.ipe,
+        ipe_scale=o.ipe_scale,
+        lr=o.lr,
+        start_lr=o.start_lr,
+        final_lr=o.final_lr,
+        warmup=o.warmup,
+        weight_decay=o.weight_decay,
+        final_weight_decay=o.final_weight_decay,
+        ema=cfg.target.ema,
+        betas=o.betas,
+        eps=o.eps,
+        disable_ema=cfg.target.mode == "online",
         mask_index=0 if fast.shared_token else None,
     )
     slow.encoder.load_state_dict(fast.encoder.state_dict(), strict=True)
@@ -76,7 +133,9 @@ def masks_of(fast, data, index):
 
 def check_gradients(fast, slow, rtol=1e-5):
     for ours, reference in (
-        (fast.encoder, slow.encoder), (fast.predictor, slow.predictor), (fast.plan.heads, slow.losses.heads)
+        (fast.encoder, slow.encoder),
+        (fast.predictor, slow.predictor),
+        (fast.plan.heads, slow.losses.heads),
     ):
         wanted = dict(reference.named_parameters())
         for name, p in ours.named_parameters():
@@ -89,8 +148,16 @@ def check_gradients(fast, slow, rtol=1e-5):
 
 def in_double_precision(fast, slow, data):
     """Gradients are compared in float64: in float32 rounding flips signs at the kinks of the absolute errors."""
-    for module in (fast.encoder, fast.predictor, fast.target_encoder, fast.plan, slow.encoder, slow.predictor,
-                   slow.target_encoder, slow.losses):
+    for module in (
+        fast.encoder,
+        fast.predictor,
+        fast.target_encoder,
+        fast.plan,
+        slow.encoder,
+        slow.predictor,
+        slow.target_encoder,
+        slow.losses,
+    ):
         module.double()
     group = data.groups[0]
     return Batch(groups=[replace(group, clip=slow.normalize(group.clip).double())], step=data.step)

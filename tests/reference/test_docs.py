@@ -1,4 +1,5 @@
 """docs/reference-differences.md names tests; they must exist."""
+
 import re
 from pathlib import Path
 

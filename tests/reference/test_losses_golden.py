@@ -1,4 +1,5 @@
 """The reference's loss terms against values and gradients of the published code."""
+
 import json
 from functools import cache
 from pathlib import Path
@@ -15,29 +16,49 @@ from vjepa_fast.reference.total import Losses
 GOLDENS = Path(__file__).parents[1] / "goldens"
 SETS = {"": ([8], 4), "multi/": ([8, 4, 1], 4)}  # frames of each group, patch; tubelets of 2 frames
 FWM_TOTAL = {
-    "pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": (15000, 30000)}, "fwm_static": {"coeff": 0.05},
-    "fwm_orth": {"coeff": 0.01}, "ld": {"channels": "dynamics", "hard_weighting": 1.0},
+    "pred": {},
+    "hw": {},
+    "context": {"coeff": 0.5, "warmup": (15000, 30000)},
+    "fwm_static": {"coeff": 0.05},
+    "fwm_orth": {"coeff": 0.01},
+    "ld": {"channels": "dynamics", "hard_weighting": 1.0},
 }
 CASES = {
-    "pred_l1": {"pred": {}}, "pred_l2": {"pred": {"loss_exp": 2.0}},
-    "context_w": {"context": {"warmup": (0, 0)}}, "context_w_l2": {"context": {"warmup": (0, 0), "loss_exp": 2.0}},
+    "pred_l1": {"pred": {}},
+    "pred_l2": {"pred": {"loss_exp": 2.0}},
+    "context_w": {"context": {"warmup": (0, 0)}},
+    "context_w_l2": {"context": {"warmup": (0, 0), "loss_exp": 2.0}},
     "context_now": {"context": {"warmup": (0, 0), "weight_distance": False}},
-    "hw_t1": {"hw": {}}, "hw_t05": {"hw": {"temp": 0.5}}, "hw_t01": {"hw": {"temp": 0.1}},
+    "hw_t1": {"hw": {}},
+    "hw_t05": {"hw": {"temp": 0.5}},
+    "hw_t01": {"hw": {"temp": 0.1}},
     "hw_t1_l2": {"hw": {"loss_exp": 2.0}},
-    "fwm_static": {"fwm_static": {}}, "fwm_static_r025": {"fwm_static": {"app_ratio": 0.25}},
-    "fwm_orth": {"fwm_orth": {}}, "fwm_orth_r025": {"fwm_orth": {"app_ratio": 0.25}},
-    "ld": {"ld": {}}, "ld_fwm": {"ld": {"channels": "dynamics"}},
-    "ld_hw": {"ld": {"hard_weighting": 1.0}}, "ld_hw_t05": {"ld": {"hard_weighting": 0.5}},
+    "fwm_static": {"fwm_static": {}},
+    "fwm_static_r025": {"fwm_static": {"app_ratio": 0.25}},
+    "fwm_orth": {"fwm_orth": {}},
+    "fwm_orth_r025": {"fwm_orth": {"app_ratio": 0.25}},
+    "ld": {"ld": {}},
+    "ld_fwm": {"ld": {"channels": "dynamics"}},
+    "ld_hw": {"ld": {"hard_weighting": 1.0}},
+    "ld_hw_t05": {"ld": {"hard_weighting": 0.5}},
     "ld_fwm_hw": {"ld": {"channels": "dynamics", "hard_weighting": 1.0}},
-    "delta": {"delta": {}}, "ltc": {"ltc": {}}, "ltc_m02": {"ltc": {"margin": 0.2}}, "spectral": {"spectral": {}},
-    "ac": {"ac": {}}, "fac": {"ac": {"channels": "dynamics"}},
-    "kinematic_l1": {"kinematic": {}}, "kinematic_acceleration": {"kinematic": {"type": "acceleration"}},
+    "delta": {"delta": {}},
+    "ltc": {"ltc": {}},
+    "ltc_m02": {"ltc": {"margin": 0.2}},
+    "spectral": {"spectral": {}},
+    "ac": {"ac": {}},
+    "fac": {"ac": {"channels": "dynamics"}},
+    "kinematic_l1": {"kinematic": {}},
+    "kinematic_acceleration": {"kinematic": {"type": "acceleration"}},
     "kinematic_huber": {"kinematic": {"type": "huber"}},
     "kinematic_l1_split05": {"kinematic": {"split_ratio": 0.5}},
     "kinematic_acceleration_split05": {"kinematic": {"type": "acceleration", "split_ratio": 0.5}},
-    "velgate": {"velgate": {}}, "velgate_p03": {"velgate": {"percentile": 0.3}},
-    "hamiltonian": {"hamiltonian": {}}, "hamiltonian_l2": {"hamiltonian": {"loss_exp": 2.0}},
-    "total_fwm_hw_ld_step22500": FWM_TOTAL, "total_fwm_hw_ld_step0": FWM_TOTAL,
+    "velgate": {"velgate": {}},
+    "velgate_p03": {"velgate": {"percentile": 0.3}},
+    "hamiltonian": {"hamiltonian": {}},
+    "hamiltonian_l2": {"hamiltonian": {"loss_exp": 2.0}},
+    "total_fwm_hw_ld_step22500": FWM_TOTAL,
+    "total_fwm_hw_ld_step0": FWM_TOTAL,
 }
 GRADFIX = {f"{case}_GRADFIX": CASES[case] for case in ("ld_hw", "ld_hw_t05", "ld_fwm_hw", "total_fwm_hw_ld_step22500")}
 

@@ -1,4 +1,5 @@
 """The reference's mask collator, draw for draw, and its schedules against the published code."""
+
 from functools import cache
 from pathlib import Path
 

@@ -1,4 +1,5 @@
 """The reference's encoder and predictor against outputs and gradients of the published code."""
+
 from functools import cache
 from pathlib import Path
 
@@ -33,16 +34,18 @@ def encoder(dtype=torch.float32, **kwargs):
 
 
 def predictor(dtype=torch.float32, **kwargs):
-    model = Predictor(
-        crop_size=64, num_frames=8, embed_dim=64, predictor_embed_dim=32, depth=8, num_heads=2, **kwargs
-    )
+    model = Predictor(crop_size=64, num_frames=8, embed_dim=64, predictor_embed_dim=32, depth=8, num_heads=2, **kwargs)
     model.load_state_dict(state_dict(load("predictor")), strict=True)
     return model.to(dtype)
 
 
 ENCODER_CASES = {
-    "clip_full": ("clip", None), "clip_mask0": ("clip", "mask0"), "clip_mask1": ("clip", "mask1"),
-    "img_full": ("img", None), "img_mask": ("img", "mask_img"), "clip_nonsquare": ("clip_nonsquare", None),
+    "clip_full": ("clip", None),
+    "clip_mask0": ("clip", "mask0"),
+    "clip_mask1": ("clip", "mask1"),
+    "img_full": ("img", None),
+    "img_mask": ("img", "mask_img"),
+    "clip_nonsquare": ("clip_nonsquare", None),
     "clip_4frames": ("clip_4frames", None),
 }
 
@@ -108,8 +111,11 @@ def test_encoder_gradients(checkpointing):
 
 
 PREDICTOR_CASES = {
-    "video0": ("z0", "0", "video", 0), "video1": ("z1", "1", "video", 0), "video0_idx1": ("z0", "0", "video", 1),
-    "video0_idx2_mod": ("z0", "0", "video", 2), "img": ("zi", "_img", "image", 0),
+    "video0": ("z0", "0", "video", 0),
+    "video1": ("z1", "1", "video", 0),
+    "video0_idx1": ("z0", "0", "video", 1),
+    "video0_idx2_mod": ("z0", "0", "video", 2),
+    "img": ("zi", "_img", "image", 0),
 }
 
 

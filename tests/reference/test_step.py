@@ -1,4 +1,5 @@
 """The whole reference step: what it updates, and with which coefficients."""
+
 import pytest
 import torch
 
@@ -6,13 +7,32 @@ from vjepa_fast.reference import MaskCollator, build_reference
 
 GRID = (4, 4, 4)
 SIZE = dict(
-    crop_size=64, num_frames=8, embed_dim=24, depth=4, num_heads=2, levels=4, pred_embed_dim=24, pred_depth=4,
-    pred_num_heads=2, epochs=2, ipe=5,
+    crop_size=64,
+    num_frames=8,
+    embed_dim=24,
+    depth=4,
+    num_heads=2,
+    levels=4,
+    pred_embed_dim=24,
+    pred_depth=4,
+    pred_num_heads=2,
+    epochs=2,
+    ipe=5,
 )
 EVERYTHING = {
-    "pred": {}, "context": {"coeff": 0.5, "warmup": (0, 4)}, "hw": {"coeff": 0.3}, "fwm_static": {"coeff": 0.05},
-    "fwm_orth": {"coeff": 0.01}, "ld": {"hidden_dim": 8}, "delta": {"coeff": 0.5}, "ltc": {"coeff": 0.5},
-    "spectral": {}, "ac": {"hidden_dim": 8}, "kinematic": {}, "velgate": {}, "hamiltonian": {"hidden_dim": 8},
+    "pred": {},
+    "context": {"coeff": 0.5, "warmup": (0, 4)},
+    "hw": {"coeff": 0.3},
+    "fwm_static": {"coeff": 0.05},
+    "fwm_orth": {"coeff": 0.01},
+    "ld": {"hidden_dim": 8},
+    "delta": {"coeff": 0.5},
+    "ltc": {"coeff": 0.5},
+    "spectral": {},
+    "ac": {"hidden_dim": 8},
+    "kinematic": {},
+    "velgate": {},
+    "hamiltonian": {"hidden_dim": 8},
     "sigreg": {"coeff": 0.01, "num_slices": 16},
 }
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.evaluation.intervals import wilson
-from vjepa_fast.study.results import RANDOM, Study, cell_key, expected_keys, load_study
-from vjepa_fast.study.variants import COUNTED
+from vjepa_fast.study.records import RANDOM, Study, cell_key, expected_keys, load_study
+from vjepa_fast.study.run.variants import COUNTED
 
 VARIANTS = ("baseline", "motion_guided", "hw", "fwm", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
 OUTCOMES = (

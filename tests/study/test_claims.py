@@ -10,9 +10,9 @@ import pytest
 
 from vjepa_fast import cli
 from vjepa_fast.errors import DataError
-from vjepa_fast.study import claims as module
-from vjepa_fast.study.claims import check_claims, encoder_width, evaluate, load_claims, markdown_table
-from vjepa_fast.study.published import load_published
+from vjepa_fast.study.claims import claims as module
+from vjepa_fast.study.claims.claims import check_claims, encoder_width, evaluate, load_claims, markdown_table
+from vjepa_fast.study.claims.published import load_published
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = load_published()
@@ -26,18 +26,33 @@ EXPECTED = {
     2: ("confirmed", 0.14, "ucf101", ["motion_guided"], ["imagenet100"]),
     3: ("confirmed", 1.38, "ucf101", ["motion_guided"], ["ssv2"]),
     4: ("contradicted", [-2.90, -2.39], "ucf101", KINEMATIC, ["diving48"]),
-    5: ("confirmed", [1.56, 1.72], "ucf101", [m for m in KINEMATIC if m[10:] not in ("anneal", "huber")],
-        ["imagenet100"]),
+    5: (
+        "confirmed",
+        [1.56, 1.72],
+        "ucf101",
+        [m for m in KINEMATIC if m[10:] not in ("anneal", "huber")],
+        ["imagenet100"],
+    ),
     6: ("confirmed", 5.92, "mixed", ["fwm_hw_ld"], ["imagenet100"]),
     7: ("confirmed", 3.21, "mixed", ["fwm_hw_ld"], ["ssv2"]),
     8: ("confirmed", -0.30, "mixed", ["fwm_hw_ld"], ["diving48"]),
     9: ("confirmed", 5.02, "mixed", ["ld"], ["ssv2"]),
     10: ("contradicted", {"count": 11, "of": 15, "threshold": -5.0}, "mixed", MIXED, ["imagenet100"]),
     11: ("confirmed", [-16.28, -13.16], "mixed", ["ac", "fac"], ["imagenet100"]),
-    12: ("confirmed", {"ssv2": 5.02, "imagenet100": -2.06, "diving48": -1.73}, "mixed", ["ld"],
-         ["ssv2", "imagenet100", "diving48"]),
-    13: ("confirmed", {"imagenet100": 1.88, "ssv2": -1.39, "diving48": -1.52}, "mixed", ["fwm"],
-         ["imagenet100", "ssv2", "diving48"]),
+    12: (
+        "confirmed",
+        {"ssv2": 5.02, "imagenet100": -2.06, "diving48": -1.73},
+        "mixed",
+        ["ld"],
+        ["ssv2", "imagenet100", "diving48"],
+    ),
+    13: (
+        "confirmed",
+        {"imagenet100": 1.88, "ssv2": -1.39, "diving48": -1.52},
+        "mixed",
+        ["fwm"],
+        ["imagenet100", "ssv2", "diving48"],
+    ),
     14: ("confirmed", -10.14, "mixed", ["fwm_ld"], ["imagenet100"]),
     15: ("confirmed", [40.0, 45.0], "ucf101", ["kinematic", "kinematic_0_1"], ["synth"]),
 }
@@ -95,20 +110,23 @@ def test_a_claim_changes_with_each_figure_it_uses(claim, run, dataset):
     assert (gone.status, gone.computed, gone.arithmetic) != (before.status, before.computed, before.arithmetic)
 
 
-@pytest.mark.parametrize(("claim", "run", "dataset", "by", "status"), [
-    (1, "ucf101_4gpu_motion_guided", "diving48", 0.01, "contradicted"),  # two decimals, no more
-    (9, "mixed_4gpu_ld", "ssv2", -0.01, "contradicted"),
-    (4, "ucf101_4gpu_kinematic_huber", "diving48", -0.06, "confirmed"),  # -2.45 rounds to -2.5
-    (4, "ucf101_4gpu_kinematic_huber", "diving48", -0.05, "contradicted"),  # -2.44 does not
-    (5, "ucf101_4gpu_kinematic_accel", "imagenet100", 0.03, "confirmed"),  # 1.75
-    (5, "ucf101_4gpu_kinematic_accel", "imagenet100", 0.04, "contradicted"),
-    (11, "mixed_4gpu_fac", "imagenet100", -0.22, "confirmed"),  # -16.50
-    (11, "mixed_4gpu_fac", "imagenet100", -0.23, "contradicted"),
-    (10, "mixed_4gpu_motion_guided", "imagenet100", 0.16, "contradicted"),  # -5.00 is not below -5: 10, but of 15
-    (12, "mixed_4gpu_ld", "diving48", 1.73, "contradicted"),  # level is not down
-    (13, "mixed_4gpu_fwm", "imagenet100", -0.01, "contradicted"),
-    (15, "ucf101_4gpu_kinematic", "synth", -0.6, "contradicted"),
-])
+@pytest.mark.parametrize(
+    ("claim", "run", "dataset", "by", "status"),
+    [
+        (1, "ucf101_4gpu_motion_guided", "diving48", 0.01, "contradicted"),  # two decimals, no more
+        (9, "mixed_4gpu_ld", "ssv2", -0.01, "contradicted"),
+        (4, "ucf101_4gpu_kinematic_huber", "diving48", -0.06, "confirmed"),  # -2.45 rounds to -2.5
+        (4, "ucf101_4gpu_kinematic_huber", "diving48", -0.05, "contradicted"),  # -2.44 does not
+        (5, "ucf101_4gpu_kinematic_accel", "imagenet100", 0.03, "confirmed"),  # 1.75
+        (5, "ucf101_4gpu_kinematic_accel", "imagenet100", 0.04, "contradicted"),
+        (11, "mixed_4gpu_fac", "imagenet100", -0.22, "confirmed"),  # -16.50
+        (11, "mixed_4gpu_fac", "imagenet100", -0.23, "contradicted"),
+        (10, "mixed_4gpu_motion_guided", "imagenet100", 0.16, "contradicted"),  # -5.00 is not below -5: 10, but of 15
+        (12, "mixed_4gpu_ld", "diving48", 1.73, "contradicted"),  # level is not down
+        (13, "mixed_4gpu_fwm", "imagenet100", -0.01, "contradicted"),
+        (15, "ucf101_4gpu_kinematic", "synth", -0.6, "contradicted"),
+    ],
+)
 def test_rounding_and_edges(claim, run, dataset, by, status):
     assert evaluate(CLAIMS[claim], changed(run, dataset, by)).status == status
 
@@ -119,10 +137,13 @@ def test_counts_are_exact():
     assert evaluate(CLAIMS[10], without("mixed_4gpu_motion_guided", "imagenet100")).status == "confirmed"  # 10 of 14
 
 
-@pytest.mark.parametrize(("claim", "status", "computed"), [
-    (4, "confirmed", [-2.90, -2.54]),
-    (10, "confirmed", {"count": 10, "of": 14, "threshold": -5.0}),
-])
+@pytest.mark.parametrize(
+    ("claim", "status", "computed"),
+    [
+        (4, "confirmed", [-2.90, -2.54]),
+        (10, "confirmed", {"count": 10, "of": 14, "threshold": -5.0}),
+    ],
+)
 def test_the_other_reading_is_beside_the_status_and_does_not_change_it(claim, status, computed):
     (entry,) = check_claims(PUBLISHED, [CLAIMS[claim]])
     assert entry["status"] == "contradicted"
@@ -135,8 +156,11 @@ def test_missing_figures():
     assert gone.arithmetic == "no published figure: fwm_hw_ld on imagenet100"
     # of a pattern one figure against it is enough; one missing leaves it undecided
     assert evaluate(CLAIMS[12], without("mixed_4gpu_ld", "diving48")).status == "not computable"
-    figures = {k: f for k, f in changed("mixed_4gpu_ld", "imagenet100", 9).figures.items()
-               if k != ("mixed_4gpu_ld", "diving48")}
+    figures = {
+        k: f
+        for k, f in changed("mixed_4gpu_ld", "imagenet100", 9).figures.items()
+        if k != ("mixed_4gpu_ld", "diving48")
+    }
     assert evaluate(CLAIMS[12], dataclasses.replace(PUBLISHED, figures=figures)).status == "contradicted"
     none = dataclasses.replace(PUBLISHED, figures={k: f for k, f in PUBLISHED.figures.items() if "kin" not in k[0]})
     assert evaluate(CLAIMS[15], none).status == "not computable"
@@ -144,13 +168,18 @@ def test_missing_figures():
 
 def test_placement_against_the_seeds():
     found = {e["id"]: e for e in check_claims(PUBLISHED, [c for i, c in CLAIMS.items() if i < 16])}
-    spread = {i: {s["dataset"]: (s["points"], s["borrowed"], len(s["within"]), len(s["beyond"])) for s in e["spread"]}
-              for i, e in found.items()}
+    spread = {
+        i: {s["dataset"]: (s["points"], s["borrowed"], len(s["within"]), len(s["beyond"])) for s in e["spread"]}
+        for i, e in found.items()
+    }
     assert spread[6] == {"imagenet100": (3.6, False, 0, 1)} and found[6]["placement"] == "beyond 3.60"
     assert spread[2] == {"imagenet100": (3.6, True, 1, 0)} and spread[3] == {"ssv2": (1.77, True, 1, 0)}
     assert spread[10] == {"imagenet100": (3.6, False, 3, 12)} and found[10]["placement"] == "12 of 15 beyond 3.60"
-    assert spread[13] == {"imagenet100": (3.6, False, 1, 0), "ssv2": (1.77, False, 1, 0),
-                          "diving48": (None, False, 0, 0)}
+    assert spread[13] == {
+        "imagenet100": (3.6, False, 1, 0),
+        "ssv2": (1.77, False, 1, 0),
+        "diving48": (None, False, 0, 0),
+    }
     assert found[1]["placement"] == "no second seed; within the test part's 1.74"
     assert found[4]["placement"] == "no second seed; beyond the test part's 1.61"
     # against the baseline of the variants' own seed
@@ -223,21 +252,26 @@ def test_subcommands_are_found_and_help_is_light():
 
     there = [p.stem.removeprefix("_study_") for p in (ROOT / "vjepa_fast/cli").glob("_study_*.py")]
     assert sorted(study.SUBCOMMANDS) == sorted(there) and "claims" in there
-    code = ("import sys; from vjepa_fast.cli import main\n"
-            "try: main(['study', '--help'])\n"
-            "except SystemExit: pass\n"
-            "print([m for m in ('torch', 'numpy', 'yaml', 'rich', 'scipy') if m in sys.modules])")
+    code = (
+        "import sys; from vjepa_fast.cli import main\n"
+        "try: main(['study', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'yaml', 'rich', 'scipy') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
     assert all(name in done.stdout for name in there)
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    ([], "the following arguments are required"),
-    (["claim"], "invalid choice: 'claim'"),
-    (["claims", "--json", "/nowhere/c.json"], "/nowhere/c.json: cannot be written"),
-    (["claims", "--study", "/nowhere"], "/nowhere/study.json: not found"),
-])
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["claim"], "invalid choice: 'claim'"),
+        (["claims", "--json", "/nowhere/c.json"], "/nowhere/c.json: cannot be written"),
+        (["claims", "--study", "/nowhere"], "/nowhere/study.json: not found"),
+    ],
+)
 def test_wrong_usage(argv, message, capsys):
     assert cli.main(["study", *argv]) == 2
     err = capsys.readouterr().err

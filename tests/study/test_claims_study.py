@@ -6,9 +6,9 @@ import pytest
 
 from vjepa_fast import cli
 from vjepa_fast.errors import DataError
-from vjepa_fast.study.claims import load_claims
-from vjepa_fast.study.claims_study import STAND_INS, recompute
-from vjepa_fast.study.published import load_published
+from vjepa_fast.study.claims.claims import load_claims
+from vjepa_fast.study.claims.published import load_published
+from vjepa_fast.study.claims.study import STAND_INS, recompute
 
 PUBLISHED = load_published()
 CLAIMS = {c.id: c for c in load_claims()}
@@ -25,14 +25,40 @@ def write_study(folder, runs: dict):
         for seed, accuracies in enumerate(seeds):
             key = f"{variant}-{regime}-{compat}-s{seed}"
             keys.append(key)
-            rows = [{"label": variant, "kind": "pretrained", "suite": suite, "probe": "linear", "accuracy": value / 100,
-                     "low": value / 100, "high": value / 100, "n": 480, "chance": 0.125, "hits": []}
-                    for suite, value in accuracies.items()]
-            cell = {"format": 1, "key": key, "variant": variant, "regime": regime, "compat": compat, "seed": seed,
-                    "kind": "pretrained", "encoder": "target_encoder", "rows": rows}
+            rows = [
+                {
+                    "label": variant,
+                    "kind": "pretrained",
+                    "suite": suite,
+                    "probe": "linear",
+                    "accuracy": value / 100,
+                    "low": value / 100,
+                    "high": value / 100,
+                    "n": 480,
+                    "chance": 0.125,
+                    "hits": [],
+                }
+                for suite, value in accuracies.items()
+            ]
+            cell = {
+                "format": 1,
+                "key": key,
+                "variant": variant,
+                "regime": regime,
+                "compat": compat,
+                "seed": seed,
+                "kind": "pretrained",
+                "encoder": "target_encoder",
+                "rows": rows,
+            }
             (folder / "cells" / f"{key}.json").write_text(json.dumps(cell))
-    plan = {"suite": "synthetic", "variants": sorted({v for v, _, _ in runs}), "regimes": ["single", "mixed"],
-            "seeds": [0, 1, 2], "keys": keys}
+    plan = {
+        "suite": "synthetic",
+        "variants": sorted({v for v, _, _ in runs}),
+        "regimes": ["single", "mixed"],
+        "seeds": [0, 1, 2],
+        "keys": keys,
+    }
     (folder / "study.json").write_text(json.dumps(plan))
     return folder
 
@@ -51,8 +77,10 @@ def status(folder, claim: int) -> str:
 
 
 def test_differences_are_paired_by_seed_and_the_arithmetic_is_shown(tmp_path):
-    folder = write_study(tmp_path / "s", {("baseline", "mixed", "intended"): BASE,
-                                          ("fwm_hw_ld", "mixed", "intended"): over_seeds(5, 6, 7)})
+    folder = write_study(
+        tmp_path / "s",
+        {("baseline", "mixed", "intended"): BASE, ("fwm_hw_ld", "mixed", "intended"): over_seeds(5, 6, 7)},
+    )
     (found,) = recompute(folder, [CLAIMS[6]], PUBLISHED)[6]
     half = 4.302652729911275 / 3**0.5  # differences 5, 6, 7: mean 6, sd 1, t of 2 degrees of freedom
     (x,) = found["computed"]
@@ -63,15 +91,26 @@ def test_differences_are_paired_by_seed_and_the_arithmetic_is_shown(tmp_path):
     assert found["arithmetic"].endswith("mean +6.00 (+3.52 to +8.48)")
 
 
-@pytest.mark.parametrize(("deltas", "expected"), [
-    ((5, 6, 7), "confirmed"), ((-5, -6, -7), "contradicted"), ((-5, 6, 7), "open"), ((5,), "open"),
-    ((5, 5, 5), "open"),  # no spread, no interval
-])
+@pytest.mark.parametrize(
+    ("deltas", "expected"),
+    [
+        ((5, 6, 7), "confirmed"),
+        ((-5, -6, -7), "contradicted"),
+        ((-5, 6, 7), "open"),
+        ((5,), "open"),
+        ((5, 5, 5), "open"),  # no spread, no interval
+    ],
+)
 @pytest.mark.parametrize("claim", [6, 8])  # one claims up, the other down
 def test_direction_and_interval_decide(tmp_path, claim, deltas, expected):
     sign = 1 if claim == 6 else -1
-    folder = write_study(tmp_path / "s", {("baseline", "mixed", "intended"): BASE,
-                                          ("fwm_hw_ld", "mixed", "intended"): over_seeds(*(sign * d for d in deltas))})
+    folder = write_study(
+        tmp_path / "s",
+        {
+            ("baseline", "mixed", "intended"): BASE,
+            ("fwm_hw_ld", "mixed", "intended"): over_seeds(*(sign * d for d in deltas)),
+        },
+    )
     assert status(folder, claim) == expected
 
 
@@ -95,26 +134,39 @@ def test_each_data_set_has_its_stand_in_and_is_preferred_to_it(tmp_path, dataset
 
 
 def test_what_was_not_measured_is_said(tmp_path):
-    folder = write_study(tmp_path / "s", {("baseline", "mixed", "intended"): BASE,
-                                          ("ld", "mixed", "intended"): over_seeds(5, 6, 7),
-                                          ("fwm", "single", "intended"): over_seeds(5, 6, 7)})
+    folder = write_study(
+        tmp_path / "s",
+        {
+            ("baseline", "mixed", "intended"): BASE,
+            ("ld", "mixed", "intended"): over_seeds(5, 6, 7),
+            ("fwm", "single", "intended"): over_seeds(5, 6, 7),
+        },
+    )
     found = {i: r[0] for i, r in recompute(folder, list(CLAIMS.values()), PUBLISHED).items()}
     assert {i for i, r in found.items() if r["status"] != "not measured"} == {9, 10, 12}
     lacking = "no cells of fwm_hw_ld on objects with the baseline's of the same seed (regime mixed, intended)"
     assert found[6]["arithmetic"] == lacking
     assert "size that its user chose" in found[16]["arithmetic"] and "names nothing" in found[17]["arithmetic"]
     assert found[9]["status"] == "confirmed" and found[12]["status"] == "contradicted"  # objects up, claimed down
-    only = write_study(tmp_path / "o", {("baseline", "mixed", "intended"): over_seeds(0, 0, 0, suites=("order",)),
-                                        ("ld", "mixed", "intended"): over_seeds(5, 6, 7, suites=("order",))})
+    only = write_study(
+        tmp_path / "o",
+        {
+            ("baseline", "mixed", "intended"): over_seeds(0, 0, 0, suites=("order",)),
+            ("ld", "mixed", "intended"): over_seeds(5, 6, 7, suites=("order",)),
+        },
+    )
     assert status(only, 12) == "not measured" and status(only, 9) == "confirmed"
 
 
 def test_regimes_modes_and_stars(tmp_path):
-    runs = {("baseline", "single", "intended"): BASE, ("baseline", "mixed", "intended"): BASE,
-            ("kinematic", "single", "intended"): over_seeds(-5, -6, -7),
-            ("kinematic_0_1", "single", "intended"): over_seeds(-2, -3, -4),
-            ("kinematic", "mixed", "intended"): over_seeds(5, 6, 7),
-            ("kinematic", "single", "published"): over_seeds(5, 6, 7)}
+    runs = {
+        ("baseline", "single", "intended"): BASE,
+        ("baseline", "mixed", "intended"): BASE,
+        ("kinematic", "single", "intended"): over_seeds(-5, -6, -7),
+        ("kinematic_0_1", "single", "intended"): over_seeds(-2, -3, -4),
+        ("kinematic", "mixed", "intended"): over_seeds(5, 6, 7),
+        ("kinematic", "single", "published"): over_seeds(5, 6, 7),
+    }
     folder = write_study(tmp_path / "s", runs)
     intended, published = recompute(folder, [CLAIMS[4]], PUBLISHED)[4]
     assert (intended["compat"], intended["status"]) == ("intended", "confirmed") and len(intended["computed"]) == 2
@@ -124,8 +176,9 @@ def test_regimes_modes_and_stars(tmp_path):
     assert recompute(write_study(tmp_path / "t", runs), [CLAIMS[4]], PUBLISHED)[4][0]["status"] == "contradicted"
 
 
-@pytest.mark.parametrize(("losing", "methods", "expected"), [(8, 15, "confirmed"), (7, 15, "contradicted"),
-                                                             (13, 13, "open")])
+@pytest.mark.parametrize(
+    ("losing", "methods", "expected"), [(8, 15, "confirmed"), (7, 15, "contradicted"), (13, 13, "open")]
+)
 def test_a_count_is_about_most_methods(tmp_path, losing, methods, expected):
     runs = {("baseline", "mixed", "intended"): BASE}
     for i, method in enumerate(PUBLISHED.methods("mixed")[:methods]):
@@ -145,8 +198,10 @@ def test_a_count_needs_whole_intervals(tmp_path):
 
 
 def test_command_writes_the_study_too(tmp_path, capsys):
-    folder = write_study(tmp_path / "s", {("baseline", "mixed", "intended"): BASE,
-                                          ("fwm_hw_ld", "mixed", "intended"): over_seeds(5, 6, 7)})
+    folder = write_study(
+        tmp_path / "s",
+        {("baseline", "mixed", "intended"): BASE, ("fwm_hw_ld", "mixed", "intended"): over_seeds(5, 6, 7)},
+    )
     assert cli.main(["study", "claims", "--study", str(folder), "--json", str(tmp_path / "c.json")]) == 0
     out = capsys.readouterr().out
     assert "from your own study" in out and "SSv2: order (temporal)" in out
@@ -155,18 +210,25 @@ def test_command_writes_the_study_too(tmp_path, capsys):
     assert {c["id"]: c["study"][0]["status"] for c in content["claims"]}[7] == "confirmed"
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (lambda f: (f / "study.json").unlink(), "study.json: not found"),
-    (lambda f: [p.unlink() for p in (f / "cells").iterdir()], "no cell is evaluated yet"),
-    (lambda f: (f / "cells/ld-mixed-intended-s0.json").write_text("{"), "ld-mixed-intended-s0.json: cannot be read"),
-    (lambda f: edit(f, lambda c: c.pop("rows")), "missing: rows"),
-    (lambda f: edit(f, lambda c: c["rows"][0].update(accuracy=float("nan"))), "accuracy is not a finite number"),
-    (lambda f: edit(f, lambda c: c["rows"][0].update(accuracy=55.0)), "55.0 is not an accuracy in .0, 1."),
-    (lambda f: edit(f, lambda c: c["rows"].append(c["rows"][0])), "two rows of motion8, linear"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "study.json").unlink(), "study.json: not found"),
+        (lambda f: [p.unlink() for p in (f / "cells").iterdir()], "no cell is evaluated yet"),
+        (
+            lambda f: (f / "cells/ld-mixed-intended-s0.json").write_text("{"),
+            "ld-mixed-intended-s0.json: cannot be read",
+        ),
+        (lambda f: edit(f, lambda c: c.pop("rows")), "missing: rows"),
+        (lambda f: edit(f, lambda c: c["rows"][0].update(accuracy=float("nan"))), "accuracy is not a finite number"),
+        (lambda f: edit(f, lambda c: c["rows"][0].update(accuracy=55.0)), "55.0 is not an accuracy in .0, 1."),
+        (lambda f: edit(f, lambda c: c["rows"].append(c["rows"][0])), "two rows of motion8, linear"),
+    ],
+)
 def test_folders_that_cannot_serve(tmp_path, damage, message, capsys):
-    folder = write_study(tmp_path / "s", {("baseline", "mixed", "intended"): BASE,
-                                          ("ld", "mixed", "intended"): over_seeds(5, 6, 7)})
+    folder = write_study(
+        tmp_path / "s", {("baseline", "mixed", "intended"): BASE, ("ld", "mixed", "intended"): over_seeds(5, 6, 7)}
+    )
     damage(folder)
     with pytest.raises(DataError, match=message):
         recompute(folder, list(CLAIMS.values()), PUBLISHED)

@@ -6,10 +6,10 @@ from vjepa_fast import config
 from vjepa_fast.cli import main
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study import plan as plans
-from vjepa_fast.study import tasks
-from vjepa_fast.study.demo import Demo, run_demo
-from vjepa_fast.study.plan import DemoPlan, DemoRun, plan_for, run_config
+from vjepa_fast.study.demo import plan as plans
+from vjepa_fast.study.demo import tasks
+from vjepa_fast.study.demo.demo import Demo, run_demo
+from vjepa_fast.study.demo.plan import DemoPlan, DemoRun, plan_for, run_config
 
 TINY = DemoPlan(
     suites={

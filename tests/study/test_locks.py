@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vjepa_fast.study import launch
+from vjepa_fast.study.jobs import launch
 
 
 def test_one_process_holds_a_lock(tmp_path):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study import pool
-from vjepa_fast.study.pool import Task, run_tasks
+from vjepa_fast.study.jobs import pool
+from vjepa_fast.study.jobs.pool import Task, run_tasks
 
 
 def add(path: str, value: int, fail: bool = False) -> int:
@@ -85,7 +85,7 @@ def test_workers_leave_when_the_parent_is_killed(tmp_path, kind):
         "import sys, pathlib\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_pool\n"
-        "from vjepa_fast.study.pool import Task, run_tasks\n"
+        "from vjepa_fast.study.jobs.pool import Task, run_tasks\n"
         "if __name__ == '__main__':\n"
         f"    task = Task('t', test_pool.{kind}, lambda r: {{'path': {str(mark)!r}}})\n"
         f"    run_tasks([task], pathlib.Path({str(tmp_path)!r}), workers=1, threads=1, on_event=lambda *a: None)\n"

@@ -7,7 +7,7 @@ import pytest
 
 from vjepa_fast import config
 from vjepa_fast.errors import DataError
-from vjepa_fast.study.published import BASELINES, DATA, SAME_SEED, load_published
+from vjepa_fast.study.claims.published import BASELINES, DATA, SAME_SEED, load_published
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,16 @@ def test_what_was_not_published_is_said(published):
         published.delta("single", "ld", "ssv2")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda f: f.update(top1=math.nan), "mixed_4gpu_ac on diving48: top1 nan"),
-    (lambda f: f.update(top1=101), "mixed_4gpu_ac on diving48: top1 101.0 of 1970"),
-    (lambda f: f.update(n_val=0), "of 0 samples"),
-    (lambda f: f.pop("top1"), "not a file of published results .KeyError: 'top1'"),
-    (lambda f: f.update(top1="x"), "not a file of published results"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.update(top1=math.nan), "mixed_4gpu_ac on diving48: top1 nan"),
+        (lambda f: f.update(top1=101), "mixed_4gpu_ac on diving48: top1 101.0 of 1970"),
+        (lambda f: f.update(n_val=0), "of 0 samples"),
+        (lambda f: f.pop("top1"), "not a file of published results .KeyError: 'top1'"),
+        (lambda f: f.update(top1="x"), "not a file of published results"),
+    ],
+)
 def test_damaged_files(tmp_path, change, message):
     content = json.loads((DATA / "published_results.json").read_text())
     change(content["runs"]["mixed_4gpu_ac"]["diving48"])

@@ -6,8 +6,9 @@ import pytest
 
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation import Features, against, episode_rows, probe_rows
-from vjepa_fast.evaluation.compare import Row
-from vjepa_fast.study import plots, records, report
+from vjepa_fast.evaluation.run.rows import Row
+from vjepa_fast.study import figures as plots
+from vjepa_fast.study.demo import records, report
 
 SECTIONS = ("result", "accuracy", "tradeoff", "loss", "collapse", "masks", "pca", "settings", "method")
 

@@ -12,9 +12,11 @@ from vjepa_fast.cli import _study_run
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError, DataError, UserError
 from vjepa_fast.models import load_encoder
-from vjepa_fast.study import cells, launch, tasks
-from vjepa_fast.study.runner import Grid, Study, read_plan, run_study
-from vjepa_fast.study.suites import Settings, expand_data
+from vjepa_fast.study.demo import tasks
+from vjepa_fast.study.jobs import launch
+from vjepa_fast.study.run import cells
+from vjepa_fast.study.run.runner import Grid, Study, read_plan, run_study
+from vjepa_fast.study.run.suites import Settings, expand_data
 
 SIZES = {
     "motion8": {"train": 32, "val": 16, "test": 16},

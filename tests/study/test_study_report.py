@@ -16,7 +16,11 @@ import pytest
 from tests.study.fake_study import make_study
 from vjepa_fast.cli import _study_report
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study import results, stats, study_plots, study_report, study_tables
+from vjepa_fast.study import records as results
+from vjepa_fast.study import stats
+from vjepa_fast.study.report import figures as study_plots
+from vjepa_fast.study.report import report as study_report
+from vjepa_fast.study.report import tables as study_tables
 
 VARIANTS = ("baseline", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
 OUTCOMES = (("fewshot", "1-shot"), ("motion8", "linear"), ("objects", "linear"))
@@ -236,8 +240,9 @@ def test_chance_commit_and_collapse_are_said(tmp_path):
     assert any(line.startswith("Directions that the features use (RankMe") for line in content["answer_lines"])
     assert text.count("| random_init | none | ") == 1 and "abc+" in written[0].read_text()
     geometry = study_tables.geometry_lines(content["geometry"])
-    assert [x[:2] for x in geometry] == [("random_init", "none")] + [(v, r) for v in ("baseline", "ld")
-                                                                     for r in ("single", "mixed")]
+    assert [x[:2] for x in geometry] == [("random_init", "none")] + [
+        (v, r) for v in ("baseline", "ld") for r in ("single", "mixed")
+    ]
 
 
 def test_labels_of_a_crowded_scatter_do_not_overlap():

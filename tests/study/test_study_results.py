@@ -8,7 +8,7 @@ import pytest
 
 from tests.study.fake_study import make_study
 from vjepa_fast.errors import DataError
-from vjepa_fast.study import results
+from vjepa_fast.study import records as results
 
 SMALL = {
     "variants": ("baseline", "ld"),

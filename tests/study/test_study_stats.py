@@ -113,8 +113,8 @@ def test_planted_effect_is_found_and_nothing_else(tmp_path, regime):
 
 def test_null_variants_are_undecided_in_94_percent_of_studies():
     """Whole studies without an effect, through the same code as the report: families with any finding are rare."""
-    from vjepa_fast.evaluation.compare import Row
-    from vjepa_fast.study.results import Cell, Study, cell_key
+    from vjepa_fast.evaluation.run.rows import Row
+    from vjepa_fast.study.records import Cell, Study, cell_key
 
     rng, families, false = np.random.default_rng(4), 0, 0
     variants = ("baseline", *stats.COUNTED)
@@ -188,7 +188,7 @@ def test_one_seed_gives_no_verdict_and_says_so(tmp_path):
 
 
 def test_a_planned_variant_that_did_not_run_still_counts(tmp_path):
-    from vjepa_fast.study.results import load_study
+    from vjepa_fast.study.records import load_study
 
     study = study_of(tmp_path, variants=("baseline", "ld", "hw", "fwm"), outcomes=LINEAR, regimes=("single",))
     for seed in (0, 1, 2):
@@ -201,7 +201,7 @@ def test_a_planned_variant_that_did_not_run_still_counts(tmp_path):
 def test_families_are_those_of_the_plan_in_a_regime_and_mode(tmp_path):
     """A variant that the plan has in the published mode alone does not widen the intended family, nor the reverse."""
     from tests.study.fake_study import make_study
-    from vjepa_fast.study.results import load_study
+    from vjepa_fast.study.records import load_study
 
     make_study(tmp_path, variants=("baseline", "ld"), published=("hw", "ac"), outcomes=LINEAR, regimes=("single",))
     for seed in (0, 1, 2):

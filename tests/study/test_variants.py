@@ -4,9 +4,9 @@ import pytest
 
 from vjepa_fast import config, objectives
 from vjepa_fast.errors import ConfigError, UserError
-from vjepa_fast.study import variants
-from vjepa_fast.study.suites import REGIMES, Settings, suite_of
-from vjepa_fast.study.variants import COMPAT, COUNTED, VARIANTS, apply, changes
+from vjepa_fast.study.run import variants
+from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
+from vjepa_fast.study.run.variants import COMPAT, COUNTED, VARIANTS, apply, changes
 
 EIGHTEEN = (
     "motion_guided amg hw delta fwm ld fwm_ld hw_ld fwm_hw_ld combo spectral ltc ac ac_hw fac "

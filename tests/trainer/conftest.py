@@ -1,4 +1,5 @@
 """A tiny run: 48 channels, 4 blocks, 32 px, 4 frames. Batches here are made in memory, in the loader's own types."""
+
 import dataclasses
 
 import pytest
@@ -15,12 +16,16 @@ def config(folder="unused", **sections) -> schema.Config:
         data=schema.DataConfig(dataset_fpcs=(4,), batch_size=3, crop_size=32, patch_size=8),
         masks=schema.MasksConfig(specs=(spec(num_blocks=2, spatial_scale=(0.3, 0.3)), spec(1, (0.5, 0.5)))),
         model=schema.ModelConfig(embed_dim=48, depth=4, num_heads=2, pred_embed_dim=24, pred_depth=2, pred_num_heads=2),
-        objectives={"pred": {}, "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
-                    "ld": {"hidden_dim": 8}},
+        objectives={
+            "pred": {},
+            "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
+            "ld": {"hidden_dim": 8},
+        },
         optimization=schema.OptimizationConfig(epochs=3, ipe=4, lr=1e-3, warmup=0.5),
         target=schema.TargetConfig(ema=(0.9, 1.0)),
-        runtime=schema.RuntimeConfig(device="cpu", dtype="float32", log_every=1, save_every=1000, monitor_every=1000,
-                                     tensorboard=False),
+        runtime=schema.RuntimeConfig(
+            device="cpu", dtype="float32", log_every=1, save_every=1000, monitor_every=1000, tensorboard=False
+        ),
         folder=str(folder),
     )
     for name, values in sections.items():
@@ -35,11 +40,17 @@ def batch(step=0, size=3, frames=(4,), side=32, seed=0, modality="video", first=
     for n, f in enumerate(frames):
         gen = torch.Generator().manual_seed(1000 * seed + 10 * step + n)
         clip = torch.randint(0, 256, (size, 3, f, side, side), dtype=torch.uint8, generator=gen)
-        groups.append(ClipGroup(
-            clip=clip, labels=torch.zeros(size, dtype=torch.int64), dataset=torch.zeros(size, dtype=torch.int64),
-            paths=[f"s{step}-{n}-{i}.mp4" for i in range(size)], fpc=f, modality=modality,
-            first_sample=first + n * size,
-        ))
+        groups.append(
+            ClipGroup(
+                clip=clip,
+                labels=torch.zeros(size, dtype=torch.int64),
+                dataset=torch.zeros(size, dtype=torch.int64),
+                paths=[f"s{step}-{n}-{i}.mp4" for i in range(size)],
+                fpc=f,
+                modality=modality,
+                first_sample=first + n * size,
+            )
+        )
     return Batch(groups=groups, step=step)
 
 

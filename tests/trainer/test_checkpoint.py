@@ -1,4 +1,5 @@
 """Checkpoint files: atomic, pruned, refused with one line when they cannot be used or written."""
+
 import os
 import subprocess
 import sys
@@ -105,4 +106,3 @@ def test_full_disk_leaves_the_earlier_checkpoint_and_nothing_else(tmp_path):
     assert "cannot be written" in run.stdout and len(run.stdout.strip().splitlines()) == 1
     assert os.listdir(tmp_path / "checkpoints") == ["step-00000001.pt"]
     assert checkpoint.load(tmp_path)["step"] == 1
-

@@ -1,4 +1,5 @@
 """Two gloo processes on the CPU against one process with the batch of both."""
+
 import dataclasses
 import json
 import os
@@ -44,10 +45,19 @@ def launch(cfg, tmp_path, name):
     outs = [tmp_path / f"{name}.{rank}.pt" for rank in range(2)]
     processes = []
     for rank, out in enumerate(outs):
-        env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port)}
-        processes.append(subprocess.Popen([sys.executable, "-c", RUN, str(recipe), str(out)], env=env, text=True,
-                                          stderr=subprocess.PIPE))
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", RUN, str(recipe), str(out)], env=env, text=True, stderr=subprocess.PIPE
+            )
+        )
     results = [p.communicate(timeout=180)[1] for p in processes]
     return cfg, [p.returncode for p in processes], results, outs
 
@@ -57,9 +67,13 @@ def cfg(tmp_path):
     manifest = render_suite("motion8", tmp_path / "data", splits={"train": 16}, size=32, frames=8, seed=0)["train"]
     one_block = (schema.MaskConfig(num_blocks=1, spatial_scale=(0.4, 0.6)),)  # never truncated
     # SGD-like epsilon: Adam's own blows the rounding of tiny gradients up to whole steps
-    return config(tmp_path / "one", data={"datasets": (manifest,), "batch_size": 2}, masks={"specs": one_block},
-                  optimization={"epochs": 1, "ipe": 4, "eps": 1e-3},
-                  objectives={"pred": {}, "context": {"warmup": [0, 0]}})
+    return config(
+        tmp_path / "one",
+        data={"datasets": (manifest,), "batch_size": 2},
+        masks={"specs": one_block},
+        optimization={"epochs": 1, "ipe": 4, "eps": 1e-3},
+        objectives={"pred": {}, "context": {"warmup": [0, 0]}},
+    )
 
 
 def rows(folder):
@@ -109,8 +123,13 @@ def test_environment(monkeypatch):
 
 
 def test_buckets_keep_order_and_dtype_and_bound_size():
-    sizes = ((4 << 20, torch.float32), (4 << 20, torch.float32), (1, torch.float32), (5, torch.bfloat16),
-             (9 << 20, torch.float32))
+    sizes = (
+        (4 << 20, torch.float32),
+        (4 << 20, torch.float32),
+        (1, torch.float32),
+        (5, torch.bfloat16),
+        (9 << 20, torch.float32),
+    )
     grads = [torch.zeros(n, dtype=d) for n, d in sizes]
     sizes = [[g.numel() for g in bucket] for bucket in _buckets(grads)]
     assert sizes == [[4 << 20, 4 << 20], [1], [5], [9 << 20]]

@@ -1,4 +1,5 @@
 """Rows, the ring of sample paths, the check for non-finite values, and resumption in the middle of an interval."""
+
 import json
 
 import pytest
@@ -11,9 +12,18 @@ from vjepa_fast.trainer.step import StepOutput
 
 
 def output(loss, ld=1.0, paths=("a.mp4",), **kw):
-    return StepOutput(loss=torch.tensor(loss), terms={"pred": torch.tensor(loss), "ld": torch.tensor(ld)},
-                      weights={"pred": 1.0, "ld": torch.tensor(0.5)}, grad_norm=torch.tensor(2.0), lr=1e-3,
-                      weight_decay=0.04, momentum=0.99, clips=4, paths=list(paths), **kw)
+    return StepOutput(
+        loss=torch.tensor(loss),
+        terms={"pred": torch.tensor(loss), "ld": torch.tensor(ld)},
+        weights={"pred": 1.0, "ld": torch.tensor(0.5)},
+        grad_norm=torch.tensor(2.0),
+        lr=1e-3,
+        weight_decay=0.04,
+        momentum=0.99,
+        clips=4,
+        paths=list(paths),
+        **kw,
+    )
 
 
 def metrics(folder, **kw):

@@ -8,6 +8,7 @@ Left out, for each is different code on a GPU: the check of token indices that t
 (`ops._check.in_range`), and drawing the masks (`masks` draws by Triton there; `DrawnMasks` fetches the lengths). The
 optimiser of the meta step is not the fused one. With a GPU the last test makes whole steps and torch itself watches.
 """
+
 import dataclasses
 from types import SimpleNamespace
 
@@ -24,18 +25,46 @@ from vjepa_fast.trainer.step import TrainStep
 
 from .conftest import batch, config
 
-VALUES = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero",
-          "aten::nonzero_static", "aten::masked_select", "aten::argwhere", "aten::unique_consecutive", "aten::_unique2"}
-HW = {"pred": {}, "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True}, "hw": {},
-      "fwm_static": {}, "fwm_orth": {}, "ld": {"hidden_dim": 8, "hard_weighting": 1.0}}
-REST = {"pred": {"loss_exp": 1.5}, "ac": {"hidden_dim": 8}, "delta": {}, "hamiltonian": {"hidden_dim": 8}, "ltc": {},
-        "spectral": {}, "velgate": {}, "ld": {"hidden_dim": 8, "hard_weighting": 1.0, "hard_scope": "sample"}}
+VALUES = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::nonzero",
+    "aten::nonzero_static",
+    "aten::masked_select",
+    "aten::argwhere",
+    "aten::unique_consecutive",
+    "aten::_unique2",
+}
+HW = {
+    "pred": {},
+    "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
+    "hw": {},
+    "fwm_static": {},
+    "fwm_orth": {},
+    "ld": {"hidden_dim": 8, "hard_weighting": 1.0},
+}
+REST = {
+    "pred": {"loss_exp": 1.5},
+    "ac": {"hidden_dim": 8},
+    "delta": {},
+    "hamiltonian": {"hidden_dim": 8},
+    "ltc": {},
+    "spectral": {},
+    "velgate": {},
+    "ld": {"hidden_dim": 8, "hard_weighting": 1.0, "hard_scope": "sample"},
+}
 ONLINE = {"pred": {}, "kinematic": {"type": "huber"}}
-CASES = {"headline": {"objectives": HW}, "rest": {"objectives": REST}, "clipped": {"optimization": {"clip_grad": 0.1}},
-         "online": {"objectives": ONLINE, "target": {"mode": "online"}},
-         "images": {"model": {"use_silu": True}},
-         "untruncated": {"masks": {"truncate": "none"}, "objectives": HW, "runtime": {"pad_to_multiple": 16}},
-         "untruncated rest": {"masks": {"truncate": "none"}, "objectives": REST}}
+CASES = {
+    "headline": {"objectives": HW},
+    "rest": {"objectives": REST},
+    "clipped": {"optimization": {"clip_grad": 0.1}},
+    "online": {"objectives": ONLINE, "target": {"mode": "online"}},
+    "images": {"model": {"use_silu": True}},
+    "untruncated": {"masks": {"truncate": "none"}, "objectives": HW, "runtime": {"pad_to_multiple": 16}},
+    "untruncated rest": {"masks": {"truncate": "none"}, "objectives": REST},
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,7 +81,8 @@ class HostWaits(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split(".")[0]
         masked = name in ("aten::index", "aten::index_put", "aten::index_put_") and any(
-            i is not None and i.dtype == torch.bool for i in args[1])
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
         if name in VALUES or masked:
             raise AssertionError(f"{name} waits for the device")
         if name.startswith("vjepa_fast::"):  # what it does inside would otherwise be done out of sight
@@ -68,7 +98,8 @@ class HostTensors(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         made = func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
         moved = func in (torch.Tensor.to, torch.Tensor.copy_) and any(
-            isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args)
+            isinstance(a, torch.Tensor) and a.device.type == "cpu" for a in args
+        )
         made = made and not (func is torch.as_tensor and isinstance(args[0], torch.Tensor))
         if (made or moved) and isinstance(out, torch.Tensor) and out.is_meta:
             raise AssertionError(f"{func.__name__} copies from the host to the device")
@@ -117,11 +148,20 @@ def test_no_operator_of_a_step_hands_a_value_to_the_host(case, monkeypatch):
     assert torch.isfinite(out.loss) and not torch.equal(step.encoder.blocks[0].attn.qkv.weight, before)
 
 
-@pytest.mark.parametrize("wait", [
-    lambda x: x.sum().item(), lambda x: bool((x > 0).any()), lambda x: x[x > 0], lambda x: x.nonzero(),
-    lambda x: float(x[0]), lambda x: torch.equal(x, x), lambda x: x.unique(),
-    lambda x: 1 if x[0] > 0 else 2, lambda x: x.masked_select(x > 0),
-])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool((x > 0).any()),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: float(x[0]),
+        lambda x: torch.equal(x, x),
+        lambda x: x.unique(),
+        lambda x: 1 if x[0] > 0 else 2,
+        lambda x: x.masked_select(x > 0),
+    ],
+)
 def test_both_ways_see_a_wait(wait):
     with pytest.raises(AssertionError, match="waits for the device"), HostWaits():
         wait(torch.arange(3.0))
@@ -135,10 +175,16 @@ def test_assignment_by_a_mask_of_bools_is_seen():
         torch.arange(3.0)[torch.tensor([True, False, True])] = 0.0
 
 
-@pytest.mark.parametrize("copy", [
-    lambda x: torch.tensor([1.0], device=x.device), lambda x: x.new_tensor([1.0]), lambda x: torch.ones(2).to(x.device),
-    lambda x: x.copy_(torch.ones(3)), lambda x: torch.as_tensor(1.0, device=x.device),
-])
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda x: torch.tensor([1.0], device=x.device),
+        lambda x: x.new_tensor([1.0]),
+        lambda x: torch.ones(2).to(x.device),
+        lambda x: x.copy_(torch.ones(3)),
+        lambda x: torch.as_tensor(1.0, device=x.device),
+    ],
+)
 def test_a_copy_from_the_host_is_seen(copy):
     with pytest.raises(AssertionError, match="from the host to the device"), HostTensors():
         copy(torch.arange(3.0, device="meta"))
@@ -164,9 +210,13 @@ def test_waits_inside_of_our_ops_and_in_the_backward_pass_are_seen(monkeypatch):
 @pytest.mark.parametrize("truncate", ["batch", "none"])
 def test_whole_steps_on_a_gpu(attention, guided, truncate):
     specs = tuple(dataclasses.replace(s, motion_guided=guided) for s in config().masks.specs)
-    cfg = config(runtime={"device": "cuda", "attention": attention, "compile": False}, objectives=HW,
-                 masks={"specs": specs, "truncate": truncate}, optimization={"clip_grad": 1.0},
-                 model={"pred_embed_dim": 48})  # varlen takes heads of 8 n channels
+    cfg = config(
+        runtime={"device": "cuda", "attention": attention, "compile": False},
+        objectives=HW,
+        masks={"specs": specs, "truncate": truncate},
+        optimization={"clip_grad": 1.0},
+        model={"pred_embed_dim": 48},
+    )  # varlen takes heads of 8 n channels
     step = TrainStep(cfg, device="cuda", dtype=torch.bfloat16)
     batches = [batch(i) for i in range(6)]
     for b in batches:

@@ -1,4 +1,5 @@
 """The optimisers: ours against torch's AdamW, state that goes both ways, the average, Muon by config."""
+
 import copy
 
 import pytest
@@ -114,8 +115,12 @@ def test_muon_takes_the_matrices_of_the_blocks_only():
     step = TrainStep(muon())
     groups = step.optimizer.param_groups
     taken = {p for g in groups if g["use_muon"] for p in g["params"]}
-    names = {f"{part}.{k}": p for part in ("encoder", "predictor", "plan")
-             for k, p in getattr(step, part).named_parameters() if p.requires_grad}
+    names = {
+        f"{part}.{k}": p
+        for part in ("encoder", "predictor", "plan")
+        for k, p in getattr(step, part).named_parameters()
+        if p.requires_grad
+    }
     expected = {k for k in names if "blocks." in k and k.endswith("weight") and names[k].ndim == 2}
     assert {k for k, p in names.items() if p in taken} == expected and len(expected) == 4 * (4 + 2)
     assert sum(len(g["params"]) for g in groups) == len(names)
@@ -126,12 +131,14 @@ def test_muon_takes_the_matrices_of_the_blocks_only():
 
 
 def test_muon_makes_steps_of_orthogonal_matrices_and_adamw_the_rest():
-    free, held = TrainStep(muon(weight_decay=0.0, final_weight_decay=0.0)), TrainStep(config(
-        optimization={"weight_decay": 0.0, "final_weight_decay": 0.0}, objectives=muon().objectives))
+    free, held = (
+        TrainStep(muon(weight_decay=0.0, final_weight_decay=0.0)),
+        TrainStep(config(optimization={"weight_decay": 0.0, "final_weight_decay": 0.0}, objectives=muon().objectives)),
+    )
     before = free.encoder.blocks[0].attn.proj.weight.detach().clone()
     out = free(batch(), 0)
     held(batch(), 0)
-    moved = (free.encoder.blocks[0].attn.proj.weight.detach() - before) / (out.lr * 0.2 * 48 ** 0.5)
+    moved = (free.encoder.blocks[0].attn.proj.weight.detach() - before) / (out.lr * 0.2 * 48**0.5)
     values = torch.linalg.svdvals(moved)  # 0.2 sqrt(width): steps as long as those of AdamW (arXiv:2502.16982)
     raw = torch.linalg.svdvals(free.encoder.blocks[0].attn.proj.weight.grad)
     assert 0.8 < values[:6].min() and values.max() < 1.25 and raw[5] < 0.5 * raw[0]

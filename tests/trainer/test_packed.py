@@ -1,4 +1,5 @@
 """Steps that keep all tokens of every sample (masks.truncate: none)."""
+
 import dataclasses
 
 import pytest

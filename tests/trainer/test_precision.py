@@ -1,4 +1,5 @@
 """What ``runtime.dtype: auto`` becomes, on resume too, and which runs may compute in 8 bits."""
+
 import json
 
 import pytest
@@ -6,8 +7,8 @@ import torch
 
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import fp8
-from vjepa_fast.ops.linear import Linear
+from vjepa_fast.layers import fp8
+from vjepa_fast.layers.linear import Linear
 from vjepa_fast.trainer import precision, train
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import TrainStep
@@ -31,8 +32,10 @@ def test_auto_takes_the_faster_one_on_a_cpu_and_tells(monkeypatch, single, half,
     assert len(notes) == 1 and f"auto is {name} on this CPU (a block of width 48" in notes[0]
     work, threads = asked[0]
     assert work == precision.Work(48, 2, 4.0, False, ("v2.1", 32), 3, (2, 4, 4)) and threads == torch.get_num_threads()
-    named = auto(model={"embed_dim": None, "num_heads": None, "use_rope": False},
-                 data={"crop_size": 224, "patch_size": 16, "dataset_fpcs": (4, 16), "batch_size": 8})
+    named = auto(
+        model={"embed_dim": None, "num_heads": None, "use_rope": False},
+        data={"crop_size": 224, "patch_size": 16, "dataset_fpcs": (4, 16), "batch_size": 8},
+    )
     assert precision.choose(named, CPU, ONE)[0] == dtype
     assert asked[1][0] == precision.Work(768, 12, 4.0, False, None, 1, (2, 14, 14))  # cut to what a second allows
 
@@ -62,15 +65,23 @@ def test_measure_tells_seconds_and_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("versions, device, dtype, told", [
-    ({"dtype": "bfloat16", "device": "cpu (EPYC)"}, CPU, torch.bfloat16, None),
-    ({"dtype": "float32", "device": "cpu (EPYC)"}, CPU, torch.float32, None),
-    ({"dtype": "float32", "device": "cuda:0 (H100)"}, CUDA, torch.float32, None),
-    ({"dtype": "bfloat16", "device": "cuda:0 (H100)"}, CPU, torch.float32, "auto was bfloat16 on cuda and is float32"),
-    ({"dtype": "float32", "device": "cpu (EPYC)"}, CUDA, torch.bfloat16, "auto was float32 on cpu and is bfloat16"),
-    ({"device": "cpu (EPYC)"}, CPU, torch.float32, None),  # written before it was told: auto was float32 on a CPU
-    ({}, CUDA, torch.bfloat16, None),
-])
+@pytest.mark.parametrize(
+    "versions, device, dtype, told",
+    [
+        ({"dtype": "bfloat16", "device": "cpu (EPYC)"}, CPU, torch.bfloat16, None),
+        ({"dtype": "float32", "device": "cpu (EPYC)"}, CPU, torch.float32, None),
+        ({"dtype": "float32", "device": "cuda:0 (H100)"}, CUDA, torch.float32, None),
+        (
+            {"dtype": "bfloat16", "device": "cuda:0 (H100)"},
+            CPU,
+            torch.float32,
+            "auto was bfloat16 on cuda and is float32",
+        ),
+        ({"dtype": "float32", "device": "cpu (EPYC)"}, CUDA, torch.bfloat16, "auto was float32 on cpu and is bfloat16"),
+        ({"device": "cpu (EPYC)"}, CPU, torch.float32, None),  # written before it was told: auto was float32 on a CPU
+        ({}, CUDA, torch.bfloat16, None),
+    ],
+)
 def test_going_on_keeps_the_dtype_or_tells(monkeypatch, versions, device, dtype, told):
     monkeypatch.setattr(precision, "measure", None)
     found, notes = precision.choose(auto(), device, ONE, {"versions": versions})

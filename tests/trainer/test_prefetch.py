@@ -1,4 +1,5 @@
 """Batches one step ahead: the same steps, in the same order, with the same errors, as without."""
+
 import contextlib
 import dataclasses
 import functools
@@ -40,11 +41,16 @@ SPEC = schema.MaskConfig
 GUIDED = {"specs": (SPEC(2, (0.3, 0.3), motion_guided=True), SPEC(1, (0.5, 0.5)))}
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"masks": GUIDED}, {"optimization": {"epochs": 2, "ipe": 3, "accumulate": 2}},
-    {"masks": {"specs": GUIDED["specs"], "truncate": "random"}},
-    {"masks": {"specs": GUIDED["specs"], "truncate": "none"}},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"masks": GUIDED},
+        {"optimization": {"epochs": 2, "ipe": 3, "accumulate": 2}},
+        {"masks": {"specs": GUIDED["specs"], "truncate": "random"}},
+        {"masks": {"specs": GUIDED["specs"], "truncate": "none"}},
+    ],
+)
 def test_a_run_is_the_same_run_and_resumes_exactly(manifest, tmp_path, monkeypatch, change):
     cfg = config(data={"datasets": (manifest,)}, **{"optimization": {"epochs": 2, "ipe": 3}, **change})
     plain, whole, parts = (dataclasses.replace(cfg, folder=str(tmp_path / n)) for n in ("plain", "whole", "parts"))
@@ -64,8 +70,10 @@ def test_images_beside_videos(manifest, tmp_path, monkeypatch):
     images = render_suite("objects", tmp_path / "objects", splits={"train": 8}, size=32, seed=0)["train"]
     cfg = config(data={"datasets": (manifest,)}, optimization={"epochs": 1, "ipe": 3})
     cfg = dataclasses.replace(
-        cfg, img_data=dataclasses.replace(cfg.data, datasets=(images,), dataset_fpcs=(1,), batch_size=2),
-        img_masks=schema.MasksConfig(specs=(SPEC(num_blocks=1, spatial_scale=(0.5, 0.5)),)))
+        cfg,
+        img_data=dataclasses.replace(cfg.data, datasets=(images,), dataset_fpcs=(1,), batch_size=2),
+        img_masks=schema.MasksConfig(specs=(SPEC(num_blocks=1, spatial_scale=(0.5, 0.5)),)),
+    )
     found = []
     for yes in (False, True):
         ahead(monkeypatch, yes)
@@ -159,8 +167,11 @@ class Cuda:
         return self._named(self.running)
 
     def _named(self, name):
-        return SimpleNamespace(name=name, wait_event=lambda e: self.log.append(f"{name} waits for {e.of}"),
-                               wait_stream=lambda s: self.log.append(f"{name} waits for {s.name}"))
+        return SimpleNamespace(
+            name=name,
+            wait_event=lambda e: self.log.append(f"{name} waits for {e.of}"),
+            wait_stream=lambda s: self.log.append(f"{name} waits for {s.name}"),
+        )
 
     @contextlib.contextmanager
     def stream(self, stream):

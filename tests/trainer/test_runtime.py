@@ -1,4 +1,5 @@
 """How the step is run: weights kept in the computing dtype, compiled regions, CUDA graphs (with a stand-in capture)."""
+
 import contextlib
 import logging
 from types import SimpleNamespace
@@ -102,7 +103,12 @@ def test_what_compile_means(monkeypatch, caplog):
         return regional.resolve(config(runtime=runtime), torch.device(device))
 
     assert [resolved("cpu", compile=c) for c in ("auto", True, False, "blocks", "target")] == [
-        "off", "whole", "off", "blocks", "target"]
+        "off",
+        "whole",
+        "off",
+        "blocks",
+        "target",
+    ]
     monkeypatch.setattr(regional, "objections", lambda cfg: [])
     assert resolved("cuda") == "blocks"
     with pytest.raises(ConfigError, match="runtime.compile: unknown value 'yes'; accepted: true, false, auto"):
@@ -124,8 +130,9 @@ def compiled(how, monkeypatch, dtype=torch.float32):
     torch._dynamo.reset()
     counters.clear()
     compile_models = regional.compile_models
-    monkeypatch.setattr(regional, "compile_models",
-                        lambda *args, **kwargs: compile_models(*args, **kwargs, backend="aot_eager"))
+    monkeypatch.setattr(
+        regional, "compile_models", lambda *args, **kwargs: compile_models(*args, **kwargs, backend="aot_eager")
+    )
     return TrainStep(config(runtime={"compile": how}, model=SMALL), dtype=dtype)
 
 
@@ -135,9 +142,13 @@ def clean_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("how, dtype, kinds", [
-    ("blocks", torch.bfloat16, 3), ("target", torch.float32, 1),
-])
+@pytest.mark.parametrize(
+    "how, dtype, kinds",
+    [
+        ("blocks", torch.bfloat16, 3),
+        ("target", torch.float32, 1),
+    ],
+)
 def test_one_compilation_serves_all_blocks_of_a_kind_and_all_lengths(monkeypatch, clean_dynamo, how, dtype, kinds):
     step = compiled(how, monkeypatch, dtype)
     plain = TrainStep(config(model=SMALL), dtype=dtype)
@@ -240,7 +251,8 @@ def test_a_failed_capture_is_told_once_or_raised_where_it_was_asked_for(caplog):
             assert torch.equal(replayed(torch.neg, torch.ones(n)), -torch.ones(n))
     assert [r.message for r in caplog.records] == [
         "runtime.cuda_graphs: auto leaves it off: the target forward could not be captured "
-        "(operation not permitted when stream is capturing)"]
+        "(operation not permitted when stream is capturing)"
+    ]
     with pytest.raises(ConfigError, match=r"runtime.cuda_graphs: true, but the target forward could not be captured"):
         graphs.Graphs(torch.device("cpu"), forced=True, capture=fails)(torch.neg, torch.ones(1))
 

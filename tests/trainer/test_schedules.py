@@ -1,4 +1,5 @@
 """Schedules against the values that the published schedulers gave."""
+
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ def close(values, golden):
     np.testing.assert_allclose(np.asarray(list(values)), golden, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("key, kw", [
-    ("lr/cfg_warm10_T100_1e-4_6e-4_1e-6", dict(warmup=10, total=100, start=1e-4, peak=6e-4, final=1e-6)),
-    ("lr/paper_warm300_T30000_const", dict(warmup=300, total=30000, start=1e-4, peak=6e-4, final=6e-4)),
-])
+@pytest.mark.parametrize(
+    "key, kw",
+    [
+        ("lr/cfg_warm10_T100_1e-4_6e-4_1e-6", dict(warmup=10, total=100, start=1e-4, peak=6e-4, final=1e-6)),
+        ("lr/paper_warm300_T30000_const", dict(warmup=300, total=30000, start=1e-4, peak=6e-4, final=6e-4)),
+    ],
+)
 def test_lr(key, kw):
     golden = GOLDEN[key]
     close((s.warmup_cosine_lr(i + 1, **kw) for i in range(len(golden))), golden)
@@ -28,19 +32,27 @@ def test_linear_decay():
     close((s.linear_decay_lr(i + 1, total=50, start=6e-4, final=1e-6) for i in range(50)), golden)
 
 
-@pytest.mark.parametrize("key, start, final", [
-    ("wd/up_0.04_0.4_T100", 0.04, 0.4), ("wd/down_0.4_0.04_T100", 0.4, 0.04), ("wd/paper_const", 0.04, 0.04),
-])
+@pytest.mark.parametrize(
+    "key, start, final",
+    [
+        ("wd/up_0.04_0.4_T100", 0.04, 0.4),
+        ("wd/down_0.4_0.04_T100", 0.4, 0.04),
+        ("wd/paper_const", 0.04, 0.04),
+    ],
+)
 def test_weight_decay(key, start, final):
     golden = GOLDEN[key]
     close((s.cosine_weight_decay(i + 1, total=100, start=start, final=final) for i in range(len(golden))), golden)
 
 
-@pytest.mark.parametrize("key, total, start, final", [
-    ("momentum/0.99_to_1.0_ipe5_ep4_scale1", 20, 0.99, 1.0),
-    ("momentum/0.99_to_1.0_ipe5_ep4_scale1.25", 25, 0.99, 1.0),
-    ("momentum/paper_0.99925", 30000, 0.99925, 0.99925),
-])
+@pytest.mark.parametrize(
+    "key, total, start, final",
+    [
+        ("momentum/0.99_to_1.0_ipe5_ep4_scale1", 20, 0.99, 1.0),
+        ("momentum/0.99_to_1.0_ipe5_ep4_scale1.25", 25, 0.99, 1.0),
+        ("momentum/paper_0.99925", 30000, 0.99925, 0.99925),
+    ],
+)
 def test_momentum(key, total, start, final):
     golden = GOLDEN[key]
     close((s.ema_momentum(i, total=total, start=start, final=final) for i in range(len(golden))), golden)
@@ -48,8 +60,17 @@ def test_momentum(key, total, start, final):
 
 def test_from_config_reproduces_the_published_sequence():
     cfg = Config(
-        optimization=OptimizationConfig(epochs=20, ipe=4, ipe_scale=1.25, warmup=2.5, start_lr=1e-4, lr=6e-4,
-                                        final_lr=1e-6, weight_decay=0.04, final_weight_decay=0.4),
+        optimization=OptimizationConfig(
+            epochs=20,
+            ipe=4,
+            ipe_scale=1.25,
+            warmup=2.5,
+            start_lr=1e-4,
+            lr=6e-4,
+            final_lr=1e-6,
+            weight_decay=0.04,
+            final_weight_decay=0.4,
+        ),
         target=TargetConfig(ema=(0.99, 1.0)),
     )
     plan = s.Schedules.from_config(cfg)

@@ -1,4 +1,5 @@
 """One step: against the same step written out by hand, and what each mode of the target does."""
+
 import copy
 import dataclasses
 
@@ -43,14 +44,30 @@ def by_hand(cfg, batches):
             h = torch.cat([F.layer_norm(x, (48,)) for x in target(clip).split(48, -1)], -1)
         z = [encoder(clip, masks=m) for m in enc]
         out = [predictor(z[j], enc[j], pred[j], mask_index=j) for j in range(len(enc))]
-        loss = plan(objectives.LatentState(
-            grids=[(2, 4, 4)], clips=[clip], h=[h], z=[z], z_pred=[[p for p, _ in out]],
-            z_context=[[c for _, c in out]], masks_enc=[enc],
-            masks_pred=[pred], step=i, total_steps=12, epoch=0, epochs=3)).total
+        loss = plan(
+            objectives.LatentState(
+                grids=[(2, 4, 4)],
+                clips=[clip],
+                h=[h],
+                z=[z],
+                z_pred=[[p for p, _ in out]],
+                z_context=[[c for _, c in out]],
+                masks_enc=[enc],
+                masks_pred=[pred],
+                step=i,
+                total_steps=12,
+                epoch=0,
+                epochs=3,
+            )
+        ).total
         grads = torch.autograd.grad(loss, [p for _, p in trained], allow_unused=True)
         losses.append(loss.item())
-        lr = o.start_lr + (o.lr - o.start_lr) * (i + 1) / 2 if i + 1 < 2 else o.final_lr + (o.lr - o.final_lr) * 0.5 * (
-            1 + torch.cos(torch.tensor(torch.pi * (i + 1 - 2) / 10)).item())
+        lr = (
+            o.start_lr + (o.lr - o.start_lr) * (i + 1) / 2
+            if i + 1 < 2
+            else o.final_lr
+            + (o.lr - o.final_lr) * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (i + 1 - 2) / 10)).item())
+        )
         with torch.no_grad():
             for (_, p), g in zip(trained, grads):
                 if g is None:
@@ -88,10 +105,27 @@ def paired(cfg):
     """Our step and the reference's with the same weights."""
     step, o = TrainStep(cfg), cfg.optimization
     reference = build_reference(
-        crop_size=32, patch_size=8, num_frames=4, embed_dim=48, depth=4, num_heads=2, pred_embed_dim=24, pred_depth=2,
-        pred_num_heads=2, objectives=cfg.objectives, ld_grad=cfg.compat == "intended", epochs=o.epochs, ipe=o.ipe,
-        lr=o.lr, start_lr=o.start_lr, final_lr=o.final_lr, warmup=o.warmup, ema=cfg.target.ema, eps=o.eps,
-        disable_ema=cfg.target.mode == "online", mask_index=0 if step.shared_token else None,
+        crop_size=32,
+        patch_size=8,
+        num_frames=4,
+        embed_dim=48,
+        depth=4,
+        num_heads=2,
+        pred_embed_dim=24,
+        pred_depth=2,
+        pred_num_heads=2,
+        objectives=cfg.objectives,
+        ld_grad=cfg.compat == "intended",
+        epochs=o.epochs,
+        ipe=o.ipe,
+        lr=o.lr,
+        start_lr=o.start_lr,
+        final_lr=o.final_lr,
+        warmup=o.warmup,
+        ema=cfg.target.ema,
+        eps=o.eps,
+        disable_ema=cfg.target.mode == "online",
+        mask_index=0 if step.shared_token else None,
     )
     reference.encoder.load_state_dict(step.encoder.state_dict())
     reference.target_encoder.load_state_dict(step.encoder.state_dict())
@@ -100,21 +134,35 @@ def paired(cfg):
     return step, reference
 
 
-HEADLINE = {"pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [0, 4], "weight_distance": True},
-            "fwm_static": {"coeff": 0.05}, "fwm_orth": {"coeff": 0.01},
-            "ld": {"channels": "dynamics", "hard_weighting": 1.0}}
+HEADLINE = {
+    "pred": {},
+    "hw": {},
+    "context": {"coeff": 0.5, "warmup": [0, 4], "weight_distance": True},
+    "fwm_static": {"coeff": 0.05},
+    "fwm_orth": {"coeff": 0.01},
+    "ld": {"channels": "dynamics", "hard_weighting": 1.0},
+}
 
 
-@pytest.mark.parametrize("sections", [
-    {}, {"objectives": HEADLINE}, {"objectives": HEADLINE, "compat": "published"},
-    {"objectives": {"pred": {}, "kinematic": {}}, "compat": "published", "target": {"mode": "online"}},
-    {"model": {"mask_token_index": "zero"}},
-])
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"objectives": HEADLINE},
+        {"objectives": HEADLINE, "compat": "published"},
+        {"objectives": {"pred": {}, "kinematic": {}}, "compat": "published", "target": {"mode": "online"}},
+        {"model": {"mask_token_index": "zero"}},
+    ],
+)
 def test_steps_equal_the_references(sections):
     """Whole steps of the published algorithm: losses, gradients' effect (AdamW), schedules and EMA, three in a row."""
     step, reference = paired(config(optimization={"eps": 1e-2}, **sections))  # Adam's eps turns rounding into steps
-    pairs = ((step.encoder, reference.encoder), (step.target_encoder, reference.target_encoder),
-             (step.predictor, reference.predictor), (step.plan, reference.losses))
+    pairs = (
+        (step.encoder, reference.encoder),
+        (step.target_encoder, reference.target_encoder),
+        (step.predictor, reference.predictor),
+        (step.plan, reference.losses),
+    )
     before = [{k: v.clone() for k, v in mine.state_dict().items()} for mine, _ in pairs]
     for i in range(3):
         b = batch(i, frames=(4,))
@@ -158,8 +206,9 @@ def test_every_parameter_is_in_the_optimiser_once_and_heads_are_trained():
 
 def rows_of(whole, rows, step, first):
     g = whole.groups[0]
-    part = dataclasses.replace(g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows],
-                               paths=g.paths[rows], first_sample=first)
+    part = dataclasses.replace(
+        g, clip=g.clip[rows], labels=g.labels[rows], dataset=g.dataset[rows], paths=g.paths[rows], first_sample=first
+    )
     return dataclasses.replace(whole, groups=[part], step=step)
 
 
@@ -278,8 +327,9 @@ def test_state_round_trip_and_refusals():
     b.load_state_dict(copy.deepcopy(a.state_dict()))
     assert torch.equal(a(batch(1), 1).loss, b(batch(1), 1).loss)
     assert all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values()))
-    assert all(k.startswith("module.backbone.") for n in ("encoder", "predictor", "target_encoder")
-               for k in a.state_dict()[n])
+    assert all(
+        k.startswith("module.backbone.") for n in ("encoder", "predictor", "target_encoder") for k in a.state_dict()[n]
+    )
     wider = TrainStep(config(model={"embed_dim": 96}))
     with pytest.raises(CheckpointError, match=r"^run/x.pt: encoder.*architecture") as caught:
         wider.load_state_dict(a.state_dict(), "run/x.pt")

@@ -1,4 +1,5 @@
 """Whole runs on rendered videos: resume, signals, failures, what lies in the run folder."""
+
 import dataclasses
 import json
 import os
@@ -43,8 +44,14 @@ def rows(folder) -> list[dict]:
 def with_(cfg, **sections):
     for name, values in sections.items():
         old = getattr(cfg, name)
-        cfg = dataclasses.replace(cfg, **{name: dataclasses.replace(old, **values) if isinstance(values, dict)
-                                          and dataclasses.is_dataclass(old) else values})
+        cfg = dataclasses.replace(
+            cfg,
+            **{
+                name: dataclasses.replace(old, **values)
+                if isinstance(values, dict) and dataclasses.is_dataclass(old)
+                else values
+            },
+        )
     return cfg
 
 
@@ -66,8 +73,19 @@ def test_run_folder(cfg, tmp_path):
     assert [r["step"] for r in rows(result.folder)] == [2, 4, 6, 8, 10, 12] == [r["step"] for r in seen]
     assert result.last_metrics == seen[-1]
     row = seen[1]
-    assert set(row) == {"step", "epoch", "loss", "terms", "weights", "lr", "wd", "ema", "grad_norm", "monitors",
-                        *VOLATILE}
+    assert set(row) == {
+        "step",
+        "epoch",
+        "loss",
+        "terms",
+        "weights",
+        "lr",
+        "wd",
+        "ema",
+        "grad_norm",
+        "monitors",
+        *VOLATILE,
+    }
     assert row["tokens_per_s"] > row["clips_per_s"] > 0 and 0 < row["mfu"] < 1 and row["peak_memory_mb"] > 10
     assert set(row["terms"]) == set(row["weights"]) == {"pred", "context", "ld"}
     parts = [*(f"level{i}" for i in range(4)), "appearance", "dynamics"]
@@ -90,10 +108,15 @@ def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
     assert set(checkpoint.KEYS) == set(data)
     for name in ("encoder", "predictor", "target_encoder"):
         assert all(k.startswith("module.backbone.") for k in data[name])
-    assert {"module.backbone.patch_embed.proj.weight", "module.backbone.blocks.0.attn.qkv.weight",
-            "module.backbone.norms_block.3.bias"} <= set(data["encoder"])
-    assert {"module.backbone.predictor_blocks.0.attn.qkv.weight",
-            "module.backbone.predictor_proj_context.weight"} <= set(data["predictor"])
+    assert {
+        "module.backbone.patch_embed.proj.weight",
+        "module.backbone.blocks.0.attn.qkv.weight",
+        "module.backbone.norms_block.3.bias",
+    } <= set(data["encoder"])
+    assert {
+        "module.backbone.predictor_blocks.0.attn.qkv.weight",
+        "module.backbone.predictor_proj_context.weight",
+    } <= set(data["predictor"])
     assert set(data["heads"]) == {f"heads.ld.{n}.{k}" for n in (0, 2) for k in ("weight", "bias")}
     assert (data["step"], data["epoch"], data["sampler"]) == (2, 0, {"start_step": 2})
     assert data["config"] == configs.to_dict(cfg)
@@ -104,10 +127,17 @@ def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
         assert all(torch.equal(v, module.state_dict()[k]) for k, v in loaded.state_dict().items())
 
 
-@pytest.mark.parametrize("change", [
-    {}, {"runtime": {"log_every": 4, "save_every": 3, "monitor_every": 5}}, {"optimization": {"accumulate": 2}},
-    {"data": {"num_workers": 2}}, {"target": {"mode": "online"}}, {"masks": {"truncate": "none"}},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"runtime": {"log_every": 4, "save_every": 3, "monitor_every": 5}},
+        {"optimization": {"accumulate": 2}},
+        {"data": {"num_workers": 2}},
+        {"target": {"mode": "online"}},
+        {"masks": {"truncate": "none"}},
+    ],
+)
 def test_stopping_and_resuming_gives_the_same_run(cfg, tmp_path, change):
     """Stops in the middle of an epoch and of a log interval; a head, an anneal and the EMA ramp are all under way."""
     cfg = with_(cfg, **change)
@@ -282,9 +312,20 @@ def test_no_step_to_make(cfg):
 def test_published_recipes_start(manifest, tmp_path):
     """The headline recipe, made small: the trainer needs to know nothing about its terms."""
     spec = schema.MaskConfig
-    small = config(tmp_path / "run", data={"datasets": (manifest,)}, compat="published", objectives={
-        "pred": {}, "hw": {}, "context": {}, "fwm_static": {"coeff": 0.05}, "fwm_orth": {"coeff": 0.01},
-        "ld": {"channels": "dynamics", "hard_weighting": 1.0},
-    }, masks={"specs": (spec(), spec(2, (0.7, 0.7)))}, loss={"context_warmup": (15000, 30000)})
+    small = config(
+        tmp_path / "run",
+        data={"datasets": (manifest,)},
+        compat="published",
+        objectives={
+            "pred": {},
+            "hw": {},
+            "context": {},
+            "fwm_static": {"coeff": 0.05},
+            "fwm_orth": {"coeff": 0.01},
+            "ld": {"channels": "dynamics", "hard_weighting": 1.0},
+        },
+        masks={"specs": (spec(), spec(2, (0.7, 0.7)))},
+        loss={"context_warmup": (15000, 30000)},
+    )
     result = train(small, max_steps=2)
     assert result.last_metrics["weights"]["context"] == 0 and set(result.last_metrics["terms"]) == set(small.objectives)

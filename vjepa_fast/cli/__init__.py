@@ -5,6 +5,7 @@ modules import the standard library only, so that ``--help`` answers at once; to
 
 Exit codes: 0 done, 2 wrong input (one line ``error: ...`` on stderr), 130 interrupted.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,15 +16,26 @@ import os
 import pkgutil
 import sys
 
-from ..errors import UserError
+from vjepa_fast.errors import UserError
 
 _ORDER = ("demo", "train", "probe", "fewshot", "geometry", "study", "synthetic", "data", "config", "bench")
 _found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 COMMANDS = {name: f"{__name__}.{name}" for name in sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))}
 
 # An operating system error with one of these is about the folder or disk the user named, not a defect.
-_USER_ERRNO = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOTDIR,
-               errno.EISDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG}
+_USER_ERRNO = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+}
 
 
 class _Usage(UserError):
@@ -69,20 +81,24 @@ def _run(argv: list[str]) -> int:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise _Usage(f"{name}: unknown command; commands: {', '.join(COMMANDS)}{hint}")
     command = importlib.import_module(COMMANDS[name])
-    parser = _Parser(prog=f"vjepa-fast {name}", description=command.HELP,
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog=f"vjepa-fast {name}", description=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     command.add_arguments(parser)
     return command.run(parser.parse_args(argv[1:]))
 
 
 def _top_parser() -> _Parser:
-    from .. import __version__
+    from vjepa_fast import __version__
 
     lines = [f"  {name:<11}{importlib.import_module(module).HELP}" for name, module in COMMANDS.items()]
-    parser = _Parser(prog="vjepa-fast", usage="vjepa-fast [--version] COMMAND ...",
-                     description="Video-JEPA pretraining, frozen evaluation and few-shot recognition.",
-                     epilog="commands:\n" + "\n".join(lines) + "\n\n`vjepa-fast COMMAND --help` tells more.",
-                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="vjepa-fast",
+        usage="vjepa-fast [--version] COMMAND ...",
+        description="Video-JEPA pretraining, frozen evaluation and few-shot recognition.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`vjepa-fast COMMAND --help` tells more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"vjepa-fast {__version__}")
     return parser
 

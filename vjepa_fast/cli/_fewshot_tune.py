@@ -5,14 +5,28 @@ from __future__ import annotations
 METHODS = ("meta-baseline", "sun")
 
 
-SHARED = ("val", "trunk", "tune_epochs", "tune_lr", "tune_batch", "tune_chunk", "meta_epochs", "meta_steps", "meta_lr",
-          "meta_way", "meta_shot", "meta_queries", "val_way", "val_queries")
+SHARED = (
+    "val",
+    "trunk",
+    "tune_epochs",
+    "tune_lr",
+    "tune_batch",
+    "tune_chunk",
+    "meta_epochs",
+    "meta_steps",
+    "meta_lr",
+    "meta_way",
+    "meta_shot",
+    "meta_queries",
+    "val_way",
+    "val_queries",
+)
 SUN = ("flip", "top_k", "background")
 
 
 def check(args) -> None:
     """ConfigError for arguments that ``args.method`` does not read, and for base classes that it lacks."""
-    from ..errors import ConfigError
+    from vjepa_fast.errors import ConfigError
 
     names, methods = (SHARED + SUN, METHODS) if args.method == "frozen" else (SUN, ("sun",))
     if args.method != "sun" and (given := [n for n in names if getattr(args, n) is not None]):
@@ -64,14 +78,23 @@ def settings_of(method: str, args, **test):
     """
     from dataclasses import replace
 
-    from ..errors import ConfigError
-    from ..evaluation.fewshot.tune import METHODS as BUILT
+    from vjepa_fast.errors import ConfigError
+    from vjepa_fast.evaluation.fewshot.tune import METHODS as BUILT
 
     if method not in BUILT:
         raise ConfigError(f"few-shot method {method!r}; accepted: {', '.join(BUILT)}")
     default = BUILT[method][1]()
-    meta = _given(args, epochs="meta_epochs", steps="meta_steps", lr="meta_lr", way="meta_way", shot="meta_shot",
-                  queries="meta_queries", val_way="val_way", val_queries="val_queries")
+    meta = _given(
+        args,
+        epochs="meta_epochs",
+        steps="meta_steps",
+        lr="meta_lr",
+        way="meta_way",
+        shot="meta_shot",
+        queries="meta_queries",
+        val_way="val_way",
+        val_queries="val_queries",
+    )
     if "way" in meta:
         meta["reduce_way"] = False  # asked for by name: refused rather than reduced
     fit = _given(args, epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")

@@ -1,4 +1,5 @@
 """``vjepa-fast study claims``: the claims about the published results, computed again with the arithmetic shown."""
+
 from __future__ import annotations
 
 HELP = "recompute the 17 claims about the published results, and from one's own study"
@@ -13,13 +14,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args.json, args.markdown)
-    from ..study.claims import TOLERANCE_TEXT, check_claims, load_claims
-    from ..study.published import load_published
+    from vjepa_fast.study.claims.claims import TOLERANCE_TEXT, check_claims, load_claims
+    from vjepa_fast.study.claims.published import load_published
 
     published, claims = load_published(), load_claims()
     study = None
     if args.study is not None:
-        from ..study.claims_study import STUDY_TEXT, mapping_text, recompute
+        from vjepa_fast.study.claims.study import STUDY_TEXT, mapping_text, recompute
 
         study = recompute(args.study, claims, published)
     entries = check_claims(published, claims)
@@ -40,7 +41,7 @@ def run(args) -> int:
 
         _write(args.json, json.dumps(content, indent=1, allow_nan=False))
     if args.markdown:
-        from ..study.claims import markdown_table
+        from vjepa_fast.study.claims.claims import markdown_table
 
         _write(args.markdown, markdown_table(entries))
     return 0
@@ -49,7 +50,7 @@ def run(args) -> int:
 def _check(*paths) -> None:
     import os
 
-    from ..errors import UserError
+    from vjepa_fast.errors import UserError
 
     for path in filter(None, paths):
         folder = os.path.dirname(os.path.abspath(path))
@@ -88,13 +89,19 @@ def _colour(status: str) -> str:
 
 
 def _print(entries: list[dict], rounding: str) -> None:
-    from ..study.claims import same_seed_text, value_text
+    from vjepa_fast.study.claims.claims import same_seed_text, value_text
 
     names = ("claim", "status", "computed", "against two baseline seeds", "against the baseline of the same seed")
     table = _table("The claims, from the published figures (top-1 in %, differences in points)", names)
     for e in entries:
-        table.add_row(str(e["id"]), e["statement"], _colour(e["status"]), value_text(e["computed"]), e["placement"],
-                      same_seed_text(e))
+        table.add_row(
+            str(e["id"]),
+            e["statement"],
+            _colour(e["status"]),
+            value_text(e["computed"]),
+            e["placement"],
+            same_seed_text(e),
+        )
     _show(table)
     for e in entries:
         print(f"{e['id']:>2}  {e['status']}: {e['arithmetic']}")

@@ -66,7 +66,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..errors import UserError
+    from vjepa_fast.errors import UserError
 
     for name, value in (("jobs", args.jobs), ("jobs-per-gpu", args.jobs_per_gpu), ("threads", args.threads),
                         ("gpus-per-run", args.gpus_per_run), ("way", args.way), ("queries", args.queries),
@@ -79,8 +79,8 @@ def run(args) -> int:
 
     import os
 
-    from ..study import launch
-    from ..study.runner import Study, run_study
+    from vjepa_fast.study.jobs import launch
+    from vjepa_fast.study.run.runner import Study, run_study
 
     places, threads, processes = [None], args.threads or 0, 1
     runs = len(grid.runs())
@@ -90,9 +90,7 @@ def run(args) -> int:
     elif args.launcher == "torchrun":
         processes = args.gpus_per_run or (len(launch.visible_gpus()) if settings.device == "cuda" else 2)
         threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
-    study = Study(
-        args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes
-    )
+    study = Study(args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes)
     if args.dry_run:
         return _dry_run(study)
     display = _Display(study, len(places))
@@ -109,9 +107,9 @@ def run(args) -> int:
 
 
 def _grid(args):
-    from ..errors import UserError
-    from ..study import variants
-    from ..study.runner import Grid
+    from vjepa_fast.errors import UserError
+    from vjepa_fast.study.run import variants
+    from vjepa_fast.study.run.runner import Grid
 
     names = variants.names(args.variants)
     modes = _list(args.compat)
@@ -129,8 +127,8 @@ def _grid(args):
 
 
 def _settings(args):
-    from ..errors import UserError
-    from ..study.suites import Settings
+    from vjepa_fast.errors import UserError
+    from vjepa_fast.study.run.suites import Settings
 
     device = args.device
     if device != "cpu":
@@ -164,7 +162,7 @@ def _settings(args):
 
 def seeds(text: str) -> tuple[int, ...]:
     """``0..4`` or ``0,1,5``."""
-    from ..errors import UserError
+    from vjepa_fast.errors import UserError
 
     try:
         out = []
@@ -183,7 +181,7 @@ def _list(text: str) -> list[str]:
 
 
 def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
-    from ..errors import UserError
+    from vjepa_fast.errors import UserError
 
     out = {}
     for text in texts:
@@ -233,7 +231,7 @@ class _Display:
             seconds = self.clock() - self.began.get(key, self.start)
             self.say(f"{key}: {self.accuracies(key)}; {seconds:.0f} s{self.left()}")
         elif what == "failed":
-            from ..study.cells import error_path
+            from vjepa_fast.study.run.cells import error_path
 
             path = error_path(self.study.folder, key)
             self.say(f"{key}: FAILED: {path.read_text().strip().splitlines()[-1]} ({path})")
@@ -242,7 +240,7 @@ class _Display:
         print(f"[{self.finished:>3}/{self.total}] {self.clock() - self.start:6.0f} s  {text}", flush=True)
 
     def accuracies(self, key: str) -> str:
-        from ..study.cells import read_cell
+        from vjepa_fast.study.run.cells import read_cell
 
         out = {}
         for row in read_cell(self.study.folder, key)["rows"]:

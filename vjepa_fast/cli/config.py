@@ -1,4 +1,5 @@
 """``vjepa-fast config``: list recipes, print one resolved, or check that it can be built."""
+
 from __future__ import annotations
 
 HELP = "list the recipes, print one with all its values, or check a file"
@@ -10,14 +11,20 @@ def add_arguments(parser) -> None:
     checked = actions.add_parser("check", help="check values, objectives and models (built without memory)")
     for action in (show, checked):
         action.add_argument("config", help="YAML file (ours or published), recipe name or run folder")
-        action.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-                            help="override one value, such as optimization.lr=3e-4; may be repeated")
+        action.add_argument(
+            "--set",
+            dest="overrides",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="override one value, such as optimization.lr=3e-4; may be repeated",
+        )
     actions.add_parser("list", help="print the names of the recipes")
 
 
 def run(args) -> int:
-    from .. import config
-    from ..errors import ConfigError
+    from vjepa_fast import config
+    from vjepa_fast.errors import ConfigError
 
     if args.action == "list":
         for name in config.list_recipes():
@@ -42,7 +49,7 @@ def build(cfg):
     """``(encoder, predictor, plan)`` of a configuration on torch's meta device: shapes without memory."""
     import torch
 
-    from .. import models
+    from vjepa_fast import models
 
     with torch.device("meta"):
         encoder, predictor = models.build_from_config(cfg)
@@ -50,12 +57,18 @@ def build(cfg):
 
 
 def _build_objectives(cfg, embed_dim: int):
-    from .. import objectives
+    from vjepa_fast import objectives
 
     target = cfg.target
-    return objectives.build_objectives(cfg.objectives, levels=cfg.model.levels, embed_dim=embed_dim, compat=cfg.compat,
-                                       target_grad=target.mode == "online", stop_gradient=target.stop_gradient,
-                                       seed=cfg.seed)
+    return objectives.build_objectives(
+        cfg.objectives,
+        levels=cfg.model.levels,
+        embed_dim=embed_dim,
+        compat=cfg.compat,
+        target_grad=target.mode == "online",
+        stop_gradient=target.stop_gradient,
+        seed=cfg.seed,
+    )
 
 
 def _millions(module) -> str:

@@ -1,4 +1,5 @@
 """``vjepa-fast data``: manifests of one's own videos, and checking them."""
+
 from __future__ import annotations
 
 HELP = "make manifests of a folder of videos or images, and check them"
@@ -7,10 +8,12 @@ HELP = "make manifests of a folder of videos or images, and check them"
 def add_arguments(parser) -> None:
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check}")
     make = commands.add_parser(
-        "manifest", help="write manifests for DIR/<class>/<file>, or DIR/{train,val,test}/<class>/<file>",
+        "manifest",
+        help="write manifests for DIR/<class>/<file>, or DIR/{train,val,test}/<class>/<file>",
         description="Writes CSV manifests of '<path> <label>' lines for a folder of class folders, and the class names "
-                    "as JSON. Paths are relative to the manifest, so that folder and manifest can move together; with "
-                    "--absolute the manifest can move alone, and is read by other V-JEPA code too.")
+        "as JSON. Paths are relative to the manifest, so that folder and manifest can move together; with "
+        "--absolute the manifest can move alone, and is read by other V-JEPA code too.",
+    )
     make.add_argument("dir", help="folder of class folders (files directly in it all get label 0)")
     make.add_argument("--out", help="the (training) manifest; others go beside it (default DIR/train.csv)")
     make.add_argument("--val-fraction", type=float, default=0.0, help="share of every class for a validation manifest")
@@ -32,10 +35,16 @@ def run(args) -> int:
 
 
 def _manifest(args) -> int:
-    from ..data.scan import scan_folder
+    from vjepa_fast.data.manifests.scan import scan_folder
 
-    written = scan_folder(args.dir, out=args.out, val_fraction=args.val_fraction, test_fraction=args.test_fraction,
-                          absolute=args.absolute, seed=args.seed)
+    written = scan_folder(
+        args.dir,
+        out=args.out,
+        val_fraction=args.val_fraction,
+        test_fraction=args.test_fraction,
+        absolute=args.absolute,
+        seed=args.seed,
+    )
     for part, facts in written.items():
         print(f"{part}: {facts['samples']} samples of {facts['classes']} classes, {facts['path']}")
     print(f"check it:  vjepa-fast data check {written['train']['path'] if 'train' in written else facts['path']}")
@@ -48,22 +57,32 @@ def _check(args) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..data.decode_pyav import Sampling
-    from ..data.manifest import load_manifest
-    from ..data.scan import check_manifest
-    from ..errors import DataError
+    from vjepa_fast.data.decoders.pyav import Sampling
+    from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.data.manifests.scan import check_manifest
+    from vjepa_fast.errors import DataError
 
     manifest = load_manifest(args.manifest)
     sampling = Sampling(args.frame_step, args.fps, args.duration)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("reading", total=len(manifest))
-        bad = check_manifest(manifest, num_frames=args.frames, sampling=sampling, full=args.full, workers=args.workers,
-                             on_progress=lambda done: progress.update(task, completed=done))
+        bad = check_manifest(
+            manifest,
+            num_frames=args.frames,
+            sampling=sampling,
+            full=args.full,
+            workers=args.workers,
+            on_progress=lambda done: progress.update(task, completed=done),
+        )
     for _, reason in bad:
         print(f"bad: {reason}")
-    print(f"{manifest.path}: {len(manifest)} {manifest.kind} samples of {len(set(manifest.labels.tolist()))} classes, "
-          f"{len(bad)} unreadable")
+    print(
+        f"{manifest.path}: {len(manifest)} {manifest.kind} samples of {len(set(manifest.labels.tolist()))} classes, "
+        f"{len(bad)} unreadable"
+    )
     if bad:
-        raise DataError(f"{manifest.path}: {len(bad)} of {len(manifest)} samples cannot be read (listed above); "
-                        "repair them or take their lines out")
+        raise DataError(
+            f"{manifest.path}: {len(bad)} of {len(manifest)} samples cannot be read (listed above); "
+            "repair them or take their lines out"
+        )
     return 0

@@ -19,8 +19,8 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from ..errors import UserError
-    from .probe import _device
+    from vjepa_fast.cli.probe import _device
+    from vjepa_fast.errors import UserError
 
     if args.minutes is not None and not 0 < args.minutes <= 24 * 60:
         raise UserError(f"--minutes: {args.minutes} is not a number of minutes between 0 and a day")
@@ -30,8 +30,8 @@ def run(args) -> int:
 
     import time
 
-    from ..study.demo import run_demo
-    from ..study.plan import plan_for
+    from vjepa_fast.study.demo.demo import run_demo
+    from vjepa_fast.study.demo.plan import plan_for
 
     start, plan = time.time(), plan_for(args.minutes, device)
     with _Display(args.folder, start) as display:
@@ -102,7 +102,7 @@ class _Display:
             return
 
     def _total(self, run) -> int | None:
-        from .. import config
+        from vjepa_fast import config
 
         if not hasattr(self, "totals"):
             self.totals = {}
@@ -117,7 +117,7 @@ def _table(rows) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..study.report import table
+    from vjepa_fast.study.demo.report import table
 
     pivot = table(rows)
     out = Table(
@@ -148,7 +148,7 @@ def _table(rows) -> None:
 
 
 def _verdict(rows) -> None:
-    from ..study.report import statement
+    from vjepa_fast.study.demo.report import statement
 
     said = statement(rows)
     print(

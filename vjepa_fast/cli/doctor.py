@@ -1,4 +1,5 @@
 """``vjepa-fast doctor``: what is on this machine, which backend serves each op here, and why the others do not."""
+
 from __future__ import annotations
 
 HELP = "tell what this machine has, which backend serves each op and why others do not"
@@ -58,7 +59,7 @@ def system() -> dict:
     import sys
     from pathlib import Path
 
-    from .. import __version__
+    from vjepa_fast import __version__
 
     name = platform.processor() or platform.machine()
     try:
@@ -76,9 +77,16 @@ def system() -> dict:
         limit = None
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "vjepa_fast": __version__, "folder": str(Path(__file__).parents[1]), "python": platform.python_version(),
-        "executable": sys.executable, "os": platform.platform(), "cpu": name, "cores": os.cpu_count(),
-        "usable_cores": usable, "memory_bytes": memory, "memory_limit_bytes": limit,
+        "vjepa_fast": __version__,
+        "folder": str(Path(__file__).parents[1]),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "os": platform.platform(),
+        "cpu": name,
+        "cores": os.cpu_count(),
+        "usable_cores": usable,
+        "memory_bytes": memory,
+        "memory_limit_bytes": limit,
     }
 
 
@@ -105,8 +113,13 @@ def cuda() -> dict:
     for n in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         d = torch.cuda.get_device_properties(n)
         devices.append({"name": d.name, "capability": f"{d.major}.{d.minor}", "memory_bytes": d.total_memory})
-    return {"torch_built_for": torch.version.cuda, "driver": driver(), "devices": devices,
-            "torch_cpu_instructions": torch.backends.cpu.get_cpu_capability(), "torch_threads": torch.get_num_threads()}
+    return {
+        "torch_built_for": torch.version.cuda,
+        "driver": driver(),
+        "devices": devices,
+        "torch_cpu_instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": torch.get_num_threads(),
+    }
 
 
 def driver() -> str | None:
@@ -114,8 +127,12 @@ def driver() -> str | None:
     import subprocess
 
     try:
-        done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], text=True,
-                              capture_output=True, timeout=20)
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            text=True,
+            capture_output=True,
+            timeout=20,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     lines = done.stdout.split() if done.returncode == 0 else []
@@ -123,7 +140,7 @@ def driver() -> str | None:
 
 
 def extension() -> dict:
-    from ..ops import _cpp
+    from vjepa_fast.ops import _cpp
 
     sources = (_cpp.PATH.parent.parent / "csrc").glob("*")  # there in a checkout only
     built = _cpp.PATH.stat().st_mtime if _cpp.PATH.is_file() else float("inf")
@@ -135,9 +152,9 @@ def backends() -> dict:
     """The choice in force and, by op and device, the backend that it takes (None: refused) and why not the others."""
     import torch
 
-    from .. import ops
-    from ..errors import UserError
-    from ..ops import _backend, _triton
+    from vjepa_fast import ops
+    from vjepa_fast.errors import UserError
+    from vjepa_fast.ops import _backend, _triton
 
     try:
         choice, error = ops.current_backend(), ""
@@ -153,7 +170,9 @@ def backends() -> dict:
                 free = [backend for backend in _backend.BACKENDS if not why[backend]]
                 taken = next((b for b in free if choice in ("auto", b)), None)
                 table.setdefault(op, {})[device] = {
-                    "backend": taken, "why_not": {b: reason for b, reason in why.items() if reason}}
+                    "backend": taken,
+                    "why_not": {b: reason for b, reason in why.items() if reason},
+                }
     return {"choice": choice, "choice_error": error, "table": table}
 
 
@@ -194,9 +213,14 @@ def advice(report: dict) -> list[str]:
     broken = [part["error"] for part in (gpu, built, choice) if "error" in part]
     said += [f"reinstall torch and vjepa-fast: {error}" for error in dict.fromkeys(broken)]
     if gpu.get("driver") and not gpu["devices"]:
-        said.append("there is an NVIDIA driver, but torch finds no device: "
-                    + (f"the driver may be too old for CUDA {gpu['torch_built_for']}, or CUDA_VISIBLE_DEVICES hides it"
-                       if gpu["torch_built_for"] else "torch is a build without CUDA, install one with it"))
+        said.append(
+            "there is an NVIDIA driver, but torch finds no device: "
+            + (
+                f"the driver may be too old for CUDA {gpu['torch_built_for']}, or CUDA_VISIBLE_DEVICES hides it"
+                if gpu["torch_built_for"]
+                else "torch is a build without CUDA, install one with it"
+            )
+        )
     if gpu.get("devices"):
         if not report["packages"]["triton"]["version"]:
             said.append("install triton: without it the ops run eager PyTorch on the GPU")
@@ -212,8 +236,11 @@ def advice(report: dict) -> list[str]:
     refused = sorted(op for op, row in choice.get("table", {}).items() if not all(d["backend"] for d in row.values()))
     if refused:
         said.append(f"the forced backend {choice['choice']} refuses {', '.join(refused)}; unset VJEPA_FAST_BACKEND")
-    said += [f"{name} is set, but nothing reads a variable of that name" for name in report["environment"]
-             if name.startswith("VJEPA_FAST_") and name not in VARIABLES]
+    said += [
+        f"{name} is set, but nothing reads a variable of that name"
+        for name in report["environment"]
+        if name.startswith("VJEPA_FAST_") and name not in VARIABLES
+    ]
     if "error" in report["decoders"].get("videos", report["decoders"]):
         said.append("videos cannot be read: pip install av")
     return said
@@ -223,17 +250,36 @@ def text(report: dict) -> list[str]:
     """The report for people, lines of at most WIDTH characters."""
     built, found = report["extension"], report["decoders"]
     lines = _section("System", _system(report["system"], report["cuda"]))
-    lines += _section("Packages", [
-        (name, p["version"] or f"not installed; it is for: {p['gives']}") for name, p in report["packages"].items()])
+    lines += _section(
+        "Packages",
+        [(name, p["version"] or f"not installed; it is for: {p['gives']}") for name, p in report["packages"].items()],
+    )
     lines += _section("CUDA", _cuda(report["cuda"]))
-    lines += _section("C++ extension", [("", built.get("error") or (
-        f"in use, {built['path']}" if built["loaded"] else f"not in use: {built['reason']}"))])
+    lines += _section(
+        "C++ extension",
+        [
+            (
+                "",
+                built.get("error")
+                or (f"in use, {built['path']}" if built["loaded"] else f"not in use: {built['reason']}"),
+            )
+        ],
+    )
     lines += _ops(report["ops"])
-    lines += _section("Decoders", [("", found["error"])] if "error" in found else [
-        (name, d.get("error") or f"{d['by']}: {', '.join(d['formats'])}") for name, d in found.items()])
-    lines += _section("Environment", [
-        (name, value + (f" ({VARIABLES[name]})" if name in VARIABLES else ""))
-        for name, value in report["environment"].items()] or [("", "no variable of vjepa-fast is set")])
+    lines += _section(
+        "Decoders",
+        [("", found["error"])]
+        if "error" in found
+        else [(name, d.get("error") or f"{d['by']}: {', '.join(d['formats'])}") for name, d in found.items()],
+    )
+    lines += _section(
+        "Environment",
+        [
+            (name, value + (f" ({VARIABLES[name]})" if name in VARIABLES else ""))
+            for name, value in report["environment"].items()
+        ]
+        or [("", "no variable of vjepa-fast is set")],
+    )
     return lines + _section("Advice", [("", a) for a in report["advice"]] or [("", "none")])
 
 
@@ -242,18 +288,30 @@ def _system(s: dict, gpu: dict) -> list[tuple[str, str]]:
     if "error" not in gpu:
         cores += f", {gpu['torch_cpu_instructions']}, torch uses {gpu['torch_threads']} threads"
     limit = f", of which this container may use {_gib(s['memory_limit_bytes'])}" if s["memory_limit_bytes"] else ""
-    return [("vjepa-fast", f"{s['vjepa_fast']} in {s['folder']}"), ("Python", f"{s['python']}, {s['executable']}"),
-            ("OS", s["os"]), ("CPU", f"{s['cpu']}, {cores}"), ("memory", _gib(s["memory_bytes"]) + limit)]
+    return [
+        ("vjepa-fast", f"{s['vjepa_fast']} in {s['folder']}"),
+        ("Python", f"{s['python']}, {s['executable']}"),
+        ("OS", s["os"]),
+        ("CPU", f"{s['cpu']}, {cores}"),
+        ("memory", _gib(s["memory_bytes"]) + limit),
+    ]
 
 
 def _cuda(gpu: dict) -> list[tuple[str, str]]:
     if "error" in gpu:
         return [("", gpu["error"])]
     built = gpu["torch_built_for"]
-    rows = [("torch", f"built for CUDA {built}" if built else "a build without CUDA"),
-            ("driver", gpu["driver"] or "none")]
-    return rows + ([(f"cuda:{n}", f"{d['name']}, capability {d['capability']}, {_gib(d['memory_bytes'])}")
-                    for n, d in enumerate(gpu["devices"])] or [("devices", "none")])
+    rows = [
+        ("torch", f"built for CUDA {built}" if built else "a build without CUDA"),
+        ("driver", gpu["driver"] or "none"),
+    ]
+    return rows + (
+        [
+            (f"cuda:{n}", f"{d['name']}, capability {d['capability']}, {_gib(d['memory_bytes'])}")
+            for n, d in enumerate(gpu["devices"])
+        ]
+        or [("devices", "none")]
+    )
 
 
 def _ops(found: dict) -> list[str]:
@@ -264,8 +322,9 @@ def _ops(found: dict) -> list[str]:
     devices = list(next(iter(table.values())))
     title = "Ops, and the backend that " + ("auto takes" if found["choice"] == "auto" else f"{found['choice']} gives")
     lines = ["", f"{title:<45} " + "".join(f"{d.upper():<10}" for d in devices)]
-    lines += [f"  {op:<43} " + "".join(f"{row[d]['backend'] or 'refused':<10}" for d in devices)
-              for op, row in table.items()]
+    lines += [
+        f"  {op:<43} " + "".join(f"{row[d]['backend'] or 'refused':<10}" for d in devices) for op, row in table.items()
+    ]
     for device in devices:
         why: dict[tuple[str, str], list[str]] = {}
         for op, row in table.items():
@@ -273,9 +332,13 @@ def _ops(found: dict) -> list[str]:
                 reason = "no implementation" if reason == f"{op} has no {backend} implementation" else reason
                 why.setdefault((backend, reason), []).append(op)
         if why:
-            lines += _section(f"Not on {device.upper()}, and why", [
-                (backend, f"{reason}: {'every op' if len(names) == len(table) else ', '.join(names)}")
-                for (backend, reason), names in sorted(why.items())])
+            lines += _section(
+                f"Not on {device.upper()}, and why",
+                [
+                    (backend, f"{reason}: {'every op' if len(names) == len(table) else ', '.join(names)}")
+                    for (backend, reason), names in sorted(why.items())
+                ],
+            )
     return [line.rstrip() for line in lines]
 
 
@@ -286,8 +349,9 @@ def _section(title: str, rows: list[tuple[str, str]]) -> list[str]:
     lines = ["", title]
     for label, value in rows:
         indent = f"  {label:<18} " if label else "  "
-        lines += textwrap.wrap(value, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent),
-                               break_on_hyphens=False)
+        lines += textwrap.wrap(
+            value, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
+        )
     return lines
 
 

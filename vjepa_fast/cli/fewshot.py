@@ -6,7 +6,7 @@ HELP = "few-shot recognition, frozen or fine-tuned, beside random init; says wha
 
 
 def add_arguments(parser) -> None:
-    from . import _fewshot_tune
+    from vjepa_fast.cli import _fewshot_tune
 
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
@@ -92,13 +92,18 @@ def run(args) -> int:
     _check(args)
     from rich.console import Console
 
-    from .. import config as configs
-    from ..evaluation.fewshot.protocols import episode_protocol
-    from ..evaluation.fewshot.run import check_episodes, fewshot_checkpoint, pretraining_manifests, tune_checkpoint
-    from ..evaluation.leakage import find_leakage
-    from ..evaluation.run import WHICH, Protocol, cache_folder, checkpoint_config
-    from ._fewshot_tune import settings_of
-    from .probe import _device, print_table
+    from vjepa_fast import config as configs
+    from vjepa_fast.cli._fewshot_tune import settings_of
+    from vjepa_fast.cli.probe import _device, print_table
+    from vjepa_fast.evaluation.fewshot.protocols import episode_protocol
+    from vjepa_fast.evaluation.leakage import find_leakage
+    from vjepa_fast.evaluation.run.checkpoint import WHICH, Protocol, cache_folder, checkpoint_config
+    from vjepa_fast.evaluation.run.fewshot import (
+        check_episodes,
+        fewshot_checkpoint,
+        pretraining_manifests,
+        tune_checkpoint,
+    )
 
     console = Console(stderr=True)
     protocol = episode_protocol(
@@ -163,8 +168,8 @@ def run(args) -> int:
 def _check(args) -> None:
     import os
 
-    from ..errors import ConfigError, DataError, UserError
-    from . import _fewshot_tune
+    from vjepa_fast.cli import _fewshot_tune
+    from vjepa_fast.errors import ConfigError, DataError, UserError
 
     _fewshot_tune.check(args)
     for name in ("num_frames", "crop_size", "frame_step", "batch_size"):
@@ -192,8 +197,8 @@ def _check(args) -> None:
 
 def _manifests(args):
     """Manifests of the novel, the base and the validation classes (the last two or None)."""
-    from ..data import load_manifest
-    from ..evaluation.fewshot.splits import manifest_from_list, select_part
+    from vjepa_fast.data import load_manifest
+    from vjepa_fast.evaluation.fewshot.splits import manifest_from_list, select_part
 
     if args.videos:
         lists = args.novel, args.base, args.val
@@ -212,7 +217,7 @@ def _manifests(args):
 
 
 def _pretrain(args, of_config, config):
-    from ..data import load_manifest
+    from vjepa_fast.data import load_manifest
 
     if args.pretrain:
         return [load_manifest(path) for path in args.pretrain], []

@@ -42,10 +42,10 @@ def run(args) -> int:
     _check(args)
     from rich.console import Console
 
-    from .. import config as configs
-    from ..evaluation.collapse import checkpoint_geometry
-    from ..evaluation.run import WHICH
-    from .probe import _device
+    from vjepa_fast import config as configs
+    from vjepa_fast.cli.probe import _device
+    from vjepa_fast.evaluation.run.checkpoint import WHICH
+    from vjepa_fast.evaluation.run.geometry import checkpoint_geometry
 
     with Console(stderr=True).status("reading") as status:
         rows = checkpoint_geometry(
@@ -75,7 +75,7 @@ def run(args) -> int:
 def _check(args) -> None:
     import os
 
-    from ..errors import UserError
+    from vjepa_fast.errors import UserError
 
     least = {"views": 0, "max_clips": 2, "num_frames": 1, "crop_size": 1, "frame_step": 1, "extra_frames": 0}
     for name, low in {**least, "batch_size": 1, "seed": 0}.items():

@@ -91,8 +91,8 @@ def run(args) -> int:
     _check(args)
     from rich.console import Console
 
-    from .. import config as configs
-    from ..evaluation.run import WHICH, Protocol, cache_folder, probe_checkpoint
+    from vjepa_fast import config as configs
+    from vjepa_fast.evaluation.run.checkpoint import WHICH, Protocol, cache_folder, probe_checkpoint
 
     console = Console(stderr=True)
     protocol = Protocol(
@@ -144,11 +144,11 @@ def run(args) -> int:
 
 def _leakage(args):
     """What pretraining has seen of the novel classes, by the data sets that the checkpoint's configuration names."""
-    from .. import config as configs
-    from .. import data
-    from ..evaluation.fewshot.run import pretraining_manifests
-    from ..evaluation.leakage import find_leakage
-    from ..evaluation.run import checkpoint_config
+    from vjepa_fast import config as configs
+    from vjepa_fast import data
+    from vjepa_fast.evaluation.leakage import find_leakage
+    from vjepa_fast.evaluation.run.checkpoint import checkpoint_config
+    from vjepa_fast.evaluation.run.fewshot import pretraining_manifests
 
     found = configs.load(args.config) if args.config else checkpoint_config(args.checkpoint)
     pretrain, gaps = pretraining_manifests(found)
@@ -158,7 +158,7 @@ def _leakage(args):
 def _check(args) -> None:
     import os
 
-    from ..errors import DataError, UserError
+    from vjepa_fast.errors import DataError, UserError
 
     if args.protocol == "published" and args.train is None:
         raise UserError("--protocol published probes: give --train and --test manifests")
@@ -182,7 +182,7 @@ def _check(args) -> None:
 def _device(name: str):
     import torch
 
-    from ..errors import UserError
+    from vjepa_fast.errors import UserError
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -2,6 +2,7 @@
 
 Each has ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``, as a command has, and is listed if it is there.
 """
+
 from __future__ import annotations
 
 import pkgutil
@@ -10,18 +11,23 @@ from pathlib import Path
 HELP = "objectives compared over seeds: run them, report them, check published claims"
 
 _PREFIX, _ORDER = "_study_", ("run", "report", "claims")
-_found = [m.name.removeprefix(_PREFIX) for m in pkgutil.iter_modules([str(Path(__file__).parent)])
-          if m.name.startswith(_PREFIX)]
+_found = [
+    m.name.removeprefix(_PREFIX)
+    for m in pkgutil.iter_modules([str(Path(__file__).parent)])
+    if m.name.startswith(_PREFIX)
+]
 SUBCOMMANDS = sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))
 
 
 def add_arguments(parser) -> None:
-    commands = parser.add_subparsers(dest="study_command", required=True, metavar=f"{{{','.join(SUBCOMMANDS)}}}",
-                                     parser_class=type(parser))
+    commands = parser.add_subparsers(
+        dest="study_command", required=True, metavar=f"{{{','.join(SUBCOMMANDS)}}}", parser_class=type(parser)
+    )
     for name in SUBCOMMANDS:
         module = _module(name)
-        module.add_arguments(commands.add_parser(name, help=module.HELP, description=module.HELP,
-                                                 formatter_class=parser.formatter_class))
+        module.add_arguments(
+            commands.add_parser(name, help=module.HELP, description=module.HELP, formatter_class=parser.formatter_class)
+        )
 
 
 def run(args) -> int:

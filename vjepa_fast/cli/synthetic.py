@@ -1,4 +1,5 @@
 """``vjepa-fast synthetic``: render synthetic suites to real video and image files."""
+
 from __future__ import annotations
 
 HELP = "render synthetic suites to H.264 .mp4 and .jpg with manifests"
@@ -25,7 +26,7 @@ def run(args) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from ..data.synthetic import render_suite
+    from vjepa_fast.data.synthetic import render_suite
 
     splits = {"train": args.train, "val": args.val, "test": args.test}
     written = {}
@@ -34,8 +35,16 @@ def run(args) -> int:
             task = progress.add_task(name, total=sum(splits.values()))
             folder = os.path.join(args.out, name) if args.suite == "all" else args.out
             written[name] = render_suite(
-                name, folder, splits=splits, size=args.size, frames=args.frames, fps=args.fps, seed=args.seed,
-                workers=args.workers, on_progress=lambda done, total, task=task: progress.update(task, completed=done))
+                name,
+                folder,
+                splits=splits,
+                size=args.size,
+                frames=args.frames,
+                fps=args.fps,
+                seed=args.seed,
+                workers=args.workers,
+                on_progress=lambda done, total, task=task: progress.update(task, completed=done),
+            )
     for name, manifests in written.items():
         for split, path in manifests.items():
             print(f"{name} {split}: {splits[split]} clips, manifest {path}")

@@ -1,4 +1,5 @@
 """``vjepa-fast train``: pretrain from a recipe or a YAML file, or go on with a run that was stopped."""
+
 from __future__ import annotations
 
 HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
@@ -6,25 +7,43 @@ HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
 
 def add_arguments(parser) -> None:
     parser.add_argument("config", help="YAML file (ours or published), recipe name, or run folder to go on with")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-                        help="override one value, such as optimization.lr=3e-4; may be repeated")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, such as optimization.lr=3e-4; may be repeated",
+    )
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (short for --set runtime.device=...)")
     parser.add_argument("--folder", help="where the run is written (short for --set folder=...)")
-    parser.add_argument("--no-resume", action="store_true",
-                        help="start over instead of going on from the folder's newest checkpoint")
-    parser.add_argument("--max-steps", type=int, metavar="N",
-                        help="stop after step N of the schedule; the next start goes on from there")
-    parser.add_argument("--profile", type=int, nargs="?", const=5, default=0, metavar="N",
-                        help="profile N steps (default 5) after the first two: profile/ of the run folder gets a trace "
-                        "and a table of where the step went; training goes on")
+    parser.add_argument(
+        "--no-resume", action="store_true", help="start over instead of going on from the folder's newest checkpoint"
+    )
+    parser.add_argument(
+        "--max-steps",
+        type=int,
+        metavar="N",
+        help="stop after step N of the schedule; the next start goes on from there",
+    )
+    parser.add_argument(
+        "--profile",
+        type=int,
+        nargs="?",
+        const=5,
+        default=0,
+        metavar="N",
+        help="profile N steps (default 5) after the first two: profile/ of the run folder gets a trace "
+        "and a table of where the step went; training goes on",
+    )
 
 
 def run(args) -> int:
     import dataclasses
     import os
 
-    from .. import config
-    from ..errors import UserError
+    from vjepa_fast import config
+    from vjepa_fast.errors import UserError
 
     if args.max_steps is not None and args.max_steps < 1:
         raise UserError(f"--max-steps: must be at least 1, got {args.max_steps}")
@@ -42,7 +61,7 @@ def run(args) -> int:
 
     if args.profile:  # torch's profiler tells of a missing GPU as of an error; read when torch is imported
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-    from .. import trainer
+    from vjepa_fast import trainer
 
     result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps, profile=args.profile)
     print(f"step {result.step}: {result.folder}")

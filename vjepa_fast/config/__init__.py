@@ -3,9 +3,10 @@
 ``load("mixed_4gpu_fwm_hw_ld", ["optimization.lr=3e-4"])`` gives a checked `Config`. Standard library only; PyYAML is
 imported when a file is read.
 """
-from .convert import from_dict, to_dict
-from .load import dump_yaml, list_recipes, load, recipe_path
-from .schema import (
+
+from vjepa_fast.config.convert import from_dict, to_dict
+from vjepa_fast.config.load import dump_yaml, list_recipes, load, recipe_path
+from vjepa_fast.config.schema import (
     AugmentConfig,
     Config,
     DataConfig,
@@ -19,7 +20,20 @@ from .schema import (
 )
 
 __all__ = [
-    "AugmentConfig", "Config", "DataConfig", "LossConfig", "MaskConfig", "MasksConfig", "ModelConfig",
-    "OptimizationConfig", "RuntimeConfig", "TargetConfig",
-    "dump_yaml", "from_dict", "list_recipes", "load", "recipe_path", "to_dict",
+    "AugmentConfig",
+    "Config",
+    "DataConfig",
+    "LossConfig",
+    "MaskConfig",
+    "MasksConfig",
+    "ModelConfig",
+    "OptimizationConfig",
+    "RuntimeConfig",
+    "TargetConfig",
+    "dump_yaml",
+    "from_dict",
+    "list_recipes",
+    "load",
+    "recipe_path",
+    "to_dict",
 ]

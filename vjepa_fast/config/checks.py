@@ -1,10 +1,19 @@
 """Checks of single values' ranges and of values that have to go together."""
+
 from __future__ import annotations
 
 import re
 
-from ..errors import ConfigError
-from .schema import AugmentConfig, Config, DataConfig, MaskConfig, MasksConfig, ModelConfig, OptimizationConfig
+from vjepa_fast.config.schema import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    MaskConfig,
+    MasksConfig,
+    ModelConfig,
+    OptimizationConfig,
+)
+from vjepa_fast.errors import ConfigError
 
 CHOICES = {
     "masks.truncate": ("batch", "random", "none"),
@@ -85,26 +94,43 @@ def _data(c: _Checker, section: str, data: DataConfig) -> None:
     c.fraction(section, data, "max_bad_fraction")
     if data.crop_size % data.patch_size:
         near = max(1, round(data.crop_size / data.patch_size)) * data.patch_size
-        c.fail(f"{section}.crop_size", f"{data.crop_size} is not a multiple of {section}.patch_size "
-                                       f"{data.patch_size}; use {near}, for example")
+        c.fail(
+            f"{section}.crop_size",
+            f"{data.crop_size} is not a multiple of {section}.patch_size {data.patch_size}; use {near}, for example",
+        )
     c.require(bool(data.dataset_fpcs), f"{section}.dataset_fpcs", "must not be empty")
     for i, frames in enumerate(data.dataset_fpcs):
         path = f"{section}.dataset_fpcs.{i}"
         c.require(frames >= 1, path, f"must be at least 1, got {frames}")
-        c.require(frames == 1 or frames % data.tubelet_size == 0, path,
-                  f"{frames} frames are not a multiple of {section}.tubelet_size {data.tubelet_size}")
+        c.require(
+            frames == 1 or frames % data.tubelet_size == 0,
+            path,
+            f"{frames} frames are not a multiple of {section}.tubelet_size {data.tubelet_size}",
+        )
     given = [name for name in ("fps", "frame_sample_rate", "duration") if getattr(data, name) is not None]
-    c.require(len(given) <= 1, f"{section}.{given[-1] if given else ''}",
-              f"give at most one of fps, frame_sample_rate and duration; given: {', '.join(given)}")
+    c.require(
+        len(given) <= 1,
+        f"{section}.{given[-1] if given else ''}",
+        f"give at most one of fps, frame_sample_rate and duration; given: {', '.join(given)}",
+    )
     n, fpcs = len(data.datasets), len(data.dataset_fpcs)
-    c.require(fpcs == 1 or not n or fpcs == n, f"{section}.dataset_fpcs",
-              f"{fpcs} values for {n} datasets; give one for each, or one for all")
+    c.require(
+        fpcs == 1 or not n or fpcs == n,
+        f"{section}.dataset_fpcs",
+        f"{fpcs} values for {n} datasets; give one for each, or one for all",
+    )
     weights = data.datasets_weights
     if weights is not None:
-        c.require(not n or len(weights) == n, f"{section}.datasets_weights",
-                  f"{len(weights)} weights for {n} datasets; give one for each, or null")
-        c.require(all(w >= 0 for w in weights) and sum(weights) > 0, f"{section}.datasets_weights",
-                  f"must be at least 0 and not all 0, got {list(weights)}")
+        c.require(
+            not n or len(weights) == n,
+            f"{section}.datasets_weights",
+            f"{len(weights)} weights for {n} datasets; give one for each, or null",
+        )
+        c.require(
+            all(w >= 0 for w in weights) and sum(weights) > 0,
+            f"{section}.datasets_weights",
+            f"must be at least 0 and not all 0, got {list(weights)}",
+        )
 
 
 def _augment(c: _Checker, aug: AugmentConfig) -> None:
@@ -130,16 +156,31 @@ def _mask(c: _Checker, path: str, spec: MaskConfig) -> None:
     c.interval(f"{path}.aspect_ratio", spec.aspect_ratio, None)
     c.positive(path, spec, "max_temporal_keep")
     c.fraction(path, spec, "max_temporal_keep", "motion_guided_random_rate")
-    c.require(not (spec.full_complement and spec.pred_full_complement), f"{path}.pred_full_complement",
-              "cannot be set together with full_complement")
+    c.require(
+        not (spec.full_complement and spec.pred_full_complement),
+        f"{path}.pred_full_complement",
+        "cannot be set together with full_complement",
+    )
 
 
 def _model(c: _Checker, model: ModelConfig) -> None:
     c.choice("model.rope_variant", model.rope_variant)
     if model.mask_token_index is not None:
         c.choice("model.mask_token_index", model.mask_token_index)
-    c.at_least(1, "model", model, "embed_dim", "depth", "num_heads", "levels", "pred_embed_dim", "pred_depth",
-               "pred_num_heads", "num_mask_tokens", "img_temporal_dim_size")
+    c.at_least(
+        1,
+        "model",
+        model,
+        "embed_dim",
+        "depth",
+        "num_heads",
+        "levels",
+        "pred_embed_dim",
+        "pred_depth",
+        "pred_num_heads",
+        "num_mask_tokens",
+        "img_temporal_dim_size",
+    )
     for dim, heads in (("embed_dim", "num_heads"), ("pred_embed_dim", "pred_num_heads")):
         width, number = getattr(model, dim), getattr(model, heads)
         if width is not None and number is not None and width % number:
@@ -150,8 +191,11 @@ def _target(c: _Checker, config: Config) -> None:
     target = config.target
     c.choice("target.mode", target.mode)
     c.require(all(0 <= m <= 1 for m in target.ema), "target.ema", f"must lie in [0, 1], got {list(target.ema)}")
-    c.require(target.stop_gradient is not False or target.mode == "online", "target.stop_gradient",
-              "false needs target.mode: online; no gradient passes through an EMA target")
+    c.require(
+        target.stop_gradient is not False or target.mode == "online",
+        "target.stop_gradient",
+        "false needs target.mode: online; no gradient passes through an EMA target",
+    )
 
 
 def _optimization(c: _Checker, opt: OptimizationConfig) -> None:
@@ -159,22 +203,30 @@ def _optimization(c: _Checker, opt: OptimizationConfig) -> None:
     c.at_least(1, "optimization", opt, "epochs", "ipe", "accumulate")
     c.at_least(0, "optimization", opt, "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay")
     c.positive("optimization", opt, "ipe_scale", "eps", "clip_grad")
-    c.require(all(0 <= b < 1 for b in opt.betas), "optimization.betas",
-              f"must lie in [0, 1), got {list(opt.betas)}")
+    c.require(all(0 <= b < 1 for b in opt.betas), "optimization.betas", f"must lie in [0, 1), got {list(opt.betas)}")
 
 
 def _runtime(c: _Checker, config: Config) -> None:
     runtime = config.runtime
     c.choice("runtime.dtype", runtime.dtype)
-    c.require(re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", runtime.device) is not None, "runtime.device",
-              f"unknown value {runtime.device!r}; accepted: auto, cpu, cuda, cuda:N, mps")
+    c.require(
+        re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", runtime.device) is not None,
+        "runtime.device",
+        f"unknown value {runtime.device!r}; accepted: auto, cpu, cuda, cuda:N, mps",
+    )
     for name, accepted in (("compile", ("auto", "blocks", "target")), ("cuda_graphs", ("auto",))):
         value = getattr(runtime, name)
-        c.require(isinstance(value, bool) or value in accepted, f"runtime.{name}",
-                  f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}")
+        c.require(
+            isinstance(value, bool) or value in accepted,
+            f"runtime.{name}",
+            f"unknown value {value!r}; accepted: true, false, {', '.join(accepted)}",
+        )
     untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
-    c.require(runtime.compile is not True or not untruncated, "runtime.compile",
-              "true makes a graph for every set of mask lengths under masks.truncate: none; use blocks, auto or false")
+    c.require(
+        runtime.compile is not True or not untruncated,
+        "runtime.compile",
+        "true makes a graph for every set of mask lengths under masks.truncate: none; use blocks, auto or false",
+    )
     c.at_least(0, "runtime", runtime, "threads", "pad_to_multiple")
     c.positive("runtime", runtime, "peak_tflops")
     c.at_least(1, "runtime", runtime, "log_every", "save_every", "keep_checkpoints", "monitor_every")
@@ -183,10 +235,16 @@ def _runtime(c: _Checker, config: Config) -> None:
 def _warmup(c: _Checker, path: str, warmup) -> None:
     start, end = warmup
     fractions = [isinstance(v, float) for v in warmup]
-    c.require(all(fractions) or not any(fractions), path,
-              f"both must be integers (steps) or both decimals (fractions of the run), got {list(warmup)}")
-    c.require(0 <= start <= end and (not all(fractions) or end <= 1), path,
-              f"must be [start, end] with 0 <= start <= end (at most 1.0 as fractions), got {list(warmup)}")
+    c.require(
+        all(fractions) or not any(fractions),
+        path,
+        f"both must be integers (steps) or both decimals (fractions of the run), got {list(warmup)}",
+    )
+    c.require(
+        0 <= start <= end and (not all(fractions) or end <= 1),
+        path,
+        f"must be [start, end] with 0 <= start <= end (at most 1.0 as fractions), got {list(warmup)}",
+    )
 
 
 def _images(c: _Checker, config: Config) -> None:
@@ -196,10 +254,15 @@ def _images(c: _Checker, config: Config) -> None:
     _data(c, "img_data", config.img_data)
     if config.img_masks is not None:
         _masks(c, "img_masks", config.img_masks)
-    c.require(config.img_data.patch_size == config.data.patch_size, "img_data.patch_size",
-              f"{config.img_data.patch_size} differs from data.patch_size {config.data.patch_size}; "
-              "one encoder serves both")
+    c.require(
+        config.img_data.patch_size == config.data.patch_size,
+        "img_data.patch_size",
+        f"{config.img_data.patch_size} differs from data.patch_size {config.data.patch_size}; one encoder serves both",
+    )
     if config.model.img_temporal_dim_size is not None:
-        c.require(set(config.img_data.dataset_fpcs) == {config.model.img_temporal_dim_size}, "img_data.dataset_fpcs",
-                  f"must be {config.model.img_temporal_dim_size} (model.img_temporal_dim_size), "
-                  f"got {list(config.img_data.dataset_fpcs)}")
+        c.require(
+            set(config.img_data.dataset_fpcs) == {config.model.img_temporal_dim_size},
+            "img_data.dataset_fpcs",
+            f"must be {config.model.img_temporal_dim_size} (model.img_temporal_dim_size), "
+            f"got {list(config.img_data.dataset_fpcs)}",
+        )

@@ -1,4 +1,5 @@
 """Plain dictionaries to typed, frozen dataclasses and back. Every refusal is one line with the key's path."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,9 +9,9 @@ import math
 import types
 import typing
 
-from ..errors import ConfigError
-from .checks import check
-from .schema import Config
+from vjepa_fast.config.checks import check
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import ConfigError
 
 
 def from_dict(values: dict, *, source: str = "config", checked: bool = True) -> Config:
@@ -106,8 +107,11 @@ def _union(kind, value, path: str, source: str):
     if value is None and type(None) in members:
         return None
     members = [m for m in members if m is not type(None)]
-    if len(members) == 1 and (dataclasses.is_dataclass(members[0]) or typing.get_origin(members[0])) \
-            and value is not None:
+    if (
+        len(members) == 1
+        and (dataclasses.is_dataclass(members[0]) or typing.get_origin(members[0]))
+        and value is not None
+    ):
         return _convert(members[0], value, path, source)  # keeps the inner, more precise message
     for member in members:
         try:
@@ -134,8 +138,10 @@ def _terms(value, path: str, source: str) -> dict:
         raise ConfigError(f"{source}: {path}: expected terms such as 'pred: {{}}', got {_show(value)}")
     for term, fields in value.items():
         if not isinstance(fields, dict):
-            raise ConfigError(f"{source}: {_join(path, term)}: expected a section of keys, got {_show(fields)}; "
-                              "write {} for a term with its defaults")
+            raise ConfigError(
+                f"{source}: {_join(path, term)}: expected a section of keys, got {_show(fields)}; "
+                "write {} for a term with its defaults"
+            )
     return _plain(value)
 
 

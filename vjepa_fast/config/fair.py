@@ -4,33 +4,76 @@ The FAIR V-JEPA 2.1 app and the study's fork of it (arXiv:2605.17165) share one 
 most keys keep their names, ``<term>_coeff`` and ``<term>_<field>`` become entries of ``objectives``, keys that change
 nothing here are named in one warning, and keys that would change the result but are not supported are refused.
 """
+
 from __future__ import annotations
 
 import logging
 
-from ..errors import ConfigError
-from .convert import from_dict, number, unknown_key
+from vjepa_fast.config.convert import from_dict, number, unknown_key
+from vjepa_fast.errors import ConfigError
 
 _log = logging.getLogger("vjepa_fast")
 
 # Keys taken over under the same name; their types are checked by our own schema.
 _SAME = {
-    "data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "patch_size", "tubelet_size",
-             "fps", "frame_sample_rate", "duration", "num_workers", "pin_mem"),
+    "data": (
+        "datasets",
+        "datasets_weights",
+        "dataset_fpcs",
+        "batch_size",
+        "crop_size",
+        "patch_size",
+        "tubelet_size",
+        "fps",
+        "frame_sample_rate",
+        "duration",
+        "num_workers",
+        "pin_mem",
+    ),
     "data_aug": ("random_resize_aspect_ratio", "random_resize_scale"),
-    "model": ("model_name", "pred_depth", "pred_embed_dim", "pred_num_heads", "uniform_power", "zero_init_mask_tokens",
-              "use_rope", "interpolate_rope", "use_silu", "wide_silu", "img_temporal_dim_size", "modality_embedding",
-              "normalize_predictor", "use_activation_checkpointing"),
-    "optimization": ("epochs", "ipe", "ipe_scale", "lr", "start_lr", "final_lr", "warmup", "weight_decay",
-                     "final_weight_decay", "betas", "eps"),
+    "model": (
+        "model_name",
+        "pred_depth",
+        "pred_embed_dim",
+        "pred_num_heads",
+        "uniform_power",
+        "zero_init_mask_tokens",
+        "use_rope",
+        "interpolate_rope",
+        "use_silu",
+        "wide_silu",
+        "img_temporal_dim_size",
+        "modality_embedding",
+        "normalize_predictor",
+        "use_activation_checkpointing",
+    ),
+    "optimization": (
+        "epochs",
+        "ipe",
+        "ipe_scale",
+        "lr",
+        "start_lr",
+        "final_lr",
+        "warmup",
+        "weight_decay",
+        "final_weight_decay",
+        "betas",
+        "eps",
+    ),
     "img_data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "num_workers"),
 }
 # Keys read by the code below.
 _READ = {
     "loss": ("loss_exp", "predict_all", "weight_distance_loss", "offset_context_loss"),
     "meta": ("dtype", "seed"),
-    "model": ("use_pred_silu", "levels_predictor", "lambda_value_img", "lambda_value_vid", "lambda_progressive",
-              "compile_model"),
+    "model": (
+        "use_pred_silu",
+        "levels_predictor",
+        "lambda_value_img",
+        "lambda_value_vid",
+        "lambda_progressive",
+        "compile_model",
+    ),
     "optimization": ("ema", "disable_ema"),
     "img_data": ("rank_ratio",),
 }
@@ -38,8 +81,13 @@ _READ = {
 _ABSENT = {
     "data": {"num_workers": 1, "pin_mem": False},
     "data_aug": {"random_resize_aspect_ratio": [3 / 4, 4 / 3]},
-    "model": {"uniform_power": False, "use_rope": False, "interpolate_rope": False, "img_temporal_dim_size": None,
-              "modality_embedding": False},
+    "model": {
+        "uniform_power": False,
+        "use_rope": False,
+        "interpolate_rope": False,
+        "img_temporal_dim_size": None,
+        "modality_embedding": False,
+    },
     "optimization": {},
     "img_data": {"crop_size": 512},
 }
@@ -48,8 +96,17 @@ _REQUIRED = {
     "loss": ("loss_exp",),
     "meta": ("dtype",),
     "model": ("model_name", "pred_depth", "pred_embed_dim"),
-    "optimization": ("ema", "epochs", "ipe", "lr", "start_lr", "final_lr", "warmup", "weight_decay",
-                     "final_weight_decay"),
+    "optimization": (
+        "ema",
+        "epochs",
+        "ipe",
+        "lr",
+        "start_lr",
+        "final_lr",
+        "warmup",
+        "weight_decay",
+        "final_weight_decay",
+    ),
     "img_data": ("datasets", "dataset_fpcs", "batch_size"),
 }
 # Launching, logging and loading: without effect here, whatever the value.
@@ -66,24 +123,61 @@ _OFF = {
     "data_aug": {"auto_augment": (False,), "motion_shift": (False,), "reprob": (0,)},
     "loss": {"reg_coeff": (0,), "shift_by_n": (0, None), "computing_gram_loss": (False,)},
     "meta": {"read_checkpoint": (None,)},
-    "model": {"has_cls_first": (False,), "is_causal": (False,), "pred_is_causal": (False,), "n_registers": (0,),
-              "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,),
-              "init_type": ("default",), "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)},
+    "model": {
+        "has_cls_first": (False,),
+        "is_causal": (False,),
+        "pred_is_causal": (False,),
+        "n_registers": (0,),
+        "n_registers_predictor": (0,),
+        "vit_conv": (False,),
+        "use_mask_tokens": (True,),
+        "init_type": ("default",),
+        "local_window": ([-1, -1, -1],),
+        "pred_local_window": ([-1, -1, -1],),
+    },
     "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
 }
 # term -> fields, in the file with the prefix "<term>_"; those absent take our defaults, which are the published ones.
 _TERMS = {
-    "hw": ("temp",), "fwm_static": (), "fwm_orth": (), "ld": ("hidden_dim",), "delta": (), "ltc": ("margin",),
-    "spectral": (), "ac": ("target_dim", "hidden_dim"), "kinematic": ("type", "split_ratio", "anneal"),
-    "velgate": ("percentile",), "hamiltonian": ("dt", "hidden_dim"), "sigreg": ("num_slices",),
+    "hw": ("temp",),
+    "fwm_static": (),
+    "fwm_orth": (),
+    "ld": ("hidden_dim",),
+    "delta": (),
+    "ltc": ("margin",),
+    "spectral": (),
+    "ac": ("target_dim", "hidden_dim"),
+    "kinematic": ("type", "split_ratio", "anneal"),
+    "velgate": ("percentile",),
+    "hamiltonian": ("dt", "hidden_dim"),
+    "sigreg": ("num_slices",),
 }
 _WITH_LOSS_EXP = ("hw", "hamiltonian")
-_MASK_KEYS = ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio", "max_temporal_keep", "max_keep",
-              "full_complement", "pred_full_complement", "inv_block", "motion_guided", "motion_guided_strength",
-              "motion_guided_random_rate")
+_MASK_KEYS = (
+    "num_blocks",
+    "spatial_scale",
+    "temporal_scale",
+    "aspect_ratio",
+    "max_temporal_keep",
+    "max_keep",
+    "full_complement",
+    "pred_full_complement",
+    "inv_block",
+    "motion_guided",
+    "motion_guided_strength",
+    "motion_guided_random_rate",
+)
 _SECTIONS = ("data", "data_aug", "loss", "mask", "model", "meta", "optimization", "img_data", "img_mask")
-_ENCODER_HEADS = {"vit_tiny": 3, "vit_small": 6, "vit_base": 12, "vit_large": 16, "vit_huge": 16, "vit_giant": 16,
-                  "vit_giant_xformers": 22, "vit_gigantic_xformers": 26}
+_ENCODER_HEADS = {
+    "vit_tiny": 3,
+    "vit_small": 6,
+    "vit_base": 12,
+    "vit_large": 16,
+    "vit_huge": 16,
+    "vit_giant": 16,
+    "vit_giant_xformers": 22,
+    "vit_gigantic_xformers": 26,
+}
 CONTEXT_WARMUP = [15000, 30000]  # steps; fixed in the published code, whatever the length of the run
 
 
@@ -118,8 +212,10 @@ class _Translation:
             "masks": self._masks("mask"),
             "model": self._model(),
             "objectives": objectives,
-            "target": {"mode": "online" if self._flag("optimization", "disable_ema", False) else "ema",
-                       "ema": self._get("optimization", "ema")},
+            "target": {
+                "mode": "online" if self._flag("optimization", "disable_ema", False) else "ema",
+                "ema": self._get("optimization", "ema"),
+            },
             "optimization": self._same("optimization"),
             "runtime": {"dtype": self._dtype(), **self._compile()},
             "compat": self.values.get("compat", "intended"),
@@ -267,8 +363,11 @@ class _Translation:
         given = self.values["optimization"]
         coeffs = {term: self._value("optimization", f"{term}_coeff", 0.0) for term in _TERMS}
         fwm = coeffs["fwm_static"] > 0 or coeffs["fwm_orth"] > 0
-        split = {name: given[f"fwm_{name}"] for name in ("app_ratio", "split", "normalize")
-                 if given.get(f"fwm_{name}") is not None}
+        split = {
+            name: given[f"fwm_{name}"]
+            for name in ("app_ratio", "split", "normalize")
+            if given.get(f"fwm_{name}") is not None
+        }
         for term, names in _TERMS.items():
             present = [name for name in names if given.get(f"{term}_{name}") is not None]
             if coeffs[term] == 0:
@@ -297,10 +396,13 @@ class _Translation:
 
     def _context(self, loss_exp: float) -> dict:
         coeff = self._value("model", "lambda_value_vid", 0.0)
-        fields = {"coeff": coeff, "loss_exp": loss_exp,
-                  "warmup": list(CONTEXT_WARMUP) if self._flag("model", "lambda_progressive", True) else [0, 0],
-                  "weight_distance": self._flag("loss", "weight_distance_loss", False),
-                  "offset": self._flag("loss", "offset_context_loss", False)}
+        fields = {
+            "coeff": coeff,
+            "loss_exp": loss_exp,
+            "warmup": list(CONTEXT_WARMUP) if self._flag("model", "lambda_progressive", True) else [0, 0],
+            "weight_distance": self._flag("loss", "weight_distance_loss", False),
+            "offset": self._flag("loss", "offset_context_loss", False),
+        }
         coeff_img = self._value("model", "lambda_value_img", 0.0)
         if self.values.get("img_data") is not None:
             fields["coeff_img"] = coeff_img
@@ -310,7 +412,12 @@ class _Translation:
 
 
 def _published_names(message: str) -> str:
-    for ours, theirs in ((": img_masks.specs", ": img_mask"), (": masks.specs", ": mask"), (": seed:", ": meta.seed:"),
-                         (": target.ema", ": optimization.ema"), (": model.levels", ": model.levels_predictor")):
+    for ours, theirs in (
+        (": img_masks.specs", ": img_mask"),
+        (": masks.specs", ": mask"),
+        (": seed:", ": meta.seed:"),
+        (": target.ema", ": optimization.ema"),
+        (": model.levels", ": model.levels_predictor"),
+    ):
         message = message.replace(ours, theirs)
     return message

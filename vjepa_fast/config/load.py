@@ -1,4 +1,5 @@
 """From a file or recipe name and ``--set`` overrides to a checked `Config`."""
+
 from __future__ import annotations
 
 import copy
@@ -7,11 +8,11 @@ import functools
 import re
 from pathlib import Path
 
-from ..errors import ConfigError
-from . import fair
-from .checks import check
-from .convert import from_dict, to_dict, unknown_key
-from .schema import Config
+from vjepa_fast.config import fair
+from vjepa_fast.config.checks import check
+from vjepa_fast.config.convert import from_dict, to_dict, unknown_key
+from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -117,8 +118,10 @@ def _merge_file(below: dict, values: dict, source: str) -> dict:
     removed = [t for t, fields in terms.items() if fields is None] if isinstance(terms, dict) else []
     for term in removed:
         if term not in below.get("objectives", {}):
-            raise ConfigError(f"{source}: objectives.{term}: null removes a term of the base, which has none of that "
-                              "name; write {} for a term with its defaults")
+            raise ConfigError(
+                f"{source}: objectives.{term}: null removes a term of the base, which has none of that "
+                "name; write {} for a term with its defaults"
+            )
     kept = {**values, "objectives": {t: v for t, v in terms.items() if v is not None}} if removed else values
     from_dict(kept, source=source, checked=False)  # errors name the file that holds the key
     merged = _merge(below, kept)
@@ -181,8 +184,10 @@ def read_yaml(path: Path) -> dict:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     values = _parse(text, str(path))
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a YAML mapping of sections; "
-                          f"the file {'is empty' if values is None else 'holds something else'}")
+        raise ConfigError(
+            f"{path}: expected a YAML mapping of sections; "
+            f"the file {'is empty' if values is None else 'holds something else'}"
+        )
     return values
 
 
@@ -211,12 +216,14 @@ def _loader():
         keys = [loader.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if isinstance(key, (dict, list)) or keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice or is no text",
-                                                        node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is given twice or is no text", node.start_mark
+                )
         loader.flatten_mapping(node)
         return loader.construct_mapping(node, deep=deep)
 
     Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float",
-                                 re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
     return Loader

@@ -3,9 +3,12 @@
 Section and key names are those of the FAIR V-JEPA 2.1 YAML wherever it has them. Loading, overrides and checks live in
 ``load.py``, ``convert.py`` and ``checks.py``; the translation of published YAML in ``fair.py``.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class AugmentConfig:
     random_resize_aspect_ratio: tuple[float, float] = (0.75, 1.35)
     random_resize_scale: tuple[float, float] = (0.3, 1.0)
     horizontal_flip: float = 0.5  # probability
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,25 @@
 
 Names are imported on first use, so that rendering and manifests do not pay for torch.
 """
+
 from importlib import import_module
 
 _HOME = {
-    "Manifest": "manifest", "load_manifest": "manifest",
-    "read_clip": "decode_pyav", "read_image": "decode_pyav", "probe_video": "decode_pyav",
-    "Batch": "loader", "BadSamples": "bad", "ClipGroup": "loader", "ClipLoader": "loader",
-    "eval_clip": "evalview", "eval_batches": "evalview", "eval_views": "evalview",
-    "MixedSampler": "mixing", "Sampling": "decode_pyav", "synthetic": "synthetic",
+    "Manifest": "manifests.manifest",
+    "load_manifest": "manifests.manifest",
+    "read_clip": "decoders.pyav",
+    "read_image": "decoders.pyav",
+    "probe_video": "decoders.pyav",
+    "Batch": "loader",
+    "BadSamples": "bad",
+    "ClipGroup": "loader",
+    "ClipLoader": "loader",
+    "eval_clip": "views.evaluation",
+    "eval_batches": "views.evaluation",
+    "eval_views": "views.evaluation",
+    "MixedSampler": "mixing",
+    "Sampling": "decoders.pyav",
+    "synthetic": "synthetic",
 }
 __all__ = sorted(_HOME)
 

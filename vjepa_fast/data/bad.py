@@ -1,12 +1,13 @@
 """Samples that could not be read: counted, listed, and too many of them stop the run."""
+
 from __future__ import annotations
 
 import logging
 
 import numpy as np
 
-from ..errors import DataError
-from .manifest import Manifest
+from vjepa_fast.data.manifests.manifest import Manifest
+from vjepa_fast.errors import DataError
 
 _ENOUGH = 200  # different samples tried after which their share of bad ones is taken for the data set's
 _log = logging.getLogger("vjepa_fast.data")
@@ -14,8 +15,8 @@ _log = logging.getLogger("vjepa_fast.data")
 
 class BadSamples:
     """Attributes:
-        samples: (path, reason) of each unreadable file, in the order met.
-        tried: number of different samples tried.
+    samples: (path, reason) of each unreadable file, in the order met.
+    tried: number of different samples tried.
     """
 
     def __init__(self, manifests: list[Manifest], max_fraction: float):
@@ -50,6 +51,8 @@ class BadSamples:
         self.samples.append((path, reason))
         _log.warning("skipped unreadable sample %s: %s", path, reason)
         if self.count > self.max_fraction * (self.tried if self.tried >= _ENOUGH else self._total):
-            raise DataError(f"{self.count} of {self.tried} samples tried, of {self._total} in all, cannot be read: "
-                            f"over data.max_bad_fraction {self.max_fraction:g}; the last: {path}: {reason}; "
-                            "repair or remove them (vjepa-fast data check MANIFEST lists all)")
+            raise DataError(
+                f"{self.count} of {self.tried} samples tried, of {self._total} in all, cannot be read: "
+                f"over data.max_bad_fraction {self.max_fraction:g}; the last: {path}: {reason}; "
+                "repair or remove them (vjepa-fast data check MANIFEST lists all)"
+            )

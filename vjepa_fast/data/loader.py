@@ -2,6 +2,7 @@
 
 Shapes: B clips, F frames, S crop size.
 """
+
 from __future__ import annotations
 
 from collections import deque
@@ -11,14 +12,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..config.schema import Config, DataConfig
-from ..errors import ConfigError, DataError
-from .augment import apply_view, random_view
-from .bad import BadSamples
-from .decode_pyav import Sampling
-from .manifest import load_manifest
-from .mixing import MixedSampler
-from .source import SourceReader
+from vjepa_fast.config.schema import Config, DataConfig
+from vjepa_fast.data.bad import BadSamples
+from vjepa_fast.data.decoders.pyav import Sampling
+from vjepa_fast.data.manifests.manifest import load_manifest
+from vjepa_fast.data.mixing import MixedSampler
+from vjepa_fast.data.source import SourceReader
+from vjepa_fast.data.views.augment import apply_view, random_view
+from vjepa_fast.errors import ConfigError, DataError
 
 _ATTEMPTS = 20  # unreadable samples in a row before a run stops whatever the share allowed
 _AHEAD = 2  # batches read ahead
@@ -156,8 +157,10 @@ class ClipLoader:
         for index, reason in sample.failed:
             self.bad.add(sample.dataset, index, paths[index], reason)
         if sample.clip is None:
-            raise DataError(f"{self.manifests[sample.dataset].path}: {_ATTEMPTS} samples in a row cannot be read; "
-                            f"the last: {sample.failed[-1][1]}")
+            raise DataError(
+                f"{self.manifests[sample.dataset].path}: {_ATTEMPTS} samples in a row cannot be read; "
+                f"the last: {sample.failed[-1][1]}"
+            )
         self.bad.add(sample.dataset, sample.index, paths[sample.index], None)
 
     def _group(self, samples: list[_Sample], first: int) -> list[ClipGroup]:
@@ -172,10 +175,17 @@ class ClipLoader:
             for row, sample in zip(rows, members):
                 row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
-            groups.append(ClipGroup(
-                clip, torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)]),
-                torch.tensor([s.dataset for s in members]), [m.paths[s.index] for m, s in zip(manifests, members)],
-                fpc, "image" if self.img or fpc == 1 else "video", first + done))
+            groups.append(
+                ClipGroup(
+                    clip,
+                    torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)]),
+                    torch.tensor([s.dataset for s in members]),
+                    [m.paths[s.index] for m, s in zip(manifests, members)],
+                    fpc,
+                    "image" if self.img or fpc == 1 else "video",
+                    first + done,
+                )
+            )
             done += len(members)
         return groups
 
@@ -185,6 +195,8 @@ def _frames_per_clip(data: DataConfig, section: str) -> tuple[int, ...]:
     if len(fpcs) == 1:
         fpcs *= len(data.datasets)
     if len(fpcs) != len(data.datasets) or min(fpcs) < 1:
-        raise ConfigError(f"{section}.dataset_fpcs: {list(data.dataset_fpcs)} for {len(data.datasets)} datasets; "
-                          "give one positive number, or one per dataset")
+        raise ConfigError(
+            f"{section}.dataset_fpcs: {list(data.dataset_fpcs)} for {len(data.datasets)} datasets; "
+            "give one positive number, or one per dataset"
+        )
     return fpcs

@@ -1,4 +1,5 @@
 """Which sample comes when: a pure function of (seed, position), so resuming and sharding need no state."""
+
 from __future__ import annotations
 
 import threading
@@ -6,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import ConfigError
+from vjepa_fast.errors import ConfigError
 
 _ROUND = 1000  # positions over which the shares are exact
 _LONGEST_ROUND = 1_000_000

@@ -1,13 +1,14 @@
 """One sample as uint8 frames, from a video or an image, through an optional cache of decoded files."""
+
 from __future__ import annotations
 
 import threading
 
 import numpy as np
 
-from ..errors import DataError
-from .decode_pyav import Sampling, WholeVideo, read_clip, read_image, read_video
-from .manifest import is_image_path
+from vjepa_fast.data.decoders.pyav import Sampling, WholeVideo, read_clip, read_image, read_video
+from vjepa_fast.data.manifests.manifest import is_image_path
+from vjepa_fast.errors import DataError
 
 _LARGEST_SHARE = 1 / 16  # of the cache that one file may take
 
@@ -29,8 +30,14 @@ class SourceReader:
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
-    def read(self, path: str, kind: str, num_frames: int, start: str | int | float = "random",
-             generator: np.random.Generator | None = None) -> np.ndarray:
+    def read(
+        self,
+        path: str,
+        kind: str,
+        num_frames: int,
+        start: str | int | float = "random",
+        generator: np.random.Generator | None = None,
+    ) -> np.ndarray:
         """uint8 ``[F, H, W, 3]``; ``[1, H, W, 3]`` for an image, which the caller repeats. DataError if unreadable."""
         if kind == "image":
             kept = self._kept.get(path)
@@ -61,7 +68,10 @@ class SourceReader:
 
     def _keep(self, path: str, value: np.ndarray | WholeVideo, size: int) -> None:
         with self._lock:
-            if path not in self._kept and size <= self._capacity * _LARGEST_SHARE \
-                    and self._used + size <= self._capacity:
+            if (
+                path not in self._kept
+                and size <= self._capacity * _LARGEST_SHARE
+                and self._used + size <= self._capacity
+            ):
                 self._kept[path] = value
                 self._used += size

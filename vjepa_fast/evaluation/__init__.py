@@ -1,10 +1,15 @@
 """Frozen evaluation: features, probes, few-shot episodes, controls, and honest intervals."""
 
-from vjepa_fast.evaluation.attentive import AttentiveHeads, attentive_probe
-from vjepa_fast.evaluation.baselines import Supervised, pixel_features, random_encoder, train_supervised
-from vjepa_fast.evaluation.collapse import checkpoint_geometry, geometry_rows
-from vjepa_fast.evaluation.compare import Row, against, episode_rows, fewshot_rows, probe_rows
-from vjepa_fast.evaluation.features import ClipSet, Features, decode_clips, encode, extract_features, pool_tokens
+from vjepa_fast.evaluation.controls import Supervised, pixel_features, random_encoder, train_supervised
+from vjepa_fast.evaluation.extract.features import (
+    ClipSet,
+    Features,
+    decode_clips,
+    encode,
+    extract_features,
+    pool_tokens,
+)
+from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens, open_tokens
 from vjepa_fast.evaluation.fewshot import (
     EpisodeProtocol,
     EpisodeResult,
@@ -16,10 +21,12 @@ from vjepa_fast.evaluation.fewshot import (
 )
 from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, student_ci95, wilson
 from vjepa_fast.evaluation.leakage import Leakage, find_leakage
-from vjepa_fast.evaluation.probes import ProbeResult, knn_probe, linear_probe, split_validation
-from vjepa_fast.evaluation.protocol_published import published_probe
+from vjepa_fast.evaluation.probes.attentive import AttentiveHeads, attentive_probe
+from vjepa_fast.evaluation.probes.frozen import ProbeResult, knn_probe, linear_probe, split_validation
+from vjepa_fast.evaluation.probes.published import published_probe
+from vjepa_fast.evaluation.run.geometry import checkpoint_geometry, geometry_rows
+from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, fewshot_rows, probe_rows
 from vjepa_fast.evaluation.tasks import TASKS, Task, get_task
-from vjepa_fast.evaluation.tokens import Tokens, extract_tokens, open_tokens
 
 __all__ = [
     "AttentiveHeads",

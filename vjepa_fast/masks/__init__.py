@@ -1,4 +1,5 @@
 """Which tokens are context and which are predicted."""
-from .blocks import MaskSampler
+
+from vjepa_fast.masks.blocks import MaskSampler
 
 __all__ = ["MaskSampler"]

@@ -1,10 +1,11 @@
 """Masks of a batch of clips, as the trainer needs them."""
+
 from __future__ import annotations
 
-from ..errors import ConfigError
-from ..ops.block_masks import TRUNCATE, check_spec, sample_block_masks
-from . import motion
-from .drawn import DrawnMasks
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.masks import motion
+from vjepa_fast.masks.drawn import DrawnMasks
+from vjepa_fast.ops.block_masks import TRUNCATE, check_spec, sample_block_masks
 
 
 class MaskSampler:
@@ -63,7 +64,7 @@ class MaskSampler:
 
         Returns:
             (masks_enc, masks_pred): lists with one int64 ``[B,K]`` of ascending token indices per mask; with
-            ``truncate: none`` one ``ops.Packed`` per mask, as the samples differ in length.
+            ``truncate: none`` one ``layers.Packed`` per mask, as the samples differ in length.
 
         Raises:
             ConfigError: no context is left, naming the mask; or the clip does not divide into tokens.

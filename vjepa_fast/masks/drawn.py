@@ -1,10 +1,11 @@
 """Masks that are drawn but not yet cut to their lengths, so that nobody has to wait for the device in between."""
+
 from __future__ import annotations
 
 import torch
 
-from ..ops.block_masks import BlockMasks
-from ..ops.packed import Packed
+from vjepa_fast.layers.packed import Packed, pack
+from vjepa_fast.ops.block_masks import BlockMasks
 
 
 class DrawnMasks:
@@ -30,7 +31,7 @@ class DrawnMasks:
         """(masks_enc, masks_pred), as ``MaskSampler`` returns and raises; cut on the current stream."""
         if self.copied is not None:
             self.copied.synchronize()
-        return self.masks.pack(self.lengths) if self.packed else self.masks.trim(self.lengths)
+        return pack(self.masks, self.lengths) if self.packed else self.masks.trim(self.lengths)
 
     def record_stream(self, stream) -> None:
         """The memory of the masks is used on this stream too: not to be given away before it is done with them."""

@@ -1,7 +1,8 @@
 """The motion map that guides the origins of a clip's blocks."""
+
 from __future__ import annotations
 
-from ..ops.saliency import motion_saliency
+from vjepa_fast.ops.saliency import motion_saliency
 
 
 def guide(specs, clip, grid, mean, std, mode: str, compat: str):

@@ -1,4 +1,5 @@
 """Encoder, predictor, moving average and weight files (see docs/models.md)."""
+
 from vjepa_fast.models.build import build_from_config, encoder_from_config
 from vjepa_fast.models.ema import LowCopy, ema_update
 from vjepa_fast.models.interop import from_fair, load_encoder, load_weights, to_fair
@@ -6,6 +7,15 @@ from vjepa_fast.models.predictor import build_predictor
 from vjepa_fast.models.vit import SIZES, build_encoder
 
 __all__ = [
-    "LowCopy", "SIZES", "build_encoder", "build_from_config", "build_predictor", "ema_update", "encoder_from_config",
-    "from_fair", "load_encoder", "load_weights", "to_fair",
+    "LowCopy",
+    "SIZES",
+    "build_encoder",
+    "build_from_config",
+    "build_predictor",
+    "ema_update",
+    "encoder_from_config",
+    "from_fair",
+    "load_encoder",
+    "load_weights",
+    "to_fair",
 ]

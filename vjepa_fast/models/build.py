@@ -1,4 +1,5 @@
 """Models from a configuration."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -14,13 +15,27 @@ def encoder_from_config(cfg: Config, device=None) -> VisionTransformer:
     """The encoder of a configuration, with fresh weights. Reads ``cfg.data``, ``cfg.data_aug`` and ``cfg.model``."""
     data, model = cfg.data, cfg.model
     return build_encoder(
-        model.model_name, img_size=data.crop_size, patch_size=data.patch_size, num_frames=max(data.dataset_fpcs),
-        tubelet_size=data.tubelet_size, embed_dim=model.embed_dim, depth=model.depth, num_heads=model.num_heads,
-        levels=model.levels, use_rope=model.use_rope, interpolate_rope=model.interpolate_rope,
-        rope_variant=model.rope_variant, use_silu=model.use_silu, wide_silu=model.wide_silu,
-        uniform_power=model.uniform_power, modality_embedding=model.modality_embedding,
-        img_temporal_dim_size=model.img_temporal_dim_size, mean=cfg.data_aug.mean, std=cfg.data_aug.std,
-        use_activation_checkpointing=model.use_activation_checkpointing, device=device,
+        model.model_name,
+        img_size=data.crop_size,
+        patch_size=data.patch_size,
+        num_frames=max(data.dataset_fpcs),
+        tubelet_size=data.tubelet_size,
+        embed_dim=model.embed_dim,
+        depth=model.depth,
+        num_heads=model.num_heads,
+        levels=model.levels,
+        use_rope=model.use_rope,
+        interpolate_rope=model.interpolate_rope,
+        rope_variant=model.rope_variant,
+        use_silu=model.use_silu,
+        wide_silu=model.wide_silu,
+        uniform_power=model.uniform_power,
+        modality_embedding=model.modality_embedding,
+        img_temporal_dim_size=model.img_temporal_dim_size,
+        mean=cfg.data_aug.mean,
+        std=cfg.data_aug.std,
+        use_activation_checkpointing=model.use_activation_checkpointing,
+        device=device,
     )
 
 
@@ -36,10 +51,18 @@ def build_from_config(cfg: Config, device=None) -> tuple[VisionTransformer, Pred
     if tokens is None:
         tokens = max(len(masks.specs) for masks in (cfg.masks, cfg.img_masks) if masks is not None)
     predictor = build_predictor(
-        encoder, embed_dim=model.pred_embed_dim, depth=model.pred_depth, num_heads=model.pred_num_heads,
-        num_mask_tokens=tokens, return_all_tokens=model.predict_all, zero_init_mask_tokens=model.zero_init_mask_tokens,
-        use_silu=model.pred_use_silu, wide_silu=model.wide_silu, normalize=model.normalize_predictor,
-        use_activation_checkpointing=model.use_activation_checkpointing, device=device,
+        encoder,
+        embed_dim=model.pred_embed_dim,
+        depth=model.pred_depth,
+        num_heads=model.pred_num_heads,
+        num_mask_tokens=tokens,
+        return_all_tokens=model.predict_all,
+        zero_init_mask_tokens=model.zero_init_mask_tokens,
+        use_silu=model.pred_use_silu,
+        wide_silu=model.wide_silu,
+        normalize=model.normalize_predictor,
+        use_activation_checkpointing=model.use_activation_checkpointing,
+        device=device,
     )
     encoder.pad_to = predictor.pad_to = cfg.runtime.pad_to_multiple
     return encoder, predictor

@@ -1,4 +1,5 @@
 """The target encoder: an exponential moving average of the encoder, and its copy in the dtype it computes in."""
+
 from __future__ import annotations
 
 import copy

@@ -2,6 +2,7 @@
 
 Files are read with ``weights_only=True`` only: a checkpoint never runs code.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -68,7 +69,8 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
     problems += [f"not expected {key}" for key in state if key not in own]
     problems += [
         f"{key} is {list(state[key].shape)} in the file, {list(own[key].shape)} in the model"
-        for key in own if key in state and state[key].shape != own[key].shape
+        for key in own
+        if key in state and state[key].shape != own[key].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -108,8 +110,13 @@ def load_encoder(
         arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
         encoder = build_encoder(**arch, device="cpu")
         settings = {
-            "crop_size": encoder.img_size[0], "num_frames": encoder.num_frames, "frame_step": None, "fps": None,
-            "duration": None, "mean": encoder.mean, "std": encoder.std,
+            "crop_size": encoder.img_size[0],
+            "num_frames": encoder.num_frames,
+            "frame_step": None,
+            "fps": None,
+            "duration": None,
+            "mean": encoder.mean,
+            "std": encoder.std,
         }
     if encoder.use_rope:
         state.pop("pos_embed", None)  # V-JEPA 2 files carry an unused one
@@ -177,7 +184,11 @@ def _clip_settings(cfg) -> dict:
     if step is None and cfg.data.fps is None and cfg.data.duration is None:
         step = 1
     return {
-        "crop_size": cfg.data.crop_size, "num_frames": max(cfg.data.dataset_fpcs), "frame_step": step,
-        "fps": cfg.data.fps, "duration": cfg.data.duration,
-        "mean": tuple(cfg.data_aug.mean), "std": tuple(cfg.data_aug.std),
+        "crop_size": cfg.data.crop_size,
+        "num_frames": max(cfg.data.dataset_fpcs),
+        "frame_step": step,
+        "fps": cfg.data.fps,
+        "duration": cfg.data.duration,
+        "mean": tuple(cfg.data_aug.mean),
+        "std": tuple(cfg.data_aug.std),
     }

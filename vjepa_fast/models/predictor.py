@@ -2,6 +2,7 @@
 
 Legend: B batch, Ke context tokens, Kp predicted tokens, D = levels * embed_dim of the encoder, E predictor width.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +13,12 @@ from torch import nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.models import rope, segments
-from vjepa_fast.models.attention import Block, init_weights, run_block
+from vjepa_fast.layers import segments
+from vjepa_fast.layers.block import Block, init_weights, run_block
+from vjepa_fast.layers.linear import Linear
+from vjepa_fast.layers.packed import Packed
+from vjepa_fast.models import rope
 from vjepa_fast.models.vit import VisionTransformer, check_heads
-from vjepa_fast.ops import Packed
-from vjepa_fast.ops.linear import Linear
 
 
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
@@ -35,9 +37,22 @@ class Predictor(nn.Module):
     pad_to = 0
 
     def __init__(
-        self, encoder: VisionTransformer, *, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, levels: int,
-        out_embed_dim: int, num_mask_tokens: int, zero_init_mask_tokens: bool, return_all_tokens: bool, use_silu: bool,
-        wide_silu: bool, normalize: bool, use_activation_checkpointing: bool,
+        self,
+        encoder: VisionTransformer,
+        *,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        levels: int,
+        out_embed_dim: int,
+        num_mask_tokens: int,
+        zero_init_mask_tokens: bool,
+        return_all_tokens: bool,
+        use_silu: bool,
+        wide_silu: bool,
+        normalize: bool,
+        use_activation_checkpointing: bool,
     ):
         super().__init__()
         self.embed_dim, self.num_heads, self.levels = embed_dim, num_heads, levels
@@ -96,13 +111,14 @@ class Predictor(nn.Module):
             grid: (T,H,W) of the clip, where it differs from the configured one.
             context: False skips the second output.
             The first four may also be lists, one entry per mask: one pass for all, each attending to itself only. Ids
-            may then be ``ops.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
+            may then be ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
         Returns:
             z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``); lists of them for lists.
         """
         if isinstance(z_BKD, torch.Tensor):
-            z_pred, z_context = self.forward([z_BKD], [idx_enc], [idx_pred], [mask_index], modality, grid=grid,
-                                             context=context)
+            z_pred, z_context = self.forward(
+                [z_BKD], [idx_enc], [idx_pred], [mask_index], modality, grid=grid, context=context
+            )
             return z_pred[0], z_context and z_context[0]
         if modality not in ("video", "image"):
             raise ValueError(f"predictor: modality: expected 'video' or 'image', got {modality!r}")
@@ -193,10 +209,18 @@ def build_predictor(
         raise ConfigError(f"model.pred_num_heads: {num_heads} does not divide model.pred_embed_dim {embed_dim}")
     with torch.device(device if device is not None else encoder.norms_block[0].weight.device):
         return Predictor(
-            encoder, embed_dim=embed_dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio,
+            encoder,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
             levels=encoder.levels if levels is None else levels,
             out_embed_dim=encoder.embed_dim if out_embed_dim is None else out_embed_dim,
-            num_mask_tokens=num_mask_tokens, zero_init_mask_tokens=zero_init_mask_tokens,
-            return_all_tokens=return_all_tokens, use_silu=use_silu, wide_silu=wide_silu, normalize=normalize,
+            num_mask_tokens=num_mask_tokens,
+            zero_init_mask_tokens=zero_init_mask_tokens,
+            return_all_tokens=return_all_tokens,
+            use_silu=use_silu,
+            wide_silu=wide_silu,
+            normalize=normalize,
             use_activation_checkpointing=use_activation_checkpointing,
         )

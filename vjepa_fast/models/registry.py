@@ -1,4 +1,5 @@
 """The encoders under timm's names."""
+
 from __future__ import annotations
 
 from vjepa_fast.models.vit import SIZES, build_encoder

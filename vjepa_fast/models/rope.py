@@ -3,6 +3,7 @@
 Legend: B batch, K tokens, d channels of a head, R = 3 * 2*((d//3)//2) rotated channels, grid (T,H,W), N = T*H*W.
 Token id n = (t*H + h)*W + w. Each axis rotates R/3 channels with base 10000; channels from R on are left alone.
 """
+
 from __future__ import annotations
 
 from functools import cache

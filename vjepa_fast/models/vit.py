@@ -2,6 +2,7 @@
 
 Legend: B batch, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, E embed_dim, L levels, P pixels of a tubelet.
 """
+
 from __future__ import annotations
 
 import difflib
@@ -13,11 +14,12 @@ from torch import nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.models import rope, segments
-from vjepa_fast.models.attention import Block, init_weights, run_block
-from vjepa_fast.ops import Packed
+from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vjepa_fast.layers import segments
+from vjepa_fast.layers.block import Block, init_weights, run_block
+from vjepa_fast.layers.packed import Packed, ids
+from vjepa_fast.models import rope
 from vjepa_fast.ops.linear import linear
-from vjepa_fast.ops.packed import ids
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,25 @@ class VisionTransformer(nn.Module):
     pad_to = 0
 
     def __init__(
-        self, size: Size, *, img_size: tuple[int, int], patch_size: int, num_frames: int, tubelet_size: int,
-        levels: int, use_rope: bool, interpolate_rope: bool, rope_variant: str, use_silu: bool, wide_silu: bool,
-        uniform_power: bool, modality_embedding: bool, img_temporal_dim_size: int | None,
-        use_activation_checkpointing: bool, mean: tuple[float, ...], std: tuple[float, ...],
+        self,
+        size: Size,
+        *,
+        img_size: tuple[int, int],
+        patch_size: int,
+        num_frames: int,
+        tubelet_size: int,
+        levels: int,
+        use_rope: bool,
+        interpolate_rope: bool,
+        rope_variant: str,
+        use_silu: bool,
+        wide_silu: bool,
+        uniform_power: bool,
+        modality_embedding: bool,
+        img_temporal_dim_size: int | None,
+        use_activation_checkpointing: bool,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ):
         super().__init__()
         self.embed_dim, self.num_heads, self.mlp_ratio = size.embed_dim, size.num_heads, size.mlp_ratio
@@ -136,7 +153,9 @@ class VisionTransformer(nn.Module):
         return frames // tubelet, height // self.patch_size, width // self.patch_size
 
     def forward(
-        self, clip: torch.Tensor, masks: torch.Tensor | list[torch.Tensor] | list[Packed] | None = None,
+        self,
+        clip: torch.Tensor,
+        masks: torch.Tensor | list[torch.Tensor] | list[Packed] | None = None,
         hierarchical: bool = True,
     ) -> torch.Tensor | list[torch.Tensor]:
         """Encode a clip (V-JEPA 2, arXiv:2506.09985, section 2; levels as in the study, arXiv:2605.17165).
@@ -146,7 +165,7 @@ class VisionTransformer(nn.Module):
                 normalises with ``mean`` and ``std``. F = ``img_temporal_dim_size`` is an image. Other numbers of frames
                 and other sizes than configured are accepted where patches fit.
             masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass, each attending
-                to itself only. Or a list of ``ops.Packed``: then the tokens of all samples are one stream.
+                to itself only. Or a list of ``layers.Packed``: then the tokens of all samples are one stream.
             hierarchical: True returns all levels, concatenated; False the last one.
         Returns:
             [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,M,L*E] of a packed mask with M tokens).
@@ -190,7 +209,11 @@ class VisionTransformer(nn.Module):
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
     def _blocks(
-        self, x: torch.Tensor, table: torch.Tensor | None, hierarchical: bool, lengths: Sequence[int] | None = None,
+        self,
+        x: torch.Tensor,
+        table: torch.Tensor | None,
+        hierarchical: bool,
+        lengths: Sequence[int] | None = None,
         sizes: list[int] | None = None,
     ) -> torch.Tensor | list[torch.Tensor]:
         """The levels of ``x``; with ``lengths``, of segments of tokens that attend to themselves, a list of them.
@@ -233,8 +256,8 @@ def build_encoder(
     use_activation_checkpointing: bool = False,
     n_registers: int = 0,
     has_cls_first: bool = False,
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406),
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225),
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
     device: torch.device | str | None = None,
 ) -> VisionTransformer:
     """Build a V-JEPA 2.1 encoder with fresh weights (global torch generator).
@@ -270,11 +293,23 @@ def build_encoder(
         raise ConfigError(f"model.num_heads: {size.num_heads} does not divide model.embed_dim {size.embed_dim}")
     with torch.device(device if device is not None else torch.get_default_device()):
         return VisionTransformer(
-            size, img_size=img_size, patch_size=patch_size, num_frames=num_frames, tubelet_size=tubelet_size,
-            levels=levels, use_rope=use_rope, interpolate_rope=interpolate_rope,
-            rope_variant=rope_variant, use_silu=use_silu, wide_silu=wide_silu, uniform_power=uniform_power,
-            modality_embedding=modality_embedding, img_temporal_dim_size=img_temporal_dim_size,
-            use_activation_checkpointing=use_activation_checkpointing, mean=mean, std=std,
+            size,
+            img_size=img_size,
+            patch_size=patch_size,
+            num_frames=num_frames,
+            tubelet_size=tubelet_size,
+            levels=levels,
+            use_rope=use_rope,
+            interpolate_rope=interpolate_rope,
+            rope_variant=rope_variant,
+            use_silu=use_silu,
+            wide_silu=wide_silu,
+            uniform_power=uniform_power,
+            modality_embedding=modality_embedding,
+            img_temporal_dim_size=img_temporal_dim_size,
+            use_activation_checkpointing=use_activation_checkpointing,
+            mean=mean,
+            std=std,
         )
 
 

@@ -1,7 +1,8 @@
 """The training objectives: 14 terms, composed by ``build_objectives`` into one module (docs/objectives.md)."""
-from .api import Objective, TermContext, objective, registry
-from .plan import ObjectiveOutput, ObjectivePlan, build_objectives
-from .state import LatentState
+
+from vjepa_fast.objectives.api import Objective, TermContext, objective, registry
+from vjepa_fast.objectives.plan import ObjectiveOutput, ObjectivePlan, build_objectives
+from vjepa_fast.objectives.state import LatentState
 
 __all__ = [
     "LatentState",

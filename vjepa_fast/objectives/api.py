@@ -3,6 +3,7 @@
 Adding a term takes one file in ``terms/`` (found by itself) and one test; see docs/objectives.md. Terms never import
 each other: what they share is in ``state.py`` (cached views of the features) and ``reduce.py`` (means, weights).
 """
+
 from __future__ import annotations
 
 import difflib
@@ -18,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops.latent import RowCall
-from vjepa_fast.ops.linear import Linear
 
 _REGISTRY: dict[str, type[Objective]] = {}
 
@@ -147,7 +148,7 @@ def objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
 
 def registry() -> dict[str, type[Objective]]:
     """Every term by name. Imports all modules of ``terms/`` on the first call."""
-    from . import terms
+    from vjepa_fast.objectives import terms
 
     for module in pkgutil.iter_modules(terms.__path__):
         importlib.import_module(f"{terms.__name__}.{module.name}")

@@ -1,4 +1,5 @@
 """``build_objectives``: the named terms as one module that turns a ``LatentState`` into a loss."""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.objectives.api import Objective, TermContext, head_generator, make_objective
+from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import function
-
-from .api import Objective, TermContext, head_generator, make_objective
-from .state import LatentState
 
 COMPAT_MODES = ("intended", "published")
 

@@ -2,6 +2,7 @@
 
 B batch, K tokens of one mask.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from vjepa_fast.ops.packed import Packed
+from vjepa_fast.layers.packed import Packed
 
 
 def mean_of_entries(entries: list[tuple[Tensor, Tensor | None]], otherwise: Iterable[Tensor]) -> Tensor:

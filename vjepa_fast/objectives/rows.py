@@ -1,4 +1,5 @@
 """Row functions that several terms share; those of one term alone are in its file. See docs/kernels.md."""
+
 from __future__ import annotations
 
 import torch

@@ -7,9 +7,10 @@ through ``ops.latent_loss_*``, which reduce them to one number per token.
 B batch, N = T*H*W grid tokens, K kept tokens of a mask, D = levels * embed_dim channels, S = H*W places.
 Group i is an entry of the outer lists (one per frames-per-clip value), j a mask.
 
-Where samples keep different numbers of tokens (``ops.Packed``), a mask's tokens are one row [1, M] instead of [B, K],
+Where samples keep different numbers of tokens (``layers.Packed``), a mask's tokens are one row [1, M] not [B, K],
 and grids [B, N] are seen as [1, B*N]: there is no padding, and a mean over tokens is one over those of all samples.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -21,14 +22,11 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import ops
+from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vjepa_fast.layers.packed import Packed, ids
+from vjepa_fast.objectives.reduce import hard_softmax
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
-from vjepa_fast.ops.packed import Packed, ids
-
-from .reduce import hard_softmax
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass
@@ -42,7 +40,7 @@ class LatentState:
             where it is read (only for targets without gradient).
         z: per group and mask ``[B, K_enc, D]``, the context encoder's features.
         z_pred, z_context: per group and mask ``[B, K_pred, D]`` and ``[B, K_enc, D]``, the predictor's outputs.
-        masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``, or ``ops.Packed``, whose features
+        masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``, or ``layers.Packed``, whose features
             (z, z_pred, z_context) are ``[1, M, D]``.
         step, total_steps, epoch, epochs: where in the run this is; ``step`` and ``epoch`` count from 0.
         modality: "video" or "image".
@@ -116,7 +114,14 @@ class LatentState:
             return value_BKD.mean(-1)
         _, height, width = self.grids[i] if self.grids is not None else (1, 0, 0)
         return ops.latent_loss_token(
-            x_BKD, h, idx_BK.long(), call, target=target, after=after, places=height * width, levels=self._levels,
+            x_BKD,
+            h,
+            idx_BK.long(),
+            call,
+            target=target,
+            after=after,
+            places=height * width,
+            levels=self._levels,
             normalize=not self.h_normalized,
         )
 
@@ -285,8 +290,14 @@ class TemporalView:
         else:
             target, places = {"h": by_rows(self.state.h[self.i], self.idx), "idx": self.idx}, self.places
         return ops.latent_loss_pair(
-            z_BKD, **target, after=self.after_slot, before=self.before_slot, row_calls=calls, places=places,
-            levels=self.state._levels, normalize=not self.state.h_normalized,
+            z_BKD,
+            **target,
+            after=self.after_slot,
+            before=self.before_slot,
+            row_calls=calls,
+            places=places,
+            levels=self.state._levels,
+            normalize=not self.state.h_normalized,
         )
 
     def target_rows(self, x_BKD: Tensor, call: RowCall, target: str) -> Tensor:
@@ -313,8 +324,13 @@ class TemporalView:
     def column_rows(self, call: RowCall, constants: Tensor) -> Tensor:
         """``call`` (access COLUMN) of z and h at each of ``columns``, mean over D, 0 in spare entries; [B, P]."""
         return ops.latent_loss_column(
-            self.state.z[self.i][self.j], by_rows(self.state.h[self.i], self.idx), *self.columns, call, constants,
-            levels=self.state._levels, normalize=not self.state.h_normalized,
+            self.state.z[self.i][self.j],
+            by_rows(self.state.h[self.i], self.idx),
+            *self.columns,
+            call,
+            constants,
+            levels=self.state._levels,
+            normalize=not self.state.h_normalized,
         )
 
 

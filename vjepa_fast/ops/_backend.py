@@ -3,6 +3,7 @@
 An op registers one implementation per backend, with a function that lists why it cannot serve given inputs. ``auto``
 takes the fastest one without objections; forcing one that cannot serve raises and lists every reason.
 """
+
 from __future__ import annotations
 
 import os

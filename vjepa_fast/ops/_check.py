@@ -1,4 +1,5 @@
 """Argument errors of the ops: a ``ValueError`` that names the argument, what is expected and what came."""
+
 from __future__ import annotations
 
 import os

@@ -2,6 +2,7 @@
 
 ``LOADED`` tells whether they are there and ``REASON`` why not.
 """
+
 from __future__ import annotations
 
 import ctypes

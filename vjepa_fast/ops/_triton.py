@@ -1,4 +1,5 @@
 """When the Triton kernels of ``kernels/`` can serve: CUDA tensors, or any under ``TRITON_INTERPRET=1`` (for tests)."""
+
 from __future__ import annotations
 
 import contextlib

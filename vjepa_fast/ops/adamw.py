@@ -2,6 +2,7 @@
 
 Not a custom op as the others are: it changes lists of tensors in place, nothing differentiates it or compiles it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,11 +32,11 @@ class Rule(NamedTuple):
 
     @property
     def bias1(self) -> float:
-        return 1.0 - self.beta1 ** self.step
+        return 1.0 - self.beta1**self.step
 
     @property
     def bias2(self) -> float:
-        return 1.0 - self.beta2 ** self.step
+        return 1.0 - self.beta2**self.step
 
 
 Lists = tuple[list, list, list, list, list, list]
@@ -95,8 +96,19 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
     if params[0].device.type in _FUSED:
         at = torch.full((), float(rule.step), device=params[0].device)
         torch._fused_adamw_(
-            params, grads, exp_avgs, exp_avg_sqs, [], [at] * len(params), lr=rule.lr, beta1=rule.beta1,
-            beta2=rule.beta2, weight_decay=rule.weight_decay, eps=rule.eps, amsgrad=False, maximize=False,
+            params,
+            grads,
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            [at] * len(params),
+            lr=rule.lr,
+            beta1=rule.beta1,
+            beta2=rule.beta2,
+            weight_decay=rule.weight_decay,
+            eps=rule.eps,
+            amsgrad=False,
+            maximize=False,
         )
     else:
         torch._foreach_mul_(params, 1.0 - rule.lr * rule.weight_decay)
@@ -104,7 +116,7 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
         torch._foreach_mul_(exp_avg_sqs, rule.beta2)
         torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - rule.beta2)
         roots = torch._foreach_sqrt(exp_avg_sqs)
-        torch._foreach_div_(roots, rule.bias2 ** 0.5)
+        torch._foreach_div_(roots, rule.bias2**0.5)
         torch._foreach_add_(roots, rule.eps)
         torch._foreach_addcdiv_(params, exp_avgs, roots, -rule.lr / rule.bias1)
     pairs = [(t, p) for t, p in zip(targets, params) if t is not None]
@@ -139,15 +151,33 @@ def _cpp_objections(*args) -> list[str]:
 
 def _addresses(lists: Lists) -> list[tuple[int, ...]]:
     """Per parameter: addresses of it, its gradient, averages, target (0: none), copy (0: none), and its elements."""
-    return [(p.data_ptr(), g.data_ptr(), m.data_ptr(), v.data_ptr(), t.data_ptr() if t is not None else 0,
-             low.data_ptr() if low is not None else 0, p.numel()) for p, g, m, v, t, low in zip(*lists)]
+    return [
+        (
+            p.data_ptr(),
+            g.data_ptr(),
+            m.data_ptr(),
+            v.data_ptr(),
+            t.data_ptr() if t is not None else 0,
+            low.data_ptr() if low is not None else 0,
+            p.numel(),
+        )
+        for p, g, m, v, t, low in zip(*lists)
+    ]
 
 
 @_backend.register("adamw_ema", "cpp", _cpp_objections)
 def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
     rows = torch.tensor(_addresses(lists), dtype=torch.int64)
     torch.ops.vjepa_fast_cpp.adamw_ema(
-        rows, rule.lr, rule.beta1, rule.beta2, rule.eps, rule.weight_decay, rule.bias1, rule.bias2, rule.follow,
+        rows,
+        rule.lr,
+        rule.beta1,
+        rule.beta2,
+        rule.eps,
+        rule.weight_decay,
+        rule.bias1,
+        rule.bias2,
+        rule.follow,
         torch.empty(0) if scale is None else scale.float(),
     )
 

@@ -4,6 +4,7 @@ A mask is a pure function of its keys (``philox.py`` has the layout), so it does
 machine draws it, and a resumed run draws the same ones. Shapes: S specs, B samples, P blocks, token grid T x H x W,
 N = T*H*W, token index n = (t*H + h)*W + w, O origins of a block, enumerated by start, then top, then left.
 """
+
 from __future__ import annotations
 
 import math
@@ -14,8 +15,8 @@ from dataclasses import dataclass, fields
 import torch
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import _backend, _check, _cpp, _triton, philox
-from vjepa_fast.ops.packed import Packed
+from vjepa_fast.ops import _backend, _check, _cpp, _triton
+from vjepa_fast.ops import _philox as philox
 
 MAX_REDRAWS = 32  # of a mask that leaves no context
 TRUNCATE = ("batch", "random", "none")
@@ -45,7 +46,7 @@ class BlockMasks:
     """Token indices, ascending; int64. Entries at and past a length are 0, so that a gather stays in range.
 
     Lengths of 0 say that no context was left after the redraws: a kernel on the GPU cannot raise without being waited
-    for, so ``trim`` and ``pack``, which wait anyway, do it. Elsewhere the sampling itself has raised.
+    for, so ``trim`` and ``layers.pack``, which wait anyway, do it. Elsewhere the sampling itself has raised.
     """
 
     enc: torch.Tensor  # [S,B,N]
@@ -64,23 +65,13 @@ class BlockMasks:
             ConfigError: no context is left after 32 redraws.
         """
         dense = []
-        for indices, length_SB in zip((self.enc, self.pred), self._lengths(lengths)):
+        for indices, length_SB in zip((self.enc, self.pred), self.host_lengths(lengths)):
             if any(len(set(length_B)) > 1 for length_B in length_SB):
                 raise ValueError("masks of truncate='none' differ in length within a batch; use pack()")
             dense.append([mask[:, : length_B[0]].contiguous() for mask, length_B in zip(indices, length_SB)])
         return dense[0], dense[1]
 
-    def pack(self, lengths: torch.Tensor | None = None) -> tuple[list[Packed], list[Packed]]:
-        """All tokens of all samples, context and prediction, one ``Packed`` per spec. ``lengths`` as for ``trim``.
-
-        Raises:
-            ConfigError: no context is left after 32 redraws.
-        """
-        sides = zip((self.enc, self.pred), (self.enc_len, self.pred_len), self._lengths(lengths))
-        enc, pred = ([Packed.of(*mask, self.enc.shape[2]) for mask in zip(*side)] for side in sides)
-        return enc, pred
-
-    def _lengths(self, lengths: torch.Tensor | None) -> list[list[list[int]]]:
+    def host_lengths(self, lengths: torch.Tensor | None) -> list[list[list[int]]]:
         """Of context and prediction, [S][B] each, on the host."""
         lengths = (torch.stack([self.enc_len, self.pred_len]) if lengths is None else lengths).tolist()
         for s, length_B in enumerate(lengths[0]):
@@ -223,8 +214,18 @@ def _flatten(spec) -> list[float]:
 def _unflatten(numbers: list[float]) -> BlockSpec:
     blocks, s0, s1, t0, t1, a0, a1, keep_time, max_keep, full, pred_full, inverse, guided, strength, rate = numbers
     return BlockSpec(
-        int(blocks), (s0, s1), (t0, t1), (a0, a1), keep_time, int(max_keep) or None, bool(full), bool(pred_full),
-        bool(inverse), bool(guided), strength, rate,
+        int(blocks),
+        (s0, s1),
+        (t0, t1),
+        (a0, a1),
+        keep_time,
+        int(max_keep) or None,
+        bool(full),
+        bool(pred_full),
+        bool(inverse),
+        bool(guided),
+        strength,
+        rate,
     )
 
 
@@ -233,8 +234,13 @@ _FIELDS = len(_flatten(BlockSpec()))
 
 @torch.library.custom_op("vjepa_fast::block_masks", mutates_args=())
 def _block_masks(
-    saliency: torch.Tensor | None, batch: int, grid: Sequence[int], specs: Sequence[float], keys: Sequence[int],
-    truncate: str, device: torch.device,
+    saliency: torch.Tensor | None,
+    batch: int,
+    grid: Sequence[int],
+    specs: Sequence[float],
+    keys: Sequence[int],
+    truncate: str,
+    device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return _backend.call("block_masks", saliency, batch, grid, specs, keys, truncate, device)
 
@@ -255,7 +261,12 @@ def _specs_and_sizes(grid, flat, keys) -> tuple[list[BlockSpec], list[tuple[int,
 
 @_backend.register("block_masks", "eager")
 def _eager(
-    saliency: torch.Tensor | None, batch: int, grid: list[int], flat: list[float], keys: list[int], truncate: str,
+    saliency: torch.Tensor | None,
+    batch: int,
+    grid: list[int],
+    flat: list[float],
+    keys: list[int],
+    truncate: str,
     device: torch.device,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     seed, step, first_sample, first_spec = keys
@@ -414,7 +425,7 @@ def _new_masks(specs, batch, grid, device) -> tuple[torch.Tensor, torch.Tensor, 
 
 def _tensors(*args) -> list[torch.Tensor]:
     """What a backend must be able to serve: the map, and something where the masks go."""
-    return [torch.empty(0, device=args[6]), *args[:1 if args[0] is not None else 0]] if args else []
+    return [torch.empty(0, device=args[6]), *args[: 1 if args[0] is not None else 0]] if args else []
 
 
 def _cpp_objections(*args) -> list[str]:

@@ -2,6 +2,7 @@
 
 Legend: B batch, Ke context tokens, Kp predicted tokens, grid (T,H,W), N = T*H*W, token index n = (t*H+h)*W+w.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ Legend: B batch, K tokens of a mask, N = T*H*W grid tokens, D = levels*E channel
 ``h`` may be handed over before its normalisation per level (``normalize=True``): it is then normalised as it is read.
 The functions compute in promote_types(input, float32), rows are of that dtype, gradients of the dtype of ``z``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -135,8 +136,16 @@ def _check_features(op: str, z: Tensor, h: Tensor, idx: Tensor | None, levels: i
 
 # -- TOKEN ------------------------------------------------------------------------------------------------------------
 def latent_loss_token(
-    z: Tensor, h: Tensor, idx: Tensor, call: RowCall, *, target: str = "same", after: Tensor | None = None,
-    places: int = 0, levels: int = 1, normalize: bool = False,
+    z: Tensor,
+    h: Tensor,
+    idx: Tensor,
+    call: RowCall,
+    *,
+    target: str = "same",
+    after: Tensor | None = None,
+    places: int = 0,
+    levels: int = 1,
+    normalize: bool = False,
 ) -> Tensor:
     """One function of features and target rows, averaged over the channels of each token.
 
@@ -167,13 +176,20 @@ def latent_loss_token(
 
 @torch.library.custom_op("vjepa_fast::latent_loss_token", mutates_args=())
 def _token(
-    z: Tensor, h: Tensor, idx: Tensor, after: Tensor | None, key: str, numbers: Sequence[float], target: int,
-    places: int, levels: int, normalize: bool, keep: bool,
+    z: Tensor,
+    h: Tensor,
+    idx: Tensor,
+    after: Tensor | None,
+    key: str,
+    numbers: Sequence[float],
+    target: int,
+    places: int,
+    levels: int,
+    normalize: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:
     _check.in_range("latent_loss_token", "idx", idx, h.shape[1])
-    return _backend.call(
-        "latent_loss_token", z, h, idx, after, key, numbers, target, places, levels, normalize, keep
-    )
+    return _backend.call("latent_loss_token", z, h, idx, after, key, numbers, target, places, levels, normalize, keep)
 
 
 @_token.register_fake
@@ -219,8 +235,17 @@ def _token_sign_eager(grad, sign, dtype):
 
 @torch.library.custom_op("vjepa_fast::latent_loss_token_backward", mutates_args=())
 def _token_backward(
-    grad: Tensor, z: Tensor, h: Tensor, idx: Tensor, after: Tensor | None, key: str, numbers: Sequence[float],
-    target: int, places: int, levels: int, normalize: bool,
+    grad: Tensor,
+    z: Tensor,
+    h: Tensor,
+    idx: Tensor,
+    after: Tensor | None,
+    key: str,
+    numbers: Sequence[float],
+    target: int,
+    places: int,
+    levels: int,
+    normalize: bool,
 ) -> Tensor:
     """dz [B,K,D] from grad [B,K], slopes computed again."""
     return _backend.call(
@@ -262,8 +287,16 @@ _token.register_autograd(_token_grad, setup_context=_token_save)
 
 # -- PAIR -------------------------------------------------------------------------------------------------------------
 def latent_loss_pair(
-    z: Tensor, h: Tensor, idx: Tensor, after: Tensor, before: Tensor, row_calls: Sequence[RowCall], *, places: int,
-    levels: int = 1, normalize: bool = False,
+    z: Tensor,
+    h: Tensor,
+    idx: Tensor,
+    after: Tensor,
+    before: Tensor,
+    row_calls: Sequence[RowCall],
+    *,
+    places: int,
+    levels: int = 1,
+    normalize: bool = False,
 ) -> Tensor:
     """Functions of (z, h) at a token and one time step later, averaged over channels; all of them in one pass.
 
@@ -298,8 +331,16 @@ def _flat(row_calls: Sequence[RowCall], dim: int) -> tuple[str, list[float]]:
 
 @torch.library.custom_op("vjepa_fast::latent_loss_pair", mutates_args=())
 def _pair(
-    z: Tensor, h: Tensor, idx: Tensor, after: Tensor, before: Tensor, keys: str, numbers: Sequence[float], places: int,
-    levels: int, normalize: bool,
+    z: Tensor,
+    h: Tensor,
+    idx: Tensor,
+    after: Tensor,
+    before: Tensor,
+    keys: str,
+    numbers: Sequence[float],
+    places: int,
+    levels: int,
+    normalize: bool,
 ) -> Tensor:
     _check.in_range("latent_loss_pair", "idx", idx, h.shape[1])
     for name, x in (("after", after), ("before", before)):
@@ -331,8 +372,17 @@ def _pair_eager(z, h, idx, after, before, keys, numbers, places, levels, normali
 
 @torch.library.custom_op("vjepa_fast::latent_loss_pair_backward", mutates_args=())
 def _pair_backward(
-    grad: Tensor, z: Tensor, h: Tensor, idx: Tensor, after: Tensor, before: Tensor, keys: str,
-    numbers: Sequence[float], places: int, levels: int, normalize: bool,
+    grad: Tensor,
+    z: Tensor,
+    h: Tensor,
+    idx: Tensor,
+    after: Tensor,
+    before: Tensor,
+    keys: str,
+    numbers: Sequence[float],
+    places: int,
+    levels: int,
+    normalize: bool,
 ) -> Tensor:
     """dz [B,K,D] from grad [R,B,K]; every row gathers from its own pair and from the one before it."""
     return _backend.call(
@@ -371,7 +421,14 @@ _pair.register_autograd(_pair_grad, setup_context=_pair_save)
 
 # -- COLUMN -----------------------------------------------------------------------------------------------------------
 def latent_loss_column(
-    z: Tensor, h: Tensor, slots: Tensor, tokens: Tensor, call: RowCall, constants: Tensor, *, levels: int = 1,
+    z: Tensor,
+    h: Tensor,
+    slots: Tensor,
+    tokens: Tensor,
+    call: RowCall,
+    constants: Tensor,
+    *,
+    levels: int = 1,
     normalize: bool = False,
 ) -> Tensor:
     """One function of all time steps of a place, averaged over channels.
@@ -432,13 +489,18 @@ def _column_eager(z, h, slots, tokens, constants, key, levels, normalize):
 
 @torch.library.custom_op("vjepa_fast::latent_loss_column_backward", mutates_args=())
 def _column_backward(
-    grad: Tensor, z: Tensor, h: Tensor, slots: Tensor, tokens: Tensor, constants: Tensor, key: str, levels: int,
+    grad: Tensor,
+    z: Tensor,
+    h: Tensor,
+    slots: Tensor,
+    tokens: Tensor,
+    constants: Tensor,
+    key: str,
+    levels: int,
     normalize: bool,
 ) -> Tensor:
     """dz [B,K,D] from grad [B,P]."""
-    return _backend.call(
-        "latent_loss_column_backward", grad, z, h, slots, tokens, constants, key, levels, normalize
-    )
+    return _backend.call("latent_loss_column_backward", grad, z, h, slots, tokens, constants, key, levels, normalize)
 
 
 @_column_backward.register_fake

@@ -3,17 +3,18 @@
 In float32 on a CPU, ``F.linear`` calls MKL. oneDNN, which PyTorch also carries, is mostly faster on the shapes of a
 transformer for ``x W^T`` and for the gradient in ``x`` (figures: docs/performance.md), and applies GELU while it is
 in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.cpp. Everywhere else this is
-``F.linear``. Blocks in float32 on a CPU do not come here: models/fused_block.py.
+``F.linear``. Blocks in float32 on a CPU do not come here: layers/fused_block.py.
 """
+
 from __future__ import annotations
 
 import functools
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from vjepa_fast.ops import _cpp, fp8
+from vjepa_fast.ops import _cpp
 
 
 @functools.cache
@@ -95,19 +96,3 @@ def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not torch.is_grad_enabled() and _serves(x, weight):
         return _onednn()(x, weight, bias, "gelu")
     return F.gelu(linear(x, weight, bias))
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` through ``linear``; parameters, initialisation and state dict are the same.
-
-    ``fp8`` set to True takes the product of `ops.fp8` instead.
-    """
-
-    fp8 = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        return fp8.linear(x, self.weight, self.bias) if self.fp8 else linear(x, self.weight, self.bias)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """``F.gelu(self(x))`` (exact GELU)."""
-        return F.gelu(self(x)) if self.fp8 else linear_gelu(x, self.weight, self.bias)

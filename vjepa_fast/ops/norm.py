@@ -2,6 +2,7 @@
 
 Legend: D = levels * E channels.
 """
+
 from __future__ import annotations
 
 import torch

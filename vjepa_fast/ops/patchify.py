@@ -6,6 +6,7 @@ Conv3d with kernel and stride (tubelet, patch, patch).
 
 uint8 clips are divided by 255, then normalised with mean and std; float clips are taken as already normalised.
 """
+
 from __future__ import annotations
 
 import functools
@@ -13,10 +14,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize_clip(
@@ -159,7 +158,12 @@ def _rows(idx_BK: torch.Tensor, n: int) -> torch.Tensor:
 
 @_backend.register("tubelet_patchify", "eager")
 def _patchify_eager(
-    clip: torch.Tensor, idx: torch.Tensor | None, tubelet: int, patch: int, mean: list[float], std: list[float],
+    clip: torch.Tensor,
+    idx: torch.Tensor | None,
+    tubelet: int,
+    patch: int,
+    mean: list[float],
+    std: list[float],
     out_dtype: torch.dtype,
 ) -> torch.Tensor:
     b, c = clip.shape[:2]
@@ -202,8 +206,13 @@ def _patchify_triton(clip, idx, tubelet, patch, mean, std, out_dtype):
 
 @torch.library.custom_op("vjepa_fast::tubelet_patchify", mutates_args=())
 def _patchify(
-    clip: torch.Tensor, idx: torch.Tensor | None, tubelet: int, patch: int, mean: Sequence[float],
-    std: Sequence[float], out_dtype: torch.dtype,
+    clip: torch.Tensor,
+    idx: torch.Tensor | None,
+    tubelet: int,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
 ) -> torch.Tensor:
     if idx is not None:
         n = clip.shape[2] // tubelet * (clip.shape[3] // patch) * (clip.shape[4] // patch)

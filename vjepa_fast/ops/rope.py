@@ -13,6 +13,7 @@ In variant ``v2.1`` both channels of a pair carry the same angle (a rotation); i
 repeated in halves, so those of a pair differ and the map is linear but no rotation. The table tells them apart; this
 op does not.
 """
+
 from __future__ import annotations
 
 import torch

@@ -2,6 +2,7 @@
 
 Shapes: B clips, C channels, F frames, Y x X pixels, token grid T x H x W.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -132,8 +133,12 @@ def _trilinear(clip, grid, weight_C) -> torch.Tensor:
 def _cpp(clip, grid, std, mode, normalize):
     out = _out(clip, grid)
     torch.ops.vjepa_fast_cpp.motion_saliency(
-        clip, channel_table(_channel_weights(clip, std), clip.device), mode == "area", normalize == "published",
-        _FLOOR, out,
+        clip,
+        channel_table(_channel_weights(clip, std), clip.device),
+        mode == "area",
+        normalize == "published",
+        _FLOOR,
+        out,
     )
     return out
 

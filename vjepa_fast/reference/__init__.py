@@ -2,11 +2,19 @@
 
 Nothing here is fast, and nothing outside tests, benchmarks and ``vjepa-fast bench`` imports it.
 """
-from .masks import MaskCollator, MaskGenerator, motion_map
-from .model import Encoder, Predictor
-from .step import ReferenceStep, build_reference
-from .total import Losses
+
+from vjepa_fast.reference.masks import MaskCollator, MaskGenerator, motion_map
+from vjepa_fast.reference.model import Encoder, Predictor
+from vjepa_fast.reference.step import ReferenceStep, build_reference
+from vjepa_fast.reference.total import Losses
 
 __all__ = [
-    "Encoder", "Losses", "MaskCollator", "MaskGenerator", "Predictor", "ReferenceStep", "build_reference", "motion_map",
+    "Encoder",
+    "Losses",
+    "MaskCollator",
+    "MaskGenerator",
+    "Predictor",
+    "ReferenceStep",
+    "build_reference",
+    "motion_map",
 ]

@@ -5,14 +5,15 @@ T x H x W, N = T*H*W, K tokens of a mask, D channels. ``Z [B,T,HW,D]`` holds con
 elsewhere; ``V [B,T,HW]`` says where. A pair is a position that is context at t and at t + 1. Groups with T < 2 are left
 out of every grid term. Arithmetic is at least float32.
 """
+
 from __future__ import annotations
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .mask_distance import mask_distance
-from .model import take_tokens
+from vjepa_fast.reference.mask_distance import mask_distance
+from vjepa_fast.reference.model import take_tokens
 
 
 def full(x):

@@ -1,4 +1,5 @@
 """Distance of every context token to the nearest predicted one, a token at a time, as published."""
+
 from __future__ import annotations
 
 import torch

@@ -2,6 +2,7 @@
 
 Block sizes come from a generator seeded with a call counter (whatever the run's seed); positions from the global one.
 """
+
 from __future__ import annotations
 
 import math
@@ -30,9 +31,21 @@ class MaskGenerator:
     """Masks of one configuration; called with (batch_size, motion ``[B,T,H,W]`` or None) -> ``[B,Ke]``, ``[B,Kp]``."""
 
     def __init__(
-        self, *, grid, num_blocks=8, spatial_scale=(0.15, 0.15), temporal_scale=(1.0, 1.0), aspect_ratio=(0.75, 1.5),
-        max_temporal_keep=1.0, max_keep=None, full_complement=False, pred_full_complement=False, inv_block=False,
-        motion_guided=False, motion_guided_strength=2.0, motion_guided_random_rate=0.1,
+        self,
+        *,
+        grid,
+        num_blocks=8,
+        spatial_scale=(0.15, 0.15),
+        temporal_scale=(1.0, 1.0),
+        aspect_ratio=(0.75, 1.5),
+        max_temporal_keep=1.0,
+        max_keep=None,
+        full_complement=False,
+        pred_full_complement=False,
+        inv_block=False,
+        motion_guided=False,
+        motion_guided_strength=2.0,
+        motion_guided_random_rate=0.1,
     ):
         self.duration, self.height, self.width = grid
         self.num_blocks = num_blocks

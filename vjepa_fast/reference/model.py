@@ -4,6 +4,7 @@ Every token of the clip is embedded by a Conv3d before the masked ones are dropp
 predictor sorts its tokens by position and un-sorts them. Parameters carry the FAIR names, so that state dicts exchange
 with ``vjepa_fast.models``. Shapes: B clips, K kept tokens, N = T*H*W tokens, E width, L levels.
 """
+
 from __future__ import annotations
 
 import math
@@ -148,9 +149,22 @@ class Encoder(nn.Module):
     """
 
     def __init__(
-        self, *, crop_size=224, patch_size=16, tubelet_size=2, embed_dim=768, depth=12, num_heads=12, levels=4,
-        interpolate_rope=True, rope_variant="v2.1", modality_embedding=True, img_temporal_dim_size=1, use_silu=False,
-        wide_silu=True, use_activation_checkpointing=False,
+        self,
+        *,
+        crop_size=224,
+        patch_size=16,
+        tubelet_size=2,
+        embed_dim=768,
+        depth=12,
+        num_heads=12,
+        levels=4,
+        interpolate_rope=True,
+        rope_variant="v2.1",
+        modality_embedding=True,
+        img_temporal_dim_size=1,
+        use_silu=False,
+        wide_silu=True,
+        use_activation_checkpointing=False,
     ):
         super().__init__()
         self.embed_dim, self.num_heads, self.levels = embed_dim, num_heads, levels
@@ -162,7 +176,9 @@ class Encoder(nn.Module):
         if img_temporal_dim_size is not None:
             self.patch_embed_img = PatchEmbed(embed_dim, patch_size, 1)
         rope = dict(
-            patch_size=patch_size, grid_size=crop_size // patch_size, interpolate_rope=interpolate_rope,
+            patch_size=patch_size,
+            grid_size=crop_size // patch_size,
+            interpolate_rope=interpolate_rope,
             rope_variant=rope_variant,
         )
         self.blocks = nn.ModuleList(Block(embed_dim, num_heads, use_silu, wide_silu, **rope) for _ in range(depth))
@@ -210,10 +226,27 @@ class Predictor(nn.Module):
     """``forward(z [B,Ke,L*E], mask_enc, mask_pred, modality, mask_index)`` -> ``[B,Kp,L*E]``, ``[B,Ke,L*E]``|None."""
 
     def __init__(
-        self, *, crop_size=224, patch_size=16, num_frames=16, tubelet_size=2, embed_dim=768, predictor_embed_dim=256,
-        depth=8, num_heads=8, levels=4, num_mask_tokens=2, zero_init_mask_tokens=True, interpolate_rope=True,
-        rope_variant="v2.1", modality_embedding=True, img_temporal_dim_size=1, use_silu=False, wide_silu=True,
-        return_all_tokens=True, use_activation_checkpointing=False,
+        self,
+        *,
+        crop_size=224,
+        patch_size=16,
+        num_frames=16,
+        tubelet_size=2,
+        embed_dim=768,
+        predictor_embed_dim=256,
+        depth=8,
+        num_heads=8,
+        levels=4,
+        num_mask_tokens=2,
+        zero_init_mask_tokens=True,
+        interpolate_rope=True,
+        rope_variant="v2.1",
+        modality_embedding=True,
+        img_temporal_dim_size=1,
+        use_silu=False,
+        wide_silu=True,
+        return_all_tokens=True,
+        use_activation_checkpointing=False,
     ):
         super().__init__()
         self.grid_size = crop_size // patch_size
@@ -234,7 +267,9 @@ class Predictor(nn.Module):
             self.video_mod_embed = nn.Parameter(1e-6 * torch.randn(shape))
             self.img_mod_embed = nn.Parameter(1e-6 * torch.randn(shape))
         rope = dict(
-            patch_size=patch_size, grid_size=self.grid_size, interpolate_rope=interpolate_rope,
+            patch_size=patch_size,
+            grid_size=self.grid_size,
+            interpolate_rope=interpolate_rope,
             rope_variant=rope_variant,
         )
         self.predictor_blocks = nn.ModuleList(

@@ -1,4 +1,5 @@
 """The published schedules, stateful as they are: each ``step()`` advances by one and sets the optimiser's groups."""
+
 from __future__ import annotations
 
 import math

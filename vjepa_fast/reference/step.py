@@ -1,4 +1,5 @@
 """One whole training step as published: schedules, target, context per mask, predictor, losses, AdamW, EMA."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,9 +8,9 @@ import copy
 import torch
 from torch.nn import functional as F
 
-from . import schedules
-from .model import Encoder, Predictor
-from .total import Losses
+from vjepa_fast.reference import schedules
+from vjepa_fast.reference.model import Encoder, Predictor
+from vjepa_fast.reference.total import Losses
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,10 +40,28 @@ class ReferenceStep:
     """
 
     def __init__(
-        self, encoder: Encoder, predictor: Predictor, losses: Losses, *, epochs=100, ipe=300, ipe_scale=1.0, lr=6e-4,
-        start_lr=1e-4, final_lr=6e-4, warmup=1.0, weight_decay=0.04, final_weight_decay=0.04, ema=(0.99925, 0.99925),
-        betas=(0.9, 0.999), eps=1e-8, dtype=torch.float32, disable_ema=False, mask_index: int | None = 0,
-        mean=MEAN, std=STD,
+        self,
+        encoder: Encoder,
+        predictor: Predictor,
+        losses: Losses,
+        *,
+        epochs=100,
+        ipe=300,
+        ipe_scale=1.0,
+        lr=6e-4,
+        start_lr=1e-4,
+        final_lr=6e-4,
+        warmup=1.0,
+        weight_decay=0.04,
+        final_weight_decay=0.04,
+        ema=(0.99925, 0.99925),
+        betas=(0.9, 0.999),
+        eps=1e-8,
+        dtype=torch.float32,
+        disable_ema=False,
+        mask_index: int | None = 0,
+        mean=MEAN,
+        std=STD,
     ):
         self.encoder, self.predictor, self.losses = encoder, predictor, losses
         self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
@@ -100,9 +119,18 @@ class ReferenceStep:
             h = self.forward_target(clips)
             z, z_pred, z_context = self.forward_context(clips, masks_enc, masks_pred)
             return self.losses(
-                grids=[self.encoder.grid(clip) for clip in clips], clips=clips, h=h, z=z, z_pred=z_pred,
-                z_context=z_context, masks_enc=masks_enc, masks_pred=masks_pred, step=self.step,
-                total_steps=self.epochs * self.ipe, epoch=self.step // self.ipe, epochs=self.epochs,
+                grids=[self.encoder.grid(clip) for clip in clips],
+                clips=clips,
+                h=h,
+                z=z,
+                z_pred=z_pred,
+                z_context=z_context,
+                masks_enc=masks_enc,
+                masks_pred=masks_pred,
+                step=self.step,
+                total_steps=self.epochs * self.ipe,
+                epoch=self.step // self.ipe,
+                epochs=self.epochs,
             )
 
     def __call__(self, clips, masks_enc, masks_pred) -> dict:
@@ -137,12 +165,33 @@ class ReferenceStep:
 
 def build_reference(
     *,
-    crop_size=224, patch_size=16, num_frames=16, tubelet_size=2,
-    embed_dim=768, depth=12, num_heads=12, levels=4,
-    pred_embed_dim=256, pred_depth=8, pred_num_heads=8, num_mask_tokens=2, zero_init_mask_tokens=True, predict_all=True,
-    interpolate_rope=True, rope_variant="v2.1", modality_embedding=True, img_temporal_dim_size=1,
-    use_silu=False, pred_use_silu=False, wide_silu=True, use_activation_checkpointing=False,
-    objectives=None, ld_grad=False, seed=0, device="cpu", **optimization,
+    crop_size=224,
+    patch_size=16,
+    num_frames=16,
+    tubelet_size=2,
+    embed_dim=768,
+    depth=12,
+    num_heads=12,
+    levels=4,
+    pred_embed_dim=256,
+    pred_depth=8,
+    pred_num_heads=8,
+    num_mask_tokens=2,
+    zero_init_mask_tokens=True,
+    predict_all=True,
+    interpolate_rope=True,
+    rope_variant="v2.1",
+    modality_embedding=True,
+    img_temporal_dim_size=1,
+    use_silu=False,
+    pred_use_silu=False,
+    wide_silu=True,
+    use_activation_checkpointing=False,
+    objectives=None,
+    ld_grad=False,
+    seed=0,
+    device="cpu",
+    **optimization,
 ) -> ReferenceStep:
     """The published step from plain values (defaults: ViT-B/16 at 16 x 224 x 224, as in all published recipes).
 
@@ -156,21 +205,32 @@ def build_reference(
     if objectives is None:
         objectives = {"pred": {}, "context": {"coeff": 0.5, "warmup": (15000, 30000)}}
     shared = dict(
-        crop_size=crop_size, patch_size=patch_size, tubelet_size=tubelet_size, levels=levels,
-        interpolate_rope=interpolate_rope, rope_variant=rope_variant, modality_embedding=modality_embedding,
-        img_temporal_dim_size=img_temporal_dim_size, wide_silu=wide_silu,
+        crop_size=crop_size,
+        patch_size=patch_size,
+        tubelet_size=tubelet_size,
+        levels=levels,
+        interpolate_rope=interpolate_rope,
+        rope_variant=rope_variant,
+        modality_embedding=modality_embedding,
+        img_temporal_dim_size=img_temporal_dim_size,
+        wide_silu=wide_silu,
         use_activation_checkpointing=use_activation_checkpointing,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = Encoder(embed_dim=embed_dim, depth=depth, num_heads=num_heads, use_silu=use_silu, **shared)
         predictor = Predictor(
-            num_frames=num_frames, embed_dim=embed_dim, predictor_embed_dim=pred_embed_dim, depth=pred_depth,
-            num_heads=pred_num_heads, num_mask_tokens=num_mask_tokens, zero_init_mask_tokens=zero_init_mask_tokens,
-            use_silu=pred_use_silu, return_all_tokens=predict_all, **shared,
+            num_frames=num_frames,
+            embed_dim=embed_dim,
+            predictor_embed_dim=pred_embed_dim,
+            depth=pred_depth,
+            num_heads=pred_num_heads,
+            num_mask_tokens=num_mask_tokens,
+            zero_init_mask_tokens=zero_init_mask_tokens,
+            use_silu=pred_use_silu,
+            return_all_tokens=predict_all,
+            **shared,
         )
         losses = Losses(objectives, levels * embed_dim, ld_grad=ld_grad, seed=seed)
     modules = [module.to(device) for module in (encoder, predictor, losses)]
     return ReferenceStep(*modules, **optimization)
-
-

@@ -1,10 +1,11 @@
 """Heads and the weighted sum of the terms, configured by term as ``vjepa_fast.objectives`` is (its field names)."""
+
 from __future__ import annotations
 
 from torch import nn
 
-from . import losses
-from .schedules import context_weight, kinematic_anneal
+from vjepa_fast.reference import losses
+from vjepa_fast.reference.schedules import context_weight, kinematic_anneal
 
 
 class Losses(nn.Module):
@@ -88,7 +89,19 @@ class Losses(nn.Module):
         raise ValueError(f"the reference has no term {term!r}")
 
     def forward(
-        self, *, grids, clips, h, z, z_pred, z_context, masks_enc, masks_pred, step=0, total_steps=30000, epoch=0,
+        self,
+        *,
+        grids,
+        clips,
+        h,
+        z,
+        z_pred,
+        z_context,
+        masks_enc,
+        masks_pred,
+        step=0,
+        total_steps=30000,
+        epoch=0,
         epochs=100,
     ):
         total, values, coefficients = 0.0, {}, {}

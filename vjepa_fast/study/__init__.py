@@ -1,1 +1,1 @@
-"""The laptop demo and its report."""
+"""The study of the published objectives, the laptop demo, and their reports."""

@@ -1,185 +1,353 @@
-"""What a report is made of: runs, suites, pictures, and the committed result of a long run.
+"""Reading a study folder: its plan and its evaluated runs, checked before any number is made of them.
 
-The committed file (``benchmarks/results/synthetic_small.json``; a copy in ``vjepa_fast/study/data/`` serves installed
-packages) is JSON::
+    STUDY/study.json              the plan: suite, variants, regimes, modes, seeds, sizes, versions, commit, device, and
+                                  "keys", the runs that make up the study
+    STUDY/cells/<key>.json        one evaluated run, key = <variant>-<regime>-<compat>-s<seed>, compat intended or
+                                  published; the random-init control is random_init-none-intended-s<seed>
+    STUDY/cells/<key>.error.txt   why a run has no cell
 
-    {"format": 1, "recipe": "synthetic_small", "command": "...", "device": "...", "minutes": 55.0, "commit": "...",
-     "versions": {"torch": "...", ...}, "note": "...",
-     "rows": [{"suite": "motion8", "probe": "linear", "encoder": "target_encoder", "seed": 0, "n": 800, "chance": 0.125,
-               "pretrained": 0.43, "pretrained_ci95": [0.40, 0.46], "random": 0.30, "random_ci95": [0.27, 0.33],
-               "difference": 0.13, "difference_ci95": [0.09, 0.17]}, ...],
-     "curves": [{"seed": 0, "step": [...], "loss": [...]}, ...]}
-
-Accuracies are fractions; ``difference`` is paired by test sample. ``collect`` writes it from ``vjepa-fast probe
---json`` files.
+A cell that is missing, foreign to the plan, there twice, trained with other settings than its other seeds, measured on
+other test clips or holds a number that is none stops the report with a DataError that names it. Only missing ones can
+be allowed (``partial``), and are then listed.
 """
 
 from __future__ import annotations
 
+import csv
 import json
-from dataclasses import dataclass, field
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.evaluation.run.rows import Row
 
-ROW_KEYS = (
-    "suite",
-    "probe",
-    "seed",
-    "n",
-    "pretrained",
-    "pretrained_ci95",
-    "random",
-    "random_ci95",
-    "difference",
-    "difference_ci95",
-)
+FORMAT = 1
+BASELINE, RANDOM = "baseline", "random_init"
+COMPATS = ("intended", "published")
+CELL_KEYS = ("format", "key", "variant", "regime", "compat", "seed", "kind", "rows")
+ROW_KEYS = ("suite", "probe", "accuracy", "low", "high", "n", "chance")
+LIMITS = 8  # keys named in one message
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """One pretraining run: its metric rows (``metrics.jsonl``) and its settings as printable text."""
-
-    name: str
-    objective: str
-    regime: str  # single | mixed
-    metrics: list[dict] = field(default_factory=list)
-    settings: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SuiteRecord:
-    """One data set of the evaluation: what its label means, the sizes of its parts, chance accuracy."""
-
-    name: str
-    what: str
-    train: int
-    val: int
-    test: int
-    classes: int
-    chance: float
-
-
-@dataclass(frozen=True)
-class MaskPicture:
-    """Masks over one real clip: ``frames`` uint8 ``[T, h, w, 3]``, one per token time; predicted tokens bool ``[T, H,
-    W]``.
+class Cell:
+    """One evaluated run. ``rows[suite, probe]`` is a Row; the rest is as the file has it. ``student_rows``: of the
+    encoder that was trained, where the published code evaluates a target that never was.
     """
 
-    title: str
-    frames: np.ndarray
-    plain: np.ndarray
-    guided: np.ndarray
-    saliency: np.ndarray | None = None  # float [T, H, W] in [0, 1]
+    key: str
+    variant: str
+    regime: str  # single | mixed | none (random init)
+    compat: str  # intended | published
+    seed: int
+    kind: str  # pretrained | random
+    rows: dict[tuple[str, str], Row]
+    student_rows: dict[tuple[str, str], Row] = field(default_factory=dict)
+    encoder: str = ""
+    geometry: list[dict] = field(default_factory=list)
+    cost: dict = field(default_factory=dict)
+    curve: dict = field(default_factory=dict)
+    config_hash: str = ""
+    versions: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class PcaPicture:
-    """PCA maps of patch features beside the frames: ``maps[label]`` uint8 ``[T, H, W, 3]``."""
+class Study:
+    """A study as far as it ran: ``cells`` by key, ``missing`` keys of the plan, ``failed`` ones with their reason."""
 
-    title: str
-    frames: np.ndarray
-    maps: dict[str, np.ndarray]
+    folder: Path
+    plan: dict
+    cells: dict[str, Cell]
+    expected: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> list[str]:
+        """Variants that have a cell, in the order of the plan, baseline first, without random init."""
+        found = {c.variant for c in self.cells.values()} - {RANDOM}
+        order = [BASELINE, *self.plan.get("variants", ()), *sorted(found)]
+        return [v for v in dict.fromkeys(order) if v in found]
+
+    def planned(self, *places: tuple[str, str]) -> list[str]:
+        """Variants that the plan has in all ``places`` (regime, compat), whether or not they ran, without random init;
+        without places all variants of the plan.
+        """
+        runs = {split_key(k)[:3] for k in self.expected}
+        order = [*self.variants, *(split_key(k)[0] for k in self.expected)]
+        return [v for v in dict.fromkeys(order) if v != RANDOM and all((v, *place) in runs for place in places)]
+
+    @property
+    def regimes(self) -> list[str]:
+        found = [c.regime for c in self.cells.values()]
+        return [r for r in dict.fromkeys(["single", "mixed", *sorted(found)]) if r in found and r != "none"]
+
+    @property
+    def compats(self) -> list[str]:
+        found = {c.compat for c in self.cells.values() if c.variant != RANDOM}
+        return [c for c in COMPATS if c in found]
+
+    @property
+    def compat(self) -> str:
+        """The mode that the main tables show: ``intended`` where there is one."""
+        return self.compats[0] if self.compats else COMPATS[0]
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({c.seed for c in self.cells.values()})
+
+    @property
+    def outcomes(self) -> list[tuple[str, str]]:
+        """(suite, probe) of all rows, few-shot first, in the order met."""
+        found = dict.fromkeys(o for c in self.cells.values() for o in c.rows)
+        return sorted(found, key=lambda o: not is_fewshot(o))
+
+    def runs(self, variant: str, regime: str, compat: str) -> dict[int, Cell]:
+        """Cells of one variant by seed; random init has no regime and one mode, so it is found from any."""
+        if variant == RANDOM:
+            regime, compat = "none", "intended"
+        return {
+            c.seed: c
+            for c in sorted(self.cells.values(), key=lambda c: c.seed)
+            if (c.variant, c.regime, c.compat) == (variant, regime, compat)
+        }
 
 
-def read_metrics(folder) -> list[dict]:
-    """The rows of ``<folder>/metrics.jsonl``; a torn last line is left out; a step that was run twice counts once."""
-    path = Path(folder) / "metrics.jsonl"
-    rows: dict[int, dict] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError):
-                continue
-    return [rows[step] for step in sorted(rows)]
+def is_fewshot(outcome: tuple[str, str]) -> bool:
+    """Whether an outcome is of few-shot episodes."""
+    return outcome[1].endswith("-shot")
 
 
-def committed_path() -> Path | None:
-    """The committed result file, in the package or in the repository around it; None where there is none."""
-    here = Path(__file__).resolve().parent
-    for path in (
-        here.parents[1] / "benchmarks" / "results" / "synthetic_small.json",
-        here / "data" / "synthetic_small.json",
-    ):
-        if path.is_file():
-            return path
-    return None
+def cell_key(variant: str, regime: str, compat: str, seed: int) -> str:
+    return f"{variant}-{regime}-{compat}-s{seed}"
 
 
-def load_committed(path=None) -> dict | None:
-    """Read and check the committed result; None where there is none, DataError where it has another form."""
-    path = Path(path) if path is not None else committed_path()
-    if path is None:
-        return None
+def split_key(key: str) -> tuple[str, str, str, int]:
+    """(variant, regime, compat, seed) of a key. Raises DataError for any other text."""
+    parts = key.rsplit("-", 3)
+    if len(parts) != 4 or not parts[3].startswith("s") or not parts[3][1:].isdigit():
+        raise DataError(f"{key}: not a cell's key; expected <variant>-<regime>-<compat>-s<seed>")
+    return parts[0], parts[1], parts[2], int(parts[3][1:])
+
+
+def expected_keys(plan: dict) -> tuple[str, ...]:
+    """The cells that make up a plan: its ``keys``; without them random init per seed and, for the variants of each mode
+    (``modes``: {compat: variants}), all regimes and seeds.
+    """
+    if plan.get("keys"):
+        return tuple(plan["keys"])
+    modes = plan.get("modes") or {"intended": plan["variants"]}
+    keys = [cell_key(v, r, c, s) for c in modes for v in modes[c] for r in plan["regimes"] for s in plan["seeds"]]
+    return (*(cell_key(RANDOM, "none", "intended", s) for s in plan["seeds"]), *keys)
+
+
+def load_study(folder: str | os.PathLike, partial: bool = False) -> Study:
+    """Read and check ``folder``. ``partial`` lets cells be missing (baseline included); nothing else is let through.
+
+    Raises DataError that names the file and what is missing, got and expected.
+    """
+    folder = Path(folder)
+    plan = _read(folder / "study.json")
+    lacking = [k for k in ("variants", "regimes", "seeds") if not plan.get(k)]
+    if lacking and not plan.get("keys"):
+        raise DataError(f"{folder / 'study.json'}: not a study's plan, {', '.join(lacking)} missing")
+    expected = expected_keys(plan)
+    cells: dict[str, Cell] = {}
+    for path in sorted((folder / "cells").glob("*.json")):
+        cell = _cell(path)
+        if cell.key in cells:
+            raise DataError(f"{path}: cell {cell.key} is there twice")
+        if cell.key != path.stem:
+            raise DataError(f"{path}: holds cell {cell.key}; a cell lies in the file of its key (a copy?)")
+        if cell.key not in expected:
+            raise DataError(f"{path}: cell {cell.key} is not part of the plan in study.json (of another study?)")
+        cells[cell.key] = cell
+    missing = tuple(k for k in expected if k not in cells)
+    if not cells:
+        raise DataError(f"{folder}: no cell is evaluated yet, {len(expected)} expected in {folder / 'cells'}")
+    if missing and not partial:
+        raise DataError(
+            f"{folder}: {len(missing)} of {len(expected)} cells are missing: {some(missing)}; "
+            "`vjepa-fast study run` runs them, --partial reports without them"
+        )
+    _same_settings(folder, cells)
+    _same_tests(folder, cells)
+    failed = {k: _reason(folder / "cells" / f"{k}.error.txt") for k in missing}
+    failed = {k: reason for k, reason in failed.items() if reason}
+    return Study(folder, plan, cells, expected, missing, failed)
+
+
+def some(names: Sequence[str], limit: int = LIMITS) -> str:
+    """The first names of a list, and how many more there are."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _reason(path: Path) -> str:
+    """The last line that a failed run left; empty where there is none."""
     try:
-        found = json.loads(path.read_text())
-        missing = sorted({key for row in found["rows"] for key in ROW_KEYS if key not in row})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a result file of a long run ({error})") from None
-    if found.get("format") != 1 or missing or not found["rows"]:
-        raise DataError(f"{path}: not a result file of format 1 with rows that have {', '.join(missing or ROW_KEYS)}")
+        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return lines[-1].strip() if lines else ""
+
+
+def _read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not found; is this the folder of `vjepa-fast study run`?") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected an object, got {type(found).__name__}")
     return found
 
 
-def collect(
-    probe_files: dict[int, list],
-    run_folders: dict[int, str],
-    *,
-    recipe: str,
-    command: str,
-    device: str,
-    minutes: float,
-    commit: str,
-    versions: dict,
-    note: str = "",
-    points: int = 200,
-) -> dict:
-    """The committed result from ``{seed: [probe --json files]}`` and ``{seed: run folder}`` (for the curves)."""
-    rows = []
-    for seed, files in probe_files.items():
-        for file in files:
-            found = json.loads(Path(file).read_text())["rows"]
-            controls = {(r["suite"], r["probe"]): r for r in found if r["kind"] == "random"}
-            for r in found:
-                if r["kind"] != "pretrained" or r.get("difference") is None:
-                    continue
-                control = controls[r["suite"], r["probe"]]
-                rows.append(
-                    {
-                        "suite": r["suite"],
-                        "probe": r["probe"],
-                        "encoder": r["label"],
-                        "seed": seed,
-                        "n": r["n"],
-                        "chance": r["chance"],
-                        "pretrained": r["accuracy"],
-                        "pretrained_ci95": [r["low"], r["high"]],
-                        "random": control["accuracy"],
-                        "random_ci95": [control["low"], control["high"]],
-                        "difference": r["difference"]["value"],
-                        "difference_ci95": [r["difference"]["low"], r["difference"]["high"]],
-                    }
+def _not_finite(value, where: str = "") -> str | None:
+    """The place of the first number that is NaN or infinite."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return where
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        place = _not_finite(item, f"{where}.{key}" if isinstance(value, dict) else f"{where}[{key}]")
+        if place:
+            return place
+    return None
+
+
+def _cell(path: Path) -> Cell:
+    found = _read(path)
+    lacking = [k for k in CELL_KEYS if k not in found]
+    if lacking or found["format"] != FORMAT:
+        raise DataError(f"{path}: not a cell of format {FORMAT}; missing: {', '.join(lacking) or 'that format'}")
+    place = _not_finite(found)
+    if place:
+        raise DataError(f"{path}: {place.lstrip('.')} is not a finite number; evaluate the run again")
+    identity = (found["variant"], found["regime"], found["compat"], found["seed"])
+    if cell_key(*identity) != found["key"]:
+        raise DataError(f"{path}: key {found['key']} and its parts {cell_key(*identity)} disagree")
+    if not found["rows"]:
+        raise DataError(f"{path}: no accuracy row")
+    rows, students = _rows(path, found["rows"]), _rows(path, found.get("student_rows") or ())
+    names = {f.name for f in fields(Cell)} - {"rows", "student_rows"}
+    return Cell(**{k: v for k, v in found.items() if k in names and v is not None}, rows=rows, student_rows=students)
+
+
+def _rows(path: Path, found: list[dict]) -> dict[tuple[str, str], Row]:
+    rows = {}
+    for r in found:
+        row = _row(path, r)
+        if (row.suite, row.probe) in rows:
+            raise DataError(f"{path}: two rows of {row.suite}, {row.probe}")
+        rows[row.suite, row.probe] = row
+    return rows
+
+
+def _row(path: Path, r: dict) -> Row:
+    lacking = [k for k in ROW_KEYS if r.get(k) is None]
+    if lacking:
+        raise DataError(f"{path}: a row of {r.get('suite')}, {r.get('probe')} lacks {', '.join(lacking)}")
+    hits = r.get("hits") or ()
+    bad = [h for h in (r["accuracy"], *(h for h in hits if h is not None)) if not 0 <= h <= 1]
+    if bad:
+        raise DataError(f"{path}: {r['suite']}, {r['probe']}: {bad[0]} is not an accuracy in [0, 1]")
+    row = Row(**{f.name: r[f.name] for f in fields(Row) if f.name in r} | {"hits": tuple(hits)})
+    if hits and not is_fewshot((row.suite, row.probe)):
+        if len(hits) != row.n or abs(float(np.mean(hits)) - row.accuracy) > 1e-6:
+            raise DataError(
+                f"{path}: {row.suite}, {row.probe}: accuracy {row.accuracy:.6f} of {row.n} samples, "
+                f"but {len(hits)} hits of mean {float(np.mean(hits)):.6f}"
+            )
+    return row
+
+
+def _same_settings(folder: Path, cells: dict[str, Cell]) -> None:
+    """The seeds of one variant, regime and mode must differ in the seed alone."""
+    first: dict[tuple, Cell] = {}
+    for cell in cells.values():
+        other = first.setdefault((cell.variant, cell.regime, cell.compat), cell)
+        for name in sorted({*cell.settings, *other.settings} - {"seed"}):
+            mine, there = cell.settings.get(name), other.settings.get(name)
+            if mine != there:
+                raise DataError(
+                    f"{folder}: cell {cell.key} was trained with {name} {mine}, cell {other.key} with {there}; "
+                    "they are not seeds of one run, remove one and run it again"
                 )
-    curves = []
-    for seed, folder in run_folders.items():
-        metrics = read_metrics(folder)
-        metrics = metrics[:: max(1, len(metrics) // points)]
-        curves.append(
-            {"seed": seed, "step": [m["step"] for m in metrics], "loss": [round(m["loss"], 5) for m in metrics]}
-        )
-    return {
-        "format": 1,
-        "recipe": recipe,
-        "command": command,
-        "device": device,
-        "minutes": minutes,
-        "commit": commit,
-        "versions": versions,
-        "note": note,
-        "rows": rows,
-        "curves": curves,
-    }
+
+
+def _same_tests(folder: Path, cells: dict[str, Cell]) -> None:
+    """Paired differences need the same test samples everywhere, and the same outcomes."""
+    first: dict[tuple, tuple[str, int, float]] = {}
+    outcomes = set().union(*(c.rows for c in cells.values()))
+    for cell in cells.values():
+        lacking = sorted(outcomes - set(cell.rows))
+        if lacking:
+            names = ", ".join(f"{s} {p}" for s, p in lacking[:LIMITS])
+            raise DataError(f"{folder}: cell {cell.key} has no row of {names}, which other cells have")
+        for outcome, row in (*cell.rows.items(), *cell.student_rows.items()):
+            key, n, chance = first.setdefault(outcome, (cell.key, len(row.hits), row.chance))
+            if len(row.hits) != n:
+                raise DataError(
+                    f"{folder}: {' '.join(outcome)} has {len(row.hits)} test samples in cell {cell.key} and {n} in "
+                    f"{key}; they cannot be paired"
+                )
+            if abs(row.chance - chance) > 1e-6:
+                raise DataError(
+                    f"{folder}: {' '.join(outcome)} has a chance of {row.chance:.4g} in cell {cell.key} and "
+                    f"{chance:.4g} in {key}; it was measured on other test samples, or with another number of classes"
+                )
+
+
+# ---------------------------------------------------------------- flat rows
+
+
+def table_rows(study: Study) -> list[dict]:
+    """One flat dict per cell and outcome: identity, accuracy with its interval, cost."""
+    out = []
+    for key in study.expected:
+        cell = study.cells.get(key)
+        if cell is None:
+            continue
+        for row in cell.rows.values():
+            out.append(
+                {
+                    "key": cell.key,
+                    "variant": cell.variant,
+                    "regime": cell.regime,
+                    "compat": cell.compat,
+                    "seed": cell.seed,
+                    "kind": cell.kind,
+                    "encoder": cell.encoder,
+                    "suite": row.suite,
+                    "probe": row.probe,
+                    "accuracy": round(row.accuracy, 6),
+                    "low": round(row.low, 6),
+                    "high": round(row.high, 6),
+                    "n": row.n,
+                    "chance": round(row.chance, 6),
+                    "max_over_heads_on_test": row.chosen.get("max_over_heads_on_test"),
+                    **{k: cell.cost.get(k) for k in ("step_ms", "peak_mb", "steps", "minutes")},
+                    "config_hash": cell.config_hash,
+                    "commit": cell.versions.get("commit"),
+                }
+            )
+    return out
+
+
+def write_csv(path: str | os.PathLike, rows: list[dict]) -> Path:
+    """Write flat dicts of equal keys as CSV (None is empty); to a temporary name first, then renamed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+    return path

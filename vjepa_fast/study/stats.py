@@ -20,9 +20,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from vjepa_fast.evaluation.compare import Row
-from vjepa_fast.study.results import BASELINE, RANDOM, Study, is_fewshot
-from vjepa_fast.study.variants import COUNTED  # others are corrected over all, and cost these nothing
+from vjepa_fast.evaluation.run.rows import Row
+from vjepa_fast.study.records import BASELINE, RANDOM, Study, is_fewshot
+from vjepa_fast.study.run.variants import COUNTED  # others are corrected over all, and cost these nothing
 
 ALPHA = 0.05
 RESAMPLES = 2000

@@ -1,4 +1,5 @@
 """Pretraining: `train` runs it from a `Config`; `TrainStep` is one step for other loops."""
+
 from importlib import import_module
 
 _HOME = {"TrainResult": "trainer", "TrainStep": "step", "Trainer": "trainer", "train": "trainer"}

@@ -11,21 +11,33 @@
     metrics                              values of steps that are not yet in metrics.jsonl
     config, versions                     plain dicts
 """
+
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import torch
 
-from vjepa_fast.errors import CheckpointError, UserError
+from vjepa_fast.errors import CheckpointError
+from vjepa_fast.files import atomic_file, first_line
 
 FOLDER = "checkpoints"
-KEYS = ("encoder", "predictor", "target_encoder", "heads", "opt", "epoch", "step", "sampler", "rng", "metrics",
-        "config", "versions")
+FREE = "free space or choose another folder with --set folder=DIR"
+KEYS = (
+    "encoder",
+    "predictor",
+    "target_encoder",
+    "heads",
+    "opt",
+    "epoch",
+    "step",
+    "sampler",
+    "rng",
+    "metrics",
+    "config",
+    "versions",
+)
 
 
 def path_of(folder: str | Path, step: int) -> Path:
@@ -50,66 +62,6 @@ def latest(folder: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-@contextmanager
-def atomic_file(path: Path, mode: str = "w") -> Iterator[IO]:
-    """A file that appears under ``path`` whole (written beside, fsynced, renamed) or not at all.
-
-    Raises:
-        UserError: the folder cannot be written or the disk is full; nothing is left behind.
-    """
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(tmp, mode, **text) as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a failed write as RuntimeError
-        _remove(tmp)
-        raise UserError(f"{path}: cannot be written ({_reason(error)}); free space or choose another folder "
-                        "with --set folder=DIR") from error
-    except BaseException:
-        _remove(tmp)
-        raise
-    _sync_folder(path.parent)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError:  # the folder itself may be the trouble
-        pass
-
-
-def _reason(error: BaseException) -> str:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return f"the file could not be completed: is the disk full? {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every system can fsync a folder."""
-    try:
-        fd = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(fd)
-    except OSError:
-        pass
-    finally:
-        os.close(fd)
-
-
 def save(folder: str | Path, state: Mapping, keep: int = 2) -> Path:
     """Write ``state`` (all of `KEYS`) as the checkpoint of its step, then remove all but the newest ``keep``.
 
@@ -119,17 +71,17 @@ def save(folder: str | Path, state: Mapping, keep: int = 2) -> Path:
     missing = [k for k in KEYS if k not in state]
     assert not missing, f"incomplete checkpoint: {missing}"
     path = path_of(folder, state["step"])
-    with atomic_file(path, "wb") as f:
+    with atomic_file(path, "wb", FREE) as f:
         torch.save(dict(state), f)
     for old in all_in(folder)[: -max(1, keep)]:
-        _remove(old)
+        old.unlink(missing_ok=True)
     return path
 
 
 def remove_unfinished(folder: str | Path) -> None:
     """Remove what a killed process left half-written."""
     for path in (Path(folder) / FOLDER).glob(".step-*.tmp"):
-        _remove(path)
+        path.unlink(missing_ok=True)
 
 
 def load(path: str | Path) -> dict:
@@ -149,8 +101,10 @@ def load(path: str | Path) -> dict:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch each have their own
-        raise CheckpointError(f"{path}: cannot be read, damaged or not a checkpoint ({_first_line(error)}); "
-                              "delete it to resume from the one before") from error
+        raise CheckpointError(
+            f"{path}: cannot be read, damaged or not a checkpoint ({first_line(error)}); "
+            "delete it to resume from the one before"
+        ) from error
     missing = [k for k in KEYS if k not in data] if isinstance(data, dict) else list(KEYS)
     if missing:
         raise CheckpointError(f"{path}: not a training checkpoint of vjepa-fast, {', '.join(missing)} missing")

@@ -3,6 +3,7 @@
 Every process draws its own slice of the global batch, so the loss is that of one process with the whole batch,
 apart from the truncation of masks, which is per process.
 """
+
 from __future__ import annotations
 
 import os

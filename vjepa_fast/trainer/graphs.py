@@ -1,4 +1,5 @@
 """CUDA graphs: one recorded sequence of kernels per shape of the input, launched by a single call."""
+
 from __future__ import annotations
 
 import logging

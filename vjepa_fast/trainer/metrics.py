@@ -3,6 +3,7 @@
 Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), TensorBoard
 events under ``tensorboard/``, and ``failure.json`` when a loss was not finite.
 """
+
 from __future__ import annotations
 
 import json
@@ -15,10 +16,10 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import TrainingError, UserError
-from vjepa_fast.trainer import hardware
-from vjepa_fast.trainer.checkpoint import atomic_file
+from vjepa_fast.files import atomic_file
+from vjepa_fast.metrics import hardware
+from vjepa_fast.metrics.flops import Work
 from vjepa_fast.trainer.distributed import Distributed
-from vjepa_fast.trainer.flops import Work
 from vjepa_fast.trainer.step import StepOutput
 
 MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
@@ -47,8 +48,17 @@ class Metrics:
         device, peak: whose memory, and FLOP/s per process (None: not known), the rows tell.
     """
 
-    def __init__(self, folder: Path, *, world: Distributed, ipe: int, resume_step: int = 0, tensorboard: bool = True,
-                 device: torch.device | str = "cpu", peak: float | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        world: Distributed,
+        ipe: int,
+        resume_step: int = 0,
+        tensorboard: bool = True,
+        device: torch.device | str = "cpu",
+        peak: float | None = None,
+    ):
         self.folder, self.world, self.ipe = folder, world, ipe
         self.device, self.peak = torch.device(device), peak
         self.path = folder / "metrics.jsonl"
@@ -103,8 +113,10 @@ class Metrics:
             except UserError:  # the loss is the news, not the disk
                 pass
         terms = ", ".join(f"{k}={v}" for k, v in found.items())
-        raise TrainingError(f"step {step}: not finite: {terms}; samples: {named}; no checkpoint was written since; "
-                            "lower optimization.lr, set optimization.clip_grad or check these samples")
+        raise TrainingError(
+            f"step {step}: not finite: {terms}; samples: {named}; no checkpoint was written since; "
+            "lower optimization.lr, set optimization.clip_grad or check these samples"
+        )
 
     def flush(self, out: StepOutput) -> dict:
         """Write the row of the pending steps, the last of which gave ``out``; returns it."""
@@ -137,8 +149,10 @@ class Metrics:
                 with open(self.path, "a", encoding="utf-8") as f:
                     f.write(json.dumps(row) + "\n")
             except OSError as error:
-                raise UserError(f"{self.path}: cannot be written ({error.strerror}); free space and start again, "
-                                "training resumes from the last checkpoint") from None
+                raise UserError(
+                    f"{self.path}: cannot be written ({error.strerror}); free space and start again, "
+                    "training resumes from the last checkpoint"
+                ) from None
             if self.writer is not None:
                 for name, value in flatten(row).items():
                     self.writer.add_scalar(name, value, row["step"])
@@ -153,14 +167,21 @@ class Metrics:
         p = self.pending
         if not p.values:
             return {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}}
-        return {"steps": list(p.steps), "terms": list(p.terms), "values": self.read(),
-                "monitors": {k: torch.tensor(v) for k, v in _read(p.monitors).items()}}
+        return {
+            "steps": list(p.steps),
+            "terms": list(p.terms),
+            "values": self.read(),
+            "monitors": {k: torch.tensor(v) for k, v in _read(p.monitors).items()},
+        }
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         n = len(state["steps"])
         self.pending = Pending(
-            values=list(state["values"].to(device)), steps=list(state["steps"]), paths=[[] for _ in range(n)],
-            terms=list(state["terms"]), monitors={k: v.to(device) for k, v in state["monitors"].items()},
+            values=list(state["values"].to(device)),
+            steps=list(state["steps"]),
+            paths=[[] for _ in range(n)],
+            terms=list(state["terms"]),
+            monitors={k: v.to(device) for k, v in state["monitors"].items()},
         )
 
     def close(self) -> None:
@@ -208,6 +229,8 @@ def _summary_writer(folder: Path, purge_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError(f"runtime.tensorboard: tensorboard cannot be imported ({error}); install it or "
-                        "--set runtime.tensorboard=false") from None
+        raise UserError(
+            f"runtime.tensorboard: tensorboard cannot be imported ({error}); install it or "
+            "--set runtime.tensorboard=false"
+        ) from None
     return SummaryWriter(str(folder), purge_step=purge_step + 1 if purge_step else None)

@@ -2,6 +2,7 @@
 
 ``update`` is one step: clipping, optimiser and moving average; with AdamW one pass over memory.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from vjepa_fast import models, ops
 from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.trainer.profile import phase
+from vjepa_fast.metrics.profile import phase
 
 
 def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> list[dict]:
@@ -89,11 +90,18 @@ class AdamW(torch.optim.AdamW):
                     by_count.setdefault(self._count(p), []).append(p)
             for count, params in by_count.items():
                 states, follow = [self.state[p] for p in params], [targets.get(p) for p in params]
-                rule = ops.Rule(group["lr"], *group["betas"], group["eps"], group["weight_decay"], count,
-                                follow=1.0 - momentum)
+                rule = ops.Rule(
+                    group["lr"], *group["betas"], group["eps"], group["weight_decay"], count, follow=1.0 - momentum
+                )
                 ops.adamw_ema_(
-                    params, [p.grad for p in params], [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
-                    rule, targets=follow, lows=[lows.get(t) for t in follow], scale=scale,
+                    params,
+                    [p.grad for p in params],
+                    [s["exp_avg"] for s in states],
+                    [s["exp_avg_sq"] for s in states],
+                    rule,
+                    targets=follow,
+                    lows=[lows.get(t) for t in follow],
+                    scale=scale,
                 )
                 done.update(params)
         if average is not None:
@@ -138,7 +146,7 @@ def build_optimizer(
 
 def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
     """Weights [O,I] of the linear layers of transformer blocks, of those modules that have blocks."""
-    from vjepa_fast.models.attention import Block
+    from vjepa_fast.layers.block import Block
 
     blocks = [block for module in modules.values() for block in module.modules() if isinstance(block, Block)]
     return {p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
@@ -150,8 +158,9 @@ def _muon(modules: Mapping[str, nn.Module], groups: list[dict], *, lr: float, be
     import timm.optim
 
     if not hasattr(timm.optim, "Muon"):
-        raise ConfigError(f"optimization.name: muon needs timm 1.0.21 or later, this is {timm.__version__}; "
-                          "upgrade timm or use adamw")
+        raise ConfigError(
+            f"optimization.name: muon needs timm 1.0.21 or later, this is {timm.__version__}; upgrade timm or use adamw"
+        )
     hidden, split = hidden_matrices(modules), []
     for group in groups:
         for muon in (True, False):

@@ -1,4 +1,5 @@
 """In what precision a run computes: ``runtime.dtype`` (what ``auto`` means here) and ``runtime.fp8``."""
+
 from __future__ import annotations
 
 import functools
@@ -11,11 +12,11 @@ from torch import nn
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers import fp8
+from vjepa_fast.layers.block import Block
+from vjepa_fast.layers.linear import Linear
 from vjepa_fast.models import rope
-from vjepa_fast.models.attention import Block
 from vjepa_fast.models.vit import SIZES
-from vjepa_fast.ops import fp8
-from vjepa_fast.ops.linear import Linear
 from vjepa_fast.trainer.distributed import Distributed
 
 NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,8 +50,10 @@ def choose(
     if device.type == "cpu" and saved is None:
         dtype, notes = _faster(cfg, world)
     if before is not None and NAMES[before] != dtype:
-        notes.append(f"runtime.dtype: auto was {before} on {then} and is {_name(dtype)} on {device.type}; "
-                     f"set runtime.dtype={before} to keep it")
+        notes.append(
+            f"runtime.dtype: auto was {before} on {then} and is {_name(dtype)} on {device.type}; "
+            f"set runtime.dtype={before} to keep it"
+        )
     return dtype, notes
 
 
@@ -71,8 +74,10 @@ def _faster(cfg: Config, world: Distributed) -> tuple[torch.dtype, list[str]]:
         return torch.float32, []  # building the model will say what is wrong
     single, half = world.gather(measure(work, torch.get_num_threads()))[0]  # the first process decides for all
     faster = half * GAIN < single
-    note = (f"runtime.dtype: auto is {'bfloat16' if faster else 'float32'} on this CPU (a block of width {work.width}: "
-            f"{1e3 * single:.3g} ms in float32, {1e3 * half:.3g} ms in bfloat16)")
+    note = (
+        f"runtime.dtype: auto is {'bfloat16' if faster else 'float32'} on this CPU (a block of width {work.width}: "
+        f"{1e3 * single:.3g} ms in float32, {1e3 * half:.3g} ms in bfloat16)"
+    )
     return torch.bfloat16 if faster else torch.float32, [note]
 
 
@@ -95,12 +100,19 @@ def _work(cfg: Config) -> Work | None:
     if not width or not heads or width % heads or (m.use_rope and not rope.rotated_channels(width // heads)):
         return None
     side = max(1, data.crop_size // data.patch_size)
-    most = max(1, int(FLOP / (72 * width ** 2)) // side ** 2)  # frames of tokens: 24 E^2 forward, twice that backward
+    most = max(1, int(FLOP / (72 * width**2)) // side**2)  # frames of tokens: 24 E^2 forward, twice that backward
     t = min(most, max(1, max(data.dataset_fpcs) // data.tubelet_size))
     base = rope.base_grid(data.patch_size) if m.interpolate_rope else None
     positions = (m.rope_variant, base) if m.use_rope else None
-    return Work(width, heads, size.mlp_ratio if size else 4.0, m.use_silu, positions,
-                min(data.batch_size, max(1, most // t)), (t, side, side))
+    return Work(
+        width,
+        heads,
+        size.mlp_ratio if size else 4.0,
+        m.use_silu,
+        positions,
+        min(data.batch_size, max(1, most // t)),
+        (t, side, side),
+    )
 
 
 @functools.cache
@@ -148,12 +160,19 @@ def enable_fp8(device: torch.device, dtype: torch.dtype, *modules: nn.Module) ->
     reasons = fp8.objections(device)
     if dtype != torch.bfloat16:
         reasons.append(f"needs runtime.dtype=bfloat16, got {_name(dtype)}")
-    layers = [layer for module in modules for block in module.modules() if isinstance(block, Block)
-              for layer in block.modules() if isinstance(layer, Linear)]
+    layers = [
+        layer
+        for module in modules
+        for block in module.modules()
+        if isinstance(block, Block)
+        for layer in block.modules()
+        if isinstance(layer, Linear)
+    ]
     odd = {(x.in_features, x.out_features) for x in layers if x.in_features % 16 or x.out_features % 16}
     if odd:
-        reasons.append("needs widths that are multiples of 16, got layers of " +
-                       ", ".join(f"{i} -> {o}" for i, o in sorted(odd)))
+        reasons.append(
+            "needs widths that are multiples of 16, got layers of " + ", ".join(f"{i} -> {o}" for i, o in sorted(odd))
+        )
     if reasons:
         raise ConfigError(f"runtime.fp8: {'; '.join(reasons)}; set runtime.fp8=false")
     for layer in layers:

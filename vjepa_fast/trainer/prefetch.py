@@ -4,6 +4,7 @@ A batch and its masks are functions of the step, so drawing them early changes n
 on a stream of their own, and the lengths of the masks, the one thing that the host must know before it can launch a
 step, are in pinned memory before it asks. On a CPU nothing would be gained: batches pass through as they are.
 """
+
 from __future__ import annotations
 
 import time
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vjepa_fast.trainer.profile import phase
+from vjepa_fast.metrics.profile import phase
 
 if TYPE_CHECKING:
     from vjepa_fast.data import Batch
@@ -62,8 +63,13 @@ class Prefetcher:
     """
 
     def __init__(
-        self, streams: Sequence[Iterator[Batch]], stage: Callable[[Batch, int], Staged], device: torch.device, *,
-        accumulate: int = 1, ahead: bool | None = None,
+        self,
+        streams: Sequence[Iterator[Batch]],
+        stage: Callable[[Batch, int], Staged],
+        device: torch.device,
+        *,
+        accumulate: int = 1,
+        ahead: bool | None = None,
     ):
         self.streams, self.stage, self.device, self.accumulate = streams, stage, device, accumulate
         self.ahead = device.type == "cuda" if ahead is None else ahead

@@ -1,4 +1,5 @@
 """What a person sees while a run goes on: a live bar with ETA on a terminal, plain lines otherwise."""
+
 from __future__ import annotations
 
 import sys
@@ -20,9 +21,14 @@ class Progress:
             from rich.progress import Progress as Live
 
             self.live = Live(
-                TextColumn("train"), BarColumn(bar_width=16), MofNCompleteColumn(),
-                TextColumn("{task.fields[status]}"), TextColumn("ETA"), TimeRemainingColumn(),
-                console=Console(stderr=True), refresh_per_second=2,
+                TextColumn("train"),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[status]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                refresh_per_second=2,
             )
             self.live.start()
             self.task = self.live.add_task("train", total=self.total, completed=self.first, status="")

@@ -1,4 +1,5 @@
 """torch.compile by region: one Block is compiled and serves all of its kind, whatever the lengths of the masks."""
+
 from __future__ import annotations
 
 import importlib.util

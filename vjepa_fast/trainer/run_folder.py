@@ -1,4 +1,5 @@
 """What a run folder says about the run: versions, differences from a checkpoint's settings, earlier runs set aside."""
+
 from __future__ import annotations
 
 import os
@@ -12,8 +13,15 @@ import torch
 import vjepa_fast
 from vjepa_fast.errors import UserError
 
-RUN_FILES = ("checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "tensorboard", "failure.json",
-             "bad_samples.jsonl")
+RUN_FILES = (
+    "checkpoints",
+    "metrics.jsonl",
+    "config.yaml",
+    "versions.json",
+    "tensorboard",
+    "failure.json",
+    "bad_samples.jsonl",
+)
 
 
 def versions(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -55,8 +63,14 @@ def git_commit() -> str:
 
 
 def _git(root: Path, *args: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=10, check=True,
-                          env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+    done = subprocess.run(
+        ["git", "-C", str(root), *args],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+    )
     return done.stdout.strip()
 
 

@@ -4,6 +4,7 @@ All of them are those of the FAIR V-JEPA code, which the study (arXiv:2605.17165
 steps from 1 for learning rate and weight decay (the published schedulers step before the update) and from 0 for the
 EMA momentum (the published one is a generator whose first value is its start).
 """
+
 from __future__ import annotations
 
 import math
@@ -69,9 +70,7 @@ class Schedules:
 
     def lr(self, index: int) -> float:
         start, peak, final = self.lrs
-        return warmup_cosine_lr(
-            index + 1, warmup=self.warmup, total=self.horizon, start=start, peak=peak, final=final
-        )
+        return warmup_cosine_lr(index + 1, warmup=self.warmup, total=self.horizon, start=start, peak=peak, final=final)
 
     def weight_decay(self, index: int) -> float:
         start, final = self.decays

@@ -3,6 +3,7 @@ arXiv:2506.09985 section 2; the study, arXiv:2605.17165).
 
 Shapes: B clips, F frames, N tokens of the grid (T,H,W), Ke and Kp kept context and predicted tokens, D = levels * E.
 """
+
 from __future__ import annotations
 
 import copy
@@ -17,12 +18,15 @@ from torch import Tensor, nn
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.models import interop, segments
-from vjepa_fast.trainer import flops, graphs, monitors, optim, precision, regional
+from vjepa_fast.layers import segments
+from vjepa_fast.metrics import collapse as monitors
+from vjepa_fast.metrics import flops
+from vjepa_fast.metrics.profile import phase, whole_step
+from vjepa_fast.models import interop
+from vjepa_fast.trainer import graphs, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.precision import resolve_dtype  # noqa: F401 (callers look for it here)
 from vjepa_fast.trainer.prefetch import Staged, to_device
-from vjepa_fast.trainer.profile import phase, whole_step
 from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
@@ -143,7 +147,11 @@ class TrainStep:
 
     @whole_step
     def __call__(
-        self, batches: Batch | Staged | Sequence[Batch | Staged], index: int, *, stop: bool = False,
+        self,
+        batches: Batch | Staged | Sequence[Batch | Staged],
+        index: int,
+        *,
+        stop: bool = False,
         monitor: bool = False,
     ) -> StepOutput:
         """One optimiser step over one or more micro-batches, whose losses are averaged.
@@ -217,10 +225,22 @@ class TrainStep:
         s, cfg = self.schedules, self.cfg
         image = all(g.modality == "image" for g in batch.groups)
         state = objectives.LatentState(
-            grids=[], clips=[], h=[], z=[], z_pred=[], z_context=[], masks_enc=[], masks_pred=[],
-            step=index, total_steps=s.total_steps, epoch=s.epoch(index), epochs=s.epochs,
-            modality="image" if image else "video", h_normalized=self.target_grad,
-            mean=tuple(cfg.data_aug.mean), std=tuple(cfg.data_aug.std),
+            grids=[],
+            clips=[],
+            h=[],
+            z=[],
+            z_pred=[],
+            z_context=[],
+            masks_enc=[],
+            masks_pred=[],
+            step=index,
+            total_steps=s.total_steps,
+            epoch=s.epoch(index),
+            epochs=s.epochs,
+            modality="image" if image else "video",
+            h_normalized=self.target_grad,
+            mean=tuple(cfg.data_aug.mean),
+            std=tuple(cfg.data_aug.std),
         )
         for number, group in enumerate(batch.groups):
             with phase("copy"):  # uint8: the patch embedding normalises what it reads
@@ -333,8 +353,14 @@ def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
 
     def build(masks_cfg, data):
         return masks.MaskSampler(
-            masks_cfg, crop_size=data.crop_size, patch_size=data.patch_size, tubelet_size=data.tubelet_size,
-            seed=cfg.seed, mean=cfg.data_aug.mean, std=cfg.data_aug.std, compat=cfg.compat,
+            masks_cfg,
+            crop_size=data.crop_size,
+            patch_size=data.patch_size,
+            tubelet_size=data.tubelet_size,
+            seed=cfg.seed,
+            mean=cfg.data_aug.mean,
+            std=cfg.data_aug.std,
+            compat=cfg.compat,
         )
 
     video = build(cfg.masks, cfg.data)

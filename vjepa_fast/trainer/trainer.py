@@ -3,6 +3,7 @@
 A run folder holds ``config.yaml versions.json metrics.jsonl tensorboard/ checkpoints/``, ``bad_samples.jsonl`` if a
 sample could not be read, and ``failure.json`` if a loss was not finite.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,11 +20,13 @@ from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data import ClipLoader
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.trainer import checkpoint, hardware, precision
+from vjepa_fast.files import atomic_file
+from vjepa_fast.metrics import hardware
+from vjepa_fast.metrics.profile import StepProfiler
+from vjepa_fast.trainer import checkpoint, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
-from vjepa_fast.trainer.profile import StepProfiler
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest
@@ -63,14 +66,22 @@ class Trainer:
             checkpoint.set_rng_state(saved["rng"], self.device)
             self.done = int(saved["step"])
             changed = changed_settings(saved["config"], configs.to_dict(cfg))
-            self.notes.append(f"resuming {source} at step {self.done}"
-                              + (f"; changed since: {', '.join(changed)}" if changed else ""))
+            self.notes.append(
+                f"resuming {source} at step {self.done}" + (f"; changed since: {', '.join(changed)}" if changed else "")
+            )
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
         self.versions = {**versions(self.device, dtype), "peak": peak.label}
         self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
         self._claim_folder(resume)
-        self.metrics = Metrics(self.folder, world=self.world, ipe=cfg.optimization.ipe, resume_step=self.done,
-                               tensorboard=run.tensorboard, device=self.device, peak=peak.flops)
+        self.metrics = Metrics(
+            self.folder,
+            world=self.world,
+            ipe=cfg.optimization.ipe,
+            resume_step=self.done,
+            tensorboard=run.tensorboard,
+            device=self.device,
+            peak=peak.flops,
+        )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
         self.saved_path = source if saved is not None else None
@@ -90,9 +101,9 @@ class Trainer:
                 if resume is False:
                     set_aside(self.folder)
                 checkpoint.remove_unfinished(self.folder)
-                with checkpoint.atomic_file(self.folder / "config.yaml") as f:
+                with atomic_file(self.folder / "config.yaml") as f:
                     f.write(configs.dump_yaml(self.cfg))
-                with checkpoint.atomic_file(self.folder / "versions.json") as f:
+                with atomic_file(self.folder / "versions.json") as f:
                     json.dump(self.versions, f, indent=1)
             except Exception as e:
                 error = e
@@ -114,8 +125,12 @@ class Trainer:
         run = self.cfg.runtime
         if self.done >= end:
             return self._result()
-        feed = Prefetcher([iter(loader) for loader in self.loaders], self.step.stage, self.device,
-                          accumulate=self.cfg.optimization.accumulate)
+        feed = Prefetcher(
+            [iter(loader) for loader in self.loaders],
+            self.step.stage,
+            self.device,
+            accumulate=self.cfg.optimization.accumulate,
+        )
         try:
             profiler = StepProfiler(profile if self.world.main else 0, self.folder, self.device)
             with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
@@ -184,7 +199,7 @@ class Trainer:
             return
         self.listed = len(bad)
         name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
-        with checkpoint.atomic_file(self.folder / name) as f:
+        with atomic_file(self.folder / name) as f:
             f.writelines(json.dumps({"path": str(path), "reason": str(reason)}) + "\n" for path, reason in bad)
 
     def _result(self) -> TrainResult:
@@ -215,7 +230,7 @@ def train(
         device: in place of ``cfg.runtime.device``.
         max_steps: stop at this count of optimiser steps; schedules stay those of the whole run.
         on_log: called with each row of metrics.jsonl.
-        profile: so many steps, after two, go into ``profile/`` of the folder (trainer/profile.py).
+        profile: so many steps, after two, go into ``profile/`` of the folder (metrics/profile.py).
 
     On SIGTERM the step in hand is finished, a checkpoint written, and the process exits 0; on SIGINT likewise, then
     KeyboardInterrupt. After a kill the run goes on with the losses that an uninterrupted one has, bit for bit on a CPU.

@@ -3,6 +3,7 @@
 Coordinates are pixels, (y, x), float32; colours are 0..1. Nothing here knows about classes or labels.
 Textures are periodic, so a window may be read from them at any offset and every offset looks alike.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,8 +12,9 @@ SHAPES = ("disc", "square", "triangle", "cross", "ring", "moon")
 PATTERNS = ("solid", "stripes", "checker", "dots")
 
 
-def texture(rng: np.random.Generator, side: int, coarse: float, fine: float, contrast: float,
-            grey: bool = False) -> np.ndarray:
+def texture(
+    rng: np.random.Generator, side: int, coarse: float, fine: float, contrast: float, grey: bool = False
+) -> np.ndarray:
     """Random coloured periodic texture, float32 ``[side, side, 3]`` in 0..1.
 
     Args:
@@ -99,9 +101,17 @@ def pattern(name: str, u: np.ndarray, v: np.ndarray, radius: np.ndarray) -> np.n
     return np.clip(0.5 + wave * (radius * wavelength / 6.2832), 0.0, 1.0)
 
 
-def draw(frames: np.ndarray, shape: str, centre_F2: np.ndarray, radius_F: np.ndarray, angle_F: np.ndarray,
-         colours: tuple[np.ndarray, np.ndarray], pattern_name: str | None = None, skin: np.ndarray | None = None,
-         gain_F: np.ndarray | None = None) -> None:
+def draw(
+    frames: np.ndarray,
+    shape: str,
+    centre_F2: np.ndarray,
+    radius_F: np.ndarray,
+    angle_F: np.ndarray,
+    colours: tuple[np.ndarray, np.ndarray],
+    pattern_name: str | None = None,
+    skin: np.ndarray | None = None,
+    gain_F: np.ndarray | None = None,
+) -> None:
     """Draw one moving object into ``frames`` ``[F, size, size, 3]`` in place.
 
     Args:
@@ -116,7 +126,7 @@ def draw(frames: np.ndarray, shape: str, centre_F2: np.ndarray, radius_F: np.nda
     high = np.clip(np.ceil((centre_F2 + reach).max(0)) + 1, 0, size).astype(int)
     if (high <= low).any():
         return
-    box = frames[:, low[0]:high[0], low[1]:high[1]]
+    box = frames[:, low[0] : high[0], low[1] : high[1]]
     radius = radius_F.astype(np.float32)[:, None, None]
     centre, angle = centre_F2.astype(np.float32), angle_F.astype(np.float32)
     dy = (np.arange(low[0], high[0], dtype=np.float32)[None, :] - centre[:, :1])[:, :, None] / radius

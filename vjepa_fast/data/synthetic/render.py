@@ -1,16 +1,28 @@
 """One clip of a suite: frames, label and the attributes it was drawn with. Pure numpy, a few milliseconds each."""
+
 from __future__ import annotations
 
 import math
 
 import numpy as np
 
-from . import raster
-from .suites import COLOURS, SUITES, Dive, FewShot, Motion8, Objects, Order, Suite, TextureConfig
+from vjepa_fast.data.synthetic import raster
+from vjepa_fast.data.synthetic.suites import (
+    COLOURS,
+    SUITES,
+    Dive,
+    FewShot,
+    Motion8,
+    Objects,
+    Order,
+    Suite,
+    TextureConfig,
+)
 
 
-def render_clip(suite: str | Suite, rng: np.random.Generator, size: int = 64, frames: int = 16,
-                label: int | None = None) -> tuple[np.ndarray, int, dict]:
+def render_clip(
+    suite: str | Suite, rng: np.random.Generator, size: int = 64, frames: int = 16, label: int | None = None
+) -> tuple[np.ndarray, int, dict]:
     """Render one clip.
 
     Args:

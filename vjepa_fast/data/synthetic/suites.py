@@ -3,17 +3,24 @@
 Every suite names its classes, and for every split the labels that occur in it. Appearance is drawn apart from the
 label wherever the label is a motion, and motion wherever it is an appearance.
 """
+
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
 
-from .raster import PATTERNS, SHAPES
+from vjepa_fast.data.synthetic.raster import PATTERNS, SHAPES
 
 DIRECTIONS = ("E", "SE", "S", "SW", "W", "NW", "N", "NE")
 EVENTS = ("hop", "pulse", "wiggle", "flash")
-COLOURS = {"red": (0.85, 0.15, 0.12), "green": (0.15, 0.72, 0.2), "blue": (0.15, 0.3, 0.9),
-           "yellow": (0.92, 0.85, 0.15), "purple": (0.6, 0.15, 0.75), "white": (0.95, 0.95, 0.95)}
+COLOURS = {
+    "red": (0.85, 0.15, 0.12),
+    "green": (0.15, 0.72, 0.2),
+    "blue": (0.15, 0.3, 0.9),
+    "yellow": (0.92, 0.85, 0.15),
+    "purple": (0.6, 0.15, 0.75),
+    "white": (0.95, 0.95, 0.95),
+}
 MOTIONS = ("right", "down", "left", "up", "rotate", "grow")
 
 
@@ -153,8 +160,9 @@ class FewShot(Suite):
     def appearances(self) -> tuple[tuple[str, str], ...]:
         """Shape and colour; the order mixes shapes and colours over the three parts."""
         n = len(self.colours)
-        return tuple((shape, self.colours[(i + turn * (n // 2)) % n])
-                     for turn in range(2) for i, shape in enumerate(SHAPES))
+        return tuple(
+            (shape, self.colours[(i + turn * (n // 2)) % n]) for turn in range(2) for i, shape in enumerate(SHAPES)
+        )
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@
 Every clip is a function of (seed, suite, split, index), whatever the number of workers. Clips are written to a
 temporary name and renamed, manifests after their last clip, so an interrupted rendering is completed by repeating it.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -24,17 +25,26 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import DataError
-from .render import render_clip
-from .suites import SUITES, Suite
+from vjepa_fast.data.synthetic.render import render_clip
+from vjepa_fast.data.synthetic.suites import SUITES, Suite
+from vjepa_fast.errors import DataError
 
 FORMAT = 1  # to be raised when the same parameters give other clips
 _CHUNK = 32
 
 
-def render_suite(name: str | Suite, folder: str | os.PathLike, *, splits: Mapping[str, int], size: int = 64,
-                 frames: int = 16, fps: int = 8, seed: int = 0, workers: int = 1,
-                 on_progress: Callable[[int, int], None] | None = None) -> dict[str, str]:
+def render_suite(
+    name: str | Suite,
+    folder: str | os.PathLike,
+    *,
+    splits: Mapping[str, int],
+    size: int = 64,
+    frames: int = 16,
+    fps: int = 8,
+    seed: int = 0,
+    workers: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
     """Render a suite, or what is missing of it.
 
     Args:
@@ -54,16 +64,24 @@ def render_suite(name: str | Suite, folder: str | os.PathLike, *, splits: Mappin
     suite = _find(name)
     _check(suite, splits, size, frames, fps)
     folder = Path(folder)
-    parameters = {"format": FORMAT, "suite": suite.name, "size": size, "frames": frames, "fps": fps, "seed": seed,
-                  "suite_parameters": dataclasses.asdict(suite)}
+    parameters = {
+        "format": FORMAT,
+        "suite": suite.name,
+        "size": size,
+        "frames": frames,
+        "fps": fps,
+        "seed": seed,
+        "suite_parameters": dataclasses.asdict(suite),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, json.loads(json.dumps(parameters)))
         _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress or (lambda done, total: None))
         _write_json(folder / "classes.json", list(suite.classes))
     except OSError as error:
-        raise DataError(f"{folder}: cannot write the suite ({error.strerror or error}); "
-                        "choose a writable folder with free space") from None
+        raise DataError(
+            f"{folder}: cannot write the suite ({error.strerror or error}); choose a writable folder with free space"
+        ) from None
     return {split: str(folder / f"{split}.csv") for split, count in splits.items() if count}
 
 
@@ -101,15 +119,20 @@ def _claim(folder: Path, parameters: dict) -> None:
         found = found if isinstance(found, dict) else {}
         changed = [key for key in parameters if found.get(key) != parameters[key]]
         if changed:
-            raise DataError(f"{folder}: already holds a suite rendered with another {', '.join(changed)}; "
-                            "choose another folder or remove this one")
+            raise DataError(
+                f"{folder}: already holds a suite rendered with another {', '.join(changed)}; "
+                "choose another folder or remove this one"
+            )
     else:
         _write_json(path, parameters)
 
 
 def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress) -> None:
-    chunks = [(split, start, min(start + _CHUNK, count))
-              for split, count in splits.items() for start in range(0, count, _CHUNK)]
+    chunks = [
+        (split, start, min(start + _CHUNK, count))
+        for split, count in splits.items()
+        for start in range(0, count, _CHUNK)
+    ]
     for split, count in splits.items():
         if count:
             (folder / split).mkdir(exist_ok=True)
@@ -147,8 +170,9 @@ def _leave_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _render_chunk(suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int,
-                  chunk: tuple[str, int, int]) -> list[tuple[str, int, dict]]:
+def _render_chunk(
+    suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int, chunk: tuple[str, int, int]
+) -> list[tuple[str, int, dict]]:
     split, start, end = chunk
     labels = suite.split_labels(split)
     suffix = "mp4" if suite.modality == "video" else "jpg"

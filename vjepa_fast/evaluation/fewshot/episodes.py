@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.evaluation.features import Features
+from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.intervals import mean_ci95
 
 CENTERS = ("none", "base", "shots")

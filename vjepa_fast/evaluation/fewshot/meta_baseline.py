@@ -96,9 +96,7 @@ def train_classifier(
         return F.cross_entropy(logits.float(), labels[rows].to(device))
 
     parameters = [*trained(model), *head.parameters()]
-    losses = fit(
-        parameters, len(labels), settings, loss_of, chunk=chunk, seed=seed, what=what, on_epoch=on_epoch
-    )
+    losses = fit(parameters, len(labels), settings, loss_of, chunk=chunk, seed=seed, what=what, on_epoch=on_epoch)
     return head, losses
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.evaluation.features import Features
+from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.logistic import logistic_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.evaluation.features import Features
+from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, Products, run_episodes
 from vjepa_fast.evaluation.intervals import mean_ci95
 

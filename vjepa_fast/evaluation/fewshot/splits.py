@@ -72,7 +72,7 @@ def manifest_from_list(path: str | os.PathLike, root: str | os.PathLike):
     without suffix, or by its YouTube id. Raises DataError where ``root`` is missing or videos are not found or not
     unique, with the first of them.
     """
-    from vjepa_fast.data.manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Manifest, is_image_path
+    from vjepa_fast.data.manifests.manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Manifest, is_image_path
 
     entries, root = read_list(path), Path(root)
     if not root.is_dir():
@@ -119,7 +119,7 @@ def select_part(manifest, split: str, part: str = "test"):
     Class names are those of :func:`~vjepa_fast.evaluation.leakage.class_names`, compared without case and spelling.
     Raises DataError where they are unknown, a class of the split is missing or fits two of the manifest's.
     """
-    from vjepa_fast.data.manifest import Manifest
+    from vjepa_fast.data.manifests.manifest import Manifest
 
     if part not in PARTS:
         raise ConfigError(f"a few-shot split has the parts {', '.join(PARTS)}, not {part!r}")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.evaluation.features import IMAGENET_MEAN, IMAGENET_STD, clip_settings
+from vjepa_fast.evaluation.extract.features import IMAGENET_MEAN, IMAGENET_STD, clip_settings
 from vjepa_fast.evaluation.fewshot.meta_baseline import meta_stage, train_classifier, validate
 from vjepa_fast.evaluation.fewshot.tuning import (
     Embedder,

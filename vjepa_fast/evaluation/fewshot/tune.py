@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.evaluation.compare import Row
 from vjepa_fast.evaluation.fewshot.meta_baseline import MetaBaselineSettings, meta_baseline
 from vjepa_fast.evaluation.fewshot.sun import SunSettings, sun
 from vjepa_fast.evaluation.fewshot.tuning import TuneResult, TuneSettings
 from vjepa_fast.evaluation.intervals import mean_ci95
+from vjepa_fast.evaluation.run.rows import Row
 
 METHODS = {"meta-baseline": (meta_baseline, MetaBaselineSettings), "sun": (sun, SunSettings)}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError, DataError, TrainingError
-from vjepa_fast.evaluation.features import ClipSet, Features, _view, decode_clips, encode, pool_tokens
+from vjepa_fast.evaluation.extract.features import ClipSet, Features, _view, decode_clips, encode, pool_tokens
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, sample_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 
@@ -367,7 +367,7 @@ def identity_projection(width: int) -> nn.Linear:
 
 
 def parse_trunk(trunk: str | int) -> str | int:
-    """"all", "head", or a number of last blocks (also as text: "2", "last 2 blocks"). ConfigError otherwise."""
+    """ "all", "head", or a number of last blocks (also as text: "2", "last 2 blocks"). ConfigError otherwise."""
     text = str(trunk).strip().lower()
     if text in ("all", "head"):
         return text

@@ -43,7 +43,7 @@ class Augment:
 def cropped(clip: Tensor, generator: np.random.Generator, augment: Augment) -> Tensor:
     """Random resized crop and flip, one draw for all frames: uint8 ``[3, F, S, S]`` to the same shape."""
     from vjepa_fast.config.schema import AugmentConfig
-    from vjepa_fast.data.augment import apply_view, random_view
+    from vjepa_fast.data.views.augment import apply_view, random_view
 
     config = AugmentConfig(augment.ratio, augment.scale, augment.flip)
     view = random_view(generator, clip.shape[-2], clip.shape[-1], config)

@@ -1,7 +1,8 @@
 """Action conditioning: a small head reads the change of the mean colour of a patch (arXiv:2605.17165, AC-JEPA).
 
-    mean over pairs and colours of abs(head(z(t)) - (y(t+1) - y(t))), y = mean of the normalised clip over a tubelet
+mean over pairs and colours of abs(head(z(t)) - (y(t+1) - y(t))), y = mean of the normalised clip over a tubelet
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,11 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vjepa_fast import ops
-
-from ..api import Objective, choice, mlp, number, objective
-from ..channels import head_input, head_width
-from ..reduce import mean_of_entries
-from ..state import take_rows
+from vjepa_fast.objectives.api import Objective, choice, mlp, number, objective
+from vjepa_fast.objectives.channels import head_input, head_width
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.state import take_rows
 
 
 @objective("ac")

@@ -5,15 +5,16 @@
 With ``weight_distance`` w = 1 / sqrt(distance to the nearest predicted token of the sample), always float32; else 1.
 The coefficient rises linearly over ``warmup``.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..api import Objective, checked, flag, number, objective
-from ..reduce import mean_of_entries
-from ..rows import power_error
+from vjepa_fast.objectives.api import Objective, checked, flag, number, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.rows import power_error
 
 
 def _is_warmup(x) -> bool:
@@ -51,8 +52,10 @@ class Context(Objective):
     coeff_img: float | None = number(None, low=0.0, optional=True)
     loss_exp: float = number(1.0, low=1.0)
     warmup: tuple[float, float] = checked(
-        (0.5, 1.0), "[start, end] with start <= end: integers for steps, floats in [0, 1] for fractions of the run",
-        _is_warmup, tuple,
+        (0.5, 1.0),
+        "[start, end] with start <= end: integers for steps, floats in [0, 1] for fractions of the run",
+        _is_warmup,
+        tuple,
     )
     weight_distance: bool = flag(False)
     offset: bool = flag(False)

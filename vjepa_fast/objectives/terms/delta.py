@@ -1,17 +1,17 @@
 """Delta prediction: context features should change over time as the target does (arXiv:2605.17165, Delta-JEPA).
 
-    mean over pairs and channels of abs((z(t+1) - z(t)) - (h(t+1) - h(t))), h detached
+mean over pairs and channels of abs((z(t+1) - z(t)) - (h(t+1) - h(t))), h detached
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from vjepa_fast.objectives.api import Objective, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
 from vjepa_fast.ops.latent import RowFunction
-
-from ..api import Objective, objective
-from ..reduce import mean_of_entries
 
 
 def _delta(z0, z1, h0, h1, p):

@@ -1,17 +1,18 @@
 """Factorised world model, orthogonality: appearance and dynamics uncorrelated (arXiv:2605.17165, FWM-JEPA).
 
-    C = A^T Y / (M - 1) with A, Y the centred appearance and dynamics channels of all M context tokens of a mask;
-    mean of C^2.  Images and masks with one row are left out, as published.
+C = A^T Y / (M - 1) with A, Y the centred appearance and dynamics channels of all M context tokens of a mask;
+mean of C^2.  Images and masks with one row are left out, as published.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..api import Objective, choice, flag, number, objective
-from ..channels import appearance, dynamics, level_norm
-from ..reduce import mean_of_entries
+from vjepa_fast.layers.channels import appearance, dynamics, level_norm
+from vjepa_fast.objectives.api import Objective, choice, flag, number, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
 
 
 @objective("fwm_orth")
@@ -28,11 +29,11 @@ class FwmOrth(Objective):
     def value(self, state, head, ctx) -> Tensor:
         entries = []
         for view in state.temporal():
-            z_MD = (level_norm(view.z, ctx) if self.normalize else view.z).flatten(0, 1)
+            z_MD = (level_norm(view.z, ctx.levels) if self.normalize else view.z).flatten(0, 1)
             rows = z_MD.shape[0]
             if rows < 2:
                 continue
             z_MD = z_MD - z_MD.mean(0)
-            app, dyn = (part(z_MD, self.app_ratio, self.split, ctx) for part in (appearance, dynamics))
+            app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
             entries.append(((app.t() @ dyn / (rows - 1)).square().mean(), None))
         return mean_of_entries(entries, state.outputs("z"))

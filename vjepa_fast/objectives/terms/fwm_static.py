@@ -1,17 +1,19 @@
 """Factorised world model, static part: appearance channels should not change over time (arXiv:2605.17165, FWM-JEPA).
 
-    mean over pairs and appearance channels of abs(z(t+1) - z(t))
+mean over pairs and appearance channels of abs(z(t+1) - z(t))
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..api import Objective, choice, flag, number, objective
-from ..channels import appearance_window, level_norm
-from ..reduce import mean_of_entries
-from ..rows import STEP
+from vjepa_fast.layers.channels import level_norm
+from vjepa_fast.objectives.api import Objective, choice, flag, number, objective
+from vjepa_fast.objectives.channels import appearance_window
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.rows import STEP
 
 
 @objective("fwm_static")
@@ -35,6 +37,6 @@ class FwmStatic(Objective):
         step = self._step(ctx)
         entries = []
         for view in state.temporal():
-            rows_BK = view.rows_of(level_norm(view.z, ctx), step) if self.normalize else view.rows(step)
+            rows_BK = view.rows_of(level_norm(view.z, ctx.levels), step) if self.normalize else view.rows(step)
             entries.append(view.mean(rows_BK))
         return mean_of_entries(entries, state.outputs("z"))

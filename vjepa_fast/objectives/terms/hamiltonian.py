@@ -6,6 +6,7 @@
 H is a three-layer MLP with exact GELU. Its input gradient is written out instead of asking autograd for it, so the
 term needs no second derivative and works under no_grad. The last bias never enters, hence gets no gradient.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,10 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vjepa_fast.errors import ConfigError
-
-from ..api import Objective, linear, number, objective
-from ..reduce import mean_of_entries
-from ..rows import power_error
+from vjepa_fast.objectives.api import Objective, linear, number, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.rows import power_error
 
 
 class HamiltonianNet(nn.Module):

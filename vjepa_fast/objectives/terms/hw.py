@@ -4,15 +4,16 @@
 
 The softmax is taken per sample, over its predicted tokens.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..api import Objective, number, objective
-from ..reduce import hard_mean, mean_of_entries
-from ..rows import power_error
+from vjepa_fast.objectives.api import Objective, number, objective
+from vjepa_fast.objectives.reduce import hard_mean, mean_of_entries
+from vjepa_fast.objectives.rows import power_error
 
 
 @objective("hw")

@@ -6,6 +6,7 @@
 Acts on ``h`` alone, so it needs a target that carries gradient (no EMA). Groups with one time step are left out; the
 published code still divides by the number of all groups. ``anneal``: coefficient/2 (1 + cos(pi epoch/epochs)).
 """
+
 from __future__ import annotations
 
 import math
@@ -15,11 +16,10 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import ops
+from vjepa_fast.objectives.api import Objective, choice, flag, number, objective
+from vjepa_fast.objectives.reduce import connected_zero
+from vjepa_fast.objectives.rows import STEP
 from vjepa_fast.ops.latent import RowFunction
-
-from ..api import Objective, choice, flag, number, objective
-from ..reduce import connected_zero
-from ..rows import STEP
 
 _DELTA = 0.1  # of the Huber function
 

@@ -6,6 +6,7 @@ With ``hard_weighting`` pair k has weight M softmax(m_k / temperature) over the 
 m_k its mean error. The weights are constants. The published code computes the whole term without autograd then, so it
 trains nothing; ``compat="published"`` reproduces that.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..api import Objective, choice, mlp, number, objective
-from ..channels import head_input, head_width
-from ..reduce import hard_softmax, mean_of_entries
-from ..rows import L1
+from vjepa_fast.objectives.api import Objective, choice, mlp, number, objective
+from vjepa_fast.objectives.channels import head_input, head_width
+from vjepa_fast.objectives.reduce import hard_softmax, mean_of_entries
+from vjepa_fast.objectives.rows import L1
 
 
 @objective("ld")

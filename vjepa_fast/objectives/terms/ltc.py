@@ -1,18 +1,18 @@
 """Latent temporal contrast: z(t) closer to h(t) than to h(t+1) by a margin (arXiv:2605.17165, LTC-JEPA).
 
-    mean over pairs of max(0, margin - cos(z(t), h(t)) + cos(z(t), h(t+1))), cosines over all D channels, h detached
+mean over pairs of max(0, margin - cos(z(t), h(t)) + cos(z(t), h(t+1))), cosines over all D channels, h detached
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from vjepa_fast.objectives.api import Objective, number, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.rows import zeros
 from vjepa_fast.ops.latent import RowFunction
-
-from ..api import Objective, number, objective
-from ..reduce import mean_of_entries
-from ..rows import zeros
 
 _EPS = 1e-8  # of a norm
 
@@ -70,8 +70,11 @@ def _device(name):
 ZZ, ZH, ZH_LATER, HH, HH_LATER = (
     RowFunction(f"ltc_{name}", "PAIR", formula, _device(name), cpp=cpp, reads=reads)
     for name, formula, cpp, reads in (
-        ("zz", _zz, 3, "z"), ("zh", _zh, 4, "zh"), ("zh_later", _zh_later, 5, "zh"),
-        ("hh", _hh, 6, "h"), ("hh_later", _hh_later, 7, "h"),
+        ("zz", _zz, 3, "z"),
+        ("zh", _zh, 4, "zh"),
+        ("zh_later", _zh_later, 5, "zh"),
+        ("hh", _hh, 6, "h"),
+        ("hh_later", _hh_later, 7, "h"),
     )
 )
 

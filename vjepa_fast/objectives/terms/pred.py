@@ -1,16 +1,17 @@
 """Prediction: the predictor's output at the masked tokens against the target (V-JEPA, arXiv:2404.08471, eq. 1).
 
-    mean over tokens and channels of abs(z_pred - h)^p / p, then over groups and masks
+mean over tokens and channels of abs(z_pred - h)^p / p, then over groups and masks
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..api import Objective, number, objective
-from ..reduce import mean_of_entries
-from ..rows import power_error
+from vjepa_fast.objectives.api import Objective, number, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.rows import power_error
 
 
 @objective("pred")

@@ -1,9 +1,10 @@
 """SIGReg: features look like an isotropic Gaussian (LeJEPA, arXiv:2511.08544).
 
-    N rows x of all masks' z; random unit directions a, drawn from (seed, step); u = x a. With t = linspace(0, 3, 17),
-    statistic = N sum_t w_t [(mean cos(t u) - exp(-t^2/2))^2 + (mean sin(t u))^2], mean over the directions,
-    w = trapezoid weights (dt at both ends, 2 dt inside: the integral over [-3, 3]) x exp(-t^2/2)
+N rows x of all masks' z; random unit directions a, drawn from (seed, step); u = x a. With t = linspace(0, 3, 17),
+statistic = N sum_t w_t [(mean cos(t u) - exp(-t^2/2))^2 + (mean sin(t u))^2], mean over the directions,
+w = trapezoid weights (dt at both ends, 2 dt inside: the integral over [-3, 3]) x exp(-t^2/2)
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,8 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from ..api import Objective, number, objective
-from ..state import computing
+from vjepa_fast.objectives.api import Objective, number, objective
+from vjepa_fast.objectives.state import computing
 
 POINTS, T_MAX = 17, 3.0
 _CHUNK = 1 << 22  # projections x t values kept at once; the rest is recomputed in the backward pass

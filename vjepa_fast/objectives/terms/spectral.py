@@ -4,6 +4,7 @@
 
 arXiv:2605.17165. Grids with fewer than 4 time steps are left out. h is detached.
 """
+
 from __future__ import annotations
 
 import math
@@ -12,11 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vjepa_fast.objectives.api import Objective, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.state import computing
 from vjepa_fast.ops.latent import RowFunction
-
-from ..api import Objective, objective
-from ..reduce import mean_of_entries
-from ..state import computing
 
 
 def _spectrum(z, h, constants):

@@ -1,8 +1,9 @@
 """Velocity gate: context features stay still where the target does (arXiv:2605.17165).
 
-    vel = L2 norm over D of h(t+1) - h(t);  gate = vel <= its percentile over the places of that sample and time step;
-    mean over pairs and channels of gate x abs(z(t+1) - z(t)).  h is detached; closed pairs count as zeros.
+vel = L2 norm over D of h(t+1) - h(t);  gate = vel <= its percentile over the places of that sample and time step;
+mean over pairs and channels of gate x abs(z(t+1) - z(t)).  h is detached; closed pairs count as zeros.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,12 +12,11 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import ops
+from vjepa_fast.objectives.api import Objective, number, objective
+from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.rows import STEP, zeros
+from vjepa_fast.objectives.state import by_rows
 from vjepa_fast.ops.latent import RowFunction
-
-from ..api import Objective, number, objective
-from ..reduce import mean_of_entries
-from ..rows import STEP, zeros
-from ..state import by_rows
 
 
 def _speed(z0, z1, h0, h1, p):
@@ -63,7 +63,12 @@ class VelocityGate(Objective):
         t, height, width = state.grids[i]
         h_BND = state.h[i].detach()
         rows_BN = ops.latent_loss_pair(
-            h_BND, h_BND, *state.grid_pairs(i), [SPEED()], places=height * width, levels=ctx.levels,
+            h_BND,
+            h_BND,
+            *state.grid_pairs(i),
+            [SPEED()],
+            places=height * width,
+            levels=ctx.levels,
             normalize=not state.h_normalized,
         )[0]
         speed_BTS = (rows_BN * ctx.dim).sqrt().unflatten(1, (t, height * width))[:, :-1]

@@ -1,0 +1,94 @@
+"""Masks whose samples keep different numbers of tokens, and the gather of their tubelets."""
+
+import pytest
+import torch
+
+from vjepa_fast import ops
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers.packed import Packed, ids, pack
+from vjepa_fast.ops import BlockMasks
+
+LISTS = [[1, 4, 5], [0], [2, 7, 3, 6]]  # of N = 8
+
+
+def packed(lists=LISTS, tokens=8):
+    longest = max(map(len, lists))
+    idx = torch.tensor([row + [0] * (longest - len(row)) for row in lists])
+    return Packed.of(idx, torch.tensor([len(row) for row in lists]), [len(row) for row in lists], tokens)
+
+
+def test_samples_follow_each_other():
+    mask = packed()
+    assert mask.idx.tolist() == [[1, 4, 5, 8, 18, 23, 19, 22]] and mask.shape == (1, 8)
+    assert mask.token.tolist() == [[1, 4, 5, 0, 2, 7, 3, 6]]
+    assert mask.lengths == (3, 1, 4) and mask.sizes.tolist() == [3, 1, 4]
+    assert mask.valid.tolist() == [[True] * 3 + [False], [True] + [False] * 3, [True] * 4]
+    assert ids(mask) is mask.idx and ids(torch.tensor([[3]], dtype=torch.int32)).dtype == torch.int64
+
+
+def test_one_row_per_sample_and_back():
+    mask = packed()
+    x = torch.arange(8.0)[None]
+    assert mask.padded(x).tolist() == [[0, 1, 2, 2], [3, 3, 3, 3], [4, 5, 6, 7]]
+    assert mask.padded(x, -1.0).tolist() == [[0, 1, 2, -1], [3, -1, -1, -1], [4, 5, 6, 7]]
+    assert torch.equal(mask.packed(mask.padded(x)), x)
+
+
+def test_padding_gets_no_gradient_and_gives_none():
+    mask = packed()
+    x = torch.randn(1, 8, dtype=torch.float64, requires_grad=True)
+    mask.padded(x, 0.0).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    rows = torch.full((3, 4), float("nan")).masked_fill(mask.valid, 1.0).requires_grad_()
+    out = mask.packed(rows)
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert torch.equal(rows.grad, mask.valid.float())
+
+
+def test_errors():
+    idx, sizes = torch.zeros(2, 3, dtype=torch.int64), torch.tensor([1, 2])
+    for lengths in ([0, 2], [1, 4]):
+        with pytest.raises(ValueError, match=r"Packed: lengths: expected numbers from 1 to 3, got"):
+            Packed.of(idx, sizes, lengths, 8)
+    with pytest.raises(ValueError, match="Packed: idx: expected a batch of 3"):
+        Packed.of(idx, sizes, [1, 1, 1], 8)
+    with pytest.raises(ValueError, match="Packed: sizes"):
+        Packed.of(idx, sizes[:1], [1, 2], 8)
+
+
+def test_without_context_packing_names_the_mask():
+    zeros = torch.zeros(2, 1, 4, dtype=torch.int64)
+    masks = BlockMasks(zeros, zeros, torch.tensor([[2], [0]]), torch.tensor([[2], [4]]))
+    with pytest.raises(ConfigError, match=r"masks.specs\[1\]: no context"):
+        pack(masks)
+
+
+def serving():
+    return [b for b in ("eager", "cpp", "triton") if ops.backend_report()["tubelet_patchify"][b] == ""]
+
+
+@pytest.mark.parametrize("backend", serving())
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_tubelets_of_all_samples(backend, dtype):
+    g = torch.Generator().manual_seed(0)
+    clip = torch.randint(0, 256, (3, 3, 4, 8, 8), generator=g, dtype=torch.uint8)  # 2 x 2 x 2 tokens
+    clip = clip.transpose(3, 4).to(dtype)
+    mask = packed()
+    with ops.use_backend(backend):
+        got = ops.tubelet_patchify(clip, mask.idx, 2, 4)
+        want = [ops.tubelet_patchify(clip[b : b + 1], torch.tensor([row]), 2, 4) for b, row in enumerate(LISTS)]
+        assert torch.equal(got, torch.cat(want, 1))
+        with pytest.raises(ValueError, match="token indices in \\[0, 24\\)"):
+            ops.tubelet_patchify(clip, torch.tensor([[24]]), 2, 4)
+
+
+def test_gradient_goes_back_to_the_sample():
+    clip = torch.randn(3, 3, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    ops.tubelet_patchify(clip, packed().idx, 2, 4).sum().backward()
+    per_sample = clip.grad.flatten(1).sum(1) / (3 * 2 * 4 * 4)
+    assert per_sample.tolist() == [3, 1, 4]
+    torch.library.opcheck(
+        torch.ops.vjepa_fast.tubelet_patchify.default,
+        (clip.float(), packed().idx, 2, 4, [0.0] * 3, [1.0] * 3, torch.float32),
+    )

@@ -1,0 +1,1 @@
+"""The engines of ``vjepa-fast bench`` and of the scripts in benchmarks/."""

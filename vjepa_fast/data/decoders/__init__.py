@@ -1,0 +1,1 @@
+"""Reading frames out of files."""

@@ -1,0 +1,1 @@
+"""Manifests: reading them, making them from folders, checking what they list."""

@@ -1,0 +1,167 @@
+"""From folders to manifests, and checking what a manifest lists. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from vjepa_fast.data.decoders.pyav import Sampling, probe_video, read_clip, read_image
+from vjepa_fast.data.manifests.manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Manifest, is_image_path
+from vjepa_fast.errors import DataError
+
+SPLITS = ("train", "val", "test")
+
+
+def scan_folder(
+    folder: str | os.PathLike,
+    *,
+    out: str | os.PathLike | None = None,
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    absolute: bool = False,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """Write manifests for a folder of class folders.
+
+    ``FOLDER/<class>/<file>`` gives one manifest, of which ``val_fraction`` and ``test_fraction`` of every class may be
+    split off at random. ``FOLDER/train/<class>/<file>`` (and val, test) gives one manifest per part. Files
+    directly in FOLDER give one manifest with label 0. Classes are numbered in the order of their names, over all parts.
+
+    Args:
+        out: the (training) manifest; default FOLDER/train.csv. Other parts lie beside it as ``val.csv``, ``test.csv``,
+            or ``<stem>_val.csv`` when ``out`` is given; class names as ``classes.json`` or ``<stem>_classes.json``.
+        absolute: write absolute paths; otherwise relative to the manifest.
+
+    Returns:
+        Part -> {"path", "samples", "classes"}.
+
+    Raises:
+        DataError: no such folder, no video or image in it, videos and images in one part, or nothing can be written.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
+        raise DataError(
+            f"fractions {val_fraction:g} (val) and {test_fraction:g} (test) must not be negative "
+            "and leave something to train on"
+        )
+    split_folders = [s for s in SPLITS if (folder / s).is_dir() and any(p.is_dir() for p in (folder / s).iterdir())]
+    if split_folders and (val_fraction or test_fraction):
+        raise DataError(f"{folder}: has folders {', '.join(split_folders)} already; leave the fractions out")
+    found = {s: _classes(folder / s) for s in split_folders} or {"train": _classes(folder)}
+    names = sorted(set().union(*found.values()))
+    if not names:
+        raise DataError(
+            f"{folder}: no video or image in it or its class folders "
+            f"(looked for {' '.join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))})"
+        )
+    parts = {
+        s: [(p, names.index(c)) for c, files in sorted(classes.items()) for p in files] for s, classes in found.items()
+    }
+    if not split_folders:
+        parts = _split(parts["train"], val_fraction, test_fraction, seed)
+    target = Path(out) if out is not None else folder / "train.csv"
+    written = {}
+    for part, rows in parts.items():
+        images = sum(is_image_path(str(path)) for path, _ in rows)
+        if images not in (0, len(rows)):
+            raise DataError(
+                f"{folder}: {part} holds {len(rows) - images} videos and {images} images; "
+                "put them in folders of their own and mix the two manifests by weight"
+            )
+        path = target if part == "train" else _beside(target, part, out is not None)
+        _write(path, "".join(f"{_name(p, path, absolute)} {label}\n" for p, label in rows))
+        written[part] = {"path": str(path), "samples": len(rows), "classes": len({label for _, label in rows})}
+    names_path = target.with_name(f"{target.stem}_classes.json" if out is not None else "classes.json")
+    _write(names_path, json.dumps(names, indent=1) + "\n")
+    return written
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """Class -> its files, sorted; files in folders below a class folder belong to it."""
+
+    def media(paths):
+        return sorted(p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and p.is_file())
+
+    classes = {d.name: media(d.rglob("*")) for d in sorted(folder.iterdir()) if d.is_dir()}
+    classes = {name: files for name, files in classes.items() if files}
+    return classes or ({folder.name: loose} if (loose := media(folder.iterdir())) else {})
+
+
+def _split(rows: list, val_fraction: float, test_fraction: float, seed: int) -> dict[str, list]:
+    parts = {"train": [], "val": [], "test": []}
+    labels = np.array([label for _, label in rows])
+    for label in np.unique(labels):
+        members = np.random.default_rng([seed, int(label)]).permutation(np.nonzero(labels == label)[0])
+        val, test = round(val_fraction * len(members)), round(test_fraction * len(members))
+        for part, chosen in zip(("val", "test", "train"), np.split(members, [val, val + test])):
+            parts[part] += [rows[i] for i in sorted(chosen)]
+    return {part: rows for part, rows in parts.items() if rows}
+
+
+def _beside(target: Path, part: str, named: bool) -> Path:
+    return target.with_name(f"{target.stem}_{part}{target.suffix}" if named else f"{part}.csv")
+
+
+def _name(path: Path, manifest: Path, absolute: bool) -> str:
+    full = os.path.abspath(path)
+    try:
+        name = full if absolute else os.path.relpath(full, os.path.abspath(manifest.parent))
+    except ValueError:  # on another drive
+        name = full
+    if "\n" in name:
+        raise DataError(f"{name!r}: a path with a line break cannot be in a manifest; rename it")
+    return name
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot write ({error.strerror}); choose another place with --out") from None
+
+
+def check_manifest(
+    manifest: Manifest,
+    *,
+    num_frames: int = 16,
+    sampling: Sampling | None = None,
+    full: bool = False,
+    workers: int = 2,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[tuple[str, str]]:
+    """Read a clip of every sample (every frame if ``full``); (path, reason) of those that cannot be read."""
+    sampling = sampling or Sampling()
+
+    def problem(path: str) -> str | None:
+        try:
+            if manifest.kind == "image":
+                read_image(path)
+                return None
+            read_clip(path, num_frames, start="center", sampling=sampling)
+            if full:
+                read_clip(path, probe_video(path)["frames"], start=0)
+            return None
+        except DataError as error:
+            return str(error)
+
+    def reasons() -> Iterator[str | None]:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            yield from pool.map(problem, manifest.paths)
+
+    bad = []
+    for number, (path, reason) in enumerate(zip(manifest.paths, reasons()), start=1):
+        if reason is not None:
+            bad.append((path, reason))
+        if on_progress is not None:
+            on_progress(number)
+    return bad

@@ -1,0 +1,1 @@
+"""Frozen features and tokens of a manifest or of clips in memory, cached on disk."""

@@ -1,0 +1,1 @@
+"""Whole evaluations of a checkpoint beside their controls, as the commands run them."""

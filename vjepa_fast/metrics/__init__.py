@@ -1,0 +1,1 @@
+"""What is measured of features and steps: collapse and geometry, FLOP counts, hardware peaks, profiles."""

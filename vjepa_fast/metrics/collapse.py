@@ -1,0 +1,75 @@
+"""Signs of representation collapse, cheap enough to look at during training.
+
+Rows are tokens, features of one level, of all levels or of a half of them. Shapes: B batch, N tokens, K kept tokens,
+D = levels * E.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from vjepa_fast.layers import channels
+from vjepa_fast.metrics import geometry
+from vjepa_fast.ops import target_norm
+
+MAX_ROWS = 1024
+PART_ROWS = 256  # per level and half: the decomposition costs rows^3, for each of them
+
+
+def _rows(x_BND: torch.Tensor, width: int) -> torch.Tensor:
+    """At most ``MAX_ROWS`` evenly spaced tokens, last ``width`` channels, float32 ``[n, width]``."""
+    x = x_BND.detach().flatten(0, 1)
+    stride = -(-x.shape[0] // MAX_ROWS)
+    return x[::stride, -width:].float()
+
+
+def _some(x_BND: torch.Tensor) -> torch.Tensor:
+    """At most ``PART_ROWS`` tokens ``[n, D]`` at a stride that shares no factor with their number, so that it does not
+    fall on the same columns of every grid.
+    """
+    x = x_BND.detach().flatten(0, 1)
+    stride = -(-x.shape[0] // PART_ROWS)
+    while stride > 1 and math.gcd(stride, x.shape[0]) > 1:
+        stride += 1
+    return x[::stride].float()
+
+
+@torch.no_grad()
+def collapse(
+    h_BND: torch.Tensor, z_BKD: torch.Tensor, levels: int, *, normalized: bool = True
+) -> dict[str, torch.Tensor]:
+    """0-d float32 tensors on the inputs' device. ``h`` is normalised per level here where it is not yet.
+
+    ``rankme``: effective rank (arXiv:2210.02885) of the last level of the target ``h``. ``feature_std``: mean over
+    channels of the standard deviation over tokens of the last level of the student ``z``. ``target_var``: mean over the
+    channels of all levels of the variance over tokens of ``h``; 0 when every token has the same target.
+
+    ``NAME/level0`` (and on), ``NAME/appearance`` and ``NAME/dynamics`` (halves of the concatenated levels, as FWM's
+    depth split): ``rankme``, ``alpha_req`` (NaN where no power law can be fitted) and ``mean_cosine`` of ``h``,
+    ``feature_std`` of ``z``, each over at most ``PART_ROWS`` tokens.
+    """
+    width = h_BND.shape[-1] // levels
+    every, z = _rows(h_BND, h_BND.shape[-1]), _rows(z_BKD, width)
+    some = _some(h_BND)
+    if not normalized:
+        every, some = target_norm(every, levels), target_norm(some, levels)
+    h = every[:, -width:]
+    return {
+        "rankme": torch.as_tensor(geometry.rankme(h)).float(),
+        "feature_std": torch.as_tensor(geometry.feature_std(z)).float(),
+        "target_var": every.var(dim=0, unbiased=False).mean(),
+        **_by_part(some, _some(z_BKD), levels),
+    }
+
+
+def _by_part(h: torch.Tensor, z: torch.Tensor, levels: int) -> dict[str, torch.Tensor]:
+    parts, students = ({k: v for k, v in channels.subspaces(x, levels).items() if k != ("all", "all")} for x in (h, z))
+    names = [f"level{level}" if subspace == "all" else subspace for level, subspace in parts]
+    found = geometry.spectra(list(parts.values()))
+    found = {key: dict(zip(names, values.unbind())) for key, values in found.items()}
+    if h.shape[0] > 1:
+        found["mean_cosine"] = {name: geometry.mean_cosine(x) for name, x in zip(names, parts.values())}
+    found["feature_std"] = {name: geometry.feature_std(x) for name, x in zip(names, students.values())}
+    return {f"{key}/{name}": value for key, values in found.items() for name, value in values.items()}

@@ -1,0 +1,1 @@
+"""The published results and the claims about them, computed again."""

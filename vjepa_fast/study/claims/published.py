@@ -1,0 +1,203 @@
+"""The published results of arXiv:2605.17165 as data: top-1 in percent of a frozen encoder, by run and data set.
+
+A run is ``<regime>_4gpu_<method>``; a regime is what was pretrained on: ``mixed`` (UCF-101, SSv2 and ImageNet-100) or
+``ucf101``. A delta is a method's top-1 minus the baseline's of the same regime, in percentage points.
+
+Two things to know before a delta is believed:
+
+* Seeds. Every variant was trained with seed 239. In the mixed regime the paper compares with the baseline of seed 42;
+  the same baseline with seed 239 is published too, on ImageNet-100 and SSv2 only. How far these two lie apart is the
+  only published hint of what a seed is worth (:meth:`Published.spread`).
+* Probe epochs. Some rows were probed for 50 epochs, others for 100, and some deltas are between the two
+  (:attr:`Delta.epochs`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+
+from vjepa_fast.errors import DataError
+
+DATA = Path(__file__).parent / "data"
+BASELINES = {"mixed": "mixed_4gpu_baseline_seed42", "ucf101": "ucf101_4gpu_baseline"}  # what the paper compares with
+SAME_SEED = {"mixed": "mixed_4gpu_baseline"}  # the baseline with the seed of the variants, where it is another run
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published accuracy: ``top1`` in percent, sizes of the probe's parts, the probe's settings where known."""
+
+    run: str
+    dataset: str
+    top1: float
+    n_train: int
+    n_val: int
+    probe: dict | None
+
+    @property
+    def epochs(self) -> int | None:
+        """Epochs of the probe; None: not published."""
+        return self.probe.get("epochs") if self.probe else None
+
+    def to_dict(self) -> dict:
+        return {"run": self.run, "dataset": self.dataset, "top1": self.top1, "n_val": self.n_val, "epochs": self.epochs}
+
+
+@dataclass(frozen=True)
+class Delta:
+    """``figure.top1 - base.top1`` in percentage points."""
+
+    method: str
+    figure: Figure
+    base: Figure
+
+    @property
+    def dataset(self) -> str:
+        return self.figure.dataset
+
+    @property
+    def value(self) -> float:
+        """Rounded to the two decimals of the published figures, so that no binary fraction shows."""
+        return round(self.figure.top1 - self.base.top1, 2)
+
+    @property
+    def arithmetic(self) -> str:
+        """Such as ``30.78 - 24.86 = +5.92``."""
+        return f"{self.figure.top1:.2f} - {self.base.top1:.2f} = {self.value:+.2f}"
+
+    @property
+    def epochs(self) -> tuple[int | None, int | None]:
+        """Probe epochs of the method and of the baseline."""
+        return self.figure.epochs, self.base.epochs
+
+    @property
+    def sampling95(self) -> float:
+        """Half width, in points, of the 95 % interval from the finite test part alone (1.96 sqrt(sum p(1-p)/n)).
+
+        Unpaired, because outcomes by clip are not published; the seed is not in it.
+        """
+        variance = sum(f.top1 / 100 * (1 - f.top1 / 100) / f.n_val for f in (self.figure, self.base))
+        return round(100 * 1.96 * math.sqrt(variance), 2)
+
+    def to_dict(self) -> dict:
+        return {
+            "method": self.method,
+            "dataset": self.dataset,
+            "delta": self.value,
+            "arithmetic": self.arithmetic,
+            "sampling95": self.sampling95,
+            "probe_epochs": list(self.epochs),
+        }
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What two seeds of the published mixed baseline differ by on one data set: a range of two runs, no interval."""
+
+    dataset: str
+    high: Figure
+    low: Figure
+
+    @property
+    def points(self) -> float:
+        return round(self.high.top1 - self.low.top1, 2)
+
+    @property
+    def arithmetic(self) -> str:
+        return f"{self.high.top1:.2f} - {self.low.top1:.2f} = {self.points:.2f}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """All published figures: ``figures[run, dataset]``, where they come from, and the notes that came with them."""
+
+    source: str
+    notes: dict
+    figures: dict[tuple[str, str], Figure]
+
+    @cached_property
+    def runs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run for run, _ in self.figures))
+
+    @cached_property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(dataset for _, dataset in self.figures))
+
+    def has(self, run: str, dataset: str) -> bool:
+        return (run, dataset) in self.figures
+
+    def figure(self, run: str, dataset: str) -> Figure:
+        """The figure of a run on a data set; DataError where none was published, with what was."""
+        try:
+            return self.figures[run, dataset]
+        except KeyError:
+            known = [d for r, d in self.figures if r == run] or [r for r, d in self.figures if d == dataset]
+            raise DataError(
+                f"{run} on {dataset}: no published figure; published beside it: {', '.join(known) or 'nothing'}"
+            ) from None
+
+    def top1(self, run: str, dataset: str) -> float:
+        """Top-1 accuracy in percent; DataError where none was published."""
+        return self.figure(run, dataset).top1
+
+    def methods(self, regime: str, pattern: str = "*", datasets: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """Methods of a regime, baselines left out, whose name matches ``pattern`` (of a shell, or several with commas
+        between) and that have a figure on each of ``datasets``. DataError for an unknown regime.
+        """
+        baselines = {_baseline(regime), SAME_SEED.get(regime)}
+        prefix = f"{regime}_4gpu_"
+        patterns = [p.strip() for p in pattern.split(",")]
+        return tuple(
+            name
+            for run in self.runs
+            if run.startswith(prefix) and run not in baselines
+            for name in [run.removeprefix(prefix)]
+            if any(fnmatchcase(name, p) for p in patterns) and all(self.has(run, d) for d in datasets)
+        )
+
+    def delta(self, regime: str, method: str, dataset: str, baseline: str | None = None) -> Delta:
+        """The method against ``baseline`` (a run's name; default: the one the paper compares with). DataError where a
+        figure of either was not published.
+        """
+        base = self.figure(baseline or _baseline(regime), dataset)
+        return Delta(method, self.figure(f"{regime}_4gpu_{method}", dataset), base)
+
+    def spread(self, dataset: str) -> Spread | None:
+        """Between the two published seeds of the mixed baseline; None where only one was measured on the data set."""
+        runs = (BASELINES["mixed"], SAME_SEED["mixed"])
+        if not all(self.has(run, dataset) for run in runs):
+            return None
+        low, high = sorted((self.figure(run, dataset) for run in runs), key=lambda f: f.top1)
+        return Spread(dataset, high, low)
+
+
+def _baseline(regime: str) -> str:
+    if regime not in BASELINES:
+        raise DataError(f"{regime!r} is no published pretraining regime; expected one of {', '.join(BASELINES)}")
+    return BASELINES[regime]
+
+
+def load_published(path=None) -> Published:
+    """Read and check the published results (default: those in the package). DataError names what is wrong."""
+    path = DATA / "published_results.json" if path is None else Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        figures = {
+            (run, dataset): Figure(run, dataset, float(f["top1"]), int(f["n_train"]), int(f["n_val"]), f["probe"])
+            for run, by_dataset in content["runs"].items()
+            for dataset, f in by_dataset.items()
+        }
+        found = Published(content["source"], content["notes"], figures)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: not a file of published results ({type(error).__name__}: {error})") from None
+    for (run, dataset), f in figures.items():
+        if not 0 <= f.top1 <= 100 or f.n_val < 1:  # NaN fails the first comparison
+            raise DataError(f"{path}: {run} on {dataset}: top1 {f.top1} of {f.n_val} samples is no accuracy in percent")
+    return found

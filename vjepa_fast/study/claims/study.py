@@ -1,0 +1,203 @@
+"""The claims computed again from one's own study (``vjepa-fast study run``), beside the published figures.
+
+A study that measured the paper's data sets is read as it is. A synthetic one has stand-ins for them (``STAND_INS``):
+objects for ImageNet-100 (appearance), order for SSv2 and motion8 for Diving-48 and the paper's synthetic motion
+(temporal). The paper's single data set, UCF-101, is the study's regime ``single``. A stand-in can bear out which way an
+accuracy moves, not by how many points, so the direction is what is judged, on either kind of study.
+
+Differences are paired by seed (variant minus baseline of the same regime, mode and seed; where the baseline did not run
+in a mode, its intended run stands in), which the published figures are not, and have a 95 % interval by Student's t
+over seeds. *Confirmed*: every interval lies wholly on the claimed side of zero; *contradicted*: one lies wholly on the
+other side; *open*: neither, or one seed only; *not measured*.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from vjepa_fast.study.claims.claims import CONFIRMED, CONTRADICTED, NAMES, Claim
+from vjepa_fast.study.claims.published import Published
+from vjepa_fast.study.records import BASELINE, Study, load_study
+from vjepa_fast.study.stats import paired_t
+
+OPEN, NOT_MEASURED = "open", "not measured"
+STAND_INS = {
+    "imagenet100": ("objects", "appearance"),
+    "ssv2": ("order", "temporal"),
+    "diving48": ("motion8", "temporal"),
+    "synth": ("motion8", "temporal"),
+}
+REGIMES = {"ucf101": "single", "mixed": "mixed"}
+PROBE = "linear"
+STUDY_TEXT = (
+    f"Judged by direction, {PROBE} probe: confirmed where every 95 % interval over seeds lies wholly on the claimed "
+    "side of zero, contradicted where one lies wholly on the other, open otherwise; not corrected for the number of "
+    "claims, nor of the differences within one."
+)
+
+
+@dataclass(frozen=True)
+class SeedDelta:
+    """A variant minus the baseline on one suite, in points: each seed's pair of accuracies in percent, the mean of the
+    differences and its 95 % interval (None: one seed, or no spread).
+    """
+
+    method: str
+    dataset: str  # the paper's
+    suite: str  # the study's
+    pairs: dict[int, tuple[float, float]]  # seed -> (variant, baseline)
+    value: float
+    low: float | None
+    high: float | None
+    compat: str
+    baseline: str  # the mode that the baseline ran in: compat, or intended in its place
+    untrained: bool = False  # the published code evaluates a target left at its random start
+
+    @property
+    def name(self) -> str:
+        against = "" if self.baseline == self.compat else ", against the intended baseline"
+        return f"{self.method}{', its target never trained,' if self.untrained else ''} on {self.suite}{against}"
+
+    @property
+    def direction(self) -> str:
+        """up, down or open, by the interval."""
+        if self.low is None or self.low <= 0 <= self.high:
+            return OPEN
+        return "up" if self.low > 0 else "down"
+
+    @property
+    def interval(self) -> str:
+        if self.low is None:
+            return f"{self.value:+.2f} (no interval from {len(self.pairs)} seed{'s' if len(self.pairs) > 1 else ''})"
+        return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+
+    @property
+    def arithmetic(self) -> str:
+        seeds = "; ".join(f"seed {s}: {a:.2f} - {b:.2f} = {a - b:+.2f}" for s, (a, b) in self.pairs.items())
+        return f"{seeds}; mean {self.interval}"
+
+
+def recompute(folder: str | os.PathLike, claims: list[Claim], published: Published) -> dict[int, list[dict]]:
+    """By claim, one dict per mode of the study (intended, published): compat, status, computed, arithmetic, suites.
+
+    An unfinished study is read as far as it went. DataError names a folder, cell or number that cannot be used.
+    """
+    study = load_study(folder, partial=True)
+    modes = study.compats or ("intended",)
+    return {claim.id: [measure(study, claim, published, mode) for mode in modes] for claim in claims}
+
+
+def measure(study: Study, claim: Claim, published: Published, compat: str) -> dict:
+    """One claim in one mode of a study."""
+    if claim.regime not in REGIMES:
+        sized = claim.kind == "embedding_dim"
+        why = "a study's encoder has the size that its user chose" if sized else "it names nothing to measure"
+        return _result(compat, NOT_MEASURED, None, why)
+    regime, deltas, lacking = REGIMES[claim.regime], [], []
+    methods = published.methods(claim.regime, claim.methods)  # so that a control of the study counts as none of them
+    for dataset in claim.datasets:
+        suite = suite_of(study, dataset)
+        found = [seed_delta(study, m, dataset, suite, regime, compat) for m in methods] if suite else []
+        found = [x for x in found if x is not None]
+        deltas += found
+        if not found:
+            lacking.append(dataset)
+    if lacking:
+        names = ", ".join(f"{claim.method} on {suite_of(study, d) or d}" for d in lacking)
+        why = f"no cells of {names} with the baseline's of the same seed (regime {regime}, {compat})"
+    else:
+        why = ""
+    if not deltas:
+        return _result(compat, NOT_MEASURED, None, why)
+    if claim.kind == "count_below":
+        return _count(claim, deltas, compat)
+    return _directions(claim, deltas, compat, why)
+
+
+def suite_of(study: Study, dataset: str) -> str | None:
+    """The study's suite for a data set of the paper: itself or its stand-in; None where neither was measured."""
+    there = {suite for suite, probe in study.outcomes if probe == PROBE}
+    return next((s for s in (dataset, STAND_INS[dataset][0]) if s in there), None)
+
+
+def seed_delta(study: Study, method: str, dataset: str, suite: str, regime: str, compat: str) -> SeedDelta | None:
+    """``method`` minus the baseline over the seeds that both have; None where they share none."""
+    own = compat if study.runs(BASELINE, regime, compat) else "intended"
+    mine, base = (
+        {seed: cell.rows[suite, PROBE].accuracy for seed, cell in cells.items() if (suite, PROBE) in cell.rows}
+        for cells in (study.runs(method, regime, compat), study.runs(BASELINE, regime, own))
+    )
+    pairs = {seed: (100 * mine[seed], 100 * base[seed]) for seed in sorted(set(mine) & set(base))}
+    if not pairs:
+        return None
+    value, low, high, *_ = paired_t([a - b for a, b in pairs.values()])
+    untrained = any(cell.student_rows for cell in study.runs(method, regime, compat).values())
+    return SeedDelta(method, dataset, suite, pairs, value, low, high, compat, own, untrained)
+
+
+def wanted(claim: Claim, dataset: str) -> str:
+    """The claimed direction on a data set."""
+    if claim.directions:
+        return claim.directions[dataset]
+    ends = claim.value if isinstance(claim.value, list) else [claim.value]
+    return "up" if min(ends) > 0 else "down"
+
+
+def _directions(claim: Claim, deltas: list[SeedDelta], compat: str, lacking: str) -> dict:
+    against = {"up": "down", "down": "up"}
+    said = [(x.direction, wanted(claim, x.dataset)) for x in deltas]
+    if any(found == against[want] for found, want in said):
+        status = CONTRADICTED
+    elif lacking:
+        status = NOT_MEASURED
+    else:
+        status = CONFIRMED if all(found == want for found, want in said) else OPEN
+    several = len(deltas) > 1
+    text = "; ".join(f"{x.name}: {x.interval if several else x.arithmetic}" for x in deltas)
+    return _result(compat, status, deltas, "; ".join(filter(None, (text, lacking))))
+
+
+def _count(claim: Claim, deltas: list[SeedDelta], compat: str) -> dict:
+    """Whether most of the methods lose more than the threshold: the count itself depends on which were run."""
+    of = claim.value["of"]
+    threshold = 0.0 if any(x.suite != x.dataset for x in deltas) else claim.value["threshold"]
+    limit = f"{threshold:+g}" if threshold else "zero (a stand-in has no points to compare)"
+    below = [x for x in deltas if x.value < threshold]
+    surely = [x for x in deltas if x.high is not None and x.high < threshold]
+    surely_not = [x for x in deltas if x.low is not None and x.low >= threshold]
+    half = len(deltas) / 2
+    status = OPEN
+    if len(deltas) >= of:
+        status = CONFIRMED if len(surely) > half else CONTRADICTED if len(surely_not) >= half else OPEN
+    text = (
+        f"{len(below)} of {len(deltas)} methods below {limit} on average, {len(surely)} with their whole "
+        f"interval, {len(surely_not)} above it with theirs"
+        + ("" if len(deltas) >= of else f"; the claim is about {of} methods, {len(deltas)} were run")
+        + "".join(f"; {x.name}: {x.interval}" for x in deltas)
+    )
+    return _result(compat, status, deltas, text)
+
+
+def _result(compat: str, status: str, deltas: list[SeedDelta] | None, text: str) -> dict:
+    computed = [
+        {
+            "method": x.method,
+            "dataset": x.dataset,
+            "suite": x.suite,
+            "baseline": x.baseline,
+            "stand_in": x.suite != x.dataset,
+            "seeds": list(x.pairs),
+            "delta": round(x.value, 4),
+            "low": None if x.low is None else round(x.low, 4),
+            "high": None if x.high is None else round(x.high, 4),
+        }
+        for x in deltas or ()
+    ]
+    return {"compat": compat, "status": status, "computed": computed or None, "arithmetic": text}
+
+
+def mapping_text() -> list[str]:
+    """How a synthetic study stands in for the paper's data sets, one line each."""
+    lines = [f"{NAMES[d]}: {suite} ({axis})" for d, (suite, axis) in STAND_INS.items()]
+    return [*lines, "UCF-101 alone: regime single; the mixture: regime mixed"]

@@ -1,0 +1,1 @@
+"""The laptop demo and its report."""

@@ -1,0 +1,1 @@
+"""Running many tasks: worker processes, locks, SLURM arrays."""

@@ -1,0 +1,263 @@
+"""What a study is run on: ``synthetic`` (rendered here) or ``paper`` (the user's data sets).
+
+A suite gives the baseline configuration of each regime, the tasks that prepare its data, and what a frozen encoder is
+evaluated on: {name: {"kind": "probe" | "fewshot", "clips": path} or {"kind", "manifests": {part: path}}}, parts
+train, val (probe only), test; for few-shot train is the base classes and test the novel ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.study.demo import tasks
+from vjepa_fast.study.demo.demo import PARTS, suite_values
+from vjepa_fast.study.demo.plan import MIXED, SINGLE, DemoPlan, stretched
+from vjepa_fast.study.jobs.pool import Task
+
+REGIMES = ("single", "mixed")
+PUBLISHED = {"single": "ucf101_4gpu_baseline", "mixed": "mixed_4gpu_baseline"}  # the published baseline of each regime
+RESERVED = ("objectives", "masks.specs", "compat", "seed", "folder", "data.datasets", "data.datasets_weights")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a study share. ``sizes``: clips by suite and part (synthetic); ``data``: {"ssv2.train": path}
+    (paper). ``scale`` stretches the runs as ``study.plan.stretched``.
+    """
+
+    suite: str = "synthetic"
+    scale: float = 1.0
+    overrides: tuple[str, ...] = ()
+    device: str = "cpu"  # cpu | cuda
+    sizes: dict[str, dict[str, int]] = field(default_factory=lambda: dict(DemoPlan().suites))
+    size: int = 64
+    frames: int = 16
+    fps: int = 8
+    data: dict[str, str] = field(default_factory=dict)
+    evaluate: tuple[str, ...] = ()  # empty: all that the suite has
+    pooling: str = ""  # empty: the suite's
+    way: int = 5
+    queries: int = 1  # the standard protocol of few-shot action recognition, as way and episodes
+    episodes: int = 10_000
+    seed: int = 0  # of rendering, held-out parts and episodes; the same for every run
+
+
+def suite_of(settings: Settings, folder: str | os.PathLike):
+    """The suite named in ``settings``, with its data in ``folder``. Raises UserError for an unknown one."""
+    kinds = {"synthetic": Synthetic, "paper": Paper}
+    if settings.suite not in kinds:
+        raise UserError(f"--suite: {settings.suite!r} is not known; give one of {', '.join(kinds)}")
+    for text in settings.overrides:
+        key = text.partition("=")[0].strip()
+        if any(key == r or key.startswith(r + ".") for r in RESERVED):
+            raise UserError(f"--set {text}: the study sets {key} itself, by variant, regime, compat and seed")
+    return kinds[settings.suite](settings, Path(folder))
+
+
+class _Suite:
+    evaluated: tuple[str, ...] = ()
+
+    def __init__(self, settings: Settings, folder: Path):
+        self.settings, self.folder = settings, folder
+        unknown = [name for name in settings.evaluate if name not in self.evaluated]
+        if unknown:
+            raise UserError(f"--evaluate: {unknown[0]!r} is not known; this suite has {', '.join(self.evaluated)}")
+        self.names = tuple(n for n in self.evaluated if not settings.evaluate or n in settings.evaluate)
+        self.pooling = settings.pooling or self.own_pooling
+
+    def _load(self, recipe: str, compat: str, seed: int):
+        from vjepa_fast import config
+
+        return config.load(recipe, [f"compat={compat}", f"seed={seed}", *self.settings.overrides])
+
+    def evaluation(self) -> dict:
+        """Plain values of the frozen evaluation, one protocol for every encoder of the study."""
+        s = self.settings
+        many = {"way": s.way, "queries": s.queries, "episodes": s.episodes, "seed": s.seed}
+        return {"pooling": self.pooling, "view": self.view(), "geometry": {"max_clips": 256, "views": 4}, **many}
+
+    def view(self) -> dict:
+        """The clip that every encoder is evaluated on: the mixed regime's (the single one may read by fps instead)."""
+        data = self._load(self.recipes["mixed"], "intended", 0).data
+        step = data.frame_sample_rate or 1
+        return {"num_frames": max(data.dataset_fpcs), "crop_size": data.crop_size, "frame_step": step}
+
+
+class Synthetic(_Suite):
+    """The demo's renderings, encoder and steps, with the published baseline's objectives."""
+
+    evaluated = ("motion8", "order", "objects", "fewshot")
+    own_pooling = "time"
+    recipes = {"single": "demo_baseline_single", "mixed": "demo_baseline_mixed"}
+
+    def weights(self, regime: str) -> dict[str, float]:
+        return SINGLE if regime == "single" else MIXED
+
+    def manifests(self, name: str) -> dict[str, str]:
+        sizes = self.settings.sizes[name]
+        return {part: str(self.folder / "suites" / name / f"{part}.csv") for part, n in sizes.items() if n}
+
+    def baseline(self, regime: str, compat: str, seed: int):
+        """The baseline Config: the demo's, trained by the published objectives.
+
+        The published context loss weighs nothing until step 15,000 and all from 30,000 on, whatever the run's length.
+        ``published`` keeps these steps (so never in a short run); ``intended`` takes them as fractions of the 30,000.
+        """
+        from vjepa_fast import config
+
+        cfg = self._load(self.recipes[regime], compat, seed)
+        paper = config.load(PUBLISHED[regime])
+        objectives = {term: dict(fields) for term, fields in paper.objectives.items()}
+        if compat == "intended":
+            steps = paper.optimization.epochs * paper.optimization.ipe
+            objectives["context"]["warmup"] = [float(step) / steps for step in objectives["context"]["warmup"]]
+        weights = self.weights(regime)
+        data = dataclasses.replace(
+            cfg.data,
+            datasets=tuple(self.manifests(n)["train"] for n in weights),
+            datasets_weights=tuple(weights.values()),
+        )
+        return stretched(dataclasses.replace(cfg, data=data, objectives=objectives), self.settings.scale)
+
+    def check(self, regimes) -> None:
+        """Raises UserError where a size is missing or nothing."""
+        sizes = self.settings.sizes
+        parts = {name: {"train", "test"} if name == "fewshot" else {"train", "val", "test"} for name in self.names}
+        for regime in regimes:
+            for name in self.weights(regime):
+                parts[name] = parts.get(name, set()) | {"train"}
+        lacking = [f"{n}.{p}" for n in parts for p in sorted(parts[n]) if not sizes.get(n, {}).get(p)]
+        if lacking:
+            raise UserError(f"--sizes: no clips for {', '.join(lacking)}; at least one is needed of each")
+
+    def tasks(self, regimes) -> list[Task]:
+        """Rendering and decoding; every encoder is evaluated on the same decoded clips."""
+        s, out = self.settings, []
+        values = {"size": s.size, "frames": s.frames, "fps": s.fps, "seed": s.seed}
+        used = [n for n in s.sizes if n in self.names or any(n in self.weights(r) for r in regimes)]
+        for name in used:
+            identity = [name, s.sizes[name], values, suite_values(name)]
+            arguments = {
+                "name": name,
+                "folder": str(self.folder / "suites" / name),
+                "splits": s.sizes[name],
+                "key": json.dumps(identity, sort_keys=True),
+                **values,
+            }
+            out.append(
+                Task(
+                    f"render-{name}",
+                    tasks.render,
+                    lambda r, a=arguments: a,
+                    identity=identity,
+                    check=lambda found: all(os.path.exists(path) for path in found.values()),
+                )
+            )
+        view = self.view()
+        for name in self.names:
+            arguments = {
+                "manifests": self.manifests(name),
+                "parts": PARTS.get(name, ["train", "val", "test"]),
+                "view": view,
+                "path": self._clips(name),
+            }
+            out.append(
+                Task(
+                    f"decode-{name}",
+                    tasks.decode,
+                    lambda r, a=arguments: a,
+                    needs=(f"render-{name}",),
+                    identity=[name, view],
+                    check=os.path.exists,
+                )
+            )
+        return out
+
+    def _clips(self, name: str) -> str:
+        return str(self.folder / "cache" / f"{name}.safetensors")
+
+    def sources(self) -> dict[str, dict]:
+        return {n: {"kind": "fewshot" if n == "fewshot" else "probe", "clips": self._clips(n)} for n in self.names}
+
+
+class Paper(_Suite):
+    """UCF-101, and its mixture with SSv2 and ImageNet-100, by the published recipes and the user's manifests."""
+
+    evaluated = ("diving48", "ssv2", "imagenet100", "ucf101", "k400_fewshot")
+    own_pooling = "mean"  # SSv2 has 168,913 training clips
+    recipes = PUBLISHED
+    trained = {"single": ("ucf101",), "mixed": ("ucf101", "ssv2", "imagenet100")}  # in the recipes' order
+
+    def __init__(self, settings: Settings, folder: Path):
+        super().__init__(settings, folder)
+        self.data = expand_data(settings.data)
+
+    def weights(self, regime: str) -> dict[str, float]:
+        from vjepa_fast import config
+
+        return dict(zip(self.trained[regime], config.load(PUBLISHED[regime]).data.datasets_weights, strict=True))
+
+    def baseline(self, regime: str, compat: str, seed: int):
+        """The published baseline recipe on the user's manifests."""
+        cfg = self._load(PUBLISHED[regime], compat, seed)
+        paths = tuple(self.data[f"{name}.train"] for name in self.trained[regime])
+        return stretched(
+            dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=paths)), self.settings.scale
+        )
+
+    def check(self, regimes) -> None:
+        """Raises DataError that lists every manifest that is missing, or named and not there."""
+        needed = [f"{n}.train" for r in regimes for n in self.trained[r]]
+        for name in self.names:
+            needed += [f"{name}.test"] if name == "k400_fewshot" else [f"{name}.train", f"{name}.test"]
+        lacking = [key for key in dict.fromkeys(needed) if key not in self.data]
+        if lacking:
+            raise DataError(
+                f"--data: no manifest for {', '.join(lacking)}; give --data {lacking[0]}=FILE.csv, or --data "
+                f"{lacking[0].split('.')[0]}=FOLDER with train.csv, val.csv and test.csv (few-shot: base.csv and "
+                "novel.csv); --evaluate leaves out what is not to be measured"
+            )
+        gone = [f"{key}: {self.data[key]}" for key in dict.fromkeys(needed) if not os.path.isfile(self.data[key])]
+        if gone:
+            raise DataError(f"--data: no such file: {'; '.join(gone)}")
+
+    def tasks(self, regimes) -> list[Task]:
+        return []
+
+    def sources(self) -> dict[str, dict]:
+        out = {}
+        for name in self.names:
+            parts = {p: self.data[f"{name}.{p}"] for p in ("train", "val", "test") if f"{name}.{p}" in self.data}
+            out[name] = {"kind": "fewshot" if name == "k400_fewshot" else "probe", "manifests": parts}
+        return out
+
+
+def expand_data(data: dict[str, str]) -> dict[str, str]:
+    """{"ssv2.train": absolute path, ...} of {"ssv2": folder, "ucf101.test": file}; base and novel are train and test.
+
+    Raises UserError for a name that no suite knows, or a folder without manifests.
+    """
+    known, parts = set(Paper.evaluated), {"train": "train", "val": "val", "test": "test", "base": "train"}
+    parts["novel"] = "test"
+    out = {}
+    for name, path in data.items():
+        suite, _, part = name.partition(".")
+        if suite not in known or (part and part not in parts):
+            raise UserError(
+                f"--data {name}=...: not known; names are {', '.join(sorted(known))}, alone (a folder) or with "
+                ".train, .val, .test, .base or .novel"
+            )
+        if part:
+            out[f"{suite}.{parts[part]}"] = os.path.abspath(path)
+            continue
+        found = {parts[p]: Path(path) / f"{p}.csv" for p in parts if (Path(path) / f"{p}.csv").is_file()}
+        if not found:
+            wanted = ", ".join(f"{p}.csv" for p in parts)
+            raise UserError(f"--data {name}={path}: not a folder that holds any of {wanted}")
+        out.update({f"{suite}.{p}": os.path.abspath(file) for p, file in found.items()})
+    return out
