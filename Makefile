@@ -37,8 +37,11 @@ bench: install  ## every op against the published algorithm, eager PyTorch and t
 gpu-check:  ## all tests and benchmarks that need a GPU; PYTHON as it is, nothing is installed (OUT=results.json)
 	$(PYTHON) benchmarks/gpu_check.py $(if $(OUT),--out '$(OUT)') $(ARGS)
 
-lint: install  ## ruff
+lint: install  ## style, formatting and types
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+	$(PY) -m pyright --pythonpath $(PY) -p pyright-strict.json
 
 clean:  ## remove .venv and build products
 	rm -rf $(VENV) build *.egg-info vjepa_fast/_C.so

@@ -29,7 +29,7 @@ SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
 
 @functools.cache
 def all_variants() -> dict[str, dict]:
-    """name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``."""
+    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``."""
     from vjepa_fast import kernels
 
     found = {}
@@ -44,7 +44,7 @@ def all_variants() -> dict[str, dict]:
 
 
 def device_functions() -> dict:
-    """key -> Triton device function, of every row function that the objectives define."""
+    """Key -> Triton device function, of every row function that the objectives define."""
     from vjepa_fast.objectives import build_objectives
     from vjepa_fast.ops._latent_kernels import device_function
     from vjepa_fast.ops.latent import functions

@@ -29,7 +29,7 @@ LAYERS = {"qkv": (1, 3), "proj": (1, 1), "fc1": (1, 4), "fc2": (4, 1)}  # inputs
 
 
 def pairs(x, w, b, g):
-    """name -> (MKL, the other)"""
+    """Name -> (MKL, the other)"""
     dw, db = torch.zeros_like(w), torch.zeros_like(b)
 
     def gelu(x):  # oneDNN applies it to the product while that is in cache

@@ -33,7 +33,7 @@ def modes(case: op_cases.Case) -> list[str]:
 
 
 def functions(case: op_cases.Case, mode: str, providers) -> dict:
-    """provider -> what to time in this mode."""
+    """Provider -> what to time in this mode."""
     found = {}
     for name in providers:
         fn = compiled(case) if name == "compiled" else case.functions.get(name)

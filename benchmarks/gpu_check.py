@@ -307,7 +307,7 @@ class Results:
 
 
 def parts(args: argparse.Namespace, results: Results) -> dict[str, Callable[[], dict]]:
-    """name -> what to do, in order."""
+    """Name -> what to do, in order."""
 
     def ops() -> dict:
         import op_cases

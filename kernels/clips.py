@@ -35,7 +35,7 @@ def _patchify(
     HAS_IDX: tl.constexpr,
     NORMALIZE: tl.constexpr,
 ):
-    """clip -> out [B,K,P], one program per row of out, ROWS x COLS pixels at a time.
+    """Clip -> out [B,K,P], one program per row of out, ROWS x COLS pixels at a time.
 
     Floor: B*K*P pixels read, as many numbers written, 8 bytes of each index. It moves that, and up to twice the reads
     where 16 bytes of a line are kept alone, as memory gives 32 at least. A token outside [0, limit) reads nothing and
@@ -216,7 +216,7 @@ def _trilinear(
 
 @triton.jit
 def _divide_by_peak(raw, out, n_t, n_hw, floor, ACROSS: tl.constexpr, BLOCK: tl.constexpr):
-    """out = raw / max(peak, floor), both [B,T,H*W]; program j finds the peak of sample j and divides that sample by it,
+    """Out = raw / max(peak, floor), both [B,T,H*W]; program j finds the peak of sample j and divides that sample by it,
     or, ACROSS, time slice j of all samples (B = T).
 
     Floor: raw read once, out written once; it reads raw twice, from the cache.
@@ -242,7 +242,7 @@ _WARPS = 4
 
 
 def tubelet_patchify(clip, idx, tubelet, patch, scale, shift, out) -> None:
-    """idx int64 [B,K], [1,K] of b*N + n, or None for all; scale, shift float32 [C], for uint8; out [B,K,P], float."""
+    """Idx int64 [B,K], [1,K] of b*N + n, or None for all; scale, shift float32 [C], for uint8; out [B,K,P], float."""
     c, f, height, width = clip.shape[1:]
     h, w = height // patch, width // patch
     n = f // tubelet * h * w
@@ -313,12 +313,12 @@ def patch_mean(clip, scale, shift, out) -> None:
 
 
 def area_change(clip, weight, out) -> None:
-    """weight float32 [C]; out float32 [B,T,H,W]."""
+    """Weight float32 [C]; out float32 [B,T,H,W]."""
     _pooled(clip, weight, weight, out, change=True)
 
 
 def trilinear_change(clip, weight, out) -> None:
-    """weight float32 [C]; out float32 [B,T,H,W]."""
+    """Weight float32 [C]; out float32 [B,T,H,W]."""
     grid, size, tokens = out.shape[1:], clip.shape[2:], 128
     if out.numel():
         _trilinear[(out.shape[0], triton.cdiv(grid[0] * grid[1] * grid[2], tokens))](

@@ -47,7 +47,7 @@ def _target(h, b, n, N, places, start, c, limit, D, E, TARGET: tl.constexpr, NOR
 def token_forward(z, h, idx, after, rows, sign, p, K, N, places, D, E, FN: tl.constexpr, TARGET: tl.constexpr,
                   LEVELS: tl.constexpr, NORM: tl.constexpr, HAS_AFTER: tl.constexpr, KEEP: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
-    """z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [B*K], and slopes [B*K,D] as int8 where KEEP.
+    """Z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [B*K], and slopes [B*K,D] as int8 where KEEP.
 
     Moves its floor: z and h once, one byte per channel written.
     """
@@ -72,7 +72,7 @@ def token_forward(z, h, idx, after, rows, sign, p, K, N, places, D, E, FN: tl.co
 
 @triton.jit
 def token_sign(grad, sign, dz, D, BLOCK: tl.constexpr):
-    """dz [M,D] = sign [M,D] (int8) x grad [M] / D. Moves its floor."""
+    """Dz [M,D] = sign [M,D] (int8) x grad [M] / D. Moves its floor."""
     r = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     s = tl.load(sign + r * D + c, mask=c < D, other=0).to(tl.float32)
@@ -82,7 +82,7 @@ def token_sign(grad, sign, dz, D, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["K", "N", "places"])
 def token_backward(grad, z, h, idx, after, dz, p, K, N, places, D, E, FN: tl.constexpr, TARGET: tl.constexpr,
                    LEVELS: tl.constexpr, NORM: tl.constexpr, HAS_AFTER: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """dz [B*K,D] with the slopes computed again. Moves its floor: z and h read, dz written."""
+    """Dz [B*K,D] with the slopes computed again. Moves its floor: z and h read, dz written."""
     r = tl.program_id(0).to(tl.int64)
     b = r // K
     n = tl.load(idx + r)
@@ -125,7 +125,7 @@ def pair_forward(z, h, idx, after, rows, K, N, M, places, D, E, FNS: tl.constexp
                  P: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr,
                  PART: tl.constexpr, NEEDS_H: tl.constexpr, LEVELS: tl.constexpr, NORM: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
-    """z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [R,M], M = B*K; FNS and the tuples after it have R entries.
+    """Z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [R,M], M = B*K; FNS and the tuples after it have R entries.
 
     Reads each row of z and h twice (as itself and as the successor of another), the second time from the L2 cache: its
     floor from memory. All functions see the same loads.
@@ -163,8 +163,9 @@ def pair_backward(grad, z, h, idx, after, before, dz, K, N, M, places, D, E, FNS
                   P: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, PERIOD: tl.constexpr, COUNT: tl.constexpr,
                   PART: tl.constexpr, NEEDS_H: tl.constexpr, LEVELS: tl.constexpr, NORM: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
-    """dz [B*K,D] from grad [R,M]: a row gathers from the pair it starts and from the one it ends. Floor as forward,
-    plus dz."""
+    """Dz [B*K,D] from grad [R,M]: a row gathers from the pair it starts and from the one it ends. Floor as forward,
+    plus dz.
+    """
     r = tl.program_id(0).to(tl.int64)
     b = r // K
     a, q = tl.load(after + r), tl.load(before + r)
@@ -219,7 +220,7 @@ def _statistics(rows, live, E, BLOCK: tl.constexpr, STEPS: tl.constexpr):
 @triton.jit(do_not_specialize=["P", "K", "N"])
 def column_forward(z, h, slots, tokens, constants, rows, P, K, N, C, T, D, E, FN: tl.constexpr, LEVELS: tl.constexpr,
                    NORM: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr):  # fmt: skip
-    """z [B,K,D], h [B,N,D], slots and tokens [B*P,T], constants [C,T] -> rows [B*P].
+    """Z [B,K,D], h [B,N,D], slots and tokens [B*P,T], constants [C,T] -> rows [B*P].
 
     Reads z once and h once (twice where NORM, the second time from cache). STEPS >= T is a power of two.
     """
@@ -499,8 +500,8 @@ def column_gradient(grad, z, h, slots, tokens, constants, fn, levels, normalize)
 
 def variants(functions):
     """Builds that a training run needs: ViT-B (4 levels of 768), clips of 8 time steps; ``functions`` by key."""
-    i64 = {name: "*i64" for name in ("idx", "after", "before", "slots", "tokens")}
-    ints = {name: "i32" for name in ("K", "N", "M", "places", "D", "E", "P", "C", "T")}
+    i64 = dict.fromkeys(("idx", "after", "before", "slots", "tokens"), "*i64")
+    ints = dict.fromkeys(("K", "N", "M", "places", "D", "E", "P", "C", "T"), "i32")
     tensors = {"rows": "*fp32", "sign": "*i8", "grad": "*fp32", "constants": "*fp32", "p": "fp32"}
 
     def build(fn, dtype, constexprs, num_warps=4):

@@ -117,7 +117,7 @@ def _draw(
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """saliency [B,N], specs int64 [S,COLUMNS] -> context int8 [S,B,N], counts int32 [S,B] of its ones (0: no context is
+    """Saliency [B,N], specs int64 [S,COLUMNS] -> context int8 [S,B,N], counts int32 [S,B] of its ones (0: no context is
     left after all redraws), corners int64 [S,B,P]: t << 40 | h << 20 | w at which each block begins, as last drawn.
 
     Scratch: table, prefix float64 [S,B,N].
@@ -232,7 +232,7 @@ def _write(
     TRUNCATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """context int8 [S,B,N], counts int32 [S,B] -> enc, pred int64 [S,B,N], ascending, then zeros; enc_len, pred_len
+    """Context int8 [S,B,N], counts int32 [S,B] -> enc, pred int64 [S,B,N], ascending, then zeros; enc_len, pred_len
     int64 [S,B], both 0 if no context was left (of any sample of the spec, if truncated). Scratch: keys int64 [S,B,N].
     """
     row = tl.program_id(0).to(tl.int64)

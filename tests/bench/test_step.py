@@ -151,7 +151,7 @@ def test_different_losses_are_refused(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "extra, words",
+    ("extra", "words"),
     [
         (["--providers", "ours"], "accepted: all, vjepa_fast, vjepa_fast_compiled, reference"),
         (["--repeats", "0"], "at least one"),

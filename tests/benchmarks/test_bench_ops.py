@@ -75,7 +75,9 @@ def test_rows_and_table(tmp_path, capsys, monkeypatch):
     assert f"{full['fused']:.3g}" in told and f"{full['eager']:.3g}" in told
 
 
-@pytest.mark.parametrize("args, words", [(["--ops", "rope"], "'rope' is unknown"), (["--providers", "ours"], "'ours'")])
+@pytest.mark.parametrize(
+    ("args", "words"), [(["--ops", "rope"], "'rope' is unknown"), (["--providers", "ours"], "'ours'")]
+)
 def test_unknown_names(monkeypatch, capsys, args, words):
     monkeypatch.setattr(sys, "argv", ["bench_ops.py", *args])
     with pytest.raises(SystemExit):

@@ -82,7 +82,7 @@ def test_errors_of_a_process_are_one_line_on_stderr():
 
 
 @pytest.mark.parametrize(
-    "argv, parts",
+    ("argv", "parts"),
     [
         (["trian"], ["trian: unknown command; commands: ", "did you mean train?"]),
         (["train"], ["the following arguments are required: config", "vjepa-fast train --help"]),
@@ -103,7 +103,7 @@ def test_wrong_usage_is_one_line_and_exit_2(argv, parts, capsys):
 
 
 @pytest.mark.parametrize(
-    "raised, code, message",
+    ("raised", "code", "message"),
     [
         (UserError("clip.mp4: broken\nbeyond repair"), 2, "error: clip.mp4: broken beyond repair\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),

@@ -118,7 +118,7 @@ def test_advice_on_a_gpu_machine(gpu, capsys):
 
 
 @pytest.mark.parametrize(
-    "built, text",
+    ("built", "text"),
     [(None, "torch is a build without CUDA, install one"), ("13.2", "the driver may be too old for CUDA 13.2")],
 )
 def test_driver_without_device(plain, capsys, built, text):

@@ -193,7 +193,7 @@ def test_absent_keys_take_the_published_defaults(read):
 
 
 @pytest.mark.parametrize(
-    "section, key, value, expected",
+    ("section", "key", "value", "expected"),
     [
         ("optimization", "lrr", 1.0, "optimization.lrr: unknown key; accepted: epochs"),
         ("optimization", "hw_coef", 1.0, "did you mean hw_coeff?"),

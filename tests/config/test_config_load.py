@@ -42,7 +42,7 @@ def test_values_are_typed(small):
 
 
 @pytest.mark.parametrize(
-    "text, path, value",
+    ("text", "path", "value"),
     [
         ("optimization.lr=1e-3", "optimization.lr", 1e-3),
         ("optimization.warmup=2", "optimization.warmup", 2.0),
@@ -81,7 +81,7 @@ def test_overrides_apply_in_order(small):
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         (
             "optimization.lrr=3",
@@ -119,7 +119,7 @@ def test_bad_override_is_refused_with_path_and_hint(small, text, expected):
 
 
 @pytest.mark.parametrize(
-    "overrides, expected",
+    ("overrides", "expected"),
     [
         (["data.crop_size=65"], "data.crop_size: 65 is not a multiple of data.patch_size 16; use 64"),
         (["data.crop_size=0"], "data.crop_size: must be at least 1"),
@@ -168,7 +168,7 @@ def test_values_that_do_not_go_together_are_refused(small, overrides, expected):
 
 
 @pytest.mark.parametrize(
-    "text, expected",
+    ("text", "expected"),
     [
         ("data: {crop: 64}", "data.crop: unknown key; accepted: datasets, "),
         ("optimization: {lrr: 1}", "optimization.lrr: unknown key"),

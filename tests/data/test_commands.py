@@ -19,7 +19,7 @@ def test_synthetic_one_and_all(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["synthetic", "motion9", "x"], "motion9"),
         (["synthetic", "motion8", "OUT", "--size", "31"], "must be even"),

@@ -26,7 +26,7 @@ def test_center_and_random_starts(counter_video, numbers):
 
 
 @pytest.mark.parametrize(
-    "fps, video_fps, step",
+    ("fps", "video_fps", "step"),
     [(16, 25.0, 1), (16, 29.97, 1), (10, 29.97, 3), (8, 25.0, 3), (30, 24.0, 1), (12, 24.0, 2), (4, 29.97, 7)],
 )
 def test_step_of_a_frame_rate(fps, video_fps, step):
@@ -110,7 +110,7 @@ def test_sound_longer_than_the_picture(tmp_path, numbers):
 
 
 @pytest.mark.parametrize(
-    "kind, reason",
+    ("kind", "reason"),
     [
         ("zero", "empty"),
         ("truncated", "truncated"),

@@ -37,7 +37,7 @@ def test_relative_to_the_working_directory_if_only_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("", "empty"),
         ("\n \n", "empty"),

@@ -22,7 +22,7 @@ def test_shares_are_exact_and_mixed_throughout():
     assert all(abs((part == 1).mean() - 0.6) < 0.2 for part in drawn.reshape(-1, 100))
 
 
-@pytest.mark.parametrize("sizes, weights", [([23], None), ([23, 400], [0.5, 0.5]), ([23, 60], None)])
+@pytest.mark.parametrize(("sizes", "weights"), [([23], None), ([23, 400], [0.5, 0.5]), ([23, 60], None)])
 def test_every_sample_once_per_epoch_of_its_dataset(sizes, weights):
     sampler = MixedSampler(sizes, weights, 1)
     picks = [i for d, i in map(sampler, range(4000)) if d == 0]

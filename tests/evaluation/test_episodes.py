@@ -85,7 +85,7 @@ def _half_b():
     return np.array([-2 / 5**0.5 - 2 / 13**0.5, -1 / 5**0.5 + 3 / 13**0.5]) / 2
 
 
-@pytest.mark.parametrize("metric,center,l2", OPTIONS)
+@pytest.mark.parametrize(("metric", "center", "l2"), OPTIONS)
 @pytest.mark.parametrize("table", [True, False])
 def test_prototypes_by_hand(metric, center, l2, table, monkeypatch):
     if not table:
@@ -135,7 +135,7 @@ def naive(f, drawn, metric, center, l2, base):
     return np.array(out)
 
 
-@pytest.mark.parametrize("metric,center,l2", OPTIONS)
+@pytest.mark.parametrize(("metric", "center", "l2"), OPTIONS)
 def test_prototypes_episode_by_episode(metric, center, l2, monkeypatch):
     rng = np.random.default_rng(0)
     f = clouds(spread=2.0)
@@ -173,7 +173,8 @@ def test_a_far_origin_does_not_cost_precision():
 
 
 @pytest.mark.parametrize(
-    "shot,c,scale,l2", [(1, 1.0, 1.0, False), (5, 1.0, 1.0, True), (3, 0.1, 0.2, False), (5, 10.0, 1.0, False)]
+    ("shot", "c", "scale", "l2"),
+    [(1, 1.0, 1.0, False), (5, 1.0, 1.0, True), (3, 0.1, 0.2, False), (5, 10.0, 1.0, False)],
 )
 def test_logistic_agrees_with_scikit_learn(shot, c, scale, l2):
     f = clouds(d=40, spread=2.5)
@@ -206,7 +207,7 @@ def test_two_ways_are_scikit_learns_at_twice_c():
     assert float(b[0, 0, 1] - b[0, 0, 0]) - (w[1] - w[0]) @ x.mean(0) == pytest.approx(model.intercept_[0], abs=1e-3)
 
 
-@pytest.mark.parametrize("scale,c", [(1e-3, 1.0), (1.0, 1.0), (30.0, 1.0), (1.0, 1e4), (1.0, 1e-6), (0.0, 1.0)])
+@pytest.mark.parametrize(("scale", "c"), [(1e-3, 1.0), (1.0, 1.0), (30.0, 1.0), (1.0, 1e4), (1.0, 1e-6), (0.0, 1.0)])
 def test_logistic_reaches_its_minimum(scale, c):
     rng = np.random.default_rng(0)
     x = torch.from_numpy(scale * (rng.standard_normal((20, 15, 30)) + 4))
@@ -353,7 +354,7 @@ def test_intervals_cover_the_mean_93_to_97_percent(many, name):
 
 
 @pytest.mark.parametrize(
-    "change,message",
+    ("change", "message"),
     [
         ({"episodes": 10}, "10 cannot be averaged in groups of 4"),
         ({"episodes": 4}, "at least two means"),

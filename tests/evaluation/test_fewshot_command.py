@@ -137,7 +137,7 @@ def test_a_list_and_a_split(suites, run_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "more,message",
+    ("more", "message"),
     [
         (["--novel", "missing.csv"], "missing.csv: no such manifest"),
         (["--pretrain", "missing.csv"], "missing.csv: no such manifest"),
@@ -203,7 +203,7 @@ def base_classes(suites, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "method,stages,more",
+    ("method", "stages", "more"),
     [
         ("meta-baseline", ("classifier", "meta"), ["--trunk", "head", "--meta-way", "3"]),
         (
@@ -267,7 +267,7 @@ def test_leakage_into_base_classes_is_stated(suites, run_folder, base_classes, t
 
 
 @pytest.mark.parametrize(
-    "more,message",
+    ("more", "message"),
     [
         (["--method", "sun"], "give --base, or --split"),
         (["--method", "meta-baseline", "--base", "NOVEL"], "files are in the base part as well"),

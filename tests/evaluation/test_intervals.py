@@ -5,7 +5,7 @@ from scipy import stats
 from vjepa_fast.evaluation.intervals import mcnemar, mean_ci95, paired_difference, wilson
 
 
-@pytest.mark.parametrize("k,n", [(0, 10), (1, 10), (37, 400), (200, 400), (400, 400)])
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (1, 10), (37, 400), (200, 400), (400, 400)])
 def test_wilson_equals_scipy(k, n):
     ci = stats.binomtest(k, n).proportion_ci(0.95, method="wilson")
     assert wilson(k, n) == pytest.approx((ci.low, ci.high), abs=1e-12)
@@ -19,7 +19,7 @@ def test_wilson_covers_the_truth_about_95_percent():
     assert 0.93 < covered < 0.97
 
 
-@pytest.mark.parametrize("k,n", [(1, 0), (-1, 5), (6, 5)])
+@pytest.mark.parametrize(("k", "n"), [(1, 0), (-1, 5), (6, 5)])
 def test_wilson_refuses_nonsense(k, n):
     with pytest.raises(ValueError, match="correct"):
         wilson(k, n)
@@ -33,7 +33,7 @@ def test_mean_ci95_formula():
         mean_ci95([])
 
 
-@pytest.mark.parametrize("a,b", [(0, 0), (3, 12), (12, 3), (5, 5), (900, 700)])
+@pytest.mark.parametrize(("a", "b"), [(0, 0), (3, 12), (12, 3), (5, 5), (900, 700)])
 def test_mcnemar_equals_the_binomial_test(a, b):
     expected = stats.binomtest(a, a + b).pvalue if a + b else 1.0
     assert mcnemar(a, b) == pytest.approx(expected, rel=1e-9)

@@ -85,7 +85,7 @@ def test_files_that_are_not_here_are_said_not_to_be_compared(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path,expected",
+    ("path", "expected"),
     [
         ("k400/val/archery/-3B32lodo2M_000059_000069.mp4", ("youtube", "-3B32lodo2M")),
         ("k400/archery/_a_lowercase_000059_000069.mp4", None),
@@ -130,7 +130,7 @@ def test_classes_of_the_same_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "a,b,same",
+    ("a", "b", "same"),
     [
         ("HulaHoop", "hula hooping", True),
         ("CliffDiving", "diving cliff", True),
@@ -189,7 +189,7 @@ def test_list_formats(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text,message",
+    ("text", "message"),
     [
         ("a/1\nnothing\n", "list.txt:2: expected '<class>/<video>', found 'nothing'"),
         ("\n", "is empty"),

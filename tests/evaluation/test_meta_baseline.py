@@ -277,7 +277,7 @@ BASE, VAL, NOVEL = features()
 
 
 @pytest.mark.parametrize(
-    "parts, settings, error, match",
+    ("parts", "settings", "error", "match"),
     [
         ((planted_features(4, 0), VAL, NOVEL), {}, DataError, "base part.*5-way episodes need 5 classes.*there are 4"),
         ((BASE, planted_features(4, 1), NOVEL), {}, DataError, "val part.*5-way.*there are 4"),
@@ -340,13 +340,28 @@ def test_arguments_of_the_command_line():
     from vjepa_fast.cli._fewshot_tune import METHODS, add_arguments, settings_of
     from vjepa_fast.evaluation.fewshot.tune import METHODS as BUILT
 
-    assert METHODS == tuple(BUILT)
+    assert tuple(BUILT) == METHODS
     parser = ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args([])
     assert settings_of("meta-baseline", args) == MetaBaselineSettings()
     assert settings_of("sun", args) == BUILT["sun"][1]()
-    args = parser.parse_args("--trunk 2 --tune-epochs 30 --tune-lr 0.01 --meta-epochs 3 --meta-way 4 --flip 0".split())
+    args = parser.parse_args(
+        [
+            "--trunk",
+            "2",
+            "--tune-epochs",
+            "30",
+            "--tune-lr",
+            "0.01",
+            "--meta-epochs",
+            "3",
+            "--meta-way",
+            "4",
+            "--flip",
+            "0",
+        ]
+    )
     mb, sun = settings_of("meta-baseline", args, way=4, shots=(2,)), settings_of("sun", args)
     assert (mb.trunk, mb.way, mb.shots, mb.meta.epochs, mb.meta.way) == ("2", 4, (2,), 3, 4)
     assert mb.classifier == FitSettings(30, lr=0.01, milestones=(27,))

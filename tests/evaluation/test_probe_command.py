@@ -130,7 +130,7 @@ def test_weights_without_configuration_need_one(suites, run_folder, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    "change,message",
+    ("change", "message"),
     [
         ({"--train": "missing.csv"}, "missing.csv: no such manifest"),
         ({"--train": None}, "--train and --test go together"),
@@ -171,7 +171,7 @@ def test_cache_folder_of_a_run_and_of_a_file(tmp_path):
     assert cache_folder(tmp_path / "fair.pt") == tmp_path / "features"
 
 
-@pytest.mark.parametrize("one,other", [("val", "test"), ("train", "test"), ("train", "val")])
+@pytest.mark.parametrize(("one", "other"), [("val", "test"), ("train", "test"), ("train", "val")])
 def test_parts_that_share_files_are_refused(suites, run_folder, tmp_path, capsys, one, other):
     motion, _ = suites
     mixed = tmp_path / f"{other}.csv"  # a part with one clip of another

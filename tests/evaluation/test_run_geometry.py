@@ -223,7 +223,7 @@ def test_command_prints_and_writes_every_encoder_beside_random_init(run_folder, 
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (["--views", "-1"], "--views: -1 is less than 0"),
         (["--max-clips", "1"], "--max-clips: 1 is less than 2"),

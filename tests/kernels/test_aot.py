@@ -51,7 +51,7 @@ def row(**change):
 
 
 @pytest.mark.parametrize(
-    "rows, expected",
+    ("rows", "expected"),
     [
         ([row()], []),
         ([row(registers=48)], []),

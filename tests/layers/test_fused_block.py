@@ -44,7 +44,7 @@ def run(block, x, table, lengths, grad, dtype=torch.float32, plain=False):
 
 
 @pytest.mark.parametrize(
-    "change, lengths",
+    ("change", "lengths"),
     [
         ({}, None),
         ({}, [10, 13]),
@@ -119,7 +119,7 @@ def test_kernels_give_the_same_bits_on_any_number_of_threads():
 
 
 # more columns than are packed at a time, on either side
-@pytest.mark.parametrize("out, width", [(40, 1500), (1500, 40), (700, 700)])
+@pytest.mark.parametrize(("out", "width"), [(40, 1500), (1500, 40), (700, 700)])
 def test_outer_gives_the_same_bits_on_any_number_of_threads(out, width):
     g = torch.Generator().manual_seed(0)
     grad, x = torch.randn(300, out, generator=g), torch.randn(300, width, generator=g)
@@ -283,7 +283,7 @@ def test_gelu_far_from_zero(spread):
 
 
 # rows and widths that fill no tile, and more rows than go through both layers at a time
-@pytest.mark.parametrize("n, width, hidden", [(1, 1, 1), (7, 33, 70), (101, 40, 17), (250, 96, 128)])
+@pytest.mark.parametrize(("n", "width", "hidden"), [(1, 1, 1), (7, 33, 70), (101, 40, 17), (250, 96, 128)])
 def test_linear_and_feed_forward(n, width, hidden):
     g = torch.Generator().manual_seed(n)
 
@@ -337,7 +337,7 @@ def test_linear_refuses_other_shapes():
 
 # widths that fill no tile, more rows than are packed at a time, both ways to share the work
 @pytest.mark.parametrize(
-    "n, out, width", [(0, 5, 4), (1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32)]
+    ("n", "out", "width"), [(0, 5, 4), (1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32)]
 )
 def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
     g = torch.Generator().manual_seed(n)
@@ -348,7 +348,7 @@ def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
     torch.testing.assert_close(db.double(), grad.double().sum(0) + 3, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("out, width", [(5, 0), (0, 5), (0, 0)])
+@pytest.mark.parametrize(("out", "width"), [(5, 0), (0, 5), (0, 0)])
 def test_outer_of_nothing(out, width):
     grad, x, dw, db = torch.ones(300, out), torch.ones(300, width), torch.zeros(out, width), torch.zeros(out)
     torch.ops.vjepa_fast_cpp.add_outer(grad, x, dw, db)

@@ -96,7 +96,7 @@ def test_unguided_origins_are_uniform():
     assert stats.chisquare(observed.numpy()).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("strength,rate", [(2.0, 0.1), (5.0, 0.0)])
+@pytest.mark.parametrize(("strength", "rate"), [(2.0, 0.1), (5.0, 0.0)])
 def test_guided_origins_follow_the_analytic_distribution(golden, strength, rate):
     spec = BlockSpec(
         num_blocks=1,
@@ -270,7 +270,7 @@ def test_redrawn_samples_do_not_disturb_the_others():
 
 
 @pytest.mark.parametrize(
-    "change,field",
+    ("change", "field"),
     [
         ({"num_blocks": 0}, "num_blocks"),
         ({"spatial_scale": (0.5, 0.2)}, "spatial_scale"),

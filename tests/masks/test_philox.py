@@ -16,7 +16,7 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize("counter,key,answer", ANSWERS)
+@pytest.mark.parametrize(("counter", "key", "answer"), ANSWERS)
 def test_known_answers(counter, key, answer):
     got = philox.philox4x32(tuple(torch.tensor([word]) for word in counter), key)
     assert tuple(int(word) for word in got) == answer

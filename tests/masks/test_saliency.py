@@ -95,7 +95,7 @@ def test_static_clip_and_single_frame_are_zero(golden, saliency):
 
 
 @pytest.mark.parametrize(
-    "frames,size,grid",
+    ("frames", "size", "grid"),
     [(16, (96, 64), (8, 6, 4)), (5, (33, 47), (2, 5, 7)), (4, (8, 8), (4, 8, 8)), (2, (6, 9), (5, 8, 12))],
 )
 def test_trilinear_is_interpolate_of_the_whole_difference(frames, size, grid):

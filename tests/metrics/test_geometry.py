@@ -69,7 +69,7 @@ def test_isotropic_and_rank_r_gaussians():
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.5])
-@pytest.mark.parametrize("n, d", [(400, 150), (60, 24), (40, 8)])
+@pytest.mark.parametrize(("n", "d"), [(400, 150), (60, 24), (40, 8)])
 def test_alpha_of_a_power_law_is_its_exponent(alpha, n, d):
     x = with_spectrum(torch.arange(1, d + 1).pow(-alpha), n)
     assert alpha_req(x).item() == pytest.approx(alpha, abs=1e-3)

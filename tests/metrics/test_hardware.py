@@ -16,7 +16,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    "name, dtype, want",
+    ("name", "dtype", "want"),
     [
         ("NVIDIA H200", torch.bfloat16, 989e12),
         ("NVIDIA H100 80GB HBM3", torch.bfloat16, 989e12),

@@ -28,7 +28,7 @@ def test_levels_of_every_depth():
 
 
 @pytest.mark.parametrize(
-    "name, params",
+    ("name", "params"),
     [
         ("vit_tiny", 5.78),
         ("vit_small", 22.18),
@@ -95,7 +95,7 @@ def test_other_numbers_of_levels(small, levels):
     assert [tuple(t.shape) for t in predictor(z, enc, pred)] == [(1, 9, levels * 24), (1, 5, levels * 24)]
 
 
-@pytest.mark.parametrize("patch, side", [(8, 40), (14, 42), (16, 48)])
+@pytest.mark.parametrize(("patch", "side"), [(8, 40), (14, 42), (16, 48)])
 def test_patch_sizes(patch, side):
     encoder = build_encoder(img_size=side, patch_size=patch, num_frames=4, embed_dim=12, depth=4, num_heads=2)
     assert encoder.grid((1, 3, 4, side, 2 * side)) == (2, side // patch, 2 * side // patch)
@@ -235,7 +235,7 @@ def test_compiles_in_one_graph(small, variant):
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean 'vit_base'"),
         (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),
@@ -263,7 +263,7 @@ def test_cls_and_registers_off_are_accepted():
 
 
 @pytest.mark.parametrize(
-    "shape, message",
+    ("shape", "message"),
     [
         ((1, 3, 4, 30, 32), "clip of 30x32 pixels: both must be multiples of data.patch_size 8"),
         ((1, 3, 3, 32, 32), "clip of 3 frames: must be a multiple of data.tubelet_size 2"),

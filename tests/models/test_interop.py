@@ -171,7 +171,7 @@ def test_no_such_encoder_inside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (dict(embed_dim=36), "img_mod_embed is .1, 1, 24. in the file, .1, 1, 36. in the model"),
         (dict(depth=5), "missing blocks.4.norm1.weight"),

@@ -72,7 +72,9 @@ def compare(ours, theirs, tolerance):
 
 @pytest.mark.parametrize("pad", [0, 64])
 @pytest.mark.parametrize("use_rope", [True, False])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 2e-5)])  # float32: fused block
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)]
+)  # float32: fused block
 def test_one_stream_equals_one_pass_per_sample_and_mask(dtype, tolerance, use_rope, pad):
     parts = setup(dtype, use_rope)
     theirs = run(apart, parts)

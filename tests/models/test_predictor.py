@@ -102,7 +102,7 @@ def test_one_level_and_another_target_width(make):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         (dict(num_heads=5), "model.pred_num_heads: 12 channels in 5 heads"),
         (dict(num_mask_tokens=0), "model.num_mask_tokens: 0; at least 1 is needed"),

@@ -120,7 +120,7 @@ def test_samples_of_equal_length_give_the_bits_of_the_unpacked_masks(term, dtype
         assert same or (close and torch.allclose(other.view_as(grad), grad, rtol=1e-4, atol=1e-6)), name
 
 
-@pytest.mark.parametrize("term, fields", VARIANTS)
+@pytest.mark.parametrize(("term", "fields"), VARIANTS)
 def test_ragged_samples_are_a_weighted_mean_of_single_ones(term, fields):
     state, singles = ragged()
     plan = build(term, fields)

@@ -180,7 +180,7 @@ def test_what_a_kernel_cannot_serve_runs_in_torch_or_is_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    ("change", "words"),
     [
         (dict(grads=[]), "grads: expected 2 tensors"),
         (dict(exp_avgs=[torch.ones(3), torch.ones(4)]), r"exp_avgs: expected the shape \[3\]"),

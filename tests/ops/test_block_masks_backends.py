@@ -141,7 +141,7 @@ def drawn_origins(backend, saliency, spec, count):
 
 
 @pytest.mark.parametrize(
-    "grid, scale, time, count, strength, rate",
+    ("grid", "scale", "time", "count", "strength", "rate"),
     [
         ((4, 14, 14), 0.15, 1.0, 2000, 5.5, 0.0),  # 100 origins or so
         (GRID, 0.001, 0.01, 1500, 2.0, 0.1),  # 1568: several passes of the kernel

@@ -15,7 +15,7 @@ def debug(monkeypatch):
     monkeypatch.setenv("VJEPA_FAST_DEBUG", "1")
 
 
-@pytest.mark.parametrize("value, on", [("1", True), ("0", False), ("", False)])
+@pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
 def test_the_variable(monkeypatch, value, on):
     monkeypatch.setenv("VJEPA_FAST_DEBUG", value)
     assert _check.debugging() == on
@@ -63,7 +63,7 @@ def test_distinct(debug, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "masks_enc, text",
+    ("masks_enc", "text"),
     [
         ([[0, 4, 4]], r"objectives: masks_enc: expected distinct token indices in each row, got \[4\]"),
         ([[0, 4, 8]], r"objectives: masks_enc: expected token indices in \[0, 8\), got \[0, 8\]"),

@@ -111,7 +111,7 @@ def test_opcheck_and_compile(backend):
 
 
 @pytest.mark.parametrize(
-    "change, text",
+    ("change", "text"),
     [
         (dict(masks_enc=torch.zeros(2, 3)), r"masks_enc: expected an int64 tensor \[B,K\], got float32 \[2, 3\]"),
         (dict(masks_enc=torch.zeros(3, dtype=torch.int64)), "masks_enc: expected an int64 tensor"),

@@ -60,7 +60,7 @@ def test_every_function_is_lowered_everywhere():
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("key, p", [("l1", 1.0), ("square", 2.0), ("power", 1.5)])
+@pytest.mark.parametrize(("key", "p"), [("l1", 1.0), ("square", 2.0), ("power", 1.5)])
 @pytest.mark.parametrize("target", ["same", "next", "step"])
 def test_token(backend, dtype, key, p, target):
     idx = tokens(2, 5, GRID)
@@ -119,7 +119,7 @@ def test_pair_of_windows_only(backend, key, windows):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("steps, normalize", [(4, False), (5, True)])
+@pytest.mark.parametrize(("steps", "normalize"), [(4, False), (5, True)])
 def test_column(backend, dtype, steps, normalize):
     slots = torch.stack([torch.arange(3 * steps).view(steps, 3).t(), torch.arange(3 * steps).view(steps, 3).t() + 1])
     slots[1, 2] = -1  # no such column
@@ -194,7 +194,7 @@ def test_mixed_dtypes_and_views(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("b, k", [(2, 0), (0, 3)])
+@pytest.mark.parametrize(("b", "k"), [(2, 0), (0, 3)])
 def test_empty(backend, b, k):
     device = device_for(backend)
     idx = torch.zeros(b, k, dtype=torch.int64, device=device)
@@ -269,7 +269,7 @@ def test_kernels_serve_what_they_say():
 
 
 @pytest.mark.parametrize(
-    "change, text",
+    ("change", "text"),
     [
         (dict(h=torch.zeros(2, 4, 8)), r"h: expected a floating tensor \[1,N,8\], got float32 \[2, 4, 8\]"),
         (dict(h=torch.zeros(1, 4, 6)), r"h: expected a floating tensor \[1,N,8\]"),

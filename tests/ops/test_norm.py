@@ -13,7 +13,7 @@ from vjepa_fast.ops.norm import _target_norm
 GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
 
 
-@pytest.mark.parametrize("dtype, name, tol", [(torch.float32, "f32", 1e-5), (torch.float64, "f64", 1e-10)])
+@pytest.mark.parametrize(("dtype", "name", "tol"), [(torch.float32, "f32", 1e-5), (torch.float64, "f64", 1e-10)])
 def test_golden_values_and_gradients(dtype, name, tol):
     with np.load(GOLDENS / "losses_small.npz") as data:
         keys = ("in", "cot", f"out/{name}", f"grad_noema/{name}")
@@ -50,7 +50,7 @@ def test_gradcheck_opcheck_and_compile():
 
 
 @pytest.mark.parametrize(
-    "h, levels, text",
+    ("h", "levels", "text"),
     [
         (torch.zeros(2, 10), 4, r"h: expected .* with D a multiple of levels=4, got float32 \[2, 10\]"),
         (torch.zeros(2, 8, dtype=torch.int64), 4, "h: expected a floating tensor .* got int64"),

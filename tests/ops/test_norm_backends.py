@@ -21,7 +21,7 @@ def norm(levels):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "shape, levels",
+    ("shape", "levels"),
     [
         ((2, 5, 96), 4),  # E = 24
         ((3, 3072), 4),
@@ -76,7 +76,7 @@ def test_nothing_to_do(backend, shape):
 
 
 @pytest.mark.parametrize(
-    "backend, dtype, text",
+    ("backend", "dtype", "text"),
     [
         (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
         (KERNELS[1], torch.float64, "triton computes in float32"),

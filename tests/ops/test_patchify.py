@@ -40,7 +40,7 @@ def loop_patches(x, tubelet, patch):
 
 
 @pytest.mark.parametrize(
-    "shape, tubelet, patch",
+    ("shape", "tubelet", "patch"),
     [
         ((2, 3, 4, 8, 12), 2, 4),
         ((1, 3, 1, 6, 6), 1, 3),
@@ -139,7 +139,7 @@ def test_opcheck_and_compile(clip):
 
 
 @pytest.mark.parametrize(
-    "change, text",
+    ("change", "text"),
     [
         (dict(clip=torch.zeros(3, 4, 8, 8)), r"clip: expected a tensor \[B,C,F,H,W\], got float32 \[3, 4, 8, 8\]"),
         (

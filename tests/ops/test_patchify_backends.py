@@ -37,7 +37,7 @@ def assert_mean_parity(backend, clip, tubelet, patch, **kwargs):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "shape, tubelet, patch, k",
+    ("shape", "tubelet", "patch", "k"),
     [
         ((2, 3, 4, 32, 48), 2, 16, 7),
         ((2, 3, 2, 28, 42), 2, 14, 5),
@@ -95,7 +95,7 @@ def test_offsets_beyond_32_bits(backend):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "shape, tubelet, patch",
+    ("shape", "tubelet", "patch"),
     [
         ((2, 3, 4, 32, 48), 2, 16),
         ((1, 3, 2, 28, 42), 2, 14),

@@ -36,7 +36,7 @@ def by_hand(qkv, table, heads):
 
 
 @pytest.mark.parametrize("angles", [angles_v21(K), angles_v2(K), angles_v2(B, K), angles_v21(B, K, r=D)])
-@pytest.mark.parametrize("dtype, tol", [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
 def test_formula(angles, dtype, tol):
     qkv, table = torch.randn(B, K, 3 * HEADS * D).to(dtype), table_of(angles)
     out = ops.rope3d(qkv, table, HEADS)
@@ -96,7 +96,7 @@ def test_in_place_refuses_gradients():
 
 
 @pytest.mark.parametrize(
-    "qkv, table, text",
+    ("qkv", "table", "text"),
     [
         (torch.zeros(B, K, 50), torch.zeros(K, 2, R), r"qkv: expected a floating tensor \[B,K,3\*E\]"),
         (torch.zeros(K, 48), torch.zeros(K, 2, R), "qkv: .* got float32"),

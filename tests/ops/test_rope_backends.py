@@ -31,7 +31,7 @@ def in_place(table, heads):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "b, k, heads, d, r, own",
+    ("b", "k", "heads", "d", "r", "own"),
     [
         (2, 5, 3, 64, 60, True),  # heads in three portions on the GPU
         (1, 7, 2, 20, 18, False),
@@ -69,7 +69,7 @@ def test_strided_inputs_tables_and_gradients(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("b, k", [(0, 4), (2, 0)])
+@pytest.mark.parametrize(("b", "k"), [(0, 4), (2, 0)])
 def test_nothing_to_do(backend, b, k):
     qkv = torch.zeros(b, k, 48, device=device_for(backend), requires_grad=True)
     table = table_of(k, 4).to(qkv.device)
@@ -111,7 +111,7 @@ def test_in_place_needs_dense_memory(backend):
 
 
 @pytest.mark.parametrize(
-    "backend, dtype, text",
+    ("backend", "dtype", "text"),
     [
         (KERNELS[0], torch.float16, "cpp serves float32 and bfloat16, not torch.float16"),
         (KERNELS[0], torch.float64, "cpp serves float32 and bfloat16, not torch.float64"),

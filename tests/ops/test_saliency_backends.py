@@ -26,7 +26,7 @@ def check(backend, clip, grid, mode, normalize="sample", view=lambda x: x):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "shape, grid",
+    ("shape", "grid"),
     [
         ((2, 3, 4, 32, 48), (2, 2, 3)),
         ((1, 3, 2, 28, 42), (1, 2, 3)),

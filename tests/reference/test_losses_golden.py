@@ -172,7 +172,7 @@ def test_offset_on_small_grids_fails_as_published():
         mask_distance(torch.tensor([[0]]), torch.tensor([[1]]), (1, 14, 14), offset=True)
 
 
-@pytest.mark.parametrize("dtype,key", [(torch.float32, "f32"), (torch.float64, "f64")])
+@pytest.mark.parametrize(("dtype", "key"), [(torch.float32, "f32"), (torch.float64, "f64")])
 def test_target_normalisation(dtype, key):
     z = golden()
     x = torch.from_numpy(z["target_ln/in"]).to(dtype).requires_grad_(True)

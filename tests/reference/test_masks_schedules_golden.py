@@ -104,7 +104,7 @@ def test_annealing_learning_rate():
 
 
 @pytest.mark.parametrize(
-    "name,ref,final,total",
+    ("name", "ref", "final", "total"),
     [("up_0.04_0.4_T100", 0.04, 0.4, 100), ("down_0.4_0.04_T100", 0.4, 0.04, 100), ("paper_const", 0.04, 0.04, 30000)],
 )
 def test_weight_decay(name, ref, final, total):
@@ -120,7 +120,7 @@ def test_weight_decay(name, ref, final, total):
 
 
 @pytest.mark.parametrize(
-    "name,ema,scale",
+    ("name", "ema", "scale"),
     [
         ("0.99_to_1.0_ipe5_ep4_scale1", (0.99, 1.0), 1.0),
         ("0.99_to_1.0_ipe5_ep4_scale1.25", (0.99, 1.0), 1.25),

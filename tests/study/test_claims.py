@@ -17,7 +17,23 @@ from vjepa_fast.study.claims.published import load_published
 ROOT = Path(__file__).parents[2]
 PUBLISHED = load_published()
 CLAIMS = {c.id: c for c in load_claims()}
-MIXED = ("ac ac_hw amg combo delta fac fwm fwm_hw_ld fwm_ld hw hw_ld ld ltc motion_guided spectral").split()
+MIXED = [
+    "ac",
+    "ac_hw",
+    "amg",
+    "combo",
+    "delta",
+    "fac",
+    "fwm",
+    "fwm_hw_ld",
+    "fwm_ld",
+    "hw",
+    "hw_ld",
+    "ld",
+    "ltc",
+    "motion_guided",
+    "spectral",
+]
 KINEMATIC = ("kinematic", "kinematic_0_1", "kinematic_accel", "kinematic_anneal", "kinematic_huber", "kinematic_split")
 
 # id: (status, computed, regime, methods, data sets), from the published table with pencil and paper

@@ -206,7 +206,9 @@ def test_pca_map_separates_two_kinds_of_token_and_is_repeatable():
     assert plots.pca_rgb(tokens[:, :2], (4, 4, 4)).shape == (4, 4, 4, 3)
 
 
-@pytest.mark.parametrize("low,high,verdict", [(0.01, 0.1, "above"), (-0.1, -0.01, "below"), (-0.01, 0.1, "level")])
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.01, 0.1, "above"), (-0.1, -0.01, "below"), (-0.01, 0.1, "level")]
+)
 def test_the_verdict_is_that_of_the_interval(low, high, verdict):
     value = (low + high) / 2
     row = Row(

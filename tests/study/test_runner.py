@@ -416,7 +416,7 @@ def command(tmp_path, *more) -> int:
 
 
 @pytest.mark.parametrize(
-    "more, message",
+    ("more", "message"),
     [
         (["--variants", "basline"], "basline: no variant"),
         (["--regimes", "double"], "--regimes: 'double'"),

@@ -8,10 +8,26 @@ from vjepa_fast.study.run import variants
 from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
 from vjepa_fast.study.run.variants import COMPAT, COUNTED, VARIANTS, apply, changes
 
-EIGHTEEN = (
-    "motion_guided amg hw delta fwm ld fwm_ld hw_ld fwm_hw_ld combo spectral ltc ac ac_hw fac "
-    "kinematic velgate hamiltonian"
-).split()
+EIGHTEEN = [
+    "motion_guided",
+    "amg",
+    "hw",
+    "delta",
+    "fwm",
+    "ld",
+    "fwm_ld",
+    "hw_ld",
+    "fwm_hw_ld",
+    "combo",
+    "spectral",
+    "ltc",
+    "ac",
+    "ac_hw",
+    "fac",
+    "kinematic",
+    "velgate",
+    "hamiltonian",
+]
 
 
 def baseline_of(variant):

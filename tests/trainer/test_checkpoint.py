@@ -37,7 +37,9 @@ def test_unfinished_files_are_not_taken_for_checkpoints_and_are_removed(tmp_path
     assert not half.exists() and checkpoint.latest(tmp_path) is not None
 
 
-@pytest.mark.parametrize("content, words", [(b"", "damaged"), (b"not a zip", "damaged"), (None, "no such checkpoint")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "damaged"), (b"not a zip", "damaged"), (None, "no such checkpoint")]
+)
 def test_unusable_file(tmp_path, content, words):
     path = tmp_path / "step-00000001.pt"
     if content is not None:

@@ -23,7 +23,9 @@ def auto(**sections):
     return config(runtime={"dtype": "auto"}, **sections)
 
 
-@pytest.mark.parametrize("single, half, name", [(2.0, 1.0, "bfloat16"), (1.15, 1.0, "float32"), (1.0, 3.0, "float32")])
+@pytest.mark.parametrize(
+    ("single", "half", "name"), [(2.0, 1.0, "bfloat16"), (1.15, 1.0, "float32"), (1.0, 3.0, "float32")]
+)
 def test_auto_takes_the_faster_one_on_a_cpu_and_tells(monkeypatch, single, half, name):
     asked = []
     monkeypatch.setattr(precision, "measure", lambda *args: (asked.append(args), (single, half))[1])
@@ -66,7 +68,7 @@ def test_measure_tells_seconds_and_draws_nothing():
 
 
 @pytest.mark.parametrize(
-    "versions, device, dtype, told",
+    ("versions", "device", "dtype", "told"),
     [
         ({"dtype": "bfloat16", "device": "cpu (EPYC)"}, CPU, torch.bfloat16, None),
         ({"dtype": "float32", "device": "cpu (EPYC)"}, CPU, torch.float32, None),

@@ -90,7 +90,9 @@ def test_low_copy_needs_no_cast_of_a_weight():
     assert counts[0] == 0 and counts[1] >= 4 * 4  # four matrices in each of four blocks
 
 
-@pytest.mark.parametrize("cfg, dtype", [(config(), torch.float32), (config(target={"mode": "online"}), torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("cfg", "dtype"), [(config(), torch.float32), (config(target={"mode": "online"}), torch.bfloat16)]
+)
 def test_no_copy_where_there_is_nothing_to_cast_or_no_average(cfg, dtype):
     step = TrainStep(cfg, dtype=dtype)
     assert step.low is None and step.target is step.target_encoder
@@ -143,7 +145,7 @@ def clean_dynamo():
 
 
 @pytest.mark.parametrize(
-    "how, dtype, kinds",
+    ("how", "dtype", "kinds"),
     [
         ("blocks", torch.bfloat16, 3),
         ("target", torch.float32, 1),

@@ -16,7 +16,7 @@ def close(values, golden):
 
 
 @pytest.mark.parametrize(
-    "key, kw",
+    ("key", "kw"),
     [
         ("lr/cfg_warm10_T100_1e-4_6e-4_1e-6", dict(warmup=10, total=100, start=1e-4, peak=6e-4, final=1e-6)),
         ("lr/paper_warm300_T30000_const", dict(warmup=300, total=30000, start=1e-4, peak=6e-4, final=6e-4)),
@@ -33,7 +33,7 @@ def test_linear_decay():
 
 
 @pytest.mark.parametrize(
-    "key, start, final",
+    ("key", "start", "final"),
     [
         ("wd/up_0.04_0.4_T100", 0.04, 0.4),
         ("wd/down_0.4_0.04_T100", 0.4, 0.04),
@@ -46,7 +46,7 @@ def test_weight_decay(key, start, final):
 
 
 @pytest.mark.parametrize(
-    "key, total, start, final",
+    ("key", "total", "start", "final"),
     [
         ("momentum/0.99_to_1.0_ipe5_ep4_scale1", 20, 0.99, 1.0),
         ("momentum/0.99_to_1.0_ipe5_ep4_scale1.25", 25, 0.99, 1.0),

@@ -203,7 +203,7 @@ def test_kill_at_a_random_step_and_resume(cfg, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGTERM")
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, None)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, None)])
 def test_signals_save_and_stop(cfg, tmp_path, number, code):
     cfg = with_(cfg, optimization={"epochs": 50}, runtime={"save_every": 1000})
     folder = tmp_path / "stopped"

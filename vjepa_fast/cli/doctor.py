@@ -91,7 +91,7 @@ def system() -> dict:
 
 
 def packages() -> dict:
-    """name -> {version or None, gives}"""
+    """Name -> {version or None, gives}"""
     from importlib import metadata
 
     found = {}

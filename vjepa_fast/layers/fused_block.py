@@ -99,7 +99,7 @@ def _attention(u: Tensor, wqkv: Tensor, bqkv: Tensor, rope: Tensor, lengths: Ten
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor, other: Tensor | None = None) -> Tensor:
-    """x W^T + b (+ other): x [B,K,I], w [O,I] -> [B,K,O]."""
+    """X W^T + b (+ other): x [B,K,I], w [O,I] -> [B,K,O]."""
     out = x.new_empty(*x.shape[:-1], len(w))
     other = _nothing_kept() if other is None else _rows(other)
     torch.ops.vjepa_fast_cpp.linear(_rows(x), w, b, other, _rows(out))
@@ -114,7 +114,7 @@ def _linear_backward(grad: Tensor, w: Tensor) -> Tensor:
 
 
 def _feed_forward(v: Tensor, w1, b1, w2, b2, y: Tensor, hidden: Tensor) -> Tensor:
-    """y + gelu(v W1^T + b1) W2^T + b2; ``hidden`` [B*K,F] gets what comes before the GELU (or is empty)."""
+    """Y + gelu(v W1^T + b1) W2^T + b2; ``hidden`` [B*K,F] gets what comes before the GELU (or is empty)."""
     out = torch.empty_like(y)
     torch.ops.vjepa_fast_cpp.feed_forward(_rows(v), w1, b1, w2, b2, _rows(y), hidden, _rows(out))
     return out

@@ -72,7 +72,7 @@ class Packed:
 
     @cached_property
     def valid(self) -> Tensor:
-        """bool [B,K], True in the first ``lengths[b]`` entries of row b."""
+        """Bool [B,K], True in the first ``lengths[b]`` entries of row b."""
         return torch.arange(max(self.lengths), device=self.idx.device) < self.sizes[:, None]
 
     def padded(self, x_1M: Tensor, fill: float | bool | None = None) -> Tensor:

@@ -151,8 +151,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Changing
     Args:
         q, k, v: [B,K,H,d]. lengths: of the segments, adding up to K; None: one segment. ``Changing`` ones are attended
             to outside of a compiled graph, which would have to be made anew at every step.
+
     Returns:
         [B,K,H,d].
+
     Raises:
         ConfigError: the chosen backend cannot serve; the message has all its reasons.
     """

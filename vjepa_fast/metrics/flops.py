@@ -136,6 +136,7 @@ def step_cost(
         predict_context: the predictor also gives the context tokens. target_grad: the target is the encoder itself
             and takes part in the backward pass (no EMA).
         embed_all: every mask embeds all tokens of the clip, as the published Conv3d does; ours embeds kept ones.
+
     Returns:
         Cost by name. ``losses`` are the rows of the prediction and context terms; other terms add theirs.
     """

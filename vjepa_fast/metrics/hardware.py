@@ -53,6 +53,7 @@ def peak(device: torch.device, dtype: torch.dtype, tflops: float | None = None) 
     Args:
         dtype: of the matrix products (float32 on CUDA counts as TF32 where torch may use it).
         tflops: ``runtime.peak_tflops``, takes the place of what is known or measured.
+
     Returns:
         On CUDA the data sheet's dense peak; on a CPU the fastest matrix product of one second, measured once per
         process and number of threads; None elsewhere and for GPUs not in the table.

@@ -239,7 +239,7 @@ def table(report: Report) -> str:
 
 
 def profiler(device: torch.device) -> torch.profiler.profile:
-    """torch's profiler for a device: start it, stop it, export the trace."""
+    """Torch's profiler for a device: start it, stop it, export the trace."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         kinds.append(torch.profiler.ProfilerActivity.CUDA)

@@ -10,7 +10,7 @@ from torch import nn
 
 @torch.no_grad()
 def ema_update(target: nn.Module, source: nn.Module, momentum: float, low: LowCopy | None = None) -> None:
-    """target <- momentum * target + (1 - momentum) * source, in place, for all parameters; buffers are copied.
+    """Target <- momentum * target + (1 - momentum) * source, in place, for all parameters; buffers are copied.
 
     Batched over parameters and without a host sync. A parameter equal to its source stays so to the last bit.
     ``low``: the copy of ``target`` to bring up to date with it, while its parameters are at hand.

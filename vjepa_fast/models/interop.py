@@ -89,9 +89,11 @@ def load_encoder(
         device: where the weights go.
         config: for files that hold no configuration: a ``Config`` or the path or name of a recipe.
         **arch: or the arguments of ``build_encoder`` (``name=`` or ``model_name=``, ``img_size=``, ...).
+
     Returns:
         The encoder, with ``clip_settings`` (crop_size, num_frames, tubelet_size, patch_size, frame_step, fps, duration,
         mean, std: how clips were made in training; the unknown is None) and ``checkpoint_hash`` (SHA-256 of weights).
+
     Raises:
         CheckpointError: missing or damaged file, no such encoder in it, or another architecture.
     """

@@ -112,6 +112,7 @@ class Predictor(nn.Module):
             context: False skips the second output.
             The first four may also be lists, one entry per mask: one pass for all, each attending to itself only. Ids
             may then be ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
+
         Returns:
             z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``); lists of them for lists.
         """
@@ -196,6 +197,7 @@ def build_predictor(
         levels: None: the encoder's. out_embed_dim: width of one level's target; None: the encoder's.
         normalize: layer-normalise each level of the outputs (``model.normalize_predictor``).
         device: None: the encoder's.
+
     Raises:
         ConfigError: names the key, its value and what is accepted.
     """

@@ -52,6 +52,7 @@ def rope_table(
         base: with ``interpolate_rope``, the patches per side that h and w are stretched to; None leaves them.
         dtype: float32 or float64, of the angles whatever autocast says.
         rotor: see ``as_rotor``.
+
     Returns:
         With ``rotor`` complex [N, d/2], the unit rotor of each channel pair (1 where not rotated).
         Otherwise float32 [N, 2, R], cosines and sines by channel: what ``ops.rope3d`` takes.

@@ -62,7 +62,7 @@ class PatchEmbed3D(nn.Module):
         self.proj = nn.Conv3d(3, embed_dim, kernel_size=size, stride=size)
 
     def forward(self, clip: torch.Tensor, idx_BK: torch.Tensor | None, mean, std) -> torch.Tensor:
-        """clip [B,3,F,height,width], idx int64 [B,K], packed [1,M] or None (all) -> [B,K,E] or [1,M,E].
+        """Clip [B,3,F,height,width], idx int64 [B,K], packed [1,M] or None (all) -> [B,K,E] or [1,M,E].
 
         Only kept tubelets are multiplied.
         """
@@ -167,6 +167,7 @@ class VisionTransformer(nn.Module):
             masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass, each attending
                 to itself only. Or a list of ``layers.Packed``: then the tokens of all samples are one stream.
             hierarchical: True returns all levels, concatenated; False the last one.
+
         Returns:
             [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,M,L*E] of a packed mask with M tokens).
         """
@@ -270,6 +271,7 @@ def build_encoder(
         img_temporal_dim_size: frames of a still image, which has its own patch embedding; None: images pass as video.
         mean, std: of pixels in [0, 1], for uint8 clips.
         device: where to create the parameters; "meta" allocates nothing.
+
     Raises:
         ConfigError: names the key, its value and what is accepted.
     """

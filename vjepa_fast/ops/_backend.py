@@ -87,7 +87,7 @@ def call(op: str, *args: Any) -> Any:
 
 
 def backend_report() -> dict[str, dict[str, str]]:
-    """op -> backend -> why it cannot serve on this machine; an empty text means that it can.
+    """Op -> backend -> why it cannot serve on this machine; an empty text means that it can.
 
     ``auto`` uses the first backend with an empty text, unless a call's own arguments (device, dtype) speak against it.
     """

@@ -62,6 +62,7 @@ def adamw_ema_(
         lows: per parameter a copy of its target in another dtype, to be brought up to date, or None.
         scale: float32 [] on their device, by which gradients are multiplied first (clipping); eager code leaves the
             product in the gradients, the others do not touch them.
+
     Raises:
         ValueError: lists of different lengths, tensors of different shapes, or a copy without its target.
 
@@ -135,7 +136,7 @@ def _common_objections(backend: str, lists: Lists, scale: Tensor | None) -> list
         reasons.append(f"{backend} serves float32 parameters, gradients and averages")
     if not {x.dtype for x in narrow} <= {torch.bfloat16}:
         reasons.append(f"{backend} keeps copies in bfloat16 only")
-    if not all([x.is_contiguous() for x in (*wide, *narrow)]):
+    if not all(x.is_contiguous() for x in (*wide, *narrow)):
         reasons.append(f"{backend} serves contiguous tensors only")
     if len({x.device for x in (*wide, *narrow, *([] if scale is None else [scale]))}) > 1:
         reasons.append(f"{backend} serves tensors on one device")

@@ -29,8 +29,10 @@ def mask_distance(
         grid: (T, H, W) of the tokens.
         offset: divide the distance by max(1, side // 16), side = max(H, W), before the root, so that large pictures
             weigh as small ones.
+
     Returns:
         float32 [B,Ke]. No gradient. Backends agree to the rounding of the roots.
+
     Raises:
         ValueError: wrong dtype or shape, an empty ``masks_pred``, or an index outside the grid (looked for on the CPU,
             elsewhere under VJEPA_FAST_DEBUG=1).

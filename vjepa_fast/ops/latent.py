@@ -161,8 +161,10 @@ def latent_loss_token(
         after: int64 [B,K]; where negative the row is 0 and nothing is read. None: every row counts.
         places: S, tokens per time step, for "next" and "step".
         levels, normalize: h is normalised per level as it is read.
+
     Returns:
         [B,K] in promote_types(z dtype, float32).
+
     Raises:
         ValueError: a shape, dtype or (on the CPU) index does not fit.
     """
@@ -219,7 +221,7 @@ def _token_eager(z, h, idx, after, key, numbers, target, places, levels, normali
 
 @torch.library.custom_op("vjepa_fast::latent_loss_token_sign", mutates_args=())
 def _token_sign(grad: Tensor, sign: Tensor, dtype: torch.dtype) -> Tensor:
-    """dz [B,K,D] = slopes [B,K,D] (int8) x grad [B,K] / D."""
+    """Dz [B,K,D] = slopes [B,K,D] (int8) x grad [B,K] / D."""
     return _backend.call("latent_loss_token_sign", grad, sign, dtype)
 
 
@@ -247,7 +249,7 @@ def _token_backward(
     levels: int,
     normalize: bool,
 ) -> Tensor:
-    """dz [B,K,D] from grad [B,K], slopes computed again."""
+    """Dz [B,K,D] from grad [B,K], slopes computed again."""
     return _backend.call(
         "latent_loss_token_backward", grad, z, h, idx, after, key, numbers, target, places, levels, normalize
     )
@@ -311,8 +313,10 @@ def latent_loss_pair(
         row_calls: the functions, of access PAIR.
         places: S, tokens per time step of ``h``.
         levels, normalize: h is normalised per level as it is read.
+
     Returns:
         [R,B,K] in promote_types(z dtype, float32).
+
     Raises:
         ValueError: a shape, dtype or (on the CPU) index does not fit.
     """
@@ -384,7 +388,7 @@ def _pair_backward(
     levels: int,
     normalize: bool,
 ) -> Tensor:
-    """dz [B,K,D] from grad [R,B,K]; every row gathers from its own pair and from the one before it."""
+    """Dz [B,K,D] from grad [R,B,K]; every row gathers from its own pair and from the one before it."""
     return _backend.call(
         "latent_loss_pair_backward", grad, z, h, idx, after, before, keys, numbers, places, levels, normalize
     )
@@ -444,8 +448,10 @@ def latent_loss_column(
         call: the function, from a ``RowFunction`` of access COLUMN.
         constants: float [C,T], handed to the function.
         levels, normalize: h is normalised per level as it is read.
+
     Returns:
         [B,P] in promote_types(z dtype, float32), 0 where there is no column.
+
     Raises:
         ValueError: a shape, dtype or (on the CPU) index does not fit.
     """
@@ -499,7 +505,7 @@ def _column_backward(
     levels: int,
     normalize: bool,
 ) -> Tensor:
-    """dz [B,K,D] from grad [B,P]."""
+    """Dz [B,K,D] from grad [B,P]."""
     return _backend.call("latent_loss_column_backward", grad, z, h, slots, tokens, constants, key, levels, normalize)
 
 

@@ -19,7 +19,7 @@ from vjepa_fast.ops import _cpp
 
 @functools.cache
 def _onednn():
-    """oneDNN's x W^T + b as a function of (x, W, b, activation), or None where this PyTorch has none."""
+    """OneDNN's x W^T + b as a function of (x, W, b, activation), or None where this PyTorch has none."""
     if not torch.backends.mkldnn.is_available():
         return None
     product = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
@@ -43,7 +43,7 @@ def has_product() -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """oneDNN's x W^T + b, float32 on a CPU, without autograd: x [...,I], weight [O,I] (any strides) -> [...,O]."""
+    """OneDNN's x W^T + b, float32 on a CPU, without autograd: x [...,I], weight [O,I] (any strides) -> [...,O]."""
     return _onednn()(x, weight, bias, "none")
 
 

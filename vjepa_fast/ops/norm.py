@@ -19,8 +19,10 @@ def target_norm(h: torch.Tensor, levels: int) -> torch.Tensor:
     Args:
         h: [...,D], any floating dtype, the levels' channels side by side.
         levels: number of levels, a divisor of D.
+
     Returns:
         A new tensor of h's shape and dtype; statistics in promote_types(dtype, float32), eps 1e-5. Differentiable.
+
     Raises:
         ValueError: h is not floating, has no dimension, or D is no multiple of ``levels``.
 

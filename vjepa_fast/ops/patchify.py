@@ -27,8 +27,10 @@ def normalize_clip(
         clip: [B,C,F,height,width]; uint8 is divided by 255 and normalised; a float clip is returned as it is, in
             promote_types(dtype, float32).
         mean, std: C values each, of pixels in [0, 1].
+
     Returns:
         [B,C,F,height,width] float32 (float64 if the clip is).
+
     Raises:
         ValueError: a shape or dtype does not fit.
     """
@@ -59,8 +61,10 @@ def tubelet_patchify(
         tubelet, patch: frames and pixels of a tubelet; they must divide F, height and width.
         mean, std: C values each, for uint8 clips.
         out_dtype: floating dtype of the result; None means float32 for uint8 and the clip's dtype otherwise.
+
     Returns:
         [B,K,P] ([1,M,P]), or [B,N,P] without ``idx``. A float clip receives gradient.
+
     Raises:
         ValueError: a shape, dtype or (on the CPU) token index does not fit. On the GPU, looking would wait for the
             device: a token outside the grid gives NaN there.
@@ -89,8 +93,10 @@ def patch_mean(
 
     Args:
         clip, tubelet, patch, mean, std: as in ``tubelet_patchify``.
+
     Returns:
         [B,T,H,W,C] in promote_types(clip dtype, float32) (float32 for uint8). A float clip receives gradient.
+
     Raises:
         ValueError: a shape or dtype does not fit.
     """
@@ -130,7 +136,7 @@ def channel_table(values: tuple[float, ...], device: torch.device) -> torch.Tens
 
 
 def _scale_and_shift(clip: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, ...]:
-    """x * scale - shift normalises pixels of 0..255; the same float32 numbers that ``_normalize`` uses."""
+    """X * scale - shift normalises pixels of 0..255; the same float32 numbers that ``_normalize`` uses."""
     scale, shift = tuple(1 / (255 * s) for s in std), tuple(m / s for m, s in zip(mean, std, strict=True))
     return channel_table(scale, clip.device), channel_table(shift, clip.device)
 

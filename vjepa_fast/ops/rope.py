@@ -28,8 +28,10 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tens
         qkv: [B,K,3*E], any floating dtype: as the packed linear layer returns it (q, k, v; in each, heads; channels).
         table: float32 [K,2,R] or [B,K,2,R], cosines and sines (see the module). No gradient reaches it.
         num_heads: H, a divisor of E.
+
     Returns:
         A new tensor [B,K,3*E] of qkv's dtype; computed in promote_types(dtype, float32).
+
     Raises:
         ValueError: a shape or dtype does not fit; the message names the argument.
 

@@ -153,7 +153,7 @@ def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
 
 
 def _muon(modules: Mapping[str, nn.Module], groups: list[dict], *, lr: float, betas: tuple, eps: float):
-    """timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982); AdamW for all but the hidden matrices."""
+    """Timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982); AdamW for all but the hidden matrices."""
     import timm
     import timm.optim
 

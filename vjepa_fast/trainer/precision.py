@@ -62,7 +62,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _before(saved: dict | None) -> tuple[str | None, str]:
-    """dtype and kind of device of the run that wrote this checkpoint, as far as it tells."""
+    """Dtype and kind of device of the run that wrote this checkpoint, as far as it tells."""
     versions = saved["versions"] if saved is not None else {}
     name = versions.get("dtype")
     return name if name in NAMES else None, versions.get("device", "").split(" ")[0].split(":")[0]

@@ -109,7 +109,8 @@ def _dive(suite: Dive, rng, size: int, frames: int, label: int):
 
 def order_pose(suite: Order, pair: tuple[str, str], times: np.ndarray, frames: int) -> dict[str, np.ndarray]:
     """Strength 0..1 of every event in every frame, for the pair's events centred at ``times`` (of the clip's length).
-    An event is a symmetric bump, so that the pose of the reversed pair at 1 - times is the pose reversed."""
+    An event is a symmetric bump, so that the pose of the reversed pair at 1 - times is the pose reversed.
+    """
     t = np.arange(frames) / max(1, frames - 1)
     bumps = {}
     for name, centre in zip(pair, times, strict=True):

@@ -54,7 +54,8 @@ class Motion8(Suite):
     """Eight directions: a whole textured scene pans in the direction of the label, as a random-dot kinematogram does.
 
     The texture is new in every clip and grey, of one mean and one contrast: what tells clips apart is the motion, not a
-    palette. ``sprites`` shapes in random colours can ride on it."""
+    palette. ``sprites`` shapes in random colours can ride on it.
+    """
 
     speed: tuple[float, float] = (1.5, 3.5)  # pixels per frame
     sprites: int = 0  # in the whole scene, of which about a quarter is seen at a time
@@ -73,7 +74,8 @@ class Dive(Suite):
     """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, and for
     ``rotation_senses = 2`` turning clockwise or anticlockwise: 12 classes. Every class holds the same
     primitives with the same amounts, so that no single frame tells it. Directions of translation and
-    whether the object grows or shrinks are drawn apart from the label."""
+    whether the object grows or shrinks are drawn apart from the label.
+    """
 
     rotation_senses: int = 2  # 1: the sense is drawn apart from the label; 6 classes
     translate: float = 18.0  # pixels
@@ -97,7 +99,8 @@ class Dive(Suite):
 @dataclass(frozen=True)
 class Order(Suite):
     """Two different events, one after the other; the class is the ordered pair: 12 classes of 4 events.
-    Each event is its own time reverse, so the reverse of a clip of class (a, b) is one of class (b, a)."""
+    Each event is its own time reverse, so the reverse of a clip of class (a, b) is one of class (b, a).
+    """
 
     events: tuple[str, ...] = EVENTS
     hop: float = 14.0  # pixels there and back
@@ -144,7 +147,8 @@ class Objects(Suite):
 @dataclass(frozen=True)
 class FewShot(Suite):
     """Appearance x motion: 12 appearances (6 shapes, 2 colours each) x 6 motions = 72 classes. The appearances are
-    divided 6 / 2 / 4 over train (base), val and test (novel), hence 36 / 12 / 24 classes and no appearance in two."""
+    divided 6 / 2 / 4 over train (base), val and test (novel), hence 36 / 12 / 24 classes and no appearance in two.
+    """
 
     colours: tuple[str, ...] = tuple(COLOURS)
     motions: tuple[str, ...] = MOTIONS

@@ -190,7 +190,8 @@ def _render_chunk(
 
 def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = 8, crf: int = 18, gop: int = 8) -> None:
     """Write uint8 RGB frames ``[F, H, W, 3]`` as H.264 (yuv420p), through a temporary name. The same frames give the
-    same file."""
+    same file.
+    """
     import av
 
     temporary = f"{path}.tmp.mp4"

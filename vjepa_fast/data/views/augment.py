@@ -27,7 +27,8 @@ class View:
 
 def random_view(generator: np.random.Generator, height: int, width: int, aug: AugmentConfig) -> View:
     """Random resized crop: area and log aspect ratio uniform, ten attempts, then the largest centred box whose ratio is
-    allowed; mirrored with the given probability."""
+    allowed; mirrored with the given probability.
+    """
     low, high = aug.random_resize_aspect_ratio
     flip = bool(generator.random() < aug.horizontal_flip)
     for _ in range(10):
@@ -44,7 +45,8 @@ def random_view(generator: np.random.Generator, height: int, width: int, aug: Au
 
 def centre_view(height: int, width: int, crop_size: int) -> View:
     """The view for evaluation: a centred square of 224/256 of the shorter side, as if that side were scaled to
-    crop_size * 256/224 and cropped; the whole side where the source is no larger than that."""
+    crop_size * 256/224 and cropped; the whole side where the source is no larger than that.
+    """
     short = min(height, width)
     side = max(1, round(short * 224 / 256)) if short > crop_size * 256 / 224 else short
     return View((height - side) // 2, (width - side) // 2, side, side)
@@ -52,7 +54,8 @@ def centre_view(height: int, width: int, crop_size: int) -> View:
 
 def crop_views(height: int, width: int, crop_size: int, crops: int) -> list[View]:
     """Views of one picture for evaluation: the centre view, or ``crops`` squares of the whole shorter side, evenly from
-    one end of the longer side to the other (as V-JEPA 2 takes three; all the same where the picture is square)."""
+    one end of the longer side to the other (as V-JEPA 2 takes three; all the same where the picture is square).
+    """
     if crops == 1:
         return [centre_view(height, width, crop_size)]
     side, room = min(height, width), abs(height - width)

@@ -34,7 +34,8 @@ def eval_clip(
     start: str | int = "center",
 ) -> torch.Tensor:
     """One clip of a video, or an image repeated, as uint8 ``[3, F, S, S]``: middle frames, centre view
-    (``augment.centre_view``). ``start`` is "center" or the first frame's number. DataError if it cannot be read."""
+    (``augment.centre_view``). ``start`` is "center" or the first frame's number. DataError if it cannot be read.
+    """
     reader = SourceReader(Sampling(frame_step, fps, duration))
     path = os.fspath(path)
     return _view(reader, "image" if is_image_path(path) else "video", num_frames, crop_size, path, start)

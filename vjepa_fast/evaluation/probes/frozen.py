@@ -133,7 +133,7 @@ def knn_predict(train: Features, queries: np.ndarray, ks, temperature: float = 0
 def knn_probe(
     train: Features, val: Features | None, test: Features, *, ks=K_GRID, temperature: float = 0.07, seed: int = 0
 ) -> ProbeResult:
-    """k nearest neighbours by cosine with DINO's weights; k is chosen on ``val`` (ties: the smaller k).
+    """K nearest neighbours by cosine with DINO's weights; k is chosen on ``val`` (ties: the smaller k).
 
     A k above the number of training samples is not tried; if all are, k is that number. Errors as :func:`linear_probe`.
     """

@@ -79,7 +79,7 @@ def load_clips(path: str, name: str) -> dict:
     found = {}
     with safe_open(path, "pt") as file:
         meta = file.metadata()
-        for part in sorted({k.split(".")[0] for k in file.keys()}):
+        for part in sorted({k.split(".")[0] for k in file}):
             found[part] = ClipSet(
                 file.get_tensor(f"{part}.clips"),
                 file.get_tensor(f"{part}.labels").numpy(),
