@@ -7,9 +7,12 @@ nothing here are named in one warning, and keys that would change the result but
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from typing import Any, NoReturn
 
-from vjepa_fast.config.convert import from_dict, number, unknown_key
+from vjepa_fast.config.convert import named, number, read, unknown_key
+from vjepa_fast.config.schema import Config, MaskConfig
 from vjepa_fast.errors import ConfigError
 
 _log = logging.getLogger("vjepa_fast")
@@ -153,20 +156,7 @@ _TERMS = {
     "sigreg": ("num_slices",),
 }
 _WITH_LOSS_EXP = ("hw", "hamiltonian")
-_MASK_KEYS = (
-    "num_blocks",
-    "spatial_scale",
-    "temporal_scale",
-    "aspect_ratio",
-    "max_temporal_keep",
-    "max_keep",
-    "full_complement",
-    "pred_full_complement",
-    "inv_block",
-    "motion_guided",
-    "motion_guided_strength",
-    "motion_guided_random_rate",
-)
+_MASK_KEYS = tuple(f.name for f in dataclasses.fields(MaskConfig))
 _SECTIONS = ("data", "data_aug", "loss", "mask", "model", "meta", "optimization", "img_data", "img_mask")
 _ENCODER_HEADS = {
     "vit_tiny": 3,
@@ -181,12 +171,12 @@ _ENCODER_HEADS = {
 CONTEXT_WARMUP = [15000, 30000]  # steps; fixed in the published code, whatever the length of the run
 
 
-def is_fair(values: dict) -> bool:
+def is_fair(values: dict[str, Any]) -> bool:
     """Whether a file is in the published format: it names an ``app``, ours never does."""
     return "app" in values
 
 
-def translate(values: dict, *, source: str = "config") -> dict:
+def translate(values: dict[str, Any], *, source: str = "config") -> dict[str, Any]:
     """Published keys to ours: a dictionary for `from_dict`.
 
     Keys without effect are logged in one warning. ``compat`` (ours) may stand at the top; it defaults to ``intended``.
@@ -194,16 +184,20 @@ def translate(values: dict, *, source: str = "config") -> dict:
     Raises:
         ConfigError: unknown key (with a suggestion), missing section or key, wrong type, unsupported setting.
     """
-    return _Translation(values, source).run()
+    translation = _Translation(values)
+    with named(source):
+        out = translation.run()
+    if translation.idle:
+        _log.warning("%s: keys without effect here: %s", source, ", ".join(translation.idle))
+    return out
 
 
 class _Translation:
-    def __init__(self, values: dict, source: str) -> None:
-        self.source = source
+    def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
         self.idle: list[str] = []  # keys without effect
 
-    def run(self) -> dict:
+    def run(self) -> dict[str, Any]:
         self._top()
         objectives = self._objectives()
         out = {
@@ -228,15 +222,13 @@ class _Translation:
             if self.values.get("img_mask") is not None:
                 out["img_masks"] = self._masks("img_mask")
         try:
-            from_dict(out, source=self.source, checked=False)
+            read(Config, out)
         except ConfigError as error:
             raise ConfigError(_published_names(str(error))) from None
-        if self.idle:
-            _log.warning("%s: keys without effect here: %s", self.source, ", ".join(self.idle))
         return out
 
-    def _fail(self, path: str, message: str) -> None:
-        raise ConfigError(f"{self.source}: {path}: {message}")
+    def _fail(self, path: str, message: str) -> NoReturn:
+        raise ConfigError(f"{path}: {message}")
 
     def _top(self) -> None:
         if self.values["app"] != "vjepa_2_1":
@@ -244,7 +236,7 @@ class _Translation:
         accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
         for key in self.values:
             if key not in accepted:
-                raise unknown_key(self.source, "", key, accepted)
+                raise unknown_key("", key, accepted)
         self.idle += [key for key in self.values if key in _NO_EFFECT[""]]
         for section in _SECTIONS:
             if section in ("mask", "img_mask"):
@@ -256,7 +248,7 @@ class _Translation:
                 self._fail(section, "missing; expected a section of keys")
             self._section(section, values)
 
-    def _section(self, section: str, values: dict) -> None:
+    def _section(self, section: str, values: dict[str, Any]) -> None:
         off = _OFF.get(section, {})
         idle = _NO_EFFECT.get(section, ())
         used = [*_SAME.get(section, ()), *_READ.get(section, ()), *self._term_keys(section)]
@@ -268,7 +260,7 @@ class _Translation:
                     self._fail(f"{section}.{key}", f"{value!r} is not supported; only {off[key][0]!r} is")
                 self.idle.append(f"{section}.{key}")
             elif key not in used:
-                raise unknown_key(self.source, section, key, (*used, *off, *idle))
+                raise unknown_key(section, key, (*used, *off, *idle))
         for key in _REQUIRED.get(section, ()):
             if values.get(key) is None:
                 self._fail(f"{section}.{key}", "missing")
@@ -280,7 +272,7 @@ class _Translation:
         keys = [f"{term}_{field}" for term, fields in _TERMS.items() for field in ("coeff", *fields)]
         return [*keys, "fwm_app_ratio", "fwm_split", "fwm_normalize", "hw_scope"]
 
-    def _get(self, section: str, key: str, default=None):
+    def _get(self, section: str, key: str, default: Any = None) -> Any:
         return self.values[section].get(key, default)
 
     def _flag(self, section: str, key: str, default: bool) -> bool:
@@ -289,7 +281,7 @@ class _Translation:
             self._fail(f"{section}.{key}", f"expected true or false, got {value!r}")
         return value
 
-    def _compile(self) -> dict:
+    def _compile(self) -> dict[str, Any]:
         if "compile_model" not in self.values["model"]:
             return {}
         return {"compile": self._flag("model", "compile_model", False)}
@@ -302,7 +294,7 @@ class _Translation:
             self._fail(f"{section}.{key}", f"expected a number, got {value!r}")
         return parsed
 
-    def _same(self, section: str) -> dict:
+    def _same(self, section: str) -> dict[str, Any]:
         given = self.values[section]
         out = dict(_ABSENT.get(section, {}))
         out.update({key: given[key] for key in _SAME[section] if key in given})
@@ -315,7 +307,7 @@ class _Translation:
             self._fail("meta.dtype", f"{dtype!r} is not supported; accepted: {', '.join(accepted)}")
         return dtype.lower()
 
-    def _model(self) -> dict:
+    def _model(self) -> dict[str, Any]:
         model = self._same("model")
         model["pred_use_silu"] = self._flag("model", "use_pred_silu", False)
         model["levels"] = self._get("model", "levels_predictor", 4)
@@ -326,7 +318,7 @@ class _Translation:
             model["pred_num_heads"] = _ENCODER_HEADS[model["model_name"]]
         return model
 
-    def _masks(self, section: str) -> dict:
+    def _masks(self, section: str) -> dict[str, Any]:
         specs = self.values.get(section)
         if not isinstance(specs, list) or not specs:
             self._fail(section, "missing; expected a list of masks")
@@ -335,13 +327,13 @@ class _Translation:
                 self._fail(f"{section}.{i}", f"expected a section of keys, got {spec!r}")
             for key in spec:
                 if key not in _MASK_KEYS:
-                    raise unknown_key(self.source, f"{section}.{i}", key, _MASK_KEYS)
+                    raise unknown_key(f"{section}.{i}", key, _MASK_KEYS)
             for key in ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio"):
                 if spec.get(key) is None:
                     self._fail(f"{section}.{i}.{key}", "missing")
         return {"specs": [dict(spec) for spec in specs]}
 
-    def _images(self, out: dict) -> dict:
+    def _images(self, out: dict[str, Any]) -> dict[str, Any]:
         """A share ``rank_ratio`` of the published ranks reads images; here each process reads its share of them."""
         images = self._same("img_data")
         ratio = self._value("img_data", "rank_ratio", 0.25)
@@ -355,7 +347,7 @@ class _Translation:
             images["batch_size"] = max(1, round(images["batch_size"] * ratio))
         return images
 
-    def _objectives(self) -> dict:
+    def _objectives(self) -> dict[str, Any]:
         loss_exp = self._value("loss", "loss_exp", 1.0)
         terms = {"pred": {"loss_exp": loss_exp}}
         if self._flag("loss", "predict_all", True):
@@ -394,7 +386,7 @@ class _Translation:
             self.idle += [f"optimization.fwm_{name}" for name in split]
         return terms
 
-    def _context(self, loss_exp: float) -> dict:
+    def _context(self, loss_exp: float) -> dict[str, Any]:
         coeff = self._value("model", "lambda_value_vid", 0.0)
         fields = {
             "coeff": coeff,
@@ -413,11 +405,12 @@ class _Translation:
 
 def _published_names(message: str) -> str:
     for ours, theirs in (
-        (": img_masks.specs", ": img_mask"),
-        (": masks.specs", ": mask"),
-        (": seed:", ": meta.seed:"),
-        (": target.ema", ": optimization.ema"),
-        (": model.levels", ": model.levels_predictor"),
+        ("img_masks.specs", "img_mask"),
+        ("masks.specs", "mask"),
+        ("seed", "meta.seed"),
+        ("target.ema", "optimization.ema"),
+        ("model.levels", "model.levels_predictor"),
     ):
-        message = message.replace(ours, theirs)
+        if message.startswith(ours):
+            return theirs + message.removeprefix(ours)
     return message

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.config.checks import not_multiple, refuse, token_grid
+from vjepa_fast.config.fields import require
 from vjepa_fast.masks import motion
 from vjepa_fast.masks.drawn import DrawnMasks
-from vjepa_fast.ops.block_masks import TRUNCATE, check_spec, sample_block_masks
+from vjepa_fast.ops.block_masks import sample_block_masks
 
 
 class MaskSampler:
@@ -23,16 +24,8 @@ class MaskSampler:
     """
 
     def __init__(self, cfg, *, crop_size: int, patch_size: int, tubelet_size: int, seed: int, mean, std, compat: str):
-        if cfg.truncate not in TRUNCATE:
-            raise ConfigError(f"masks.truncate: unknown value {cfg.truncate!r}; use 'batch', 'random' or 'none'")
-        if cfg.saliency not in ("trilinear", "area"):
-            raise ConfigError(f"masks.saliency: unknown value {cfg.saliency!r}; use 'trilinear' or 'area'")
-        if not cfg.specs:
-            raise ConfigError("masks.specs: at least one mask is needed")
-        for s, spec in enumerate(cfg.specs):
-            check_spec(spec, f"masks.specs[{s}]")
-        if crop_size % patch_size:
-            raise ConfigError(f"data.crop_size: {crop_size} is not a multiple of data.patch_size {patch_size}")
+        require(cfg, "masks")
+        refuse(not_multiple(crop_size, patch_size, "data.crop_size", "data.patch_size"))
         self.specs = tuple(cfg.specs)
         self.truncate = cfg.truncate
         self.saliency = cfg.saliency
@@ -45,14 +38,8 @@ class MaskSampler:
     def grid(self, clip_shape) -> tuple[int, int, int]:
         """(T, H, W) of a clip ``[B,C,F,Y,X]``; a single frame is one time step."""
         frames, height, width = clip_shape[2:]
-        if frames > 1 and frames % self.tubelet_size:
-            raise ConfigError(
-                f"data.dataset_fpcs: {frames} frames are not a multiple of data.tubelet_size {self.tubelet_size}"
-            )
-        patch = self.patch_size
-        if height % patch or width % patch:
-            raise ConfigError(f"data.crop_size: {height}x{width} is not a multiple of data.patch_size {patch}")
-        return max(1, frames // self.tubelet_size), height // patch, width // patch
+        tubelet = 1 if frames == 1 else self.tubelet_size
+        return token_grid(frames, height, width, tubelet=tubelet, patch=self.patch_size)
 
     def __call__(self, clip, *, step: int, first_sample: int, group: int = 0):
         """Masks of one group of clips.

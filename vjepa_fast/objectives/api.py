@@ -12,12 +12,14 @@ import importlib
 import math
 import pkgutil
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from vjepa_fast.config.convert import read
+from vjepa_fast.config.fields import number, require  # what terms declare their fields with
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops.latent import RowCall
@@ -38,50 +40,6 @@ class TermContext:
     def dim(self) -> int:
         """Feature channels D = levels * embed_dim."""
         return self.levels * self.embed_dim
-
-
-# -- fields: a default, a check and the words that say what is accepted ------------------------------------------------
-def number(
-    default: float | None,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    integer: bool = False,
-    optional: bool = False,
-) -> Any:
-    """A numeric field: ``low <= x <= high`` and ``above < x < below``; ``optional`` also accepts null."""
-    bounds = ((">=", low), (">", above), ("<=", high), ("<", below))
-    words = " ".join(["an integer" if integer else "a number", *(f"{w} {b:g}" for w, b in bounds if math.isfinite(b))])
-
-    def check(x: Any) -> bool:
-        if x is None:
-            return optional
-        kinds = int if integer else (int, float)
-        if isinstance(x, bool) or not isinstance(x, kinds):
-            return False
-        return math.isfinite(x) and low <= x <= high and above < x < below
-
-    return checked(default, words + (" or null" if optional else ""), check)
-
-
-def choice(default: str | None, *values: str | None) -> Any:
-    """A field that takes one of ``values``."""
-    words = "one of " + ", ".join("null" if v is None else v for v in values)
-    return checked(default, words, lambda x: any(x is v or (isinstance(x, str) and x == v) for v in values))
-
-
-def flag(default: bool) -> Any:
-    """A boolean field."""
-    return checked(default, "true or false", lambda x: isinstance(x, bool))
-
-
-def checked(
-    default: Any, accepts: str, check: Callable[[Any], bool], convert: Callable[[Any], Any] | None = None
-) -> Any:
-    """A field with a check of its own; ``accepts`` is shown to the user where the check fails."""
-    return field(default=default, metadata={"accepts": accepts, "check": check, "convert": convert})
 
 
 @dataclass(frozen=True)
@@ -163,22 +121,9 @@ def make_objective(name: str, values: dict[str, Any] | None, path: str = "object
     known = registry()
     if name not in known:
         raise ConfigError(f"{path}.{name}: unknown term; terms are {', '.join(sorted(known))}{_suggest(name, known)}")
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}.{name}: takes a mapping of fields, not {values!r}; {{}} keeps the defaults")
-    specs = {f.name: f for f in fields(known[name])}
-    ready = {}
-    for key, x in values.items():
-        if key not in specs:
-            raise ConfigError(
-                f"{path}.{name}.{key}: unknown field; {name} takes {', '.join(specs)}{_suggest(str(key), specs)}"
-            )
-        meta = specs[key].metadata
-        if not meta["check"](x):
-            raise ConfigError(f"{path}.{name}.{key}: {x!r} cannot be used; give {meta['accepts']}")
-        ready[key] = meta["convert"](x) if meta["convert"] else x
-    assert all(f.default is not MISSING for f in specs.values()), f"every field of {name} needs a default"
-    return known[name](**ready)
+    term = read(known[name], {} if values is None else values, f"{path}.{name}")
+    require(term, f"{path}.{name}")
+    return term
 
 
 def _suggest(word: str, known) -> str:

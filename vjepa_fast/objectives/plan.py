@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives.api import Objective, TermContext, head_generator, make_objective
 from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import function
-
-COMPAT_MODES = ("intended", "published")
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ def build_objectives(
     Raises:
         ConfigError: an unknown term, field or value; a term that can get no gradient (intended only).
     """
-    if compat not in COMPAT_MODES:
-        raise ConfigError(f"compat: {compat!r} is not known; give one of {', '.join(COMPAT_MODES)}")
+    require(Config, "", compat=compat)
     if not isinstance(spec, dict) or not spec:
         raise ConfigError("objectives: no term is named; give at least one, such as {pred: {}}")
     ctx = TermContext(levels=levels, embed_dim=embed_dim, compat=compat, seed=seed)

@@ -23,8 +23,8 @@ class ActionConditioned(Objective):
     needs = frozenset({"z", "clips", "masks_enc", "grids"})
     gradient_to = "z, head"
 
-    target_dim: int = number(3, low=1, high=3, integer=True)
-    hidden_dim: int = number(256, low=1, integer=True)
+    target_dim: int = number(3, low=1, high=3)
+    hidden_dim: int = number(256, low=1)
     channels: str = choice("all", "all", "dynamics")
     app_ratio: float = number(0.5, above=0.0, below=1.0)
 

@@ -12,30 +12,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vjepa_fast.objectives.api import Objective, checked, flag, number, objective
+from vjepa_fast.config.fields import is_fraction, ramp
+from vjepa_fast.objectives.api import Objective, flag, number, objective
 from vjepa_fast.objectives.reduce import mean_of_entries
 from vjepa_fast.objectives.rows import power_error
 
 
-def _is_warmup(x) -> bool:
-    """[start, end]: integers are steps, floats in [0, 1] fractions of the run; whole floats above 1 are steps too."""
-    if not isinstance(x, (list, tuple)) or len(x) != 2:
-        return False
-    for v in x:
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or v < 0:
-            return False
-        if isinstance(v, float) and v > 1 and v != int(v):
-            return False
-    same_unit = _is_fraction(x[0]) == _is_fraction(x[1])
-    return not same_unit or x[0] <= x[1]
-
-
-def _is_fraction(v: int | float) -> bool:
-    return isinstance(v, float) and v <= 1
-
-
 def _in_steps(v: int | float, total_steps: int | None) -> float:
-    if not _is_fraction(v) or v == 0:
+    if not is_fraction(v) or v == 0:
         return v
     if total_steps is None:
         raise ValueError("objectives.context.warmup is a fraction of the run: LatentState.total_steps is needed")
@@ -49,14 +33,9 @@ class Context(Objective):
     needs = frozenset({"z_context", "h", "masks_enc", "masks_pred", "grids"})
     gradient_to = "z_context (h)"
 
-    coeff_img: float | None = number(None, low=0.0, optional=True)
+    coeff_img: float | None = number(None, low=0.0)
     loss_exp: float = number(1.0, low=1.0)
-    warmup: tuple[float, float] = checked(
-        (0.5, 1.0),
-        "[start, end] with start <= end: integers for steps, floats in [0, 1] for fractions of the run",
-        _is_warmup,
-        tuple,
-    )
+    warmup: tuple[int | float, int | float] = ramp((0.5, 1.0))
     weight_distance: bool = flag(False)
     offset: bool = flag(False)
 

@@ -66,7 +66,7 @@ class Hamiltonian(Objective):
     gradient_to = "z, head (not its last bias)"
 
     dt: float = number(0.1, above=0.0)
-    hidden_dim: int = number(256, low=1, integer=True)
+    hidden_dim: int = number(256, low=1)
     loss_exp: float = number(1.0, low=1.0)
 
     def build_head(self, ctx, generator):

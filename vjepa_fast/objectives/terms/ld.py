@@ -27,10 +27,10 @@ class LatentDynamics(Objective):
     needs = frozenset({"z", "h", "masks_enc", "grids"})
     gradient_to = "z, head (published with hard_weighting: nothing)"
 
-    hidden_dim: int = number(256, low=1, integer=True)
+    hidden_dim: int = number(256, low=1)
     channels: str = choice("all", "all", "dynamics")
     app_ratio: float = number(0.5, above=0.0, below=1.0)
-    hard_weighting: float | None = number(None, low=0.0, optional=True)
+    hard_weighting: float | None = number(None, low=0.0)
     hard_scope: str = choice("batch", "batch", "sample")
 
     def build_head(self, ctx, generator):

@@ -28,7 +28,7 @@ class Sigreg(Objective):
     needs = frozenset({"z", "step"})
     gradient_to = "z"
 
-    num_slices: int = number(1024, low=1, integer=True)
+    num_slices: int = number(1024, low=1)
 
     def value(self, state, head, ctx) -> Tensor:
         x_ND = torch.cat([computing(z).flatten(0, 1) for z in state.outputs("z")])
