@@ -133,6 +133,14 @@ def objections(name: str, q: Tensor) -> list[str]:
     return reasons
 
 
+def check(name: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a backend that cannot run on this device and dtype (ConfigError)."""
+    if name not in NAMES:
+        raise ConfigError(f"runtime.attention: {name!r}; accepted: {', '.join(NAMES)}")
+    if name != "auto" and (reasons := objections(name, torch.empty(0, dtype=dtype, device=device))):
+        raise ConfigError(f"runtime.attention: {name} cannot serve: {'; '.join(reasons)}")
+
+
 def choose(name: str) -> None:
     """Use backend ``name`` (see the module) for all attention of this process.
 

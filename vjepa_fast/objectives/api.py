@@ -19,7 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.config.convert import read
-from vjepa_fast.config.fields import number, require  # what terms declare their fields with
+from vjepa_fast.config.fields import checked as checked  # with these a term declares its fields
+from vjepa_fast.config.fields import choice as choice
+from vjepa_fast.config.fields import flag as flag
+from vjepa_fast.config.fields import number as number
+from vjepa_fast.config.fields import require
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops.latent import RowCall
