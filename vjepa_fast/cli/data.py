@@ -27,6 +27,7 @@ def add_arguments(parser) -> None:
     check.add_argument("--fps", type=int, help="frames per second to read at, in place of --frame-step")
     check.add_argument("--duration", type=float, help="seconds that a clip spans, in place of --frame-step")
     check.add_argument("--full", action="store_true", help="read every frame of every video")
+    check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
 
 
@@ -57,9 +58,9 @@ def _check(args) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
-    from vjepa_fast.data.decoders.pyav import Sampling
+    from vjepa_fast.data.manifests.check import check_manifest
     from vjepa_fast.data.manifests.manifest import load_manifest
-    from vjepa_fast.data.manifests.scan import check_manifest
+    from vjepa_fast.data.sampling import Sampling
     from vjepa_fast.errors import DataError
 
     manifest = load_manifest(args.manifest)
@@ -72,6 +73,7 @@ def _check(args) -> int:
             sampling=sampling,
             full=args.full,
             workers=args.workers,
+            decoder=args.decoder,
             on_progress=lambda done: progress.update(task, completed=done),
         )
     for _, reason in bad:

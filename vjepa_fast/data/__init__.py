@@ -8,18 +8,18 @@ from importlib import import_module
 _HOME = {
     "Manifest": "manifests.manifest",
     "load_manifest": "manifests.manifest",
-    "read_clip": "decoders.pyav",
-    "read_image": "decoders.pyav",
-    "probe_video": "decoders.pyav",
+    "read_clip": "decoders",
+    "read_image": "decoders",
+    "probe_video": "decoders",
     "Batch": "loader",
-    "BadSamples": "bad",
+    "BadSamples": "bad_samples",
     "ClipGroup": "loader",
     "ClipLoader": "loader",
     "eval_clip": "views.evaluation",
     "eval_batches": "views.evaluation",
     "eval_views": "views.evaluation",
     "MixedSampler": "mixing",
-    "Sampling": "decoders.pyav",
+    "Sampling": "sampling",
     "synthetic": "synthetic",
 }
 __all__ = sorted(_HOME)
