@@ -4,6 +4,7 @@ Names are imported on first use, so that rendering and manifests do not pay for 
 """
 
 from importlib import import_module
+from typing import Any
 
 _HOME = {
     "Manifest": "manifests.manifest",
@@ -25,12 +26,12 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = import_module(f".{_HOME[name]}", __name__)
     return module if name == "synthetic" else getattr(module, name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return __all__

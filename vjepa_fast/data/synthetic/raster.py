@@ -156,4 +156,5 @@ def random_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Frames in 0..1 (clipped to it) as uint8, rounded."""
     return (np.clip(frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
