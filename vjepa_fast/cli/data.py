@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 HELP = "make manifests of a folder of videos or images, and check them"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``manifest`` and ``check``."""
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check}")
     make = commands.add_parser(
         "manifest",
@@ -31,11 +34,12 @@ def add_arguments(parser) -> None:
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write manifests, or check one; the exit code."""
     return _manifest(args) if args.data_command == "manifest" else _check(args)
 
 
-def _manifest(args) -> int:
+def _manifest(args: argparse.Namespace) -> int:
     from vjepa_fast.data.manifests.scan import scan_folder
 
     written = scan_folder(
@@ -48,11 +52,12 @@ def _manifest(args) -> int:
     )
     for part, facts in written.items():
         print(f"{part}: {facts['samples']} samples of {facts['classes']} classes, {facts['path']}")
-    print(f"check it:  vjepa-fast data check {written['train']['path'] if 'train' in written else facts['path']}")
+    first = written.get("train", next(reversed(written.values())))
+    print(f"check it:  vjepa-fast data check {first['path']}")
     return 0
 
 
-def _check(args) -> int:
+def _check(args: argparse.Namespace) -> int:
     import sys
 
     from rich.console import Console

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+
 HELP = "render synthetic suites to H.264 .mp4 and .jpg with manifests"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to render and where to."""
     parser.add_argument(
         "suite",
         metavar="SUITE",
@@ -22,7 +25,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Render; the exit code."""
     import os
     import sys
 

@@ -175,6 +175,7 @@ class ClipLoader:
             clip = torch.empty((len(members), 3, fpc, crop, crop), dtype=torch.uint8, pin_memory=self._pin)
             rows = clip.numpy()
             for row, sample in zip(rows, members):
+                assert sample.clip is not None, "_account has raised"
                 row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
             groups.append(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,10 +61,12 @@ class Sampling:
 
         Args:
             path: of the video, for the error text.
-            total, video_fps: the video's number of frames and frames per second.
+            total: frames of the video.
+            video_fps: its frames per second.
             num_frames: frames of the clip.
-            start: "random" (uniform over all that fit, drawn from ``generator``), "center", the first frame's number
-                (an int), or a float from 0.0 (the video's beginning) to 1.0 (the clip ends with the video).
+            start: "random" (uniform over all that fit), "center", the first frame's number (an int), or a float from
+                0.0 (the video's beginning) to 1.0 (the clip ends with the video).
+            generator: draws a random start.
 
         Returns:
             int64 ``[num_frames]``, ascending.
@@ -92,7 +93,7 @@ class Sampling:
             first = room // 2
         elif isinstance(start, float) and 0.0 <= start <= 1.0:
             first = int(room * start)
-        elif isinstance(start, numbers.Integral) and 0 <= start <= room:
+        elif isinstance(start, int | np.integer) and 0 <= start <= room:
             first = int(start)
         else:
             raise DataError(

@@ -104,7 +104,8 @@ class MaskStrategy(ABC):
 
         Args:
             clip: ``[B,C,F,Y,X]``, uint8 or normalised float.
-            step: of the run. first_sample: global index of ``clip[0]``; the samples count on from it.
+            step: of the run.
+            first_sample: global index of ``clip[0]``; the samples count on from it.
             group: which of a step's groups of clips (by frames per clip) this is; groups draw independently.
 
         Returns:
@@ -145,7 +146,11 @@ class MaskStrategy(ABC):
         """Masks from maps, with one length for all samples of a mask as ``truncate`` asks.
 
         Args:
-            context, predicted: bool ``[S,B,N]``; no token is in both.
+            context: bool ``[S,B,N]``.
+            predicted: bool ``[S,B,N]``; no token is in both.
+            step: as `sample` got it.
+            first_sample: as `sample` got it.
+            group: as `sample` got it.
 
         Returns:
             ``batch``: the earliest tokens of each sample, as many as the sample with the fewest has; ``random``: so
@@ -167,7 +172,9 @@ def _cut(kept_SBN: Tensor, order_BN: Tensor, one_length: bool) -> tuple[Tensor, 
     length_SB = kept_SBN.sum(2)
     if one_length:
         length_SB = length_SB.amin(1, keepdim=True).expand_as(length_SB).contiguous()
-        rank_SBN = order_BN.expand_as(kept_SBN).masked_fill(~kept_SBN, tokens).argsort(2, stable=True).argsort(2)
+        rank_SBN = (
+            order_BN.expand_as(kept_SBN).masked_fill(~kept_SBN, tokens).argsort(dim=2, stable=True).argsort(dim=2)
+        )
         kept_SBN = kept_SBN & (rank_SBN < length_SB[..., None])
     index_N = torch.arange(tokens, device=kept_SBN.device)
     index_SBN = torch.where(kept_SBN, index_N, tokens).sort(2).values

@@ -43,10 +43,15 @@ def read_clip(
     """Read one clip of a video.
 
     Args:
+        path: of the video.
         num_frames: frames of the clip.
-        frame_step, fps, duration: at most one of them, see ``Sampling``; ``sampling`` replaces all three.
-        start, generator: where the clip begins, see ``Sampling.indices``.
+        frame_step: at most one of this and the next two, see ``Sampling``.
+        fps: see ``Sampling``.
+        duration: see ``Sampling``.
+        start: where the clip begins, see ``Sampling.indices``.
         size: (height, width) to scale to (bilinear); one number for a square. None: the video's own.
+        generator: draws a random start.
+        sampling: replaces ``frame_step``, ``fps`` and ``duration``.
         decoder: as ``data.decoder``.
 
     Returns:

@@ -43,9 +43,10 @@ class Video(ABC):
 
     @abstractmethod
     def read(self, numbers: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-        """The frames of these numbers (int64 ``[F]``, ascending, repeats allowed; from 0, in the order shown).
+        """The frames of these numbers.
 
         Args:
+            numbers: int64 ``[F]``, ascending, repeats allowed; they count from 0 in the order shown.
             size: (height, width) to scale to, bilinear; None: the video's own.
 
         Returns:
@@ -156,6 +157,7 @@ def choose_decoder(name: str = "auto", key: str = "data.decoder") -> Decoder:
     """The decoder of that name; ``auto`` is PyAV.
 
     Args:
+        name: as registered, or ``auto``.
         key: where the name came from, for the error text.
 
     Raises:

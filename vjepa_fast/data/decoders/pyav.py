@@ -40,6 +40,7 @@ class PyAV(Decoder):
     def open(self, path: str) -> Iterator[Video]:
         """As ``Decoder.open``; the first video stream that is no cover picture."""
         import av
+        from av.error import FFmpegError
         from av.stream import Disposition
 
         check_file(path)
@@ -56,7 +57,7 @@ class PyAV(Decoder):
                 if container.format.name == "image2" or container.format.name.endswith("_pipe"):
                     raise DataError(f"{path}: is an image, a video is meant here; images go in a manifest of their own")
                 yield _Film(path, container, streams[0])
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             raise DataError(f"{path}: unreadable or truncated video ({one_line(error)})") from None
 
 

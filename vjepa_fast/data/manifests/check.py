@@ -24,7 +24,9 @@ def check_manifest(
     """Read a clip from the middle of every sample, or every frame.
 
     Args:
-        num_frames, sampling: of the clip; every frame by default.
+        manifest: whose samples are read.
+        num_frames: of the clip.
+        sampling: of the clip; consecutive frames by default.
         full: also read every frame of every video.
         workers: reading threads.
         decoder: as ``data.decoder``.

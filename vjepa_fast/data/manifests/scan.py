@@ -41,9 +41,13 @@ def scan_folder(
     directly in FOLDER give one manifest with label 0. Classes are numbered in the order of their names, over all parts.
 
     Args:
+        folder: to look through.
         out: the (training) manifest; default FOLDER/train.csv. Other parts lie beside it as ``val.csv``, ``test.csv``,
             or ``<stem>_val.csv`` when ``out`` is given; class names as ``classes.json`` or ``<stem>_classes.json``.
+        val_fraction: share of every class that goes to ``val``.
+        test_fraction: share of every class that goes to ``test``.
         absolute: write absolute paths; otherwise relative to the manifest.
+        seed: of the split.
 
     Returns:
         Part (train, val, test) -> what was written.

@@ -133,7 +133,7 @@ class Dive(Suite):
         return tuple(">".join(t) for t in self.triples)
 
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
-        """As `Suite.render`; attributes: shape, growing or shrinking, direction (radians) and the two times of change."""
+        """As `Suite.render`; attributes: shape, growing or shrinking, direction (radians), the two times of change."""
         unit = size / 64.0
         clip = _still(self.background.draw(rng, size, size), frames)
         skin, shape = _skin(rng), raster.SHAPES[int(rng.integers(len(raster.SHAPES)))]

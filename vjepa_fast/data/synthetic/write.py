@@ -199,7 +199,7 @@ def _render_chunk(
     return rows
 
 
-def write_video(path: str | os.PathLike[str], clip: np.ndarray, fps: int = 8, crf: int = 18, gop: int = 8) -> None:
+def write_video(path: str | Path, clip: np.ndarray, fps: int = 8, crf: int = 18, gop: int = 8) -> None:
     """Write uint8 RGB frames ``[F, H, W, 3]`` as H.264 (yuv420p). The same frames give the same file."""
     import av
 
@@ -215,7 +215,7 @@ def write_video(path: str | os.PathLike[str], clip: np.ndarray, fps: int = 8, cr
         container.mux(stream.encode())
 
 
-def write_image(path: str | os.PathLike[str], clip: np.ndarray, quality: int = 95) -> None:
+def write_image(path: str | Path, clip: np.ndarray, quality: int = 95) -> None:
     """Write the first frame of uint8 RGB ``[1, H, W, 3]`` as JPEG."""
     from PIL import Image
 

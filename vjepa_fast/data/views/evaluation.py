@@ -64,8 +64,15 @@ def eval_batches(
     """All samples of a manifest, once, in order.
 
     Args:
+        manifest: whose samples are read.
         num_frames: frames per clip; images are repeated, 1 gives single frames.
-        frame_step, fps, duration, spread, short: see ``Sampling``.
+        crop_size: pixels of each side of the view (``augment.centre_view``).
+        batch_size: samples per batch.
+        frame_step: see ``Sampling``, as for the next four.
+        fps: frames per second to read at.
+        duration: seconds that a clip spans.
+        spread: of the frames.
+        short: what happens to a video shorter than the clip.
         workers: reading threads; the result does not depend on them.
         max_bad_fraction: unreadable samples are left out up to this share of the manifest.
         bad: collects the unreadable samples.
