@@ -1,4 +1,4 @@
-"""``vjepa-fast data``: manifests of one's own videos, and checking them."""
+"""``vjepa-fast data``: make manifests of your own videos, and check them."""
 
 from __future__ import annotations
 

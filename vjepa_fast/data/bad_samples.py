@@ -37,11 +37,6 @@ class BadSamples:
         """Number of unreadable samples."""
         return len(self.samples)
 
-    @property
-    def fraction(self) -> float:
-        """Unreadable share of the different samples tried."""
-        return self.count / max(1, self.tried)
-
     def add(self, dataset: int, index: int, path: str, reason: str | None) -> None:
         """Note that a sample was tried; ``reason`` is None for one that could be read.
 

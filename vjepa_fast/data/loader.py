@@ -1,4 +1,4 @@
-"""Batches for training: endless, resumable, the same whatever the number of reading threads.
+"""Batches for training: endless, resumable, the same for any number of reading threads.
 
 Shapes: B clips, F frames, S crop size.
 """

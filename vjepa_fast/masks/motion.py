@@ -12,7 +12,7 @@ from vjepa_fast.masks.blocks import MaskSampler
 
 @STRATEGIES.register("motion")
 class MotionMaskSampler(MaskSampler):
-    """As ``blocks`` with ``motion_guided`` in every spec; strength and random share are those of each spec."""
+    """As ``blocks`` with ``motion_guided`` in every spec; each spec keeps its strength and random share."""
 
     def __init__(self, cfg: MasksConfig, **settings: Any) -> None:
         guided = tuple(dataclasses.replace(spec, motion_guided=True) for spec in cfg.specs)

@@ -1,7 +1,7 @@
 """Fast drawing in numpy: band-limited textures, panning windows, antialiased textured shapes.
 
 Coordinates are pixels, (y, x), float32; colours are 0..1. Nothing here knows about classes or labels.
-Textures are periodic, so a window may be read from them at any offset and every offset looks alike.
+Textures are periodic, so a window can be read from them at any offset and every offset looks alike.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def _jittered(rng: np.random.Generator, name: str, amount: float) -> tuple[np.nd
 class Motion8(Suite):
     """Eight directions: a whole textured scene pans in the direction of the label, as a random-dot kinematogram does.
 
-    The texture is new in every clip and grey, of one mean and one contrast: what tells clips apart is the motion, not a
+    The texture is new in every clip and grey, of one mean and one contrast: clips differ in their motion, not in a
     palette. ``sprites`` shapes in random colours can ride on it.
     """
 
@@ -108,7 +108,7 @@ class Motion8(Suite):
 class Dive(Suite):
     """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, and for
     ``rotation_senses = 2`` turning clockwise or anticlockwise: 12 classes. Every class holds the same
-    primitives with the same amounts, so that no single frame tells it. Directions of translation and
+    primitives with the same amounts, so that no single frame shows which. Directions of translation and
     whether the object grows or shrinks are drawn apart from the label.
     """
 

@@ -6,7 +6,7 @@
     FOLDER/train_attributes.json  what each clip was drawn with, in the manifest's order
     FOLDER/train/000000.mp4 ...
 
-Every clip is a function of (seed, suite, split, index), whatever the number of workers. Files appear whole or not at
+Every clip is a function of (seed, suite, split, index), for any number of workers. Files appear whole or not at
 all, manifests after their last clip, so an interrupted rendering is completed by repeating it.
 """
 
@@ -193,8 +193,9 @@ def _render_chunk(
         rng = np.random.default_rng([seed, zlib.crc32(suite.name.encode()), zlib.crc32(split.encode()), index])
         clip, label, attributes = render_clip(suite, rng, size, frames, label=labels[index % len(labels)])
         name = f"{split}/{index:06d}.{suffix}"
-        if not (folder / name).exists():
-            write(folder / name, clip)
+        path = folder / name
+        if not path.exists() or path.stat().st_size == 0:  # a power cut may leave empty files
+            write(path, clip)
         rows.append((name, label, attributes))
     return rows
 
@@ -203,7 +204,7 @@ def write_video(path: str | Path, clip: np.ndarray, fps: int = 8, crf: int = 18,
     """Write uint8 RGB frames ``[F, H, W, 3]`` as H.264 (yuv420p). The same frames give the same file."""
     import av
 
-    with atomic_path(path, _HINT) as temporary, av.open(str(temporary), "w", format="mp4") as container:
+    with atomic_path(path, _HINT, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
         stream.codec_context.gop_size = gop
@@ -219,5 +220,5 @@ def write_image(path: str | Path, clip: np.ndarray, quality: int = 95) -> None:
     """Write the first frame of uint8 RGB ``[1, H, W, 3]`` as JPEG."""
     from PIL import Image
 
-    with atomic_path(path, _HINT) as temporary:
+    with atomic_path(path, _HINT, sync=False) as temporary:
         Image.fromarray(clip[0]).save(temporary, format="JPEG", quality=quality)
