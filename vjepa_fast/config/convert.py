@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vjepa_fast.config.checks import check
-from vjepa_fast.config.fields import join, show
+from vjepa_fast.config.fields import default_of, is_later, join, show
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.registry import suggestion
@@ -42,8 +42,12 @@ def from_dict(values: dict[str, Any], *, source: str = "config", checked: bool =
 
 
 def to_dict(config: DataclassInstance) -> dict[str, Any]:
-    """The inverse of `from_dict`: nested dicts, lists and scalars only (safe for YAML, JSON and ``weights_only``)."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    """The inverse of `from_dict`: nested dicts, lists and scalars only (safe for YAML, JSON and ``weights_only``).
+
+    Keys that were added later (`fields.later`) are left out at their default.
+    """
+    values = {f: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return {f.name: _plain(value) for f, value in values.items() if not (is_later(f) and value == default_of(f))}
 
 
 def read(section: type[Section], values: object, path: str = "") -> Section:

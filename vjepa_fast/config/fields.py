@@ -19,7 +19,7 @@ from vjepa_fast.registry import registry_of, suggestion
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-_KEY = "refusal"
+_REFUSAL, _LATER = "refusal", "later"
 
 
 def constrained(default: Any, refusal: Callable[[Any], str | None]) -> Any:
@@ -29,10 +29,30 @@ def constrained(default: Any, refusal: Callable[[Any], str | None]) -> Any:
         default: of the field.
         refusal: what is wrong with a value of the annotated type, or None; it is not asked about null.
     """
-    metadata = {_KEY: refusal}
+    metadata = {_REFUSAL: refusal}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def later(field: Any) -> Any:
+    """A field that came after configurations were saved and hashed.
+
+    `to_dict` leaves it out at its default, so that run folders, checkpoints and study cells from before still match.
+    """
+    return dataclasses.field(
+        default=field.default, default_factory=field.default_factory, metadata={**field.metadata, _LATER: True}
+    )
+
+
+def is_later(field: dataclasses.Field[Any]) -> bool:
+    """Whether the field was declared through `later`."""
+    return _LATER in field.metadata
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, or MISSING."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def number(
@@ -159,7 +179,7 @@ def refusals(values: DataclassInstance, path: str = "") -> Iterator[str]:
 
 def refusal_of(field: dataclasses.Field[Any], value: Any) -> str | None:
     """What is wrong with a value of the right type for this field, or None."""
-    refusal: Callable[[Any], str | None] | None = field.metadata.get(_KEY)
+    refusal: Callable[[Any], str | None] | None = field.metadata.get(_REFUSAL)
     return None if refusal is None or value is None else refusal(value)
 
 

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from vjepa_fast.config.fields import checked, choice, constrained, filled, interval, number, ramp, registered
+from vjepa_fast.config.fields import checked, choice, constrained, filled, interval, later, number, ramp, registered
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 TRUNCATE = ("batch", "random", "none")  # the C++ kernel numbers them in this order
@@ -37,6 +37,7 @@ class DataConfig:
     pin_mem: bool = True
     max_bad_fraction: float = number(0.05, low=0, high=1)  # unreadable share of the samples above which a run stops
     cache_mb: int = number(0, low=0)  # memory for decoded source clips kept between epochs (small videos); 0: none
+    decoder: str = later(registered("decoder", "auto", "pyav"))
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class MasksConfig:
     )
     truncate: str = choice("batch", *TRUNCATE)
     saliency: str = choice("trilinear", "trilinear", "area")
+    strategy: str = later(registered("mask strategy", "blocks", "motion"))  # motion: guided by it in every spec
+    options: dict[str, Any] = later(field(default_factory=dict))  # of strategies that take more; checked by them
 
 
 @dataclass(frozen=True)
