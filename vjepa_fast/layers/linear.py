@@ -18,6 +18,7 @@ class Linear(nn.Linear):
     fp8 = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """[...,in_features] -> [...,out_features]."""
         return fp8.linear(x, self.weight, self.bias) if self.fp8 else linear(x, self.weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:

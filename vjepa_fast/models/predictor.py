@@ -13,7 +13,8 @@ from torch import nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.layers import segments
+from vjepa_fast.layers import packed
+from vjepa_fast.layers.attention import Segments
 from vjepa_fast.layers.block import Block, init_weights, run_block
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.layers.packed import Packed
@@ -125,7 +126,7 @@ class Predictor(nn.Module):
             raise ValueError(f"predictor: modality: expected 'video' or 'image', got {modality!r}")
         grid = self.built_grid if grid is None else tuple(grid)
         # a segment is a mask, or where tokens are packed one sample of a mask
-        seen, hidden = ([n for m in idx for n in segments.sizes(m)] for idx in (idx_enc, idx_pred))
+        seen, hidden = ([n for m in idx for n in packed.lengths(m)] for idx in (idx_enc, idx_pred))
         x = self.predictor_embed(torch.cat(z_BKD, 1) if len(z_BKD) > 1 else z_BKD[0])
         tokens = torch.stack([self.mask_tokens[m % self.num_mask_tokens] for m in mask_index])  # [masks,1,1,E]
         if self.modality_embedding:
@@ -133,11 +134,11 @@ class Predictor(nn.Module):
             x, tokens = x + mod, tokens + mod
         # stream: context and hidden tokens of the first segment, then those of the second, ...
         fill = [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, idx_pred)]
-        fill = [part for whole, m in zip(fill, idx_pred) for part in segments.pieces(whole, m)]
+        fill = [part for whole, m in zip(fill, idx_pred) for part in packed.pieces(whole, m)]
         x = torch.cat([part for pair in zip(x.split(seen, 1), fill) for part in pair], 1)
-        ids = ([part for m in idx for part in segments.pieces(segments.tokens(m), m)] for idx in (idx_enc, idx_pred))
+        ids = ([part for m in idx for part in packed.pieces(packed.places(m), m)] for idx in (idx_enc, idx_pred))
         idx_BK = torch.cat([part for pair in zip(*ids) for part in pair], 1)
-        rest = segments.filler(x.shape[1], self.pad_to)
+        rest = packed.filler(x.shape[1], self.pad_to)
         if rest:  # a segment of its own, dropped in the end
             x, idx_BK = F.pad(x, (0, 0, 0, rest)), F.pad(idx_BK, (0, rest))
         table = None
@@ -148,7 +149,7 @@ class Predictor(nn.Module):
             x = x + pos[0, idx_BK]
         lengths = [e + p for e, p in zip(seen, hidden)] + ([rest] if rest else [])
         if isinstance(idx_enc[0], Packed):
-            lengths = segments.Changing(lengths)
+            lengths = Segments(lengths)
         for block in self.predictor_blocks:
             x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
         sizes = [n for pair in zip(seen, hidden) for n in pair]
@@ -167,7 +168,7 @@ def _by_mask(parts: Sequence[torch.Tensor], masks: Sequence) -> Iterator[torch.T
     """The segments [B,K,E] of each mask, side by side."""
     rest = iter(parts)
     for mask in masks:
-        own = [next(rest) for _ in segments.sizes(mask)]
+        own = [next(rest) for _ in packed.lengths(mask)]
         yield torch.cat(own, 1) if len(own) > 1 else own[0]
 
 

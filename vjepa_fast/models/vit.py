@@ -15,9 +15,10 @@ from torch import nn
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vjepa_fast.layers import segments
+from vjepa_fast.layers import packed
+from vjepa_fast.layers.attention import Lengths, Segments
 from vjepa_fast.layers.block import Block, init_weights, run_block
-from vjepa_fast.layers.packed import Packed, ids
+from vjepa_fast.layers.packed import Packed
 from vjepa_fast.models import rope
 from vjepa_fast.ops.linear import linear
 
@@ -178,13 +179,13 @@ class VisionTransformer(nn.Module):
             return self._blocks(x, self._rope(x, grid, masks), hierarchical)
         if not masks:
             return []
-        idx_BK = torch.cat([ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
-        lengths = [n for m in masks for n in segments.sizes(m)]
+        idx_BK = torch.cat([packed.ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
+        lengths = [n for m in masks for n in packed.lengths(m)]
         sizes = [m.shape[1] for m in masks]
-        if pad := segments.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
+        if pad := packed.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
             idx_BK, lengths, sizes = nn.functional.pad(idx_BK, (0, pad)), [*lengths, pad], [*sizes, pad]
         if isinstance(masks[0], Packed):
-            lengths = segments.Changing(lengths)
+            lengths = Segments(lengths)
         place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
         x = self._embed(clip, grid, idx_BK, place_BK)
         return self._blocks(x, self._rope(x, grid, place_BK), hierarchical, lengths, sizes)[: len(masks)]

@@ -28,9 +28,11 @@ _PORTION = 512  # rows of the feed-forward's backward at a time: the gradient of
 
 def fits(block) -> bool:
     """Whether ``apply`` computes what this block does, its feed-forward being the plain one: all layers have a bias,
-    and none was replaced (as adapters do) or hooked.
+    none was replaced (as adapters do) or hooked, and no attention backend is forced.
     """
     attn, mlp = block.attn, block.mlp
+    if attn.backend is not None:
+        return False
     layers = {Linear: (attn.qkv, attn.proj, mlp.fc1, mlp.fc2), nn.LayerNorm: (block.norm1, block.norm2)}
     if any(type(x) is not kind or x.weight is None or x.bias is None for kind, own in layers.items() for x in own):
         return False
@@ -39,7 +41,7 @@ def fits(block) -> bool:
     return not any(getattr(x, name) for x in parts for name in hooks)
 
 
-def serves(x: Tensor, rope: Tensor | None) -> bool:
+def supports(x: Tensor, rope: Tensor | None) -> bool:
     """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, and our C++.
 
     Autograd through it works once, not twice.
