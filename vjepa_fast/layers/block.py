@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 
 def run_block(
-    block: Block,
+    block: nn.Module,
     x_BKE: torch.Tensor,
     rope: torch.Tensor | None,
     recompute: bool,
@@ -128,7 +128,9 @@ def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float = 0.02) ->
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Conv3d):
             nn.init.trunc_normal_(m.weight, std=std)
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
     for i, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
         block.attn.proj.weight.div_((2.0 * i) ** 0.5)
         block.mlp.last.weight.div_((2.0 * i) ** 0.5)

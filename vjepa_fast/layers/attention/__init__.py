@@ -74,9 +74,12 @@ def attend(
         q, k, v = qkv.unbind(2)
     else:
         qk, v = qkv.split((2, 1), 2)
-        (q, k), v = _turn(qk, rope).unbind(2), v.squeeze(2)
-    run = _outside if isinstance(lengths, Segments) or (backend is not None and not backend.graph) else _run
-    return run(q, k, v, (q.shape[1],) if lengths is None else lengths, backend).flatten(2)
+        q, k = _turn(qk, rope).unbind(2)
+        v = v.squeeze(2)
+    lengths = (q.shape[1],) if lengths is None else lengths
+    if isinstance(lengths, Segments) or (backend is not None and not backend.graph):
+        return _outside(q, k, v, lengths, backend).flatten(2)
+    return _run(q, k, v, lengths, backend).flatten(2)
 
 
 def _turn(qk_BK2Hd: Tensor, rotor: Tensor) -> Tensor:
@@ -96,10 +99,8 @@ def _run(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Segments, bac
     return backend(q, k, v, segments)
 
 
-@torch.compiler.disable
-def _outside(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | Segments, backend: Backend | None) -> Tensor:
-    """``_run``, never as part of a compiled graph."""
-    return _run(q, k, v, lengths, backend)
+# never part of a compiled graph
+_outside: Callable[..., Tensor] = torch.compiler.disable(_run)  # pyright: ignore[reportAssignmentType]  # it has no types
 
 
 def _call(q: Tensor, segments: Segments) -> Call:

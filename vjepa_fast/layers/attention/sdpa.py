@@ -19,13 +19,17 @@ class Sdpa(Backend):
         lengths = segments.lengths
         # as of the predictor where nothing is truncated; a graph with symbolic lengths must not ask
         if len(lengths) > 1 and not torch.compiler.is_compiling() and len(set(lengths)) == 1:
-            each = (x.reshape(-1, lengths[0], *x.shape[2:]).transpose(1, 2) for x in (q, k, v))
-            return F.scaled_dot_product_attention(*each).transpose(1, 2).reshape(q.shape)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            q_, k_, v_ = (x.reshape(-1, lengths[0], *x.shape[2:]) for x in (q, k, v))
+            return _whole(q_, k_, v_).reshape(q.shape)
         if len(lengths) == 1:
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        parts = zip(*(x.split(list(lengths), 2) for x in (q, k, v)))
-        return torch.cat([F.scaled_dot_product_attention(*part).transpose(1, 2) for part in parts], 1)
+            return _whole(q, k, v)
+        parts = zip(*(x.split(list(lengths), 1) for x in (q, k, v)))
+        return torch.cat([_whole(*part) for part in parts], 1)
+
+
+def _whole(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 SDPA = register(Sdpa())

@@ -33,8 +33,10 @@ class Varlen(Backend):
         from torch.nn.attention.varlen import varlen_attn
 
         offsets, longest = segments.offsets(q.shape[0], q.device), segments.longest
-        flat = (x.flatten(0, 1) for x in (q, k, v))
-        return varlen_attn(*flat, offsets, offsets, longest, longest).view_as(q)
+        q_, k_, v_ = (x.flatten(0, 1) for x in (q, k, v))
+        out = varlen_attn(q_, k_, v_, offsets, offsets, longest, longest)
+        assert isinstance(out, Tensor)  # more is returned only where it is asked for
+        return out.view_as(q)
 
 
 register(Varlen())
