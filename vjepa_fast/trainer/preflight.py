@@ -8,9 +8,10 @@ import torch
 
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
+from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.errors import UserError
-from vjepa_fast.layers import segments
+from vjepa_fast.layers.block import use_attention
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
@@ -41,7 +42,10 @@ def check(cfg: Config) -> Checked:
         encoder, predictor, plan = build_models(cfg)
     if cfg.runtime.fp8:
         precision.enable_fp8(device, dtype, encoder, predictor)
-    segments.check(cfg.runtime.attention, device, dtype)
+    use_attention(cfg.runtime.attention, device, dtype, encoder, predictor)
+    for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
+        if data is not None:
+            choose_decoder(data.decoder, f"{section}.decoder")
     build_samplers(cfg)
     optim.check(cfg.optimization)
     graphs.check(cfg, device, reaches_target(cfg, plan))
