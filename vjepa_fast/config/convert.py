@@ -42,7 +42,7 @@ def to_dict(config) -> dict:
     }
 
 
-def _default(field: dataclasses.Field) -> object:
+def _default(field: dataclasses.Field[typing.Any]) -> object:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
