@@ -349,10 +349,10 @@ def check_needs(cfg: Config, plan: nn.Module) -> None:
 
 
 def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
-    """Mask samplers for video and for images (the same masks unless ``img_masks`` is given)."""
+    """Mask samplers (`masks.STRATEGIES`) for video and for images (the same masks unless ``img_masks`` is given)."""
 
-    def build(masks_cfg, data):
-        return masks.MaskSampler(
+    def build(masks_cfg, data, section):
+        return masks.STRATEGIES.get_named(masks_cfg.strategy, f"{section}.strategy")(
             masks_cfg,
             crop_size=data.crop_size,
             patch_size=data.patch_size,
@@ -361,9 +361,11 @@ def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
             mean=cfg.data_aug.mean,
             std=cfg.data_aug.std,
             compat=cfg.compat,
+            section=section,
         )
 
-    video = build(cfg.masks, cfg.data)
+    video = build(cfg.masks, cfg.data, "masks")
     if cfg.img_data is None and cfg.img_masks is None:
         return video, video
-    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data)
+    section = "masks" if cfg.img_masks is None else "img_masks"
+    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data, section)
