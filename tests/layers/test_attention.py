@@ -75,8 +75,8 @@ def test_objections_name_the_call():
     reasons = BACKENDS["varlen"].objections(on_cpu)
     assert any("CUDA" in r and "cpu" in r for r in reasons) and any("got float32" in r for r in reasons)
     assert any("CUDA" in r for r in BACKENDS["xformers"].objections(on_cpu)) and not SDPA.objections(on_cpu)
-    with pytest.raises(ConfigError, match="runtime.attention: unknown .*'flash'; accepted: .*sdpa"):
-        attention.find("flash")
+    with pytest.raises(ConfigError, match="runtime.attention: unknown .*'spda'; accepted: auto, .*did you mean sdpa"):
+        attention.find("spda")
 
 
 class Named(Backend):
