@@ -24,7 +24,7 @@ from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.trainer import graphs, optim, precision, regional
-from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.precision import resolve_dtype  # noqa: F401 (callers look for it here)
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
@@ -128,6 +128,7 @@ class TrainStep:
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
+        self.gradients = Gradients(self.params, self.world)
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         segments.choose(cfg.runtime.attention)
@@ -174,10 +175,9 @@ class TrainStep:
                 monitored = _monitors(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
-                if out.total.requires_grad:
-                    (out.total / len(batches)).backward()
+                self.gradients.backward(out.total / len(batches), last=number == len(batches) - 1)
             outs.append((out.total.detach(), out.terms, out.weights))
-        stop = self.world.average_gradients(self.params, stop)
+        stop = self.gradients.finish(stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
         with phase("optimiser"):
