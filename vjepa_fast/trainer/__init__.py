@@ -1,12 +1,17 @@
 """Pretraining: `train` runs it from a `Config`; `TrainStep` is one step for other loops."""
 
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-_HOME = {"TrainResult": "trainer", "TrainStep": "step", "Trainer": "trainer", "train": "trainer"}
-__all__ = sorted(_HOME)
+if TYPE_CHECKING:
+    from vjepa_fast.trainer.step import TrainStep
+    from vjepa_fast.trainer.trainer import Trainer, TrainResult, train
+
+__all__ = ["TrainResult", "TrainStep", "Trainer", "train"]
+_HOME = {"TrainStep": "step"}  # the others are in trainer.py; all are imported on first use
 
 
-def __getattr__(name: str):
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module(f".{_HOME.get(name, 'trainer')}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

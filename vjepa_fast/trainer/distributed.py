@@ -89,7 +89,7 @@ class Distributed:
 
 
 class Gradients:
-    """Backward passes of a step whose gradients are means over the processes, sent while the backward still runs.
+    """Backward passes of a step; gradients are means over the processes, sent while the backward pass still runs.
 
     A parameter without gradient here but with one elsewhere counts as zero here; one without gradient everywhere stays
     without, so that the optimiser treats it as in a single process. DDP's ``find_unused_parameters`` would do the same,
@@ -111,7 +111,7 @@ class Gradients:
             self.ddp = DistributedDataParallel(_Tied(params), broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of ``loss``; those of the ``last`` one of a step are averaged with what was added before."""
+        """Add the gradients of ``loss``. With the ``last`` one of a step all that was added is averaged."""
         if self.ddp is None:
             if loss.requires_grad:
                 loss.backward()

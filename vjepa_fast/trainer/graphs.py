@@ -39,10 +39,10 @@ def objections(cfg: Config, device: torch.device, target_grad: bool) -> list[str
 
 
 def build(cfg: Config, device: torch.device, target_grad: bool) -> Graphs | None:
-    """As ``runtime.cuda_graphs`` says: true or it raises, auto where it can serve, false never.
+    """As ``runtime.cuda_graphs`` says: true or it raises, auto where it is possible, false never.
 
     Raises:
-        ConfigError: true was asked for and it cannot serve; all its reasons are told. Or no such choice.
+        ConfigError: true was asked for and is not possible, for all the reasons named. Or no such choice.
     """
     choice = cfg.runtime.cuda_graphs
     if choice is False:
@@ -73,7 +73,7 @@ class Graphs:
     def __init__(self, device: torch.device, *, forced: bool = False, capture: Callable[..., Captured] | None = None):
         self.device, self.forced = device, forced
         self.capture = capture or _capture
-        self.captured: dict[tuple, Captured] = {}
+        self.captured: dict[tuple[int, tuple[int, ...], torch.dtype], Captured] = {}
         self.off = False  # a capture failed
         self.told: set[str] = set()
 
