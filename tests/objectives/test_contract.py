@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.objectives.tiny import leaves, random_state
+from tests.objectives.tiny import leaves, ragged, random_state
 from vjepa_fast.objectives import OBJECTIVES, LatentState, build_objectives
 
 TERMS = sorted(OBJECTIVES)
@@ -90,8 +90,12 @@ def test_only_what_it_needs_is_read(term, compat):
 
 
 @each_term
-def test_gradcheck(term):
-    state = random_state(grids=((4, 1, 2), (2, 1, 2)), embed_dim=2, seed=3)
+@pytest.mark.parametrize("tokens", ["equal", "ragged"])
+def test_gradcheck(term, tokens):
+    if tokens == "equal":
+        state = random_state(grids=((4, 1, 2), (2, 1, 2)), embed_dim=2, seed=3)
+    else:
+        state, _ = ragged(grids=((4, 1, 2),), samples=2, embed_dim=2)
     plan = build(term, embed_dim=2)
     named = leaves(state) | dict(plan.named_parameters())
     used = set(gradients(plan(state), plan, state))
@@ -215,8 +219,9 @@ class NoSync(TorchDispatchMode):
 
 @each_term
 @each_mode
-def test_nothing_waits_for_the_device(term, compat):
-    state = random_state()
+@pytest.mark.parametrize("tokens", ["equal", "ragged"])
+def test_nothing_waits_for_the_device(term, compat, tokens):
+    state = random_state() if tokens == "equal" else ragged()[0]
     plan = build(term, compat=compat)
     with NoSync():
         plan(state).total.backward()

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PLUGIN = '''
+PLUGIN = """
 from dataclasses import dataclass
 
 from vjepa_fast.objectives.api import Objective, number, objective
@@ -49,8 +49,13 @@ class Swirl(Objective):
     def value(self, state, head, ctx):
         entries = [view.mean(view.rows(*self.lower(ctx))) for view in state.temporal()]
         return mean_of_entries(entries, state.outputs("z"))
-'''
+"""
 SCRIPT = """
+from tests.interpreter import use_interpreter
+use_interpreter()
+import torch
+from tests.objectives.tiny import random_state
+from vjepa_fast import ops
 from tests.config.test_config_fair import RUNS, published
 from vjepa_fast.config.fair import translate
 from vjepa_fast.errors import ConfigError
@@ -70,6 +75,14 @@ except ConfigError as error:
     assert "optimization.swirl_scael" in str(error) and "did you mean swirl_scale?" in str(error)
 else:
     raise AssertionError("an unknown key was taken")
+plan, found = build_objectives({"swirl": {"scale": 2.0}}, levels=2, embed_dim=4), {}
+for backend in ("eager", "triton"):
+    state = random_state(grids=((3, 1, 2),), dtype=torch.float32)
+    with ops.use_backend(backend):
+        total = plan(state).total
+        found[backend] = [total, *torch.autograd.grad(total, state.z[0])]
+torch.testing.assert_close(found["triton"], found["eager"])
+assert found["eager"][0] > 0
 """
 
 
