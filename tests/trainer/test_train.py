@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -283,7 +284,7 @@ def test_unwritable_folder(cfg, tmp_path):
 
 
 def test_bad_videos_are_replaced_and_listed(cfg, manifest, tmp_path):
-    good = open(manifest).read().splitlines()
+    good = Path(manifest).read_text().splitlines()
     base = os.path.dirname(manifest)
     lines = [os.path.join(base, line) for line in good] + [f"{tmp_path / 'broken.mp4'} 0"]
     (tmp_path / "broken.mp4").write_bytes(b"no video")

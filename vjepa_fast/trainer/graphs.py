@@ -82,7 +82,7 @@ class Graphs:
     def __init__(self, device: torch.device, *, forced: bool = False, capture: Callable[..., Captured] | None = None):
         self.device, self.forced = device, forced
         self.capture = capture or _capture
-        self.captured: dict[tuple, Captured] = {}
+        self.captured: dict[tuple[int, tuple[int, ...], torch.dtype], Captured] = {}
         self.off = False  # a capture failed
         self.told: set[str] = set()
 
