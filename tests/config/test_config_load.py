@@ -254,10 +254,10 @@ def test_later_keys_are_written_only_where_they_differ(small):
     cfg = config.load(small)
     values = config.to_dict(cfg)
     assert "decoder" not in values["data"] and not {"strategy", "options"} & set(values["masks"])
-    texts = ["data.decoder=mine", "masks.strategy=tubes", "masks.options.share=0.5"]
+    texts = ["data.decoder=pyav", "masks.strategy=motion", "masks.options.share=0.5"]
     changed = config.load(small, texts)
     values = config.to_dict(changed)
-    assert values["data"]["decoder"] == "mine" and values["masks"]["options"] == {"share": 0.5}
+    assert values["data"]["decoder"] == "pyav" and values["masks"]["options"] == {"share": 0.5}
     assert config.from_dict(values) == changed != cfg
     assert config.load(small, [*texts, "data.decoder=auto", "masks.strategy=blocks", "masks.options={}"]) == cfg
     with pytest.raises(ConfigError, match="masks.options: expected a section of keys, got 3"):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from vjepa_fast import cli, config
+from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives import OBJECTIVES
 from vjepa_fast.trainer.trainer import Trainer, TrainResult
 
@@ -96,3 +97,18 @@ def test_check_and_show_refuse_what_train_refuses(tmp_path, outcome):
             (refused if trained else accepted).add(key)
     assert not different, "\n".join(different)
     assert len(refused) > 150 and len(accepted) > 60
+
+
+def test_a_configuration_made_in_python_is_checked_too(tmp_path):
+    cfg = config.from_dict(base(tmp_path))
+    for change, message in (
+        ({"seed": -1}, r"seed: must be in \[0"),
+        ({"folder": None}, "folder: expected text, got null"),
+        (
+            {"masks": config.MasksConfig(specs=(config.MaskConfig(num_blocks=0),))},
+            "masks.specs.0.num_blocks: must be in",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Trainer(dataclasses.replace(cfg, **change))
+    assert not (tmp_path / "run").exists()
