@@ -1,9 +1,9 @@
 """What MkDocs does to the pages: those outside docs/ come in, links to other files of the repository work.
 
-README.md becomes the first page; CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages too. A page in docs/ links to
-files of the repository as it would anywhere (``../benchmarks/results/demo.json``): such a file is copied into the site,
-below ``files/``. A link to a folder is left out of the site, since it has no page to show. Pages ``api/NAME.md`` of the
-navigation are the reference of ``vjepa_fast.NAME``, from its docstrings.
+README.md becomes the first page; CONTRIBUTING.md, CHANGELOG.md and SECURITY.md become pages too. A page in docs/ links
+to files of the repository as it would anywhere (``../benchmarks/results/demo.json``): such a file is copied into the
+site, below ``files/``. A link to a folder is left out of the site, since it has no page to show. Pages ``api/NAME.md``
+of the navigation are the reference of ``vjepa_fast.NAME``, from its docstrings.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def reference(module: str) -> str:
-    """The page of a module: what mkdocstrings reads there, or what the module's ``__getattr__`` imports on first use."""
+    """The page of a module: what mkdocstrings reads there, and what its ``__getattr__`` imports on first use."""
     text = f"# {module}\n\n::: {module}\n"
     package = importlib.import_module(module)
     if hasattr(package, "__getattr__"):

@@ -1,8 +1,8 @@
 """Every command and every block of Python in README.md, CONTRIBUTING.md and docs/ runs, in a folder of tiny examples.
 
 A page's commands run in this process and in the order of the page. They run smaller than written: `SMALL` appends
-options to a command or a script, `INSTEAD` replaces text of a Python block and `BEFORE` prepares names that it uses. What needs
-a GPU, data or minutes is marked on the page, ``<!-- test: needs gpu -->`` before the block or
+options to a command or a script, `INSTEAD` replaces text of a Python block and `BEFORE` prepares names that it uses.
+What needs a GPU, data or minutes is marked on the page, ``<!-- test: needs gpu -->`` before the block or
 ``<!-- test: long (synthetic_small.py) -->`` for what holds these words; its arguments are read by the command's own
 parser, and names of make targets and modules must exist.
 """
@@ -20,7 +20,6 @@ import subprocess
 import sys
 
 import pytest
-import torch
 import yaml
 
 from tests.docs import pages
@@ -30,45 +29,35 @@ from vjepa_fast import cli, config
 PIECES = {path.relative_to(pages.ROOT).as_posix(): pages.pieces(path) for path in pages.PAGES}
 # Words that stand for something on the pages.
 WORDS = {"RECIPE": "ucf101_4gpu_baseline", "DIR": "runs/study", "FOLDER": "runs/mine", "SUITE": "motion8"}
-TINY = (
-    "data.crop_size=32 data.patch_size=8 data.dataset_fpcs=[4] data.batch_size=2 data.num_workers=0 data.fps=null "
-    "data.duration=null data.frame_sample_rate=1 model.model_name=vit_tiny model.embed_dim=48 model.depth=4 model.num_heads=2 "
-    "model.pred_embed_dim=24 model.pred_depth=2 model.pred_num_heads=2 runtime.tensorboard=false runtime.dtype=float32 "
-    "runtime.monitor_every=1 runtime.log_every=1"
-).split()
-SETS = [word for value in TINY for word in ("--set", value)]
-VIEW = "--num-frames 4 --crop-size 32 --frame-step 1 --device cpu".split()
-TUNE = (
-    "--tune-epochs 1 --tune-batch 4 --meta-epochs 1 --meta-steps 1 --meta-way 2 --meta-shot 1 --meta-queries 1 --val-way 2 "
-    "--val-queries 1"
-).split()
-EPISODES = "--way 2 --shots 1 --queries 1 --episodes 4 --workers 0".split()
+TINY = """data.crop_size=32 data.patch_size=8 data.dataset_fpcs=[4] data.batch_size=2 data.num_workers=0 data.fps=null
+data.duration=null data.frame_sample_rate=1 model.model_name=vit_tiny model.embed_dim=48 model.depth=4 model.num_heads=2
+model.pred_embed_dim=24 model.pred_depth=2 model.pred_num_heads=2 runtime.tensorboard=false runtime.dtype=float32
+runtime.monitor_every=1 runtime.log_every=1"""
+SETS = re.sub(r"(\S+)", r"--set \1", TINY)
+VIEW = "--num-frames 4 --crop-size 32 --frame-step 1 --device cpu"
+EPISODES = f"{VIEW} --way 2 --shots 1 --queries 1 --episodes 4 --workers 0"
+TUNE = """--tune-epochs 1 --tune-batch 4 --meta-epochs 1 --meta-steps 1 --meta-way 2 --meta-shot 1 --meta-queries 1
+--val-way 2 --val-queries 1"""
 # How a command begins (a pattern) -> options that make it small; the longest that fits counts.
 SMALL = {
-    "vjepa-fast train": ["--max-steps", "2", *SETS, "--no-resume"],
-    "vjepa-fast train ucf101_4gpu_baseline --profile": [
-        "--max-steps",
-        "4",
-        *SETS,
-        "--set",
-        "data.datasets=[train.csv]",
-    ],
-    "vjepa-fast train runs/mine": ["--max-steps", "2"],
-    "vjepa-fast probe": [*VIEW, *EPISODES, "--epochs", "1"],
-    "vjepa-fast fewshot": [*VIEW, *EPISODES],
-    "vjepa-fast fewshot .*--protocol": [*VIEW, *EPISODES, "--episodes", "400"],
-    "vjepa-fast fewshot .*--method": [*VIEW, *EPISODES, *TUNE],
-    "vjepa-fast geometry": [*VIEW, "--views", "2"],
-    "vjepa-fast synthetic": "--train 2 --val 1 --test 1 --size 32 --frames 4 --workers 1".split(),
-    "vjepa-fast data manifest": "--val-fraction 0.25 --test-fraction 0.25".split(),
-    "vjepa-fast data check": ["--frames", "4"],
-    "vjepa-fast study run": "--dry-run --variants baseline,ld --seeds 0 --published baseline".split(),
-    "vjepa-fast study report": ["--csv", "small.csv"],
-    "vjepa-fast bench step": [*SETS, *"--warmup 1 --repeats 1 --no-memory --providers vjepa_fast".split()],
-    "python benchmarks/bench_fewshot.py": "--episodes 4 --classes 6 --per-class 20 --widths 64 --repeats 1".split(),
-    "python benchmarks/data_reading.py": "--clips 2 --size 32 --frames 4 --steps 1".split(),
-    "python benchmarks/mask_tokens.py": "--batch 2 --steps 2".split(),
-    "python benchmarks/plot_step.py": "--page performance.md --png step.png".split(),
+    "vjepa-fast train": f"--max-steps 2 {SETS} --no-resume",
+    "vjepa-fast train ucf101_4gpu_baseline --profile": f"--max-steps 4 {SETS} --set data.datasets=[train.csv]",
+    "vjepa-fast train runs/mine": "--max-steps 2",
+    "vjepa-fast probe": f"{EPISODES} --epochs 1",
+    "vjepa-fast fewshot": EPISODES,
+    "vjepa-fast fewshot .*--protocol": f"{EPISODES} --episodes 400",
+    "vjepa-fast fewshot .*--method": f"{EPISODES} {TUNE}",
+    "vjepa-fast geometry": f"{VIEW} --views 2",
+    "vjepa-fast synthetic": "--train 2 --val 1 --test 1 --size 32 --frames 4 --workers 1",
+    "vjepa-fast data manifest": "--val-fraction 0.25 --test-fraction 0.25",
+    "vjepa-fast data check": "--frames 4",
+    "vjepa-fast study run": "--dry-run --variants baseline,ld --seeds 0 --published baseline",
+    "vjepa-fast study report": "--csv small.csv",
+    "vjepa-fast bench step": f"{SETS} --warmup 1 --repeats 1 --no-memory --providers vjepa_fast",
+    "python benchmarks/bench_fewshot.py": "--episodes 4 --classes 6 --per-class 20 --widths 64 --repeats 1",
+    "python benchmarks/data_reading.py": "--clips 2 --size 32 --frames 4 --steps 1",
+    "python benchmarks/mask_tokens.py": "--batch 2 --steps 2",
+    "python benchmarks/plot_step.py": "--page performance.md --png step.png",
 }
 # Page -> text of its Python blocks -> what runs in its place.
 INSTEAD = {
@@ -79,16 +68,18 @@ INSTEAD = {
     },
     "docs/evaluation.md": {"way=5, shot=1, queries=15, episodes=1000": "way=2, shot=1, queries=1, episodes=4"},
     "docs/models.md": {
-        '"vit_base", img_size=224, num_frames=16': "embed_dim=48, depth=4, num_heads=2, img_size=32, num_frames=4, patch_size=8",
+        '"vit_base", img_size=224, num_frames=16': "'vit_tiny', depth=4, img_size=32, num_frames=4, patch_size=8",
         "embed_dim=256, depth=8, num_heads=8": "embed_dim=24, depth=2, num_heads=2",
     },
     "docs/objectives.md": {"embed_dim=768": "embed_dim=8", "(8, 14, 14)": "(2, 4, 4)"},
-    "docs/training.md": {
-        '["folder=runs/mine"]': f'["folder=runs/python", "data.datasets=[train.csv]", "data.datasets_weights=null", *{TINY}, "optimization.ipe=2", "optimization.epochs=1"]'
-    },
+    "docs/training.md": {'"folder=runs/mine"': '"folder=runs/python", *SMALL'},
 }
 # Page -> names that its Python blocks take for granted.
 BEFORE = {
+    "docs/training.md": """
+SMALL = ["data.datasets=[train.csv]", "data.datasets_weights=null", *TINY]
+SMALL += ["optimization.ipe=2", "optimization.epochs=1"]
+""",
     "docs/data.md": "from vjepa_fast import config\ncfg = config.load('runs/mine/config.yaml')",
     "docs/fewshot.md": """
 import numpy as np
@@ -123,12 +114,22 @@ class Read(Exception):
     """The arguments were read; nothing else is to happen."""
 
 
+@contextlib.contextmanager
+def all_is_well(output):
+    """A script may end by `sys.exit` with 0 or None."""
+    try:
+        yield
+    except SystemExit as stop:
+        if stop.code:
+            raise AssertionError(output.getvalue()) from stop
+
+
 def small(argv):
     """``argv`` with the options that make it small."""
     if argv[1:3] == ["study", "run"]:
         argv = [word.replace("runs/study", "runs/new") for word in argv]  # the other one is finished
     fits = [pattern for pattern in SMALL if re.match(pattern, " ".join(argv))]
-    return [*argv, *(SMALL[max(fits, key=len)] if fits else ())]
+    return [*argv, *(SMALL[max(fits, key=len)].split() if fits else ())]
 
 
 def run(argv, read_only=False):
@@ -150,10 +151,8 @@ def run(argv, read_only=False):
             else:
                 patch.setattr(sys, "path", sys.path[:])
                 patch.setattr(sys, "argv", rest)
-                try:
+                with all_is_well(output):
                     runpy.run_path(str(pages.ROOT / rest[0]), run_name="__main__")
-                except SystemExit as stop:
-                    assert not stop.code, output.getvalue()
 
 
 def check(piece):
@@ -264,7 +263,7 @@ def published():
 def test_page_does_what_it_says(page, examples, tmp_path, monkeypatch):
     shutil.copytree(examples, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    names, broken = {}, []
+    names, broken = {"TINY": TINY.split()}, []
     exec(BEFORE.get(page, ""), names)
     for piece in PIECES[page]:
         try:
