@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 REASONS = ("needs gpu", "needs data", "needs network", "long", "fragment")
 MARK = re.compile(r"\s*<!-- test: ([\w ]+?)(?: \((.+?)\))?(?:: .+)? -->$")
 YAML = r"(base|data|img_data|masks|model|objectives|optimization|runtime|target): *\S*\n?"
-COMMAND = re.compile(r"(?:time )?(vjepa-fast|make|python3? (?:-m )?|torchrun|pip install|\.venv/bin/)")
+COMMAND = re.compile(r"(?:time )?(vjepa-fast|make|python3? (?:-m )?|torchrun|pip install)")
 
 
 @dataclass(frozen=True)

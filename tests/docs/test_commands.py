@@ -20,11 +20,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import yaml
 
 from tests.docs import pages
 from tests.study import fake_study
 from vjepa_fast import cli, config
+from vjepa_fast.registry import KINDS, registry_of
 
 PIECES = {path.relative_to(pages.ROOT).as_posix(): pages.pieces(path) for path in pages.PAGES}
 # Words that stand for something on the pages.
@@ -57,6 +59,7 @@ SMALL = {
     "python benchmarks/bench_fewshot.py": "--episodes 4 --classes 6 --per-class 20 --widths 64 --repeats 1",
     "python benchmarks/data_reading.py": "--clips 2 --size 32 --frames 4 --steps 1",
     "python benchmarks/mask_tokens.py": "--batch 2 --steps 2",
+    "python docs/tables.py": "--check",
     "python benchmarks/plot_step.py": "--page performance.md --png step.png",
 }
 # Page -> text of its Python blocks -> what runs in its place.
@@ -208,6 +211,18 @@ def execute(piece, names):
     exec(compile(tree, str(piece), "exec"), names)
 
 
+@pytest.fixture(autouse=True)
+def as_before():
+    """Commands set the number of threads, examples register things."""
+    threads, kinds = torch.get_num_threads(), {kind: registry_of(kind) for kind in KINDS}
+    before = {kind: set(entries) for kind, entries in kinds.items()}
+    yield
+    torch.set_num_threads(threads)
+    for kind, entries in kinds.items():
+        for name in set(entries) - before[kind]:
+            del entries._entries[name]
+
+
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
     """Videos, manifests, a trained run, a study and the other files that pages name, in one folder."""
@@ -229,19 +244,8 @@ def examples(tmp_path_factory):
     shutil.copy(pages.ROOT / "docs/performance.md", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run(
-            small(
-                [
-                    "vjepa-fast",
-                    "train",
-                    "ucf101_4gpu_baseline",
-                    "--set",
-                    "data.datasets=[train.csv]",
-                    "--folder",
-                    "runs/mine",
-                ]
-            )
-        )
+        command = "vjepa-fast train ucf101_4gpu_baseline --set data.datasets=[train.csv] --folder runs/mine"
+        run(small(command.split()))
     shutil.copytree(folder / "runs/mine", folder / "runs/demo/baseline")
     return folder
 
@@ -277,3 +281,13 @@ def test_page_does_what_it_says(page, examples, tmp_path, monkeypatch):
         except (Exception, SystemExit) as error:
             broken.append(f"{piece}\n    {type(error).__name__}: {error}")
     assert not broken, "\n".join(broken)
+
+
+def test_contributing_shows_each_kind_once():
+    before = {kind: set(registry_of(kind)) for kind in KINDS}
+    names = {"__name__": __name__}
+    for piece in PIECES["CONTRIBUTING.md"]:
+        if piece.kind == "python":
+            exec(piece.text, names)
+    added = {kind: set(registry_of(kind)) - before[kind] for kind in KINDS}
+    assert [len(new) for new in added.values()] == [1] * 7, added
