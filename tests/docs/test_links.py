@@ -1,5 +1,7 @@
 """Links of all Markdown pages lead to files and headings that exist; the site's navigation names every page."""
 
+import contextlib
+import importlib
 import re
 import subprocess
 
@@ -10,6 +12,8 @@ from tests.docs import pages
 
 TRACKED = subprocess.run(["git", "ls-files", "*.md"], cwd=pages.ROOT, capture_output=True, text=True)
 # An unpacked source archive has no git: the pages that are always there are looked at.
+# Names that stand for a file to be written, or are found elsewhere.
+EXAMPLES = re.compile(r"vjepa_fast\.plugins|(runs|profile)/|.*\b(test_)?(foo|NAME)\.\w+$")
 MARKDOWN = [pages.ROOT / p for p in TRACKED.stdout.split()] or pages.PAGES
 
 
@@ -24,6 +28,32 @@ def test_links_lead_somewhere(page):
         elif anchor and anchor not in pages.anchors(target):
             broken.append(f"{line}: {link}: no such heading; there are {', '.join(sorted(pages.anchors(target)))}")
     assert not broken
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: p.name)
+def test_files_and_modules_named_in_code_exist(page):
+    names = set(re.findall(r"(?<!`)`([\w./*]+)`", page.read_text(encoding="utf-8")))
+    missing = []
+    for name in sorted(names):
+        if re.fullmatch(r"[\w/*]+/[\w*]+\.(py|cpp|h|json|md|yaml)", name):
+            if not any(any(folder.glob(name)) for folder in (pages.ROOT, pages.ROOT / "vjepa_fast")):
+                missing.append(name)
+        elif name.startswith("vjepa_fast.") and not exists(name):
+            missing.append(name)
+    assert not [name for name in missing if not EXAMPLES.match(name)]
+
+
+def exists(name):
+    """Whether ``vjepa_fast.a.b.c`` is a module or something in one."""
+    value = importlib.import_module("vjepa_fast")
+    for part in name.split(".")[1:]:
+        if not hasattr(value, part):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"{value.__name__}.{part}")
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True
 
 
 def test_links_that_lead_nowhere_are_seen(tmp_path):
