@@ -10,6 +10,7 @@ parser, and names of make targets and modules must exist.
 import argparse
 import ast
 import contextlib
+import glob
 import importlib.util
 import io
 import json
@@ -160,7 +161,7 @@ def run(argv, read_only=False):
 
 def check(piece):
     """Run a command in the working directory, or read its arguments where it is marked."""
-    argv = [WORDS.get(word, word) for word in piece.argv]
+    argv = [w for word in piece.argv for w in (glob.glob(word) if "*" in word else [WORDS.get(word, word)])]
     program, *rest = argv
     options = {word for word in argv if word.startswith("--")}
     if program == "make":
@@ -236,7 +237,16 @@ def examples(tmp_path_factory):
             (folder / films / label).mkdir(parents=True, exist_ok=True)
             shutil.copy(folder / path, folder / films / label)
     shutil.copy(folder / rows[0][0], folder / "film.mp4")
-    for name, part in {"a": "train", "b": "train", "c": "train", "base": "train", "novel": "test"}.items():
+    (folder / "mix").mkdir()
+    for name, part in {
+        "a": "train",
+        "b": "train",
+        "c": "train",
+        "base": "train",
+        "novel": "test",
+        "k400": "test",
+        "mix/a": "train",
+    }.items():
         shutil.copy(folder / f"{part}.csv", folder / f"{name}.csv")
     (folder / "my.yaml").write_text(next(p.text for p in PIECES["docs/config.md"] if p.kind == "yaml"))
     (folder / "pretrain-256px-16f.yaml").write_text(yaml.safe_dump(published()))
