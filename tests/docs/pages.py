@@ -29,11 +29,11 @@ class Piece:
     def __str__(self) -> str:
         return f"{self.page}:{self.line}: {self.text.splitlines()[0]}"
 
-    @property
-    def argv(self) -> list[str]:
-        """Words of a command, without its comment and without ``time``."""
-        words = shlex.split(self.text, comments=True)
-        return words[1:] if words[0] == "time" else words
+
+def words(command: str) -> list[str]:
+    """Words of a command, without its comment and without ``time``."""
+    found = shlex.split(command, comments=True)
+    return found[1:] if found[0] == "time" else found
 
 
 def pieces(page: Path) -> list[Piece]:

@@ -31,7 +31,15 @@ from vjepa_fast.registry import KINDS, registry_of
 
 PIECES = {path.relative_to(pages.ROOT).as_posix(): pages.pieces(path) for path in pages.PAGES}
 # Words that stand for something on the pages.
-WORDS = {"RECIPE": "ucf101_4gpu_baseline", "DIR": "runs/study", "FOLDER": "runs/mine", "SUITE": "motion8"}
+WORDS = {
+    "RECIPE": "ucf101_4gpu_baseline",
+    "DIR": "runs/study",
+    "FOLDER": "runs/mine",
+    "MANIFEST": "train.csv",
+    "SUITE": "motion8",
+    "synthetic (mine|flicker)": "synthetic motion8",
+    "--decoder mine": "--decoder pyav",
+}
 TINY = """data.crop_size=32 data.patch_size=8 data.dataset_fpcs=[4] data.batch_size=2 data.num_workers=0 data.fps=null
 data.duration=null data.frame_sample_rate=1 model.model_name=vit_tiny model.embed_dim=48 model.depth=4 model.num_heads=2
 model.pred_embed_dim=24 model.pred_depth=2 model.pred_num_heads=2 runtime.tensorboard=false runtime.dtype=float32
@@ -161,7 +169,10 @@ def run(argv, read_only=False):
 
 def check(piece):
     """Run a command in the working directory, or read its arguments where it is marked."""
-    argv = [w for word in piece.argv for w in (glob.glob(word) if "*" in word else [WORDS.get(word, word)])]
+    text = piece.text
+    for word, meant in WORDS.items():
+        text = re.sub(rf"(?<!\S){word}(?!\S)", meant, text)
+    argv = [w for word in pages.words(text) for w in (glob.glob(word) if "*" in word else [word])]
     program, *rest = argv
     options = {word for word in argv if word.startswith("--")}
     if program == "make":
