@@ -174,7 +174,8 @@ def check(piece):
         text = re.sub(rf"(?<!\S){word}(?!\S)", meant, text)
     argv = [w for word in pages.words(text) for w in (glob.glob(word) if "*" in word else [word])]
     program, *rest = argv
-    options = {word for word in argv if word.startswith("--")}
+    options = {word for word in rest if word.startswith("--")}
+    plain = [word for word in rest if re.fullmatch("[a-z]+", word)]
     if program == "make":
         done = subprocess.run(["make", "-n", *rest], cwd=pages.ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
@@ -188,11 +189,8 @@ def check(piece):
         launched = parse_args(rest)
         assert (launched.module, launched.training_script) == (True, "vjepa_fast")
         run(["vjepa-fast", *launched.training_script_args], read_only=True)
-    elif program == "vjepa-fast" and (
-        piece.mark == "fragment" or piece.kind == "mention" and not options and "/" not in rest[-1]
-    ):
-        words = [w for w in rest if re.fullmatch("[a-z]+", w)]
-        assert options <= set(re.findall(r"--[\w-]+", help_of(words)))
+    elif program == "vjepa-fast" and (piece.mark == "fragment" or piece.kind == "mention" and plain == rest):
+        assert options <= set(re.findall(r"--[\w-]+", help_of(plain)))
     elif program == "vjepa-fast" or rest and rest[0].endswith(".py"):
         run(argv if piece.mark else small(argv), read_only=bool(piece.mark))
     elif rest:
