@@ -58,7 +58,7 @@ class BlockMasks:
         return dense[0], dense[1]
 
     def host_lengths(self, lengths: torch.Tensor | None) -> list[list[list[int]]]:
-        """Of context and prediction, [S][B] each, on the host."""
+        """Of context and prediction, ``[S][B]`` each, on the host."""
         lengths = (torch.stack([self.enc_len, self.pred_len]) if lengths is None else lengths).tolist()
         for s, length_B in enumerate(lengths[0]):
             if 0 in length_B:
