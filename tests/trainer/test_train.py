@@ -103,6 +103,19 @@ def test_run_folder(cfg, tmp_path):
     assert not (result.folder / "bad_samples.jsonl").exists()
 
 
+def test_a_run_leaves_the_process_as_it_was(cfg):
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers, state, threads = [signal.getsignal(s) for s in signals], torch.get_rng_state(), torch.get_num_threads()
+    train(with_(cfg, runtime={"threads": threads + 1}), max_steps=1)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [signal.getsignal(s) for s in signals] == handlers
+    broken = with_(cfg, data={"datasets": ("missing.csv",)}, runtime={"threads": threads + 1})
+    with pytest.raises(UserError):
+        train(broken, resume=False)
+    assert torch.get_num_threads() == threads
+
+
 def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
     result = train(cfg, max_steps=2)
     data = torch.load(result.checkpoint, weights_only=True)

@@ -143,7 +143,7 @@ class _Tied(nn.Module):
         self.params = nn.ParameterList(params)
 
     def forward(self, loss: Tensor) -> Tensor:
-        return _tie(loss, *self.params)
+        return _Tie.apply(loss, *self.params)  # pyright: ignore[reportReturnType]  # apply has no type of its own
 
 
 class _Tie(torch.autograd.Function):
@@ -156,10 +156,6 @@ class _Tie(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         return grad_outputs[0], *[None] * (len(ctx.needs_input_grad) - 1)
-
-
-def _tie(loss: Tensor, *params: Tensor) -> Tensor:
-    return _Tie.apply(loss, *params)  # pyright: ignore[reportReturnType]  # apply has no type of its own
 
 
 def _env_int(name: str, default: int) -> int:

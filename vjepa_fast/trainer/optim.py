@@ -18,6 +18,10 @@ from vjepa_fast.errors import ConfigError
 from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
 
+# torch's batched kernels have no public names
+_lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+_copy = torch._foreach_copy_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
 Group = dict[str, Any]  # of parameters, as torch.optim has it
 
 
@@ -57,11 +61,13 @@ class Average:
     @torch.no_grad()
     def follow(self, momentum: float, done: AbstractSet[Tensor] = frozenset()) -> None:
         """The update of parameters that are not among ``done`` (of all, or those without gradient), and of buffers."""
-        for source, target in self.pairs.items():
-            if source not in done:
-                target.lerp_(source, 1.0 - momentum)
-                if target in self.lows:
-                    self.lows[target].copy_(target)
+        rest = [(target, source) for source, target in self.pairs.items() if source not in done]
+        if rest:
+            targets, sources = [t for t, _ in rest], [s for _, s in rest]
+            _lerp(targets, sources, 1.0 - momentum)
+            wide = [t for t in targets if t in self.lows]
+            if wide:
+                _copy([self.lows[t] for t in wide], wide)
         for a, b in zip(self.target.buffers(), self.source.buffers()):
             a.copy_(b)
 
