@@ -1,0 +1,138 @@
+"""A package outside of the source tree adds one of each kind by registration alone, found through its entry point.
+
+Six of its modules are the examples of CONTRIBUTING.md as they stand there; the objective is swirl.py beside this file.
+No file of vjepa_fast is touched or patched: everything runs in processes of its own that see the package installed.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+HERE = pathlib.Path(__file__).parent
+NAMES = {
+    "objective": "swirl",
+    "mask strategy": "tubes",
+    "decoder": "in_memory",
+    "synthetic suite": "flicker",
+    "attention backend": "one_by_one",
+    "probe": "centroid",
+    "evaluation task": "hmdb51",
+}
+CONTRACTS = {
+    "swirl": ["tests/objectives/test_contract.py", "tests/objectives/test_packed.py"],
+    "tubes": ["tests/masks/test_strategies.py"],
+    "in_memory": ["tests/data/test_decoders.py"],
+    "flicker": ["tests/data/test_synthetic.py"],
+    "one_by_one": ["tests/layers/test_attention.py"],
+    "centroid": ["tests/evaluation/test_probes.py"],
+    "hmdb51": ["tests/evaluation/test_tasks.py"],
+}
+RECIPE = """
+data: {datasets: [clips/train.csv], dataset_fpcs: [4], batch_size: 2, crop_size: 32, patch_size: 8, decoder: in_memory}
+masks: {strategy: tubes, options: {share: 0.6}}
+model: {embed_dim: 24, depth: 4, num_heads: 2, pred_embed_dim: 12, pred_depth: 2, pred_num_heads: 1}
+objectives: {pred: {}, swirl: {coeff: 0.5, scale: 2.0}}
+optimization: {epochs: 1, ipe: 3, warmup: 0.0}
+runtime: {device: cpu, dtype: float32, attention: one_by_one, log_every: 1, tensorboard: false}
+folder: run
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder like site-packages that holds the installed package, and an empty folder to work in."""
+    site = tmp_path_factory.mktemp("site")
+    package = site / "their_package"
+    package.mkdir()
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
+    others = [block for block in blocks if "@objective(" not in block]
+    assert len(others) == 6
+    for n, block in enumerate(others):
+        (package / f"part{n}.py").write_text(block)
+    (package / "swirl.py").write_text((HERE / "swirl.py").read_text())
+    modules = ["swirl", *(f"part{n}" for n in range(6))]
+    (package / "__init__.py").write_text("".join(f"from their_package import {m}\n" for m in modules))
+    info = site / "their_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[vjepa_fast.plugins]\ntheirs = their_package\n")
+    return site
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    (work / "recipe.yaml").write_text(RECIPE)
+    return work
+
+
+@pytest.fixture(scope="module")
+def run(site, work):
+    def run(*command, cwd=work, ok=True):
+        path = os.pathsep.join([str(site), str(ROOT)])
+        env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        done = subprocess.run([sys.executable, "-m", *command], env=env, cwd=cwd, capture_output=True, text=True)
+        assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    return run
+
+
+def test_every_kind_is_listed(run):
+    for command in (["config", "list", "--kinds"], ["doctor"]):
+        text = run("vjepa_fast", *command)
+        for kind, name in NAMES.items():
+            assert re.search(rf"\b{name}\b", text), f"{' '.join(command)} does not list the {kind} {name}"
+
+
+def test_each_is_usable_by_name_from_yaml_and_command_line(run, work):
+    run("vjepa_fast", "synthetic", "flicker", "clips", "--train", "8", "--val", "4", "--test", "4", "--size", "32",
+        "--frames", "8", "--workers", "1")  # fmt: skip
+    assert "usable" in run("vjepa_fast", "config", "check", "recipe.yaml")
+    assert "swirl" in run("vjepa_fast", "train", "recipe.yaml")
+    assert (work / "run" / "checkpoints" / "step-00000003.pt").is_file()
+    told = run("vjepa_fast", "config", "show", "run")
+    for words in ("decoder: in_memory", "strategy: tubes", "share: 0.6", "attention: one_by_one", "scale: 2.0"):
+        assert words in told
+    parts = ["--train", "clips/train.csv", "--val", "clips/val.csv", "--test", "clips/test.csv"]
+    table = run("vjepa_fast", "probe", "run", *parts, "--probe", "centroid", "--device", "cpu")
+    assert "centroid" in table
+    assert "51" in run("vjepa_fast", "probe", "run", *parts, "--probe", "centroid", "--task", "hmdb51", ok=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ("masks.strategy=tubs", "tubes"),
+        ("data.decoder=in_memry", "in_memory"),
+        ("runtime.attention=one_by_on", "one_by_one"),
+        ("objectives.swirk={}", "swirl"),
+        ("masks.options.shar=0.5", "share"),
+    ],
+)
+def test_a_name_that_is_nearly_theirs_is_answered_with_it(run, change, known):
+    assert f"did you mean {known}?" in run("vjepa_fast", "config", "check", "recipe.yaml", "--set", change, ok=False)
+
+
+def test_the_objective_has_its_published_keys_and_its_kernel(site):
+    path = os.pathsep.join([str(site), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, str(HERE / "use_swirl.py")],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_its_contract_test_meets_it(run, name):
+    files = CONTRACTS[name]
+    text = run("pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", name, *files, cwd=ROOT)
+    assert re.search(r"\b[1-9]\d* passed", text), text
