@@ -58,7 +58,7 @@ def mask_distance(enc: torch.Tensor, pred: torch.Tensor, grid, divisor: int) -> 
 
 
 def variants() -> dict:
-    """For benchmarks/aot.py."""
+    """The builds that benchmarks/aot.py compiles."""
     sizes = dict.fromkeys(("Ke", "Kp", "T", "H", "W", "divisor"), "i32")
     tile = dict(BLOCK=64, CHUNK=64)
     signature = dict(enc="*i64", pred="*i64", out="*fp32", **sizes)

@@ -74,6 +74,8 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bo
 
 
 def variants() -> dict[str, dict]:
+    """The builds that benchmarks/aot.py compiles."""
+
     def one(dtype: str, transpose: bool, *shape) -> dict:
         return dict(
             fn=_rope3d,

@@ -401,7 +401,7 @@ def _compact(mask_SBN) -> tuple[torch.Tensor, torch.Tensor]:
 def _kernel_table(saliency, batch, grid, flat, keys, device):
     """(specs, sizes, int64 ``[S,17]``: what the kernels need of each spec, floats by their bits).
 
-    The columns are those of csrc/block_masks.cpp and kernels/masks.py. It travels from pinned memory: nothing waits.
+    The columns are those of csrc/block_masks.cpp and kernels/block_masks.py. It travels from pinned memory: nothing waits.
     """
     specs, sizes = _specs_and_sizes(grid, flat, keys)
     seed, step, first_sample, first_spec = keys
