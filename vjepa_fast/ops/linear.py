@@ -2,7 +2,7 @@
 
 In float32 on a CPU, ``F.linear`` calls MKL. oneDNN, which PyTorch also carries, is mostly faster on the shapes of a
 transformer for ``x W^T`` and for the gradient in ``x`` (figures: docs/performance.md), and applies GELU while it is
-in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.cpp. Everywhere else this is
+in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.h. Everywhere else this is
 ``F.linear``. Blocks in float32 on a CPU do not come here: layers/fused_block.py.
 """
 
@@ -50,7 +50,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def add_outer(grad: Tensor, x: Tensor, dw: Tensor, db: Tensor) -> None:
     """``dw += grad^T x`` and ``db +=`` the column sums of grad, in place: the gradients of a linear layer.
 
-    float32 on a CPU: grad [...,O], x [...,I], dw [O,I], db [O]. csrc/outer.cpp where it was built, PyTorch elsewhere.
+    float32 on a CPU: grad [...,O], x [...,I], dw [O,I], db [O]. csrc/linear.cpp where it was built, PyTorch elsewhere.
     """
     grad, x = (t.reshape(-1, t.shape[-1]).contiguous() for t in (grad, x))
     if _cpp.LOADED:
