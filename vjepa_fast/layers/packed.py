@@ -94,10 +94,34 @@ def ids(mask: Tensor | Packed) -> Tensor:
     return mask.idx if isinstance(mask, Packed) else mask.long()
 
 
+def places(mask: Tensor | Packed) -> Tensor:
+    """int64 [B,K] or [1,M], the place of each token in its own sample's grid."""
+    return mask.token if isinstance(mask, Packed) else mask.long()
+
+
+def lengths(mask: Tensor | Packed) -> Sequence[int]:
+    """Lengths of the segments of one mask: all its tokens, or where it is packed those of each sample."""
+    return mask.lengths if isinstance(mask, Packed) else (mask.shape[1],)
+
+
+def pieces(x: Tensor, mask: Tensor | Packed) -> Sequence[Tensor]:
+    """The segments of ``x`` [B,K,...], the tokens of one mask."""
+    return x.split(list(mask.lengths), 1) if isinstance(mask, Packed) else (x,)
+
+
+def filler(length: int, multiple: int) -> int:
+    """Tokens to add to a stream so that its length is a multiple; 0 if ``multiple`` is, else at least one.
+
+    One at least, so that there is always a segment of them and the number of segments stays the same from step to step.
+    """
+    return multiple - length % multiple if multiple else 0
+
+
 def pack(masks: BlockMasks, lengths: Tensor | None = None) -> tuple[list[Packed], list[Packed]]:
     """All tokens of all samples, context and prediction, one ``Packed`` per spec.
 
     Args:
+        masks: as drawn, lists padded to the grid's tokens.
         lengths: as for ``BlockMasks.trim``.
 
     Raises:

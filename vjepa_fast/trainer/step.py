@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.layers import segments
+from vjepa_fast.layers.block import use_attention
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
@@ -105,6 +105,7 @@ class TrainStep:
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
+        use_attention(cfg.runtime.attention, self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -130,7 +131,6 @@ class TrainStep:
         self.params = optim.parameters(self.optimizer)
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
-        segments.choose(cfg.runtime.attention)
         self._build_target(cfg)
 
     def _build_target(self, cfg: Config) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from vjepa_fast import ops
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vjepa_fast.models.interop import encoder_hash
 
 LEVELS = ("last", "all")
 FORMAT = 1  # raise it when the numbers that this file computes change: old caches are then recomputed
@@ -98,17 +99,6 @@ def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
 def clip_settings(encoder: nn.Module) -> dict:
     """``encoder.clip_settings`` (crop_size, num_frames, frame_step or fps or duration, mean, std); may be empty."""
     return dict(getattr(encoder, "clip_settings", None) or {})
-
-
-def encoder_hash(encoder: nn.Module) -> str:
-    """sha256 over the layout and weights of an encoder, its checkpoint's hash included where it has one."""
-    digest = hashlib.sha256(str(encoder).encode())
-    digest.update(str(getattr(encoder, "checkpoint_hash", "")).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def encode(encoder: nn.Module, clips: Tensor, *, level: str = "last", mean=None, std=None) -> tuple[Tensor, tuple]:
