@@ -310,14 +310,15 @@ def parts(args: argparse.Namespace, results: Results) -> dict[str, Callable[[], 
     """Name -> what to do, in order."""
 
     def ops() -> dict:
-        import op_cases
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.ops import CASES
 
         def known(total: dict) -> None:
             over_bandwidth(total["rows"], results.found.get("copy_bandwidth", {}).get("bytes_per_s"))
             results.add(ops=total)
 
         command = [sys.executable, "benchmarks/bench_ops.py", "--device", "cuda"]
-        return rows_of_ops(command, list(op_cases.CASES), args.limit_ops, known)
+        return rows_of_ops(command, list(CASES), args.limit_ops, known)
 
     step = [sys.executable, "-m", "vjepa_fast", "bench", "step", "--device", "cuda"]
     return {

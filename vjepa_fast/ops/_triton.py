@@ -13,7 +13,6 @@ import torch
 
 from vjepa_fast.ops import _backend
 
-
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that the kernels read and write
 
 

@@ -117,9 +117,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
 _backend.register_gradient(_target_norm, _backward, _save)
 
 
-# -- LayerNorm of a transformer block, in C++ and without autograd: for layers/cpu_block.py, where _cpp.LOADED ----------
+# -- LayerNorm of a transformer block, in C++ and without autograd: for layers/cpu_block.py, where _cpp.LOADED
 def layer_norm_again(x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.layer_norm`` from the statistics that the forward kept: x [...,E], mean and rstd [...,1], float32, contiguous."""
+    """``F.layer_norm`` from the statistics of its forward: x [...,E], mean and rstd [...,1]; float32, contiguous."""
     out = torch.empty_like(x)
     torch.ops.vjepa_fast_cpp.norm_again(x, mean, rstd, weight, bias, out)
     return out

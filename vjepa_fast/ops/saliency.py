@@ -90,7 +90,7 @@ def _eager(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, n
         map_BTHW = _trilinear(clip, grid, weight_C)
     else:
         change_BFYX = _repeat_first(_change(clip, weight_C))
-        map_BTHW = F.adaptive_avg_pool3d(change_BFYX[:, None], list(grid))[:, 0]
+        map_BTHW = F.adaptive_avg_pool3d(change_BFYX[:, None], (grid[0], grid[1], grid[2]))[:, 0]
     peak_B = map_BTHW.amax(dim=(1, 2, 3)).clamp_min(_FLOOR)
     return map_BTHW / (peak_B[:, None, None] if normalize == "published" else peak_B[:, None, None, None])
 
