@@ -25,6 +25,8 @@ TIERS = (
 )
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
+    "data": ("media sampling mixing synthetic", "decoders", "manifests", "bad_samples source", "views", "loader"),
+    "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("extract", "probes", "fewshot", "run"),
     "study": ("jobs", "run demo", "report", "claims"),
 }

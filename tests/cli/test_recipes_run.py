@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from vjepa_fast import cli, config, trainer
-from vjepa_fast.cli.config import build
 from vjepa_fast.data.synthetic import render_suite
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +59,8 @@ def test_all_published_runs_are_here():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_builds_at_full_size(name):
-    encoder, predictor, plan = build(config.load(name))
+    checked = trainer.check(config.load(name))
+    encoder, predictor, plan = checked.encoder, checked.predictor, checked.plan
     sizes = [sum(p.numel() for p in module.parameters()) for module in (encoder, predictor)]
     assert (encoder.embed_dim, encoder.levels) == (768, 4) and 85e6 < sizes[0] < 90e6 and 5e6 < sizes[1] < 20e6
     assert {p.device.type for module in (encoder, predictor, plan) for p in module.parameters()} == {"meta"}

@@ -8,7 +8,7 @@ import torch
 from vjepa_fast.config.schema import MaskConfig, MasksConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.masks import MaskSampler
-from vjepa_fast.ops import BlockSpec, motion_saliency, sample_block_masks
+from vjepa_fast.ops import motion_saliency, sample_block_masks
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,11 +23,6 @@ def moving_clip(batch=4):
     for f in range(8):
         clip[:, :, f, 4 * f : 4 * f + 20, :16] = 255
     return clip
-
-
-def test_fields_of_the_config_and_of_ops_agree():
-    assert MaskConfig.__dataclass_fields__.keys() == BlockSpec.__dataclass_fields__.keys()
-    assert all(getattr(MaskConfig(), name) == getattr(BlockSpec(), name) for name in BlockSpec.__dataclass_fields__)
 
 
 def test_masks_are_those_of_ops():
@@ -92,11 +87,11 @@ def test_errors_name_the_key():
         sampler(MasksConfig(saliency="flow"))
     with pytest.raises(ConfigError, match="masks.specs"):
         sampler(MasksConfig(specs=()))
-    with pytest.raises(ConfigError, match=r"masks.specs\[0\].num_blocks"):
+    with pytest.raises(ConfigError, match="masks.specs.0.num_blocks"):
         sampler(MasksConfig(specs=(MaskConfig(num_blocks=0),)))
     with pytest.raises(ConfigError, match="crop_size"):
         sampler(crop_size=60)
-    with pytest.raises(ConfigError, match="dataset_fpcs"):
+    with pytest.raises(ConfigError, match="frames of a clip"):
         sampler()(torch.zeros(1, 3, 7, 64, 64), step=0, first_sample=0)
     with pytest.raises(ConfigError, match=r"masks.specs\[0\]: no context"):
         sampler(MasksConfig(specs=(MaskConfig(spatial_scale=(1.0, 1.0), aspect_ratio=(1.0, 1.0)),)))(

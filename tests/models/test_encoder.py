@@ -113,7 +113,7 @@ def test_image_path(small):
     assert encoder.patch_embed.proj.weight.grad is None and encoder.video_mod_embed.grad is None
     plain = small(img_temporal_dim_size=None, modality_embedding=False)
     assert not any("img" in key or "mod_embed" in key for key in plain.state_dict())
-    with pytest.raises(ConfigError, match="clip of 1 frames.*img_temporal_dim_size: 1"):
+    with pytest.raises(ConfigError, match="frames of a clip: 1 .*img_temporal_dim_size: 1"):
         plain(image)
 
 
@@ -239,15 +239,15 @@ def test_compiles_in_one_graph(small, variant):
     [
         (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean vit_base"),
         (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),
-        (dict(name="vit_tiny", img_size=100), "data.crop_size: 100 is not a multiple of data.patch_size 16; try 96"),
+        (dict(name="vit_tiny", img_size=100), "data.crop_size: 100 is not a multiple of data.patch_size 16; use 96"),
         (
             dict(name="vit_tiny", num_frames=5),
-            "data.dataset_fpcs: 5 frames is not a multiple of .*tubelet_size 2; try 4",
+            "data.dataset_fpcs: 5 is not a multiple of .*tubelet_size 2; use 4",
         ),
-        (dict(name="vit_tiny", num_heads=5), "model.num_heads: 192 channels in 5 heads"),
+        (dict(name="vit_tiny", num_heads=5), "model.embed_dim: 192 is not a multiple of model.num_heads 5; use 190"),
         (dict(name="vit_tiny", num_heads=48), "model.num_heads: 192 channels in 48 heads"),
-        (dict(name="vit_tiny", use_rope=False, num_heads=5), "model.num_heads: 5 does not divide model.embed_dim 192"),
-        (dict(name="vit_tiny", rope_variant="v3"), "model.rope_variant: 'v3'; accepted: v2, v2.1"),
+        (dict(name="vit_tiny", use_rope=False, num_heads=5), "model.embed_dim: 192 is not a multiple of model.num_heads 5"),
+        (dict(name="vit_tiny", rope_variant="v3"), "model.rope_variant: unknown value 'v3'; accepted: v2, v2.1"),
         (dict(name="vit_tiny", n_registers=4), "model.n_registers: .*use 0 / false"),
         (dict(name="vit_tiny", has_cls_first=True), "model.has_cls_first: .*use 0 / false"),
     ],
@@ -265,8 +265,8 @@ def test_cls_and_registers_off_are_accepted():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ((1, 3, 4, 30, 32), "clip of 30x32 pixels: both must be multiples of data.patch_size 8"),
-        ((1, 3, 3, 32, 32), "clip of 3 frames: must be a multiple of data.tubelet_size 2"),
+        ((1, 3, 4, 30, 32), "height of a clip: 30 is not a multiple of data.patch_size 8"),
+        ((1, 3, 3, 32, 32), "frames of a clip: 3 is not a multiple of data.tubelet_size 2"),
     ],
 )
 def test_clips_that_do_not_fit(small, shape, message):

@@ -104,9 +104,9 @@ def test_one_level_and_another_target_width(make):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(num_heads=5), "model.pred_num_heads: 12 channels in 5 heads"),
-        (dict(num_mask_tokens=0), "model.num_mask_tokens: 0; at least 1 is needed"),
-        (dict(depth=0), "model.pred_depth: 0; at least 1 is needed"),
+        (dict(num_heads=5), "model.pred_embed_dim: 12 is not a multiple of model.pred_num_heads 5"),
+        (dict(num_mask_tokens=0), "model.num_mask_tokens: must be at least 1, got 0"),
+        (dict(depth=0), "model.pred_depth: must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments(make, changes, message):

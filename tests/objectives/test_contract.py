@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.objectives.tiny import leaves, random_state
-from vjepa_fast.objectives import LatentState, build_objectives, registry
+from vjepa_fast.objectives import OBJECTIVES, LatentState, build_objectives
 
-TERMS = sorted(registry())
+TERMS = sorted(OBJECTIVES)
 HERE = Path(__file__).parent
 each_term = pytest.mark.parametrize("term", TERMS)
 each_mode = pytest.mark.parametrize("compat", ["intended", "published"])
@@ -23,7 +23,7 @@ def build(term, *, dtype=torch.float64, levels=2, embed_dim=4, **options):
 
 
 def over_time(term):
-    return registry()[term].access in ("PAIR", "COLUMN")
+    return OBJECTIVES[term].access in ("PAIR", "COLUMN")
 
 
 def gradients(out, plan, state):
@@ -42,7 +42,7 @@ def test_the_terms_of_the_paper_are_there():
 
 @each_term
 def test_declarations(term):
-    cls = registry()[term]
+    cls = OBJECTIVES[term]
     assert cls.access in ("TOKEN", "PAIR", "COLUMN", "GLOBAL")
     assert cls.needs <= {f.name for f in dataclasses.fields(LatentState)}
     assert cls.gradient_to
@@ -72,7 +72,7 @@ def test_gradcheck(term):
     inputs = tuple(x for k, x in named.items() if k in used or f"head/{k}" in used)
     assert inputs
     exact = torch.autograd.gradcheck(lambda *_: plan(state).total, inputs, fast_mode=True, raise_exception=False)
-    assert exact == registry()[term].exact_gradient
+    assert exact == OBJECTIVES[term].exact_gradient
 
 
 @each_term
@@ -91,7 +91,7 @@ def test_context_without_pairs(term, compat):
         assert found and not any(g.any() for g in found.values())
 
 
-@pytest.mark.parametrize("term", [t for t in TERMS if over_time(t) and "masks_enc" in registry()[t].needs])
+@pytest.mark.parametrize("term", [t for t in TERMS if over_time(t) and "masks_enc" in OBJECTIVES[t].needs])
 def test_a_mask_without_pairs_does_not_dilute_the_others(term):
     def keep(grid, j):  # mask 0 sees everything, mask 1 one time step
         n = grid[0] * grid[1] * grid[2]

@@ -9,9 +9,9 @@ from tests.objectives.test_contract import NoSync, gradients
 from tests.objectives.tiny import leaves, random_state, value_of
 from vjepa_fast import ops
 from vjepa_fast.layers.packed import Packed
-from vjepa_fast.objectives import LatentState, build_objectives, registry
+from vjepa_fast.objectives import OBJECTIVES, LatentState, build_objectives
 
-TERMS = sorted(registry())
+TERMS = sorted(OBJECTIVES)
 each_term = pytest.mark.parametrize("term", TERMS)
 FEATURES = {"z": "masks_enc", "z_context": "masks_enc", "z_pred": "masks_pred"}
 VARIANTS = [(t, {}) for t in TERMS if t not in ("sigreg", "fwm_orth")] + [
@@ -97,7 +97,7 @@ def columns(tokens, grid):
 
 def weight(term, state):
     """What a sample counts in a mean over all: its tokens, its pairs or its columns."""
-    cls, grid = registry()[term], state.grids[0]
+    cls, grid = OBJECTIVES[term], state.grids[0]
     if cls.access == "TOKEN":
         return state.masks_enc[0][0].shape[1] if "z_context" in cls.needs else state.masks_pred[0][0].shape[1]
     if "masks_enc" not in cls.needs:
@@ -212,7 +212,7 @@ def test_gradcheck(term):
     inputs = tuple(x for k, x in named.items() if k in used or f"head/{k}" in used)
     assert inputs
     exact = torch.autograd.gradcheck(lambda *_: plan(state).total, inputs, fast_mode=True, raise_exception=False)
-    assert exact == registry()[term].exact_gradient
+    assert exact == OBJECTIVES[term].exact_gradient
 
 
 @each_term

@@ -9,7 +9,6 @@ Exit codes: 0 done, 2 wrong input (one line ``error: ...`` on stderr), 130 inter
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import importlib
 import os
@@ -17,6 +16,7 @@ import pkgutil
 import sys
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.registry import suggestion
 
 _ORDER = ("demo", "train", "probe", "fewshot", "geometry", "study", "synthetic", "data", "config", "bench")
 _found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
@@ -77,9 +77,7 @@ def _run(argv: list[str]) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise _Usage(f"{name}: unknown command; commands: {', '.join(COMMANDS)}{hint}")
+        raise _Usage(f"{name}: unknown command; commands: {', '.join(COMMANDS)}{suggestion(name, COMMANDS)}")
     command = importlib.import_module(COMMANDS[name])
     parser = _Parser(
         prog=f"vjepa-fast {name}", description=command.HELP, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -96,7 +94,7 @@ def _top_parser() -> _Parser:
         prog="vjepa-fast",
         usage="vjepa-fast [--version] COMMAND ...",
         description="Video-JEPA pretraining, frozen evaluation and few-shot recognition.",
-        epilog="commands:\n" + "\n".join(lines) + "\n\n`vjepa-fast COMMAND --help` tells more.",
+        epilog="commands:\n" + "\n".join(lines) + "\n\n`vjepa-fast COMMAND --help` lists the options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"vjepa-fast {__version__}")

@@ -1,75 +1,74 @@
-"""``vjepa-fast config``: list recipes, print one resolved, or check that it can be built."""
+"""``vjepa-fast config``: list recipes and what can be named in them, print one resolved, or check that it can run."""
 
 from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HELP = "list the recipes, print one with all its values, or check a file"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``show`` and ``check`` with a configuration, ``list`` without."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, parser_class=type(parser))
     show = actions.add_parser("show", help="print the resolved configuration as YAML")
-    checked = actions.add_parser("check", help="check values, objectives and models (built without memory)")
+    checked = actions.add_parser("check", help="refuse what train would refuse before its first batch")
     for action in (show, checked):
         action.add_argument("config", help="YAML file (ours or published), recipe name or run folder")
-        action.add_argument(
-            "--set",
-            dest="overrides",
-            action="append",
-            default=[],
-            metavar="KEY=VALUE",
-            help="override one value, such as optimization.lr=3e-4; may be repeated",
-        )
-    actions.add_parser("list", help="print the names of the recipes")
-
-
-def run(args) -> int:
-    from vjepa_fast import config
-    from vjepa_fast.errors import ConfigError
-
-    if args.action == "list":
-        for name in config.list_recipes():
-            print(name)
-        return 0
-    cfg = config.load(args.config, args.overrides)
-    try:
-        if args.action == "show":
-            _build_objectives(cfg, 32)  # refuses unknown terms and fields; the width does not matter
-            print(config.dump_yaml(cfg), end="")
-            return 0
-        encoder, predictor, plan = build(cfg)
-    except ConfigError as error:  # the packages below know the key, not the file
-        raise ConfigError(f"{args.config}: {error}") from None
-    sizes = {"encoder": encoder, "predictor": predictor, "heads": plan.heads}
-    counts = ", ".join(f"{name} {_millions(module)}" for name, module in sizes.items())
-    print(f"{args.config}: usable; parameters: {counts}; objectives: {', '.join(cfg.objectives)}")
-    return 0
-
-
-def build(cfg):
-    """``(encoder, predictor, plan)`` of a configuration on torch's meta device: shapes without memory."""
-    import torch
-
-    from vjepa_fast import models
-
-    with torch.device("meta"):
-        encoder, predictor = models.build_from_config(cfg)
-        return encoder, predictor, _build_objectives(cfg, encoder.embed_dim)
-
-
-def _build_objectives(cfg, embed_dim: int):
-    from vjepa_fast import objectives
-
-    target = cfg.target
-    return objectives.build_objectives(
-        cfg.objectives,
-        levels=cfg.model.levels,
-        embed_dim=embed_dim,
-        compat=cfg.compat,
-        target_grad=target.mode == "online",
-        stop_gradient=target.stop_gradient,
-        seed=cfg.seed,
+        add_overrides(action)
+    listed = actions.add_parser("list", help="print the names of the recipes")
+    listed.add_argument(
+        "--kinds", action="store_true", help="also objectives, mask strategies, decoders, ... that can be named"
     )
 
 
-def _millions(module) -> str:
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The option ``--set``, as ``overrides``."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one value, such as optimization.lr=3e-4; may be repeated",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out one action."""
+    from vjepa_fast import config
+    from vjepa_fast.config.convert import named
+
+    if args.action == "list":
+        print("\n".join(config.list_recipes()))
+        if args.kinds:
+            _list_kinds()
+        return 0
+    cfg = config.load(args.config, args.overrides)
+    from vjepa_fast import trainer
+
+    with named(args.config):
+        checked = trainer.check(cfg)
+    if args.action == "show":
+        print(config.dump_yaml(cfg), end="")
+        return 0
+    sizes = {"encoder": checked.encoder, "predictor": checked.predictor, "heads": checked.plan.heads}
+    counts = ", ".join(f"{name} {_millions(module)}" for name, module in sizes.items())
+    print(f"{args.config}: usable; parameters: {counts}; objectives: {', '.join(cfg.objectives)}")
+    for text in trainer.check_data(cfg):
+        print(f"note: train would refuse the data: {text}")
+    return 0
+
+
+def _list_kinds() -> None:
+    from vjepa_fast.registry import KINDS, registry_of
+
+    for kind in KINDS:
+        print(f"\n{kind}: {', '.join(sorted(registry_of(kind)))}")
+
+
+def _millions(module: nn.Module) -> str:
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.1f} M"

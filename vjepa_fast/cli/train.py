@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+
+from vjepa_fast.cli.config import add_overrides
+
 HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The configuration, and what changes it for this run."""
     parser.add_argument("config", help="YAML file (ours or published), recipe name, or run folder to go on with")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value, such as optimization.lr=3e-4; may be repeated",
-    )
+    add_overrides(parser)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (short for --set runtime.device=...)")
     parser.add_argument("--folder", help="where the run is written (short for --set folder=...)")
     parser.add_argument(
@@ -38,11 +36,13 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Train; prints the folder and the newest checkpoint."""
     import dataclasses
     import os
 
     from vjepa_fast import config
+    from vjepa_fast.config.convert import named
     from vjepa_fast.errors import UserError
 
     if args.max_steps is not None and args.max_steps < 1:
@@ -59,11 +59,12 @@ def run(args) -> int:
     if folder is not None:
         cfg = dataclasses.replace(cfg, folder=folder)
 
-    if args.profile:  # torch's profiler tells of a missing GPU as of an error; read when torch is imported
+    if args.profile:  # torch's profiler logs a missing GPU as an error; read when torch is imported
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     from vjepa_fast import trainer
 
-    result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps, profile=args.profile)
+    with named(args.config):
+        result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps, profile=args.profile)
     print(f"step {result.step}: {result.folder}")
     if result.checkpoint is not None:
         print(f"checkpoint: {result.checkpoint}")

@@ -1,16 +1,20 @@
 """The published YAML (``app: vjepa_2_1``) in our own keys.
 
 The FAIR V-JEPA 2.1 app and the study's fork of it (arXiv:2605.17165) share one format. `translate` reads it unchanged:
-most keys keep their names, ``<term>_coeff`` and ``<term>_<field>`` become entries of ``objectives``, keys that change
-nothing here are named in one warning, and keys that would change the result but are not supported are refused.
+most keys keep their names, the keys that objectives name as ``published`` become entries of ``objectives``, keys that
+change nothing here are named in one warning, and keys that would change the result but are not supported are refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+from typing import Any, NoReturn
 
-from vjepa_fast.config.convert import from_dict, number, unknown_key
+from vjepa_fast.config.convert import named, number, read, unknown_key
+from vjepa_fast.config.schema import Config, MaskConfig
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.registry import registry_of
 
 _log = logging.getLogger("vjepa_fast")
 
@@ -64,14 +68,11 @@ _SAME = {
 }
 # Keys read by the code below.
 _READ = {
-    "loss": ("loss_exp", "predict_all", "weight_distance_loss", "offset_context_loss"),
+    "loss": ("predict_all",),
     "meta": ("dtype", "seed"),
     "model": (
         "use_pred_silu",
         "levels_predictor",
-        "lambda_value_img",
-        "lambda_value_vid",
-        "lambda_progressive",
         "compile_model",
     ),
     "optimization": ("ema", "disable_ema"),
@@ -137,36 +138,24 @@ _OFF = {
     },
     "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
 }
-# term -> fields, in the file with the prefix "<term>_"; those absent take our defaults, which are the published ones.
-_TERMS = {
-    "hw": ("temp",),
-    "fwm_static": (),
-    "fwm_orth": (),
-    "ld": ("hidden_dim",),
-    "delta": (),
-    "ltc": ("margin",),
-    "spectral": (),
-    "ac": ("target_dim", "hidden_dim"),
-    "kinematic": ("type", "split_ratio", "anneal"),
-    "velgate": ("percentile",),
-    "hamiltonian": ("dt", "hidden_dim"),
-    "sigreg": ("num_slices",),
-}
-_WITH_LOSS_EXP = ("hw", "hamiltonian")
-_MASK_KEYS = (
-    "num_blocks",
-    "spatial_scale",
-    "temporal_scale",
-    "aspect_ratio",
-    "max_temporal_keep",
-    "max_keep",
-    "full_complement",
-    "pred_full_complement",
-    "inv_block",
-    "motion_guided",
-    "motion_guided_strength",
-    "motion_guided_random_rate",
+# The order in which the published code adds its terms up; others follow.
+_ORDER = (
+    "pred",
+    "context",
+    "hw",
+    "fwm_static",
+    "fwm_orth",
+    "ld",
+    "delta",
+    "ltc",
+    "spectral",
+    "ac",
+    "kinematic",
+    "velgate",
+    "hamiltonian",
+    "sigreg",
 )
+_MASK_KEYS = tuple(f.name for f in dataclasses.fields(MaskConfig))
 _SECTIONS = ("data", "data_aug", "loss", "mask", "model", "meta", "optimization", "img_data", "img_mask")
 _ENCODER_HEADS = {
     "vit_tiny": 3,
@@ -178,15 +167,14 @@ _ENCODER_HEADS = {
     "vit_giant_xformers": 22,
     "vit_gigantic_xformers": 26,
 }
-CONTEXT_WARMUP = [15000, 30000]  # steps; fixed in the published code, whatever the length of the run
 
 
-def is_fair(values: dict) -> bool:
+def is_fair(values: dict[str, Any]) -> bool:
     """Whether a file is in the published format: it names an ``app``, ours never does."""
     return "app" in values
 
 
-def translate(values: dict, *, source: str = "config") -> dict:
+def translate(values: dict[str, Any], *, source: str = "config") -> dict[str, Any]:
     """Published keys to ours: a dictionary for `from_dict`.
 
     Keys without effect are logged in one warning. ``compat`` (ours) may stand at the top; it defaults to ``intended``.
@@ -194,16 +182,23 @@ def translate(values: dict, *, source: str = "config") -> dict:
     Raises:
         ConfigError: unknown key (with a suggestion), missing section or key, wrong type, unsupported setting.
     """
-    return _Translation(values, source).run()
+    translation = _Translation(values)
+    with named(source):
+        out = translation.run()
+    if translation.idle:
+        _log.warning("%s: keys without effect here: %s", source, ", ".join(translation.idle))
+    return out
 
 
 class _Translation:
-    def __init__(self, values: dict, source: str) -> None:
-        self.source = source
+    def __init__(self, values: dict[str, Any]) -> None:
+        known = registry_of("objective")
+        names = dict.fromkeys([*_ORDER, *known])
+        self.terms: dict[str, Any] = {name: known[name] for name in names if known[name].published}
         self.values = values
         self.idle: list[str] = []  # keys without effect
 
-    def run(self) -> dict:
+    def run(self) -> dict[str, Any]:
         self._top()
         objectives = self._objectives()
         out = {
@@ -228,15 +223,13 @@ class _Translation:
             if self.values.get("img_mask") is not None:
                 out["img_masks"] = self._masks("img_mask")
         try:
-            from_dict(out, source=self.source, checked=False)
+            read(Config, out)
         except ConfigError as error:
             raise ConfigError(_published_names(str(error))) from None
-        if self.idle:
-            _log.warning("%s: keys without effect here: %s", self.source, ", ".join(self.idle))
         return out
 
-    def _fail(self, path: str, message: str) -> None:
-        raise ConfigError(f"{self.source}: {path}: {message}")
+    def _fail(self, path: str, message: str) -> NoReturn:
+        raise ConfigError(f"{path}: {message}")
 
     def _top(self) -> None:
         if self.values["app"] != "vjepa_2_1":
@@ -244,7 +237,7 @@ class _Translation:
         accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
         for key in self.values:
             if key not in accepted:
-                raise unknown_key(self.source, "", key, accepted)
+                raise unknown_key("", key, accepted)
         self.idle += [key for key in self.values if key in _NO_EFFECT[""]]
         for section in _SECTIONS:
             if section in ("mask", "img_mask"):
@@ -256,7 +249,7 @@ class _Translation:
                 self._fail(section, "missing; expected a section of keys")
             self._section(section, values)
 
-    def _section(self, section: str, values: dict) -> None:
+    def _section(self, section: str, values: dict[str, Any]) -> None:
         off = _OFF.get(section, {})
         idle = _NO_EFFECT.get(section, ())
         used = [*_SAME.get(section, ()), *_READ.get(section, ()), *self._term_keys(section)]
@@ -268,19 +261,16 @@ class _Translation:
                     self._fail(f"{section}.{key}", f"{value!r} is not supported; only {off[key][0]!r} is")
                 self.idle.append(f"{section}.{key}")
             elif key not in used:
-                raise unknown_key(self.source, section, key, (*used, *off, *idle))
+                raise unknown_key(section, key, (*used, *off, *idle))
         for key in _REQUIRED.get(section, ()):
             if values.get(key) is None:
                 self._fail(f"{section}.{key}", "missing")
 
-    @staticmethod
-    def _term_keys(section: str) -> list[str]:
-        if section != "optimization":
-            return []
-        keys = [f"{term}_{field}" for term, fields in _TERMS.items() for field in ("coeff", *fields)]
-        return [*keys, "fwm_app_ratio", "fwm_split", "fwm_normalize", "hw_scope"]
+    def _term_keys(self, section: str) -> list[str]:
+        keys = dict.fromkeys(key for term in self.terms.values() for key in term.published.values())
+        return [key.removeprefix(f"{section}.") for key in keys if key.startswith(f"{section}.")]
 
-    def _get(self, section: str, key: str, default=None):
+    def _get(self, section: str, key: str, default: Any = None) -> Any:
         return self.values[section].get(key, default)
 
     def _flag(self, section: str, key: str, default: bool) -> bool:
@@ -289,7 +279,7 @@ class _Translation:
             self._fail(f"{section}.{key}", f"expected true or false, got {value!r}")
         return value
 
-    def _compile(self) -> dict:
+    def _compile(self) -> dict[str, Any]:
         if "compile_model" not in self.values["model"]:
             return {}
         return {"compile": self._flag("model", "compile_model", False)}
@@ -302,7 +292,7 @@ class _Translation:
             self._fail(f"{section}.{key}", f"expected a number, got {value!r}")
         return parsed
 
-    def _same(self, section: str) -> dict:
+    def _same(self, section: str) -> dict[str, Any]:
         given = self.values[section]
         out = dict(_ABSENT.get(section, {}))
         out.update({key: given[key] for key in _SAME[section] if key in given})
@@ -315,7 +305,7 @@ class _Translation:
             self._fail("meta.dtype", f"{dtype!r} is not supported; accepted: {', '.join(accepted)}")
         return dtype.lower()
 
-    def _model(self) -> dict:
+    def _model(self) -> dict[str, Any]:
         model = self._same("model")
         model["pred_use_silu"] = self._flag("model", "use_pred_silu", False)
         model["levels"] = self._get("model", "levels_predictor", 4)
@@ -326,7 +316,7 @@ class _Translation:
             model["pred_num_heads"] = _ENCODER_HEADS[model["model_name"]]
         return model
 
-    def _masks(self, section: str) -> dict:
+    def _masks(self, section: str) -> dict[str, Any]:
         specs = self.values.get(section)
         if not isinstance(specs, list) or not specs:
             self._fail(section, "missing; expected a list of masks")
@@ -335,13 +325,13 @@ class _Translation:
                 self._fail(f"{section}.{i}", f"expected a section of keys, got {spec!r}")
             for key in spec:
                 if key not in _MASK_KEYS:
-                    raise unknown_key(self.source, f"{section}.{i}", key, _MASK_KEYS)
+                    raise unknown_key(f"{section}.{i}", key, _MASK_KEYS)
             for key in ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio"):
                 if spec.get(key) is None:
                     self._fail(f"{section}.{i}.{key}", "missing")
         return {"specs": [dict(spec) for spec in specs]}
 
-    def _images(self, out: dict) -> dict:
+    def _images(self, out: dict[str, Any]) -> dict[str, Any]:
         """A share ``rank_ratio`` of the published ranks reads images; here each process reads its share of them."""
         images = self._same("img_data")
         ratio = self._value("img_data", "rank_ratio", 0.25)
@@ -355,69 +345,48 @@ class _Translation:
             images["batch_size"] = max(1, round(images["batch_size"] * ratio))
         return images
 
-    def _objectives(self) -> dict:
-        loss_exp = self._value("loss", "loss_exp", 1.0)
-        terms = {"pred": {"loss_exp": loss_exp}}
-        if self._flag("loss", "predict_all", True):
-            terms.update(self._context(loss_exp))
-        given = self.values["optimization"]
-        coeffs = {term: self._value("optimization", f"{term}_coeff", 0.0) for term in _TERMS}
-        fwm = coeffs["fwm_static"] > 0 or coeffs["fwm_orth"] > 0
-        split = {
-            name: given[f"fwm_{name}"]
-            for name in ("app_ratio", "split", "normalize")
-            if given.get(f"fwm_{name}") is not None
-        }
-        for term, names in _TERMS.items():
-            present = [name for name in names if given.get(f"{term}_{name}") is not None]
-            if coeffs[term] == 0:
-                keys = (f"{term}_{name}" for name in ("coeff", *names))
-                self.idle += [f"optimization.{key}" for key in keys if key in given]
-                continue
-            fields = {"coeff": coeffs[term], **{name: given[f"{term}_{name}"] for name in present}}
-            if term in _WITH_LOSS_EXP:
-                fields["loss_exp"] = loss_exp
-            if term in ("fwm_static", "fwm_orth"):
-                fields.update(split)
-            if term in ("ld", "ac") and fwm:
-                fields["channels"] = "dynamics"
-                if "app_ratio" in split:
-                    fields["app_ratio"] = split["app_ratio"]
-            if term == "ld" and coeffs["hw"] > 0:
-                fields["hard_weighting"] = self._value("optimization", "hw_temp", 1.0)
-                if given.get("hw_scope") is not None:
-                    fields["hard_scope"] = given["hw_scope"]
-            terms[term] = fields
-        if "hw_scope" in given and "hard_weighting" not in terms.get("ld", {}):
-            self.idle.append("optimization.hw_scope")
-        if not fwm:
-            self.idle += [f"optimization.fwm_{name}" for name in split]
-        return terms
+    def _objectives(self) -> dict[str, dict[str, Any]]:
+        """The terms that the file turns on, each from the keys that its class names as ``published``."""
+        file: dict[str, Any] = {name: self.values[name] for name in _SECTIONS if self.values.get(name) is not None}
+        for section, values in list(file.items()):
+            if isinstance(values, dict):
+                file |= {f"{section}.{key}": value for key, value in values.items() if value is not None}
+        found = {name: self._fields_of(term, file) for name, term in self.terms.items()}
+        for name, term in self.terms.items():  # numbers that were written as text
+            file |= {term.published[field]: value for field, value in found[name].items()}
+        out: dict[str, dict[str, Any]] = {}
+        used: set[str] = set()
+        for name, term in self.terms.items():
+            fields = term.from_published(found[name], file)
+            if fields is not None:
+                out[name] = {f.name: fields[f.name] for f in dataclasses.fields(term) if f.name in fields}
+                used |= {term.published[field] for field in fields if field in term.published}
+        known = dict.fromkeys(key for term in self.terms.values() for key in term.published.values())
+        self.idle += [key for key in known if key in file and key not in used]
+        return out
 
-    def _context(self, loss_exp: float) -> dict:
-        coeff = self._value("model", "lambda_value_vid", 0.0)
-        fields = {
-            "coeff": coeff,
-            "loss_exp": loss_exp,
-            "warmup": list(CONTEXT_WARMUP) if self._flag("model", "lambda_progressive", True) else [0, 0],
-            "weight_distance": self._flag("loss", "weight_distance_loss", False),
-            "offset": self._flag("loss", "offset_context_loss", False),
-        }
-        coeff_img = self._value("model", "lambda_value_img", 0.0)
-        if self.values.get("img_data") is not None:
-            fields["coeff_img"] = coeff_img
-        elif "lambda_value_img" in self.values["model"]:
-            self.idle.append("model.lambda_value_img")
-        return {"context": fields} if coeff or fields.get("coeff_img") else {}
+    def _fields_of(self, term: Any, file: dict[str, Any]) -> dict[str, Any]:
+        """The fields of ``term`` whose published keys the file has; numbers and flags are checked."""
+        out: dict[str, Any] = {}
+        for field in dataclasses.fields(term):
+            path = term.published.get(field.name)
+            if path in file:
+                out[field.name] = file[path]
+                if isinstance(field.default, bool):
+                    out[field.name] = self._flag(*path.split("."), False)
+                elif field.type in (float, "float", "float | None"):
+                    out[field.name] = self._value(*path.split("."), 0.0)
+        return out
 
 
 def _published_names(message: str) -> str:
     for ours, theirs in (
-        (": img_masks.specs", ": img_mask"),
-        (": masks.specs", ": mask"),
-        (": seed:", ": meta.seed:"),
-        (": target.ema", ": optimization.ema"),
-        (": model.levels", ": model.levels_predictor"),
+        ("img_masks.specs", "img_mask"),
+        ("masks.specs", "mask"),
+        ("seed", "meta.seed"),
+        ("target.ema", "optimization.ema"),
+        ("model.levels", "model.levels_predictor"),
     ):
-        message = message.replace(ours, theirs)
+        if message.startswith(ours):
+            return theirs + message.removeprefix(ours)
     return message

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import difflib
 import functools
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.config import fair
 from vjepa_fast.config.checks import check
-from vjepa_fast.config.convert import from_dict, to_dict, unknown_key
+from vjepa_fast.config.convert import from_dict, named, read, to_dict, unknown_key
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
+
+if TYPE_CHECKING:
+    import yaml
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
-def load(path_or_recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def load(path_or_recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
@@ -32,8 +38,10 @@ def load(path_or_recipe: str | Path, overrides: list[str] | tuple[str, ...] = ()
     path = _resolve(path_or_recipe)
     config = from_dict(_read_merged(path, ()), source=str(path), checked=False)
     for text in overrides:
-        config = _override(config, text)
-    check(config, str(path))
+        with named(f"--set {text}"):
+            config = _override(config, text)
+    with named(str(path)):
+        check(config)
     return _settle_mask_tokens(config)
 
 
@@ -55,7 +63,7 @@ def dump_yaml(config: Config) -> str:
     class Dumper(yaml.SafeDumper):
         """Sections in lines, lists of scalars in brackets."""
 
-    def sequence(dumper, values):
+    def sequence(dumper: yaml.SafeDumper, values: list[Any]) -> yaml.Node:
         flow = not any(isinstance(v, (dict, list)) for v in values)
         return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flow)
 
@@ -72,8 +80,6 @@ def recipe_path(name: str) -> Path:
     """The file of recipe ``name``; `ConfigError` with the nearest names if there is none."""
     path = RECIPES / f"{name.removesuffix('.yaml')}.yaml"
     if not path.is_file():
-        import difflib
-
         near = difflib.get_close_matches(path.stem, list_recipes(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`vjepa-fast config list` names them"
         raise ConfigError(f"{name}: no such file, and no recipe of that name; {hint}")
@@ -95,12 +101,12 @@ def _resolve(where: str | Path, beside: Path | None = None) -> Path:
     return recipe_path(str(where))
 
 
-def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict:
+def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     """The file's values over those of its ``base``, in our own keys."""
     path_id = path.resolve()
     if path_id in seen:
         raise ConfigError(f"{path}: base: the file is its own base")
-    values = read_yaml(path)
+    values = _read_yaml(path)
     if fair.is_fair(values):
         return fair.translate(values, source=str(path))
     base = values.pop("base", None)
@@ -113,8 +119,8 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict:
     return _merge_file(below, values, str(path))
 
 
-def _merge_file(below: dict, values: dict, source: str) -> dict:
-    terms = values.get("objectives")
+def _merge_file(below: dict[str, Any], values: dict[str, Any], source: str) -> dict[str, Any]:
+    terms: Any = values.get("objectives")
     removed = [t for t, fields in terms.items() if fields is None] if isinstance(terms, dict) else []
     for term in removed:
         if term not in below.get("objectives", {}):
@@ -130,7 +136,7 @@ def _merge_file(below: dict, values: dict, source: str) -> dict:
     return merged
 
 
-def _merge(below, above):
+def _merge(below: Any, above: Any) -> Any:
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return copy.deepcopy(above)
     out = copy.deepcopy(below)
@@ -142,77 +148,71 @@ def _merge(below, above):
 def _override(config: Config, text: str) -> Config:
     key, equals, value_text = text.partition("=")
     key = key.strip()
-    source = f"--set {text}"
     if not equals or not key:
-        raise ConfigError(f"{source}: expected section.key=value, such as optimization.lr=3e-4")
-    value = parse_value(value_text, source)
+        raise ConfigError("expected section.key=value, such as optimization.lr=3e-4")
+    value = _parse(value_text)
     values = to_dict(config)
     parts = key.split(".")
     if parts[0] == "objectives" and len(parts) == 2 and value is None:
         if parts[1] not in values["objectives"]:
-            raise unknown_key(source, "objectives", parts[1], values["objectives"])
+            raise unknown_key("objectives", parts[1], values["objectives"])
         del values["objectives"][parts[1]]
     else:
-        _place(values, parts, value, source)
-    return from_dict(values, source=source, checked=False)
+        _place(values, parts, value)
+    return read(Config, values)
 
 
-def _place(values: dict, parts: list[str], value, source: str) -> None:
-    node = values
+def _place(values: dict[str, Any], parts: list[str], value: object) -> None:
+    node: Any = values
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         where = ".".join(parts[: depth + 1])
+        place: Any = part
         if isinstance(node, list):
             if not part.isdecimal() or int(part) >= len(node):
-                raise ConfigError(f"{source}: {where}: no such entry; the list has {len(node)} (0 to {len(node) - 1})")
-            part = int(part)
+                raise ConfigError(f"{where}: no such entry; the list has {len(node)} (0 to {len(node) - 1})")
+            place = int(part)
         elif not isinstance(node, dict):
-            raise ConfigError(f"{source}: {'.'.join(parts[:depth])}: is a single value and has no keys")
+            raise ConfigError(f"{'.'.join(parts[:depth])}: is a single value and has no keys")
         if last:
-            node[part] = value
+            node[place] = value
         else:
-            if isinstance(node, dict) and node.get(part) is None:
-                node[part] = {}  # a section not given so far (img_data), a new term, or a key that is refused below
-            node = node[part]
+            if isinstance(node, dict) and node.get(place) is None:
+                node[place] = {}  # a section not given so far (img_data), a new term, or a key that is refused below
+            node = node[place]
 
 
-def read_yaml(path: Path) -> dict:
+def _read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. ``3e-4`` is a number, a repeated key is refused."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    values = _parse(text, str(path))
-    if not isinstance(values, dict):
-        raise ConfigError(
-            f"{path}: expected a YAML mapping of sections; "
-            f"the file {'is empty' if values is None else 'holds something else'}"
-        )
+    with named(str(path)):
+        values = _parse(text)
+        if not isinstance(values, dict):
+            found = "the file is empty" if values is None else "the file holds something else"
+            raise ConfigError(f"expected a YAML mapping of sections; {found}")
     return values
 
 
-def parse_value(text: str, source: str):
-    """The value of one override, read as YAML."""
-    return _parse(text, source)
-
-
-def _parse(text: str, source: str):
+def _parse(text: str) -> Any:
     import yaml
 
     try:
         return yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
 
 
-@functools.lru_cache(maxsize=1)
-def _loader():
+@functools.cache
+def _loader() -> type[yaml.SafeLoader]:
     import yaml
 
     class Loader(yaml.SafeLoader):
         """SafeLoader with decimal exponents as in YAML 1.2, and without silently repeated keys."""
 
-    def mapping(loader, node, deep=True):
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool = True) -> dict[Any, Any]:
         keys = [loader.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
         for key in keys:
             if isinstance(key, (dict, list)) or keys.count(key) > 1:

@@ -1,14 +1,20 @@
-"""What can be configured: one frozen dataclass per section of a recipe.
+"""What can be configured: one frozen dataclass per section of a recipe, each value with the constraint that it has.
 
-Section and key names are those of the FAIR V-JEPA 2.1 YAML wherever it has them. Loading, overrides and checks live in
-``load.py``, ``convert.py`` and ``checks.py``; the translation of published YAML in ``fair.py``.
+Section and key names are those of the FAIR V-JEPA 2.1 YAML wherever it has them. Constraints of single values are
+declared here (``fields.py``), those between values in ``checks.py``; ``load.py`` and ``convert.py`` read files and
+overrides, ``fair.py`` translates published YAML.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import Any
 
+from vjepa_fast.config.fields import checked, choice, constrained, filled, interval, later, number, ramp, registered
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+TRUNCATE = ("batch", "random", "none")  # the C++ kernel numbers them in this order
 
 
 @dataclass(frozen=True)
@@ -16,78 +22,89 @@ class DataConfig:
     """What is read. One entry of ``datasets`` is a manifest: a CSV of ``<path> <label>`` lines."""
 
     datasets: tuple[str, ...] = ()
-    datasets_weights: tuple[float, ...] | None = None  # sampling weights; None: by number of samples
-    dataset_fpcs: tuple[int, ...] = (16,)  # frames per clip of each dataset; one value serves all
-    batch_size: int = 8  # clips per process and step
-    crop_size: int = 224
-    patch_size: int = 16
-    tubelet_size: int = 2
-    fps: int | None = None  # at most one of fps, frame_sample_rate, duration
-    frame_sample_rate: int | None = None  # step between frames; 1 if none of the three is given
-    duration: float | None = None  # seconds that a clip spans
-    num_workers: int = 0
+    datasets_weights: tuple[float, ...] | None = checked(  # sampling weights; None: by number of samples
+        None, "at least 0 and not all 0", lambda x: all(w >= 0 for w in x) and sum(x) > 0
+    )
+    dataset_fpcs: tuple[int, ...] = number((16,), low=1)  # frames per clip of each dataset, or one value for all
+    batch_size: int = number(8, low=1)  # clips per process and step
+    crop_size: int = number(224, low=1)
+    patch_size: int = number(16, low=1)
+    tubelet_size: int = number(2, low=1)
+    fps: int | None = number(None, low=1)  # at most one of fps, frame_sample_rate, duration
+    frame_sample_rate: int | None = number(None, low=1)  # step between frames; 1 if none of the three is given
+    duration: float | None = number(None, above=0)  # seconds that a clip spans
+    num_workers: int = number(0, low=0)
     pin_mem: bool = True
-    max_bad_fraction: float = 0.05  # unreadable share of the samples tried above which a run stops
-    cache_mb: int = 0  # memory for decoded source clips kept between epochs (small videos); 0: none
+    max_bad_fraction: float = number(0.05, low=0, high=1)  # unreadable share of the samples above which a run stops
+    cache_mb: int = number(0, low=0)  # memory for decoded source clips kept between epochs (small videos); 0: none
+    decoder: str = later(registered("decoder", "auto", "pyav"))
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """Random resized crop and flip, one draw per clip."""
 
-    random_resize_aspect_ratio: tuple[float, float] = (0.75, 1.35)
-    random_resize_scale: tuple[float, float] = (0.3, 1.0)
-    horizontal_flip: float = 0.5  # probability
+    random_resize_aspect_ratio: tuple[float, float] = interval((0.75, 1.35))
+    random_resize_scale: tuple[float, float] = interval((0.3, 1.0), high=1)
+    horizontal_flip: float = number(0.5, low=0, high=1)  # probability
     mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[float, float, float] = number(IMAGENET_STD, above=0)
 
 
 @dataclass(frozen=True)
 class MaskConfig:
     """One mask: the union of ``num_blocks`` blocks is predicted, the rest is context."""
 
-    num_blocks: int = 8
-    spatial_scale: tuple[float, float] = (0.15, 0.15)
-    temporal_scale: tuple[float, float] = (1.0, 1.0)
-    aspect_ratio: tuple[float, float] = (0.75, 1.5)
-    max_temporal_keep: float = 1.0
-    max_keep: int | None = None
-    full_complement: bool = False
-    pred_full_complement: bool = False
-    inv_block: bool = False
-    motion_guided: bool = False
-    motion_guided_strength: float = 2.0
-    motion_guided_random_rate: float = 0.1
+    num_blocks: int = number(8, low=1, high=(1 << 14) - 1)  # numbered by 14 bits of the random generator's counter
+    spatial_scale: tuple[float, float] = interval((0.15, 0.15), high=1)  # share of the H x W tokens of a block
+    temporal_scale: tuple[float, float] = interval((1.0, 1.0), high=1)  # share of the T time steps of a block
+    aspect_ratio: tuple[float, float] = interval((0.75, 1.5))  # height / width
+    max_temporal_keep: float = number(1.0, above=0, high=1)  # share of the time steps, from the first, with context
+    max_keep: int | None = number(None, low=1)  # context tokens at most
+    full_complement: bool = False  # predict everything that is not context after truncation
+    pred_full_complement: bool = False  # context is everything that is not predicted after truncation
+    inv_block: bool = False  # swap context and prediction
+    motion_guided: bool = False  # origins follow the saliency
+    motion_guided_strength: float = number(2.0, low=0)  # exponent of a block's mean saliency
+    motion_guided_random_rate: float = number(0.1, low=0, high=1)  # share of uniform origins
 
 
 @dataclass(frozen=True)
 class MasksConfig:
-    specs: tuple[MaskConfig, ...] = (MaskConfig(), MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7)))
-    truncate: str = "batch"  # batch | random | none
-    saliency: str = "trilinear"  # trilinear | area
+    """The masks drawn of each clip, and how those of a batch get one length."""
+
+    specs: tuple[MaskConfig, ...] = filled(
+        (MaskConfig(), MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7))), "must name at least one mask"
+    )
+    truncate: str = choice("batch", *TRUNCATE)
+    saliency: str = choice("trilinear", "trilinear", "area")
+    strategy: str = later(registered("mask strategy", "blocks", "motion"))  # motion: guided by it in every spec
+    options: dict[str, Any] = later(field(default_factory=dict))  # of strategies that take more; checked by them
 
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """Encoder and predictor."""
+
     model_name: str = "vit_base"
-    embed_dim: int | None = None  # these three replace the named size
-    depth: int | None = None
-    num_heads: int | None = None
-    levels: int = 4  # encoder depths whose outputs are concatenated
-    pred_embed_dim: int = 256
-    pred_depth: int = 8
-    pred_num_heads: int = 8
-    num_mask_tokens: int | None = None  # None: one per mask; under compat published, masks x datasets
-    mask_token_index: str | None = None  # mask: one token per mask; zero: token 0 for all; None: zero under published
+    embed_dim: int | None = number(None, low=1)  # these three replace the named size
+    depth: int | None = number(None, low=1)
+    num_heads: int | None = number(None, low=1)
+    levels: int = number(4, low=1)  # encoder depths whose outputs are concatenated
+    pred_embed_dim: int = number(256, low=1)
+    pred_depth: int = number(8, low=1)
+    pred_num_heads: int = number(8, low=1)
+    num_mask_tokens: int | None = number(None, low=1)  # None: one per mask; under published, masks x datasets
+    mask_token_index: str | None = choice(None, "mask", "zero")  # one per mask, or token 0 for all (None: published)
     use_rope: bool = True
     interpolate_rope: bool = True
-    rope_variant: str = "v2.1"  # v2 | v2.1
+    rope_variant: str = choice("v2.1", "v2", "v2.1")
     use_silu: bool = False  # SwiGLU feed-forward in the encoder
     wide_silu: bool = True
     pred_use_silu: bool = False
     uniform_power: bool = True
     modality_embedding: bool = True
-    img_temporal_dim_size: int | None = 1  # temporal size of the image patch embedding; None: images pass as video
+    img_temporal_dim_size: int | None = number(1, low=1)  # frames of the image patch embedding; None: images as video
     zero_init_mask_tokens: bool = True
     normalize_predictor: bool = False
     predict_all: bool = True  # the predictor also returns the context tokens
@@ -96,67 +113,86 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``context_warmup`` replaces ``objectives.context.warmup``: ints are steps, floats fractions of the run."""
+    """``context_warmup`` replaces ``objectives.context.warmup``."""
 
-    context_warmup: tuple[int | float, int | float] | None = None
+    context_warmup: tuple[int | float, int | float] | None = ramp(None)
 
 
 @dataclass(frozen=True)
 class TargetConfig:
-    mode: str = "ema"  # ema | online (the online encoder is the target)
-    ema: tuple[float, float] = (0.99925, 0.99925)  # momentum at the start and at the end
-    stop_gradient: bool | None = None  # online only; None: as DESIGN 4.2 has it for each compat mode
+    """The target encoder: an average of the online one, or that itself (``online``)."""
+
+    mode: str = choice("ema", "ema", "online")
+    ema: tuple[float, float] = number((0.99925, 0.99925), low=0, high=1)  # momentum at the start and at the end
+    stop_gradient: bool | None = None  # of the target; None: true under compat intended, false under published
 
 
 @dataclass(frozen=True)
 class OptimizationConfig:
-    epochs: int = 100
-    ipe: int = 300  # iterations per epoch
-    ipe_scale: float = 1.0
-    lr: float = 6e-4
-    start_lr: float = 1e-4
-    final_lr: float = 6e-4
-    warmup: float = 1.0  # epochs
-    weight_decay: float = 0.04
-    final_weight_decay: float = 0.04
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    accumulate: int = 1  # micro-batches per optimiser step
-    clip_grad: float | None = None  # maximum gradient norm
-    name: str = "adamw"  # adamw | muon (for the matrices of the blocks; changes the maths)
+    """Length of the run, schedules and optimiser."""
+
+    epochs: int = number(100, low=1)
+    ipe: int = number(300, low=1)  # iterations per epoch
+    ipe_scale: float = number(1.0, above=0)
+    lr: float = number(6e-4, low=0)
+    start_lr: float = number(1e-4, low=0)
+    final_lr: float = number(6e-4, low=0)
+    warmup: float = number(1.0, low=0)  # epochs
+    weight_decay: float = number(0.04, low=0)
+    final_weight_decay: float = number(0.04, low=0)
+    betas: tuple[float, float] = number((0.9, 0.999), low=0, below=1)
+    eps: float = number(1e-8, above=0)
+    accumulate: int = number(1, low=1)  # micro-batches per optimiser step
+    clip_grad: float | None = number(None, above=0)  # maximum gradient norm
+    name: str = choice("adamw", "adamw", "muon")  # muon: for the matrices of the blocks; changes the maths
+
+
+def _device(default: str) -> Any:
+    def refusal(x: str) -> str | None:
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", x):
+            return None
+        return f"unknown value {x!r}; accepted: auto, cpu, cuda, cuda:N, mps"
+
+    return constrained(default, refusal)
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    device: str = "auto"  # auto | cpu | cuda | cuda:N | mps
-    dtype: str = "auto"  # auto | float32 | bfloat16; auto on a CPU: the faster one, by a short measurement
+    """Device, precision, logging and checkpoints."""
+
+    device: str = _device("auto")
+    dtype: str = choice("auto", "auto", "float32", "bfloat16")  # auto on a CPU: the faster one, by a measurement
     fp8: bool = False  # forward products of the blocks' linear layers in e4m3 (changes the maths)
-    threads: int = 0  # CPU threads; 0: torch's choice
-    log_every: int = 10  # steps
-    save_every: int = 500  # steps
-    keep_checkpoints: int = 2
-    monitor_every: int = 100  # steps between collapse monitors
-    attention: str = "auto"  # auto | sdpa | varlen | xformers
-    pad_to_multiple: int = 0  # pad the streams of context encoder and predictor to a multiple of so many tokens; 0: no
-    compile: bool | str = "auto"  # auto | true | false | blocks | target
-    cuda_graphs: bool | str = "auto"  # of the target encoder: auto | true | false
+    threads: int = number(0, low=0)  # CPU threads; 0: torch's choice
+    log_every: int = number(10, low=1)  # steps
+    save_every: int = number(500, low=1)  # steps
+    keep_checkpoints: int = number(2, low=1)
+    monitor_every: int = number(100, low=1)  # steps between collapse monitors
+    attention: str = registered("attention backend", "auto", "sdpa", "varlen", "xformers")
+    pad_to_multiple: int = number(0, low=0)  # pad the streams of encoder and predictor to a multiple of tokens; 0: no
+    compile: bool | str = choice("auto", True, False, "auto", "blocks", "target")
+    cuda_graphs: bool | str = choice("auto", True, False, "auto")  # of the target encoder
     tensorboard: bool = True
-    peak_tflops: float | None = None  # of the device, for MFU; None: known GPUs by name, a CPU is measured
+    peak_tflops: float | None = number(None, above=0)  # of the device, for MFU; None: by name, a CPU is measured
 
 
 @dataclass(frozen=True)
 class Config:
+    """Everything that one run depends on."""
+
     data: DataConfig = field(default_factory=DataConfig)
     data_aug: AugmentConfig = field(default_factory=AugmentConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    objectives: dict[str, dict] = field(default_factory=lambda: {"pred": {}, "context": {"coeff": 0.5}})
+    objectives: dict[str, dict[str, Any]] = filled(
+        {"pred": {}, "context": {"coeff": 0.5}}, "no term is named; 'pred: {}' is the prediction loss"
+    )
     loss: LossConfig = field(default_factory=LossConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     img_data: DataConfig | None = None  # a second stream of still images
     img_masks: MasksConfig | None = None
-    compat: str = "intended"  # intended | published
-    seed: int = 239
-    folder: str = "runs/train"
+    compat: str = choice("intended", "intended", "published")
+    seed: int = number(239, low=0, high=(1 << 64) - 1)
+    folder: str = filled("runs/train")

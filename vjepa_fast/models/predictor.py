@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa_fast import ops
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.layers import packed
 from vjepa_fast.layers.attention import Lengths, Segments
 from vjepa_fast.layers.block import Block, init_weights, run_block
@@ -232,14 +233,8 @@ def build_predictor(
     Raises:
         ConfigError: names the key, its value and what is accepted.
     """
-    if num_mask_tokens < 1:
-        raise ConfigError(f"model.num_mask_tokens: {num_mask_tokens}; at least 1 is needed")
-    if depth < 1:
-        raise ConfigError(f"model.pred_depth: {depth}; at least 1 is needed")
-    if encoder.use_rope:
-        check_heads("model.pred_", embed_dim, num_heads, encoder.rope_variant)
-    elif embed_dim % num_heads:
-        raise ConfigError(f"model.pred_num_heads: {num_heads} does not divide model.pred_embed_dim {embed_dim}")
+    require(ModelConfig, "model", num_mask_tokens=num_mask_tokens, pred_depth=depth)
+    check_heads("model.pred_", embed_dim, num_heads, encoder.rope_variant if encoder.use_rope else None)
     with torch.device(device if device is not None else next(encoder.norms_block.parameters()).device):
         return Predictor(
             encoder,

@@ -13,7 +13,6 @@ import torch
 from vjepa_fast import ops
 
 Grid = tuple[int, int, int]
-VARIANTS = ("v2", "v2.1")
 
 
 def base_grid(patch_size: int) -> int:

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast import ops
+from vjepa_fast.config.checks import not_multiple, not_tubelets, refuse, token_grid
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.layers import packed
@@ -150,16 +153,7 @@ class VisionTransformer(nn.Module):
         """(T,H,W) of a clip of shape [B,C,F,height,width]; ConfigError where patches or tubelets do not fit."""
         frames, height, width = clip_shape[-3:]
         tubelet = 1 if self.is_image(frames) else self.tubelet_size
-        if height % self.patch_size or width % self.patch_size or not height or not width:
-            raise ConfigError(
-                f"clip of {height}x{width} pixels: both must be multiples of data.patch_size {self.patch_size}"
-            )
-        if frames % tubelet or not frames:
-            raise ConfigError(
-                f"clip of {frames} frames: must be a multiple of data.tubelet_size {tubelet}; "
-                "for still images set model.img_temporal_dim_size: 1 or repeat the frame"
-            )
-        return frames // tubelet, height // self.patch_size, width // self.patch_size
+        return token_grid(frames, height, width, tubelet=tubelet, patch=self.patch_size)
 
     def forward(
         self,
@@ -296,18 +290,10 @@ def build_encoder(
     size = _resolve_size(name, embed_dim, depth, num_heads, mlp_ratio)
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     for pixels in (height, width):
-        if pixels < patch_size or pixels % patch_size:
-            near = max(patch_size, pixels // patch_size * patch_size)
-            raise ConfigError(f"data.crop_size: {pixels} is not a multiple of data.patch_size {patch_size}; try {near}")
-    if num_frames != img_temporal_dim_size and (num_frames < tubelet_size or num_frames % tubelet_size):
-        near = max(tubelet_size, num_frames // tubelet_size * tubelet_size)
-        raise ConfigError(
-            f"data.dataset_fpcs: {num_frames} frames is not a multiple of data.tubelet_size {tubelet_size}; try {near}"
-        )
-    if use_rope:
-        check_heads("model.", size.embed_dim, size.num_heads, rope_variant)
-    elif size.embed_dim % size.num_heads:
-        raise ConfigError(f"model.num_heads: {size.num_heads} does not divide model.embed_dim {size.embed_dim}")
+        refuse(not_multiple(pixels, patch_size, "data.crop_size", "data.patch_size"))
+    if num_frames != img_temporal_dim_size:
+        refuse(not_tubelets(num_frames, tubelet_size, "data.dataset_fpcs", "data.tubelet_size"))
+    check_heads("model.", size.embed_dim, size.num_heads, rope_variant if use_rope else None)
     with torch.device(device if device is not None else torch.get_default_device()):
         return VisionTransformer(
             size,
@@ -330,12 +316,24 @@ def build_encoder(
         )
 
 
-def check_heads(section: str, embed_dim: int, num_heads: int, rope_variant: str) -> None:
-    """Refuse sizes of heads that cannot be rotated (ConfigError); ``section``: prefix of the key to name."""
-    if rope_variant not in rope.VARIANTS:
-        raise ConfigError(f"model.rope_variant: {rope_variant!r}; accepted: {', '.join(rope.VARIANTS)}")
+def check_heads(section: str, embed_dim: int, num_heads: int, rope_variant: str | None) -> None:
+    """Refuse numbers of heads that do not divide the channels, or whose heads have too few for rotary positions.
+
+    Args:
+        section: prefix of the keys to name, such as ``model.pred_``.
+        embed_dim: channels of all heads together.
+        num_heads: heads.
+        rope_variant: None without rotary positions.
+
+    Raises:
+        ConfigError: names the key, its value and what is accepted.
+    """
+    refuse(not_multiple(embed_dim, num_heads, f"{section}embed_dim", f"{section}num_heads"))
+    if rope_variant is None:
+        return
+    require(ModelConfig, "model", rope_variant=rope_variant)
     head_dim = embed_dim // num_heads
-    if embed_dim % num_heads or head_dim % 2 or not rope.rotated_channels(head_dim):
+    if head_dim % 2 or not rope.rotated_channels(head_dim):
         raise ConfigError(
             f"{section}num_heads: {embed_dim} channels in {num_heads} heads; "
             "each head needs an even number of channels, 6 or more"

@@ -1,10 +1,11 @@
 """The training objectives: 14 terms, composed by ``build_objectives`` into one module (docs/objectives.md)."""
 
-from vjepa_fast.objectives.api import Objective, TermContext, objective, registry
+from vjepa_fast.objectives.api import OBJECTIVES, Objective, TermContext, objective
 from vjepa_fast.objectives.plan import ObjectiveOutput, ObjectivePlan, build_objectives
 from vjepa_fast.objectives.state import LatentState
 
 __all__ = [
+    "OBJECTIVES",
     "LatentState",
     "Objective",
     "ObjectiveOutput",
@@ -12,5 +13,4 @@ __all__ = [
     "TermContext",
     "build_objectives",
     "objective",
-    "registry",
 ]

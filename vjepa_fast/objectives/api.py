@@ -1,28 +1,31 @@
 """What an objective term is: a frozen dataclass of its fields, registered by name, with its formula in ``value``.
 
-Adding a term takes one file in ``terms/`` (found by itself) and one test; see docs/objectives.md. Terms never import
-each other: what they share is in ``state.py`` (cached views of the features) and ``reduce.py`` (means, weights).
+Adding a term takes one module that registers it, in ``terms/`` or in a plugin (`vjepa_fast.registry`), and one test;
+see docs/objectives.md. Terms never import each other: what they share is in ``state.py`` (cached views of the features)
+and ``reduce.py`` (means, weights).
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import importlib
 import math
-import pkgutil
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.config.convert import read
+from vjepa_fast.config.fields import checked as checked  # with these a term declares its fields
+from vjepa_fast.config.fields import choice as choice
+from vjepa_fast.config.fields import flag as flag
+from vjepa_fast.config.fields import number as number
+from vjepa_fast.config.fields import require
 from vjepa_fast.layers.linear import Linear
+from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import RowCall
-
-_REGISTRY: dict[str, type[Objective]] = {}
+from vjepa_fast.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -40,50 +43,6 @@ class TermContext:
         return self.levels * self.embed_dim
 
 
-# -- fields: a default, a check and the words that say what is accepted ------------------------------------------------
-def number(
-    default: float | None,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-    integer: bool = False,
-    optional: bool = False,
-) -> Any:
-    """A numeric field: ``low <= x <= high`` and ``above < x < below``; ``optional`` also accepts null."""
-    bounds = ((">=", low), (">", above), ("<=", high), ("<", below))
-    words = " ".join(["an integer" if integer else "a number", *(f"{w} {b:g}" for w, b in bounds if math.isfinite(b))])
-
-    def check(x: Any) -> bool:
-        if x is None:
-            return optional
-        kinds = int if integer else (int, float)
-        if isinstance(x, bool) or not isinstance(x, kinds):
-            return False
-        return math.isfinite(x) and low <= x <= high and above < x < below
-
-    return checked(default, words + (" or null" if optional else ""), check)
-
-
-def choice(default: str | None, *values: str | None) -> Any:
-    """A field that takes one of ``values``."""
-    words = "one of " + ", ".join("null" if v is None else v for v in values)
-    return checked(default, words, lambda x: any(x is v or (isinstance(x, str) and x == v) for v in values))
-
-
-def flag(default: bool) -> Any:
-    """A boolean field."""
-    return checked(default, "true or false", lambda x: isinstance(x, bool))
-
-
-def checked(
-    default: Any, accepts: str, check: Callable[[Any], bool], convert: Callable[[Any], Any] | None = None
-) -> Any:
-    """A field with a check of its own; ``accepts`` is shown to the user where the check fails."""
-    return field(default=default, metadata={"accepts": accepts, "check": check, "convert": convert})
-
-
 @dataclass(frozen=True)
 class Objective:
     """One term of the loss. A subclass is a frozen dataclass whose fields are the keys of its recipe section.
@@ -93,6 +52,8 @@ class Objective:
         needs: the ``LatentState`` fields it reads.
         gradient_to: in words, which inputs its gradient reaches.
         exact_gradient: False where a part that depends on the inputs is held constant by design (hw's weights).
+        published: field -> ``section.key`` of the published YAML that sets it; empty where that format has no such
+            term. See ``from_published``.
     """
 
     name: ClassVar[str] = ""
@@ -100,14 +61,15 @@ class Objective:
     needs: ClassVar[frozenset[str]] = frozenset()
     gradient_to: ClassVar[str] = ""
     exact_gradient: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, str]] = {}
 
     coeff: float = number(1.0, low=0.0)
 
-    def value(self, state, head: nn.Module | None, ctx: TermContext) -> Tensor:
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         """The unweighted term, a scalar in promote_types(input, float32), without a host sync."""
         raise NotImplementedError(f"objective {self.name} has no formula")
 
-    def weight(self, state) -> float:
+    def weight(self, state: LatentState) -> float:
         """The coefficient in force at ``state.step`` / ``state.epoch``."""
         return self.coeff
 
@@ -129,61 +91,56 @@ class Objective:
         """
         return ()
 
+    @classmethod
+    def from_published(cls, values: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The fields that a published YAML file gives this term, or None where the file does not turn it on.
+
+        Args:
+            values: the fields in ``published`` whose keys the file has; numbers and flags are checked already.
+            file: the whole file, ``section.key`` -> value, for terms that depend on the keys of others.
+        """
+        return values if values.get("coeff", 0) != 0 else None
+
+
+def _check(name: str, cls: type) -> None:
+    if not issubclass(cls, Objective) or not _is_frozen(cls):
+        raise TypeError(f"objective {name!r} must be a frozen dataclass derived from Objective")
+
+
+def _is_frozen(cls: type) -> bool:
+    parameters = getattr(cls, "__dataclass_params__", None)
+    return parameters is not None and parameters.frozen
+
+
+OBJECTIVES: Registry[type[Objective]] = Registry("objective", package="vjepa_fast.objectives.terms", check=_check)
+
 
 def objective(name: str) -> Callable[[type[Objective]], type[Objective]]:
-    """Class decorator: registers a frozen ``Objective`` dataclass as the term ``name``."""
+    """Class decorator: registers a frozen ``Objective`` dataclass as the term ``name``.
+
+    Raises:
+        TypeError: the class is no frozen dataclass derived from ``Objective``.
+        ValueError: the name is taken.
+    """
 
     def register(cls: type[Objective]) -> type[Objective]:
-        if name in _REGISTRY:
-            first = _REGISTRY[name].__module__
-            raise ValueError(f"objective {name!r} is registered twice: {first} and {cls.__module__}")
-        if not issubclass(cls, Objective) or not cls.__dataclass_params__.frozen:
-            raise TypeError(f"objective {name!r} must be a frozen dataclass derived from Objective")
+        OBJECTIVES.add(name, cls)
         cls.name = name
-        _REGISTRY[name] = cls
         return cls
 
     return register
 
 
-def registry() -> dict[str, type[Objective]]:
-    """Every term by name. Imports all modules of ``terms/`` on the first call."""
-    from vjepa_fast.objectives import terms
+def make_objective(name: str, values: Any, path: str = "objectives") -> Objective:
+    """The term ``name`` with the fields of a recipe section, a mapping or None for the defaults.
 
-    for module in pkgutil.iter_modules(terms.__path__):
-        importlib.import_module(f"{terms.__name__}.{module.name}")
-    return dict(_REGISTRY)
-
-
-def make_objective(name: str, values: dict[str, Any] | None, path: str = "objectives") -> Objective:
-    """The term ``name`` with the fields of a recipe section.
-
-    Raises ConfigError with the key's path, what is accepted and a suggestion.
+    Raises:
+        ConfigError: an unknown term or field (with a suggestion), or a value that the field does not accept.
     """
-    known = registry()
-    if name not in known:
-        raise ConfigError(f"{path}.{name}: unknown term; terms are {', '.join(sorted(known))}{_suggest(name, known)}")
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}.{name}: takes a mapping of fields, not {values!r}; {{}} keeps the defaults")
-    specs = {f.name: f for f in fields(known[name])}
-    ready = {}
-    for key, x in values.items():
-        if key not in specs:
-            raise ConfigError(
-                f"{path}.{name}.{key}: unknown field; {name} takes {', '.join(specs)}{_suggest(str(key), specs)}"
-            )
-        meta = specs[key].metadata
-        if not meta["check"](x):
-            raise ConfigError(f"{path}.{name}.{key}: {x!r} cannot be used; give {meta['accepts']}")
-        ready[key] = meta["convert"](x) if meta["convert"] else x
-    assert all(f.default is not MISSING for f in specs.values()), f"every field of {name} needs a default"
-    return known[name](**ready)
-
-
-def _suggest(word: str, known) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    path = f"{path}.{name}"
+    term = read(OBJECTIVES.get_named(name, path), {} if values is None else values, path)
+    require(term, path)
+    return term
 
 
 # -- learnable parts --------------------------------------------------------------------------------------------------
@@ -199,6 +156,7 @@ def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
     Weight and bias are uniform in +-1/sqrt(n_in). Leaves the global RNG untouched; works on the meta device.
     """
     layer = nn.utils.skip_init(Linear, n_in, n_out, device=torch.get_default_device())
+    assert isinstance(layer, Linear)
     if not layer.weight.is_meta:
         bound = 1.0 / math.sqrt(n_in)
         with torch.no_grad():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 
 from vjepa_fast.layers.channels import appearance_width, dynamics
@@ -22,3 +25,12 @@ def head_input(x: Tensor, channels: str, ratio: float, ctx: TermContext) -> Tens
 def head_width(channels: str, ratio: float, ctx: TermContext) -> int:
     """Width of ``head_input``."""
     return ctx.dim if channels == "all" else ctx.dim - appearance_width(ratio, ctx.dim)
+
+
+def published_channels(values: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` of a published file for a term with a head: it sees the dynamics part where a term of the factorised
+    world model is on, and else has no use for ``app_ratio``.
+    """
+    if any(file.get(f"optimization.fwm_{part}_coeff", 0) > 0 for part in ("static", "orth")):
+        return {**values, "channels": "dynamics"}
+    return {k: v for k, v in values.items() if k != "app_ratio"}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives.api import Objective, TermContext, head_generator, make_objective
 from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import function
-
-COMPAT_MODES = ("intended", "published")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ObjectivePlan(nn.Module):
         self.stop_gradient = stop_gradient
         built = {name: term.build_head(ctx, head_generator(ctx.seed, name)) for name, term in terms.items()}
         self.heads = nn.ModuleDict({name: head for name, head in built.items() if head is not None})
-        # what the terms want to know of the pairs of z: one pass serves all
+        # what the terms want to know of the pairs of z, computed in one pass
         wanted = [c for term in terms.values() if term.access == "PAIR" and "z" in term.needs for c in term.lower(ctx)]
         wanted = [c for c in wanted if function(c.key).access == "PAIR" and function(c.key).everywhere]
         self.pair_calls = tuple(dict.fromkeys(wanted))
@@ -61,39 +62,43 @@ class ObjectivePlan(nn.Module):
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
     def forward(self, state: LatentState) -> ObjectiveOutput:
-        """The loss of one step. Raises ValueError where the state lacks something or its shapes disagree."""
+        """The loss of one step.
+
+        Raises:
+            ValueError: the state lacks something that a term needs, or its shapes disagree.
+        """
         device = self._check(state)
         state = state.prepared(self.stop_gradient, self.ctx.levels, self.pair_calls)
-        total, values, weights = None, {}, {}
+        heads = dict(self.heads.items())
         with _no_autocast(device):
-            for name, term in self.terms.items():
-                value = term.value(state, self.heads[name] if name in self.heads else None, self.ctx)
-                weights[name] = term.weight(state)
-                # a weight of 0 keeps its graph: a zero gradient is not the same as none to AdamW or DDP
-                total = weights[name] * value if total is None else total + weights[name] * value
-                values[name] = value.detach()
+            values = {name: term.value(state, heads.get(name), self.ctx) for name, term in self.terms.items()}
+        weights = {name: term.weight(state) for name, term in self.terms.items()}
         state.forget()
-        return ObjectiveOutput(total, values, weights)
+        # a weight of 0 keeps its graph: a zero gradient is not the same as none to AdamW or DDP
+        first, *others = (weights[name] * value for name, value in values.items())
+        total = sum(others, first)
+        return ObjectiveOutput(total, {name: value.detach() for name, value in values.items()}, weights)
 
     def _check(self, state: LatentState) -> torch.device:
         for name, term in self.terms.items():
-            missing = sorted(f for f in term.needs if getattr(state, f) is None)
+            missing = sorted(f for f in term.needs if not state.has(f))
             if missing:
                 raise ValueError(f"objective {name} needs LatentState.{missing[0]}, which is None")
-        for i, h in enumerate(state.h or ()):
-            if state.grids is not None:
+        for i, h in enumerate(state.h if state.has("h") else ()):
+            if state.has("grids"):
                 t, height, width = state.grids[i]
                 if h.shape[1:] != (t * height * width, self.ctx.dim):
                     raise ValueError(
                         f"h[{i}] is {tuple(h.shape)}; grid {t}x{height}x{width} with {self.ctx.levels} levels of "
                         f"{self.ctx.embed_dim} channels needs [B, {t * height * width}, {self.ctx.dim}]"
                     )
-        anything = state.h if state.h is not None else next(x for x in (state.z, state.z_pred, state.z_context) if x)[0]
-        return anything[0].device
+        if state.has("h"):
+            return state.h[0].device
+        return next(x for x in (state.z, state.z_pred, state.z_context) if x)[0][0].device
 
 
 def build_objectives(
-    spec: dict[str, dict[str, Any] | None],
+    spec: Mapping[str, Any],
     *,
     levels: int,
     embed_dim: int,
@@ -105,8 +110,9 @@ def build_objectives(
     """The terms of ``spec`` ({term: {field: value}}) as a module.
 
     Args:
-        spec: exactly these terms, in this order; see docs/objectives.md for the fields.
-        levels, embed_dim: encoder depths whose outputs are concatenated, and the width of each (D = levels*embed_dim).
+        spec: exactly these terms, in this order, each a mapping of fields or None; see docs/objectives.md.
+        levels: encoder depths whose outputs are concatenated, D = levels*embed_dim.
+        embed_dim: width of each.
         compat: "intended", or "published" for what the released code of arXiv:2605.17165 computes.
         target_grad: whether ``h`` carries gradient (runs without an EMA target).
         stop_gradient: detach ``h`` for every term but kinematic. None: yes under intended, no under published.
@@ -115,9 +121,8 @@ def build_objectives(
     Raises:
         ConfigError: an unknown term, field or value; a term that can get no gradient (intended only).
     """
-    if compat not in COMPAT_MODES:
-        raise ConfigError(f"compat: {compat!r} is not known; give one of {', '.join(COMPAT_MODES)}")
-    if not isinstance(spec, dict) or not spec:
+    require(Config, "", compat=compat)
+    if not spec:
         raise ConfigError("objectives: no term is named; give at least one, such as {pred: {}}")
     ctx = TermContext(levels=levels, embed_dim=embed_dim, compat=compat, seed=seed)
     terms = {name: make_objective(name, values) for name, values in spec.items()}
@@ -129,7 +134,7 @@ def build_objectives(
     return ObjectivePlan(terms, ctx, stop_gradient if stop_gradient is not None else compat == "intended")
 
 
-def _no_autocast(device: torch.device):
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device_type=device.type, enabled=False)
     return contextlib.nullcontext()

@@ -5,15 +5,17 @@ B batch, K tokens of one mask.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from vjepa_fast.layers.packed import Packed
 
+Entry = tuple[Tensor, Tensor | None]  # value, present
 
-def mean_of_entries(entries: list[tuple[Tensor, Tensor | None]], otherwise: Iterable[Tensor]) -> Tensor:
+
+def mean_of_entries(entries: Sequence[Entry], otherwise: Iterable[Tensor]) -> Tensor:
     """Mean over the (fpc group, mask) entries that have the term.
 
     An entry is ``(value, present)``: two scalars, ``present`` being 1 or 0, or None for always. The value of an absent
@@ -32,8 +34,7 @@ def mean_of_entries(entries: list[tuple[Tensor, Tensor | None]], otherwise: Iter
 def connected_zero(tensors: Iterable[Tensor]) -> Tensor:
     """0, in promote_types(input, float32), with an (empty) path to every one of ``tensors``."""
     parts = [t.reshape(-1)[:0].sum() for t in tensors]
-    total = torch.stack([p.to(torch.promote_types(p.dtype, torch.float32)) for p in parts]).sum()
-    return total
+    return torch.stack([p.to(torch.promote_types(p.dtype, torch.float32)) for p in parts]).sum()
 
 
 def hard_softmax(error: Tensor, temperature: float, valid: Tensor | None = None) -> Tensor:

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
+from torch import Tensor
 
 from vjepa_fast.ops.latent import RowCall, RowFunction
 
+TokenRow = tuple[Tensor, Tensor]  # value, slope in x
+PairRow = tuple[Tensor, Tensor, Tensor]  # value, slope in z0, slope in z1
 
-def _l1_device():
+
+def _l1_device() -> Any:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def l1(x, y, p):
+    def l1(x: tl.tensor, y: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
         d = x - y
         return tl.abs(d), tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
 
     return l1
 
 
-def _square_device():
+def _square_device() -> Any:
     import triton
+    import triton.language as tl
 
     @triton.jit
-    def square(x, y, p):
+    def square(x: tl.tensor, y: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
         d = x - y
         return 0.5 * d * d, d
 
     return square
 
 
-def _power_device():
+def _power_device() -> Any:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def power(x, y, p):
+    def power(x: tl.tensor, y: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
         d = x - y
         size = tl.abs(d)
         lower = tl.exp2((p - 1) * tl.log2(size))  # |d|^(p-1); 0 at 0
@@ -44,12 +50,12 @@ def _power_device():
     return power
 
 
-def _step_device():
+def _step_device() -> Any:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def step(z0, z1, h0, h1, p):
+    def step(z0: tl.tensor, z1: tl.tensor, h0: tl.tensor, h1: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
         d = z1 - z0
         s = tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
         return tl.abs(d), -s, s
@@ -57,22 +63,22 @@ def _step_device():
     return step
 
 
-def _l1(x, y, p):
+def _l1(x: Tensor, y: Tensor, p: float) -> TokenRow:
     d = x - y
     return d.abs(), d.sign()
 
 
-def _square(x, y, p):
+def _square(x: Tensor, y: Tensor, p: float) -> TokenRow:
     d = x - y
     return 0.5 * d * d, d
 
 
-def _power(x, y, p):
+def _power(x: Tensor, y: Tensor, p: float) -> TokenRow:
     d = x - y
     return d.abs() ** p / p, d.sign() * d.abs() ** (p - 1)
 
 
-def _step(z0, z1, h0, h1, p):
+def _step(z0: Tensor, z1: Tensor, h0: Tensor, h1: Tensor, p: float) -> PairRow:
     d = z1 - z0
     return d.abs(), -d.sign(), d.sign()
 
@@ -86,8 +92,3 @@ STEP = RowFunction("step", "PAIR", _step, _step_device, cpp=0, reads="z")  # abs
 def power_error(p: float) -> RowCall:
     """abs(x - y)^p / p, p >= 1."""
     return L1() if p == 1 else SQUARE() if p == 2 else POWER(p)
-
-
-def zeros(like: torch.Tensor) -> torch.Tensor:
-    """The slope of what does not depend on an argument."""
-    return torch.zeros_like(like)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,12 +28,19 @@ from vjepa_fast.objectives.reduce import hard_softmax
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
 
+T = TypeVar("T")
+
+
+def _absent() -> Any:
+    """A field that is None until given, and typed as given: the plan refuses a state that lacks what a term needs."""
+    return field(default=None)
+
 
 @dataclass
 class LatentState:
     """What the objectives read at one step.
 
-    Fields (those that no term of the plan needs may stay None; ``plan.needs`` tells):
+    Fields (those that no term of the plan needs may stay None, see ``plan.needs`` and ``has``):
         grids: token grid (T, H, W) of each group.
         clips: per group ``[B, C, F, height, width]``, uint8 or normalised float.
         h: per group ``[B, N, D]``, the target: normalised per level, or with ``h_normalized=False`` to be normalised
@@ -47,14 +54,14 @@ class LatentState:
         mean, std: normalisation per channel, for uint8 clips.
     """
 
-    grids: list[tuple[int, int, int]] | None = None
-    clips: list[Tensor] | None = None
-    h: list[Tensor] | None = None
-    z: list[list[Tensor]] | None = None
-    z_pred: list[list[Tensor]] | None = None
-    z_context: list[list[Tensor]] | None = None
-    masks_enc: list[list[Tensor | Packed]] | None = None
-    masks_pred: list[list[Tensor | Packed]] | None = None
+    grids: list[tuple[int, int, int]] = _absent()
+    clips: list[Tensor] = _absent()
+    h: list[Tensor] = _absent()
+    z: list[list[Tensor]] = _absent()
+    z_pred: list[list[Tensor]] = _absent()
+    z_context: list[list[Tensor]] = _absent()
+    masks_enc: list[list[Tensor | Packed]] = _absent()
+    masks_pred: list[list[Tensor | Packed]] = _absent()
     step: int | None = None
     total_steps: int | None = None
     epoch: int | None = None
@@ -63,19 +70,23 @@ class LatentState:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     h_normalized: bool = True
-    _cache: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _stop_gradient: bool = field(default=False, init=False, repr=False, compare=False)
-    _levels: int = field(default=1, init=False, repr=False, compare=False)
-    _pair_calls: tuple[RowCall, ...] = field(default=(), init=False, repr=False, compare=False)
+    _cache: dict[Any, Any] = field(default_factory=dict[Any, Any], init=False, repr=False, compare=False)
+    stop_gradient: bool = field(default=False, init=False, repr=False, compare=False)
+    levels: int = field(default=1, init=False, repr=False, compare=False)
+    pair_calls: tuple[RowCall, ...] = field(default=(), init=False, repr=False, compare=False)
+
+    def has(self, name: str) -> bool:
+        """Whether the field ``name`` was given."""
+        return getattr(self, name) is not None
 
     def prepared(self, stop_gradient: bool, levels: int = 1, pair_calls: tuple[RowCall, ...] = ()) -> LatentState:
         """The same inputs with empty caches, for a plan's forward.
 
         ``stop_gradient`` detaches ``h`` where a term does not ask otherwise; ``pair_calls`` are what all terms want to
-        know about the pairs of ``z``, so that one pass serves them.
+        know about the pairs of ``z``, computed in one pass.
         """
         fresh = replace(self)
-        fresh._stop_gradient, fresh._levels, fresh._pair_calls = stop_gradient, levels, pair_calls
+        fresh.stop_gradient, fresh.levels, fresh.pair_calls = stop_gradient, levels, pair_calls
         return fresh
 
     def forget(self) -> None:
@@ -84,7 +95,7 @@ class LatentState:
         """
         self._cache.clear()
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, key: Any, make: Callable[[], T]) -> T:
         """``make()``, computed the first time and kept for this step under ``key``."""
         if key not in self._cache:
             self._cache[key] = make()
@@ -96,11 +107,11 @@ class LatentState:
         ``grad``: True live, False detached, None as the plan decides.
         """
         h = self.h[i]
-        grad = h.requires_grad and (not self._stop_gradient if grad is None else grad)
+        grad = h.requires_grad and (not self.stop_gradient if grad is None else grad)
 
-        def make():
+        def make() -> Tensor:
             x = computing(h if grad else h.detach())
-            return x if self.h_normalized else ops.target_norm(x, self._levels)
+            return x if self.h_normalized else ops.target_norm(x, self.levels)
 
         return self.once(("target", i, grad), make)
 
@@ -109,10 +120,10 @@ class LatentState:
     ) -> Tensor:
         """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``."""
         h = by_rows(self.h[i], idx_BK)
-        if target == "same" and h.requires_grad and not self._stop_gradient:  # differentiable in h too
+        if target == "same" and h.requires_grad and not self.stop_gradient:  # differentiable in h too
             value_BKD, _ = function(call.key).formula(computing(x_BKD), take_rows(self.target(i), idx_BK), call.p)
             return value_BKD.mean(-1)
-        _, height, width = self.grids[i] if self.grids is not None else (1, 0, 0)
+        _, height, width = self.grids[i] if self.has("grids") else (1, 0, 0)
         return ops.latent_loss_token(
             x_BKD,
             h,
@@ -121,7 +132,7 @@ class LatentState:
             target=target,
             after=after,
             places=height * width,
-            levels=self._levels,
+            levels=self.levels,
             normalize=not self.h_normalized,
         )
 
@@ -138,7 +149,7 @@ class LatentState:
         return self._errors("z_context", "masks_enc", call)
 
     def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
-        def make():
+        def make() -> list[list[Tensor]]:
             return [
                 [self.target_rows(i, z, ids(m), call) for z, m in zip(zs, ms)]
                 for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
@@ -149,21 +160,21 @@ class LatentState:
     def distance(self, i: int, j: int, offset: bool) -> Tensor:
         """Of each context token to the predicted ones of its sample, float32 [B, K_enc]; see ``ops.mask_distance``."""
         enc, pred = self.masks_enc[i][j], self.masks_pred[i][j]
-        if not isinstance(enc, Packed):
-            return ops.mask_distance(enc.long(), pred.long(), self.grids[i], offset=offset)
-        rows = (mask.padded(mask.token) for mask in (enc, pred))  # a token twice changes no distance
+        if not isinstance(enc, Packed) or not isinstance(pred, Packed):
+            return ops.mask_distance(ids(enc).long(), ids(pred).long(), self.grids[i], offset=offset)
+        rows = enc.padded(enc.token), pred.padded(pred.token)  # a token twice changes no distance
         return enc.packed(ops.mask_distance(*rows, self.grids[i], offset=offset))
 
     def grid_pairs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """(idx, after, before) [B, N] of all tokens of group ``i``, for ``ops.latent_loss_pair``."""
 
-        def make():
+        def make() -> tuple[Tensor, Tensor, Tensor]:
             b, n, _ = self.h[i].shape
             _, height, width = self.grids[i]
             idx = torch.arange(n, device=self.h[i].device)
             after = torch.where(idx < n - height * width, idx + height * width, -1)
             before = torch.where(idx >= height * width, idx - height * width, -1)
-            return tuple(x.expand(b, n) for x in (idx, after, before))
+            return idx.expand(b, n), after.expand(b, n), before.expand(b, n)
 
         return self.once(("grid_pairs", i), make)
 
@@ -172,7 +183,7 @@ class LatentState:
         for i, (t, _, _) in enumerate(self.grids):
             if t >= min_steps:
                 for j in range(len(self.masks_enc[i])):
-                    yield self.once(("temporal", i, j), lambda i=i, j=j: TemporalView(self, i, j))
+                    yield self.once(("temporal", i, j), partial(TemporalView, self, i, j))
 
     def outputs(self, name: str) -> list[Tensor]:
         """All tensors of ``z``, ``z_pred`` or ``z_context`` as given, over groups and masks."""
@@ -195,7 +206,7 @@ class TemporalView:
         self.packed = mask if isinstance(mask, Packed) else None
         self.idx = ids(mask)
         b, k = self.idx.shape
-        n = self.steps * self.places * (len(mask.lengths) if self.packed else 1)
+        n = self.steps * self.places * (len(self.packed.lengths) if self.packed else 1)
         if _check.debugging():  # a token has one row, or gradients go astray
             _check.in_range("objectives", "masks_enc", self.idx, n)
             _check.distinct("objectives", "masks_enc", self.idx)
@@ -205,8 +216,8 @@ class TemporalView:
         after_BK = self.slot_of_token.gather(1, self.idx + self.places)
         place_BK = self.idx
         if self.packed:
-            place_BK = mask.token
-            after_BK = after_BK.masked_fill(place_BK >= mask.tokens - self.places, -1)  # of the next sample
+            place_BK = self.packed.token
+            after_BK = after_BK.masked_fill(place_BK >= self.packed.tokens - self.places, -1)  # of the next sample
         self.pair = after_BK >= 0
         self.after_slot = after_BK  # row of the successor, -1 where there is none
         earlier_BK = torch.where(place_BK >= self.places, self.idx - self.places, n)
@@ -269,34 +280,34 @@ class TemporalView:
     # for terms that lower
     def rows(self, call: RowCall) -> Tensor:
         """``call`` (access PAIR) of z and h at each pair, mean over its channels, 0 where there is no pair; [B, K]."""
-        calls = self.state._pair_calls
+        calls = self.state.pair_calls
         if call not in calls:
             return self.rows_of(self.state.z[self.i][self.j], call)
         return self._all_rows[calls.index(call)]
 
     @cached_property
     def _all_rows(self) -> Tensor:
-        return self._rows(self.state.z[self.i][self.j], self.state._pair_calls)
+        return self._rows(self.state.z[self.i][self.j], self.state.pair_calls)
 
     def rows_of(self, z_BKD: Tensor, call: RowCall) -> Tensor:
         """``rows`` with other features in the place of z."""
         return self._rows(z_BKD, (call,))[0]
 
     def _rows(self, z_BKD: Tensor, calls: tuple[RowCall, ...]) -> Tensor:
-        if self.state.h is None:  # a function of z alone: any tensor of the right shape will do
-            target = {"h": z_BKD.detach(), "idx": torch.arange(self.idx.shape[1], device=self.idx.device)}
-            target["idx"] = target["idx"].expand_as(self.idx)
-            places = 0
-        else:
-            target, places = {"h": by_rows(self.state.h[self.i], self.idx), "idx": self.idx}, self.places
+        if self.state.has("h"):
+            h, idx, places = by_rows(self.state.h[self.i], self.idx), self.idx, self.places
+        else:  # a function of z alone: any tensor of the right shape will do
+            h, places = z_BKD.detach(), 0
+            idx = torch.arange(self.idx.shape[1], device=self.idx.device).expand_as(self.idx)
         return ops.latent_loss_pair(
             z_BKD,
-            **target,
+            h,
+            idx,
             after=self.after_slot,
             before=self.before_slot,
             row_calls=calls,
             places=places,
-            levels=self.state._levels,
+            levels=self.state.levels,
             normalize=not self.state.h_normalized,
         )
 
@@ -323,13 +334,15 @@ class TemporalView:
 
     def column_rows(self, call: RowCall, constants: Tensor) -> Tensor:
         """``call`` (access COLUMN) of z and h at each of ``columns``, mean over D, 0 in spare entries; [B, P]."""
+        slots, tokens = self.columns
         return ops.latent_loss_column(
             self.state.z[self.i][self.j],
             by_rows(self.state.h[self.i], self.idx),
-            *self.columns,
+            slots,
+            tokens,
             call,
             constants,
-            levels=self.state._levels,
+            levels=self.state.levels,
             normalize=not self.state.h_normalized,
         )
 

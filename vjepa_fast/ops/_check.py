@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from vjepa_fast.config.checks import not_multiple
+
 
 def debugging() -> bool:
     """VJEPA_FAST_DEBUG=1: look at the values of indices too, even where that waits for the device."""
@@ -46,8 +48,14 @@ def clip(op: str, x: torch.Tensor, tubelet: int = 1, patch: int = 1) -> tuple[in
     require(positive(tubelet), op, "tubelet", "a positive int", tubelet)
     require(positive(patch), op, "patch", "a positive int", patch)
     f, height, width = x.shape[2:]
-    require(f % tubelet == 0, op, "clip", f"frames in multiples of tubelet={tubelet}", x)
-    require(height % patch == 0 and width % patch == 0, op, "clip", f"height, width in multiples of patch={patch}", x)
+    for size, of, key, of_key in (
+        (f, tubelet, "frames", "tubelet"),
+        (height, patch, "height", "patch"),
+        (width, patch, "width", "patch"),
+    ):
+        text = not_multiple(size, of, key, of_key)
+        if text is not None:
+            raise ValueError(f"{op}: clip: {text}; got {_shape_of(x)}")
     return f // tubelet, height // patch, width // patch
 
 

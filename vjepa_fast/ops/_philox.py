@@ -20,7 +20,7 @@ from typing import Any, overload
 from torch import Tensor
 
 SIZE, ORIGIN, TRUNCATE = range(3)
-MAX_SPECS, MAX_ATTEMPTS, MAX_BLOCKS, MAX_ITEMS = 1 << 8, 1 << 6, 1 << 14, 1 << 20
+MAX_SPECS, MAX_ATTEMPTS, MAX_ITEMS = 1 << 8, 1 << 6, 1 << 20
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

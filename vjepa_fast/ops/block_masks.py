@@ -16,33 +16,17 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import TRUNCATE, MaskConfig, MasksConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
 from vjepa_fast.ops import _philox as philox
 
 MAX_REDRAWS = 32  # of a mask that leaves no context
-TRUNCATE = ("batch", "random", "none")
 Size = tuple[int, int, int]
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # the fields of BlockMasks
 _SCORE_FLOOR = 1e-6
-
-
-@dataclass(frozen=True)
-class BlockSpec:
-    """One mask: the union of ``num_blocks`` blocks is predicted, the rest is context. Fields of config.MaskConfig."""
-
-    num_blocks: int = 8
-    spatial_scale: tuple[float, float] = (0.15, 0.15)  # share of the H x W tokens that a block covers
-    temporal_scale: tuple[float, float] = (1.0, 1.0)  # share of the T tokens that a block spans
-    aspect_ratio: tuple[float, float] = (0.75, 1.5)  # height / width
-    max_temporal_keep: float = 1.0  # context lies in the first share of the time steps; later ones are predicted
-    max_keep: int | None = None  # context tokens at most
-    full_complement: bool = False  # predict everything that is not context after truncation
-    pred_full_complement: bool = False  # context is everything that is not predicted after truncation
-    inv_block: bool = False  # swap context and prediction
-    motion_guided: bool = False  # origins follow the saliency
-    motion_guided_strength: float = 2.0  # exponent of a block's mean saliency
-    motion_guided_random_rate: float = 0.1  # share of uniform origins
+BlockSpec = MaskConfig  # under the name that it has in the API of the ops
 
 
 @dataclass(frozen=True)
@@ -84,25 +68,6 @@ class BlockMasks:
             if 0 in length_B:
                 raise _no_context(s)
         return on_host
-
-
-def check_spec(spec: BlockSpec, name: str = "mask") -> None:
-    """Raise a ConfigError that names the field of ``spec`` that makes no sense."""
-
-    def require(ok: bool, field: str, wanted: str) -> None:
-        if not ok:
-            raise ConfigError(f"{name}.{field}: {wanted}, got {getattr(spec, field)!r}")
-
-    require(1 <= spec.num_blocks < philox.MAX_BLOCKS, "num_blocks", f"must be in 1..{philox.MAX_BLOCKS - 1}")
-    for field in ("spatial_scale", "temporal_scale"):
-        low, high = getattr(spec, field)
-        require(0 < low <= high <= 1, field, "must be [low, high] with 0 < low <= high <= 1")
-    low, high = spec.aspect_ratio
-    require(0 < low <= high, "aspect_ratio", "must be [low, high] with 0 < low <= high")
-    require(0 < spec.max_temporal_keep <= 1, "max_temporal_keep", "must be in (0, 1]")
-    require(spec.max_keep is None or spec.max_keep >= 1, "max_keep", "must be null or at least 1")
-    require(spec.motion_guided_strength >= 0, "motion_guided_strength", "must not be negative")
-    require(0 <= spec.motion_guided_random_rate <= 1, "motion_guided_random_rate", "must be in [0, 1]")
 
 
 def block_size(grid: Sequence[int], spec: BlockSpec, u_time: float, u_space: float, u_aspect: float) -> Size:
@@ -177,7 +142,7 @@ def sample_block_masks(
     Args:
         B: samples.
         grid: (T, H, W).
-        specs: objects with the fields of BlockSpec.
+        specs: BlockSpec of each.
         saliency: ``[B,T,H,W]`` for the specs with ``motion_guided``; None, and for every other spec: uniform origins.
         seed: a key, taken modulo 2**64.
         step: a key, under 2**32.
@@ -197,14 +162,13 @@ def sample_block_masks(
     """
     _check.require(B > 0, "sample_block_masks", "B", "a positive int", B)
     grid = _check.grid("sample_block_masks", grid)
-    if truncate not in TRUNCATE:
-        raise ConfigError(f"masks.truncate: unknown value {truncate!r}; use 'batch', 'random' or 'none'")
+    require(MasksConfig, "masks", truncate=truncate)
     if not 0 < len(specs) <= philox.MAX_SPECS - first_spec:
         raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {len(specs)}")
     if saliency is not None and tuple(saliency.shape) != (B, *grid):
         raise ValueError(f"sample_block_masks: saliency: expected [B,T,H,W] = {[B, *grid]}, got {list(saliency.shape)}")
     for s, spec in enumerate(specs):
-        check_spec(spec, f"masks.specs[{s}]")
+        require(spec, f"masks.specs.{s}")
     device = torch.device(device or ("cpu" if saliency is None else saliency.device))
     if saliency is not None:
         same = device.type == saliency.device.type and device.index in (None, saliency.device.index)

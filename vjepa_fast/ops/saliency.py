@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import MasksConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops import _backend, _check, _triton
 from vjepa_fast.ops.patchify import channel_table, objections
@@ -52,8 +54,7 @@ def motion_saliency(
     """
     _check.clip("motion_saliency", clip)
     grid = _check.grid("motion_saliency", grid)
-    if mode not in ("trilinear", "area"):
-        raise ConfigError(f"masks.saliency: unknown mode {mode!r}; use 'trilinear' or 'area'")
+    require(MasksConfig, "masks", saliency=mode)
     if normalize not in ("sample", "published"):
         raise ConfigError(f"motion_saliency: unknown normalize {normalize!r}; use 'sample' or 'published'")
     if normalize == "published" and clip.shape[0] not in (1, grid[0]):

@@ -1,8 +1,15 @@
-"""Pretraining: `train` runs it from a `Config`; `TrainStep` is one step for other loops."""
+"""Pretraining: `train` a `Config`, `check` it without training; `TrainStep` is one step for other loops."""
 
 from importlib import import_module
 
-_HOME = {"TrainResult": "trainer", "TrainStep": "step", "Trainer": "trainer", "train": "trainer"}
+_HOME = {
+    "TrainResult": "trainer",
+    "TrainStep": "step",
+    "Trainer": "trainer",
+    "check": "preflight",
+    "check_data": "preflight",
+    "train": "trainer",
+}
 __all__ = sorted(_HOME)
 
 

@@ -40,22 +40,29 @@ def objections(cfg: Config, device: torch.device, target_grad: bool) -> list[str
     return reasons
 
 
-def build(cfg: Config, device: torch.device, target_grad: bool) -> Graphs | None:
-    """As ``runtime.cuda_graphs`` says: true or it raises, auto where it can serve, false never.
+def check(cfg: Config, device: torch.device, target_grad: bool) -> list[str]:
+    """The `objections`, empty where ``runtime.cuda_graphs`` is false.
 
     Raises:
-        ConfigError: true was asked for and it cannot serve; all its reasons are told. Or no such choice.
+        ConfigError: ``runtime.cuda_graphs`` is true and there are any; names all of them.
     """
-    choice = cfg.runtime.cuda_graphs
+    reasons = [] if cfg.runtime.cuda_graphs is False else objections(cfg, device, target_grad)
+    if reasons and cfg.runtime.cuda_graphs is True:
+        raise ConfigError(f"runtime.cuda_graphs: true, but {'; '.join(reasons)}")
+    return reasons
+
+
+def build(cfg: Config, device: torch.device, target_grad: bool) -> Graphs | None:
+    """The graphs of a run, as ``runtime.cuda_graphs`` says; None where they are off or, under auto, not possible.
+
+    Raises:
+        ConfigError: of `check`.
+    """
+    reasons, choice = check(cfg, device, target_grad), cfg.runtime.cuda_graphs
     if choice is False:
         return None
-    if choice not in (True, "auto"):
-        raise ConfigError(f"runtime.cuda_graphs: unknown value {choice!r}; accepted: true, false, auto")
-    reasons = objections(cfg, device, target_grad)
     if not reasons:
         return Graphs(device, forced=choice is True)
-    if choice is True:
-        raise ConfigError(f"runtime.cuda_graphs: true, but {'; '.join(reasons)}")
     if device.type == "cuda":
         _log.warning("runtime.cuda_graphs: auto leaves it off: %s", "; ".join(reasons))
     return None

@@ -126,6 +126,23 @@ class AdamW(torch.optim.AdamW):
         self.counts = {p: int(state["step"]) for p, state in self.state.items()}
 
 
+def check(cfg: OptimizationConfig) -> None:
+    """Refuse an optimiser that is not installed.
+
+    Raises:
+        ConfigError: Muon is asked for and the installed timm has none.
+    """
+    if cfg.name == "muon":
+        import timm
+        import timm.optim
+
+        if not hasattr(timm.optim, "Muon"):
+            raise ConfigError(
+                f"optimization.name: muon needs timm 1.0.21 or later, this is {timm.__version__}; "
+                "upgrade timm or use adamw"
+            )
+
+
 def build_optimizer(
     modules: Mapping[str, nn.Module], cfg: OptimizationConfig, device: torch.device
 ) -> torch.optim.Optimizer:
@@ -136,6 +153,7 @@ def build_optimizer(
     """
     groups = parameter_groups(modules, cfg.weight_decay)
     betas = tuple(cfg.betas)
+    check(cfg)
     if cfg.name == "muon":
         return _muon(modules, groups, lr=cfg.lr, betas=betas, eps=cfg.eps)
     fused = device.type in ("cpu", "cuda") or None  # what torch's own does with the state that we save
@@ -152,13 +170,8 @@ def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
 
 def _muon(modules: Mapping[str, nn.Module], groups: list[dict], *, lr: float, betas: tuple, eps: float):
     """Timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982); AdamW for all but the hidden matrices."""
-    import timm
     import timm.optim
 
-    if not hasattr(timm.optim, "Muon"):
-        raise ConfigError(
-            f"optimization.name: muon needs timm 1.0.21 or later, this is {timm.__version__}; upgrade timm or use adamw"
-        )
     hidden, split = hidden_matrices(modules), []
     for group in groups:
         for muon in (True, False):

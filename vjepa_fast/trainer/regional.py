@@ -10,12 +10,11 @@ import shutil
 import torch
 from torch import nn
 
-from vjepa_fast.config.schema import Config
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.config.fields import require
+from vjepa_fast.config.schema import Config, RuntimeConfig
 from vjepa_fast.layers import attention
 
 _log = logging.getLogger("vjepa_fast")
-CHOICES = ("auto", "blocks", "target")  # and true, false
 
 
 def resolve(cfg: Config, device: torch.device) -> str:
@@ -27,10 +26,9 @@ def resolve(cfg: Config, device: torch.device) -> str:
         ConfigError: no such choice.
     """
     choice = cfg.runtime.compile
+    require(RuntimeConfig, "runtime", compile=choice)
     if isinstance(choice, bool):
         return "whole" if choice else "off"
-    if choice not in CHOICES:
-        raise ConfigError(f"runtime.compile: unknown value {choice!r}; accepted: true, false, {', '.join(CHOICES)}")
     if choice != "auto":
         return choice
     if device.type != "cuda":

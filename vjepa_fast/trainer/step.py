@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
@@ -31,6 +31,8 @@ from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
     from vjepa_fast.data import Batch, ClipGroup
+    from vjepa_fast.models.predictor import Predictor
+    from vjepa_fast.models.vit import VisionTransformer
 
 IMAGE_GROUPS = 8  # mask draws of images are keyed apart from those of the videos of the same step
 
@@ -101,7 +103,7 @@ class TrainStep:
         self.schedules = Schedules.from_config(cfg)
         self.online = cfg.target.mode == "online"
         torch.manual_seed(cfg.seed)
-        encoder, predictor = models.build_from_config(cfg)
+        encoder, predictor, plan = build_models(cfg)
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
@@ -110,22 +112,11 @@ class TrainStep:
             self.target_encoder = self.encoder
         else:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.plan: nn.Module = objectives.build_objectives(
-            objective_fields(cfg),
-            levels=encoder.levels,
-            embed_dim=encoder.embed_dim,
-            compat=cfg.compat,
-            target_grad=self.online,
-            stop_gradient=cfg.target.stop_gradient,
-            seed=cfg.seed,
-        ).to(self.device)
-        check_needs(cfg, self.plan)
+        self.plan = plan.to(self.device)
         choice = cfg.model.mask_token_index or ("zero" if cfg.compat == "published" else "mask")
         self.shared_token = choice == "zero"
         self.wants_context = "z_context" in self.plan.needs
-        # an online target takes part in the backward pass only if some term lets its gradient through
-        refusals = (term.refusal(self.plan.ctx, False) for term in self.plan.terms.values())
-        self.target_grad = self.online and (not self.plan.stop_gradient or any(refusals))
+        self.target_grad = reaches_target(cfg, self.plan)
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
@@ -340,19 +331,39 @@ def objective_fields(cfg: Config) -> dict[str, dict]:
     return fields
 
 
-def check_needs(cfg: Config, plan: nn.Module) -> None:
-    """Refuse terms that read what this model does not compute (ConfigError)."""
-    if not cfg.model.predict_all:
-        for name, term in plan.terms.items():
-            if "z_context" in term.needs:
-                raise ConfigError(f"objectives.{name}: needs predicted context tokens; set model.predict_all=true")
+def build_models(cfg: Config) -> tuple[VisionTransformer, Predictor, objectives.ObjectivePlan]:
+    """(encoder, predictor, objectives) of a run, on torch's default device.
+
+    Raises:
+        ConfigError: sizes, terms or fields that cannot be used; a term that reads what this model does not compute.
+    """
+    encoder, predictor = models.build_from_config(cfg)
+    plan = objectives.build_objectives(
+        objective_fields(cfg),
+        levels=encoder.levels,
+        embed_dim=encoder.embed_dim,
+        compat=cfg.compat,
+        target_grad=cfg.target.mode == "online",
+        stop_gradient=cfg.target.stop_gradient,
+        seed=cfg.seed,
+    )
+    for name, term in plan.terms.items():
+        if "z_context" in term.needs and not cfg.model.predict_all:
+            raise ConfigError(f"objectives.{name}: needs predicted context tokens; set model.predict_all=true")
+    return encoder, predictor, plan
+
+
+def reaches_target(cfg: Config, plan: objectives.ObjectivePlan) -> bool:
+    """Whether the target takes part in the backward pass: an online one does if some term lets its gradient through."""
+    refusals = (term.refusal(plan.ctx, False) for term in plan.terms.values())
+    return cfg.target.mode == "online" and (not plan.stop_gradient or any(refusals))
 
 
 def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
-    """Mask samplers for video and for images (the same masks unless ``img_masks`` is given)."""
+    """Mask samplers (`masks.STRATEGIES`) for video and for images (the same masks unless ``img_masks`` is given)."""
 
-    def build(masks_cfg, data):
-        return masks.MaskSampler(
+    def build(masks_cfg, data, section):
+        return masks.STRATEGIES.get_named(masks_cfg.strategy, f"{section}.strategy")(
             masks_cfg,
             crop_size=data.crop_size,
             patch_size=data.patch_size,
@@ -361,9 +372,11 @@ def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
             mean=cfg.data_aug.mean,
             std=cfg.data_aug.std,
             compat=cfg.compat,
+            section=section,
         )
 
-    video = build(cfg.masks, cfg.data)
+    video = build(cfg.masks, cfg.data, "masks")
     if cfg.img_data is None and cfg.img_masks is None:
         return video, video
-    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data)
+    section = "masks" if cfg.img_masks is None else "img_masks"
+    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data, section)

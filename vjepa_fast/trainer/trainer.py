@@ -27,6 +27,7 @@ from vjepa_fast.trainer import checkpoint, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
+from vjepa_fast.trainer.preflight import check
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest
@@ -47,6 +48,7 @@ class Trainer:
     def __init__(self, cfg: Config, *, resume: bool | str | Path = True, device: str | None = None):
         if device is not None:
             cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, device=device))
+        check(cfg)
         self.cfg, run = cfg, cfg.runtime
         if run.threads:
             torch.set_num_threads(run.threads)

@@ -8,26 +8,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from vjepa_fast.layers.channels import appearance, dynamics, level_norm
-from vjepa_fast.objectives.api import Objective, choice, flag, number, objective
-from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.api import Objective, TermContext, choice, flag, number, objective
+from vjepa_fast.objectives.reduce import Entry, mean_of_entries
+from vjepa_fast.objectives.state import LatentState
 
 
 @objective("fwm_orth")
 @dataclass(frozen=True)
 class FwmOrth(Objective):
+    """A, Y centred appearance and dynamics channels of the M context tokens of a mask; mean (A^T Y/(M-1))^2."""
+
     access = "GLOBAL"
     needs = frozenset({"z", "masks_enc", "grids"})
     gradient_to = "z"
+    published = {
+        "coeff": "optimization.fwm_orth_coeff",
+        "app_ratio": "optimization.fwm_app_ratio",
+        "split": "optimization.fwm_split",
+        "normalize": "optimization.fwm_normalize",
+    }
 
     app_ratio: float = number(0.5, above=0.0, below=1.0)
     split: str = choice("depth", "depth", "channel")
     normalize: bool = flag(False)
 
-    def value(self, state, head, ctx) -> Tensor:
-        entries = []
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        entries: list[Entry] = []
         for view in state.temporal():
             z_MD = (level_norm(view.z, ctx.levels) if self.normalize else view.z).flatten(0, 1)
             rows = z_MD.shape[0]

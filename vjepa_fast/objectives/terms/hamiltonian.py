@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.objectives.api import Objective, linear, number, objective
-from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.api import Objective, TermContext, linear, number, objective
+from vjepa_fast.objectives.reduce import Entry, mean_of_entries
 from vjepa_fast.objectives.rows import power_error
+from vjepa_fast.objectives.state import LatentState
+from vjepa_fast.ops.latent import RowCall
 
 
 class HamiltonianNet(nn.Module):
@@ -39,15 +41,19 @@ class HamiltonianNet(nn.Module):
 
     def slope(self, x: Tensor) -> Tensor:
         """d(energy)/d(first layer's output), [..., hidden]; times the first weight it is dH/dx."""
-        a = self.net[0](x)
-        b = self.net[2](F.gelu(a))
-        back = gelu_slope(b) * self.net[4].weight[0]
-        return gelu_slope(a) * (back @ self.net[2].weight)
+        first, second, last = self._layers()
+        a = first(x)
+        b = second(F.gelu(a))
+        back = gelu_slope(b) * last.weight[0]
+        return gelu_slope(a) * (back @ second.weight)
+
+    def _layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.net if isinstance(layer, nn.Linear)]
 
     def symplectic_euler(self, q: Tensor, p: Tensor, dt: float) -> tuple[Tensor, Tensor]:
         """One step of size ``dt`` from (q, p), each [..., D/2]."""
         half = q.shape[-1]
-        weight_q, weight_p = self.net[0].weight[:, :half], self.net[0].weight[:, half:]
+        weight_q, weight_p = self._layers()[0].weight.tensor_split((half,), dim=1)
         q_next = q + dt * (self.slope(torch.cat([q, p], -1)) @ weight_p)
         p_next = p - dt * (self.slope(torch.cat([q_next, p], -1)) @ weight_q)
         return q_next, p_next
@@ -61,24 +67,35 @@ def gelu_slope(x: Tensor) -> Tensor:
 @objective("hamiltonian")
 @dataclass(frozen=True)
 class Hamiltonian(Objective):
+    """(q, p) = halves of z(t), one symplectic Euler step of a learned energy; mean abs(q' - h_q(t+1))^e/e + the same of
+    p, with e = `loss_exp`.
+    """
+
     access = "PAIR"
     needs = frozenset({"z", "h", "masks_enc", "grids"})
     gradient_to = "z, head (not its last bias)"
+    published = {
+        "coeff": "optimization.hamiltonian_coeff",
+        "dt": "optimization.hamiltonian_dt",
+        "hidden_dim": "optimization.hamiltonian_hidden_dim",
+        "loss_exp": "loss.loss_exp",
+    }
 
     dt: float = number(0.1, above=0.0)
-    hidden_dim: int = number(256, low=1, integer=True)
+    hidden_dim: int = number(256, low=1)
     loss_exp: float = number(1.0, low=1.0)
 
-    def build_head(self, ctx, generator):
+    def build_head(self, ctx: TermContext, generator: torch.Generator) -> nn.Module:
         if ctx.dim % 2:
             raise ConfigError(f"objectives.hamiltonian: levels x embed_dim is {ctx.dim}; an even number is needed")
         return HamiltonianNet(ctx.dim, self.hidden_dim, generator)
 
-    def lower(self, ctx):
+    def lower(self, ctx: TermContext) -> tuple[RowCall, ...]:
         return (power_error(self.loss_exp),)
 
-    def value(self, state, head, ctx) -> Tensor:
-        entries = []
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        assert isinstance(head, HamiltonianNet)
+        entries: list[Entry] = []
         for view in state.temporal():
             q, p = view.z.chunk(2, dim=-1)
             guess_BKD = torch.cat(head.symplectic_euler(q, p, self.dt), -1)

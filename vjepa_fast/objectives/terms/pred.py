@@ -5,27 +5,38 @@ mean over tokens and channels of abs(z_pred - h)^p / p, then over groups and mas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from vjepa_fast.objectives.api import Objective, number, objective
+from vjepa_fast.objectives.api import Objective, TermContext, number, objective
 from vjepa_fast.objectives.reduce import mean_of_entries
 from vjepa_fast.objectives.rows import power_error
+from vjepa_fast.objectives.state import LatentState
+from vjepa_fast.ops.latent import RowCall
 
 
 @objective("pred")
 @dataclass(frozen=True)
 class Pred(Objective):
+    """mean abs(z_pred - h)^p / p, with p = `loss_exp`."""
+
     access = "TOKEN"
     needs = frozenset({"z_pred", "h", "masks_pred"})
     gradient_to = "z_pred (h)"
+    published = {"loss_exp": "loss.loss_exp"}
 
     loss_exp: float = number(1.0, low=1.0)
 
-    def lower(self, ctx):
+    @classmethod
+    def from_published(cls, values: dict[str, Any], file: Mapping[str, Any]) -> dict[str, Any] | None:
+        return values  # always on
+
+    def lower(self, ctx: TermContext) -> tuple[RowCall, ...]:
         return (power_error(self.loss_exp),)
 
-    def value(self, state, head, ctx) -> Tensor:
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         errors = state.prediction_errors(*self.lower(ctx))
         return mean_of_entries([(e.mean(), None) for es in errors for e in es if e.numel()], state.outputs("z_pred"))

@@ -7,15 +7,17 @@ w = trapezoid weights (dt at both ends, 2 dt inside: the integral over [-3, 3]) 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from vjepa_fast.objectives.api import Objective, number, objective
-from vjepa_fast.objectives.state import computing
+from vjepa_fast.objectives.api import Objective, TermContext, number, objective
+from vjepa_fast.objectives.state import LatentState, computing
 
 POINTS, T_MAX = 17, 3.0
 _CHUNK = 1 << 22  # projections x t values kept at once; the rest is recomputed in the backward pass
@@ -24,13 +26,17 @@ _CHUNK = 1 << 22  # projections x t values kept at once; the rest is recomputed 
 @objective("sigreg")
 @dataclass(frozen=True)
 class Sigreg(Objective):
+    """Epps-Pulley statistic against N(0, 1) of N rows along random directions, times N, mean over directions."""
+
     access = "GLOBAL"
     needs = frozenset({"z", "step"})
     gradient_to = "z"
+    published = {"coeff": "optimization.sigreg_coeff", "num_slices": "optimization.sigreg_num_slices"}
 
-    num_slices: int = number(1024, low=1, integer=True)
+    num_slices: int = number(1024, low=1)
 
-    def value(self, state, head, ctx) -> Tensor:
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        assert state.step is not None
         x_ND = torch.cat([computing(z).flatten(0, 1) for z in state.outputs("z")])
         a_DS = directions(x_ND.shape[1], self.num_slices, ctx.seed, state.step, x_ND)
         per_pass = max(1, _CHUNK // (x_ND.shape[0] * POINTS))
@@ -53,7 +59,7 @@ class EppsPulley(torch.autograd.Function):
     """One cosine and one sine per projection: exp(i k theta) comes from turning k times, and nothing is kept per t."""
 
     @staticmethod
-    def forward(ctx, u_NS: Tensor) -> Tensor:
+    def forward(ctx: Any, u_NS: Tensor) -> Tensor:
         dt = T_MAX / (POINTS - 1)
         t = torch.linspace(0.0, T_MAX, POINTS, dtype=u_NS.dtype, device=u_NS.device)
         gauss = torch.exp(-0.5 * t * t)
@@ -70,7 +76,7 @@ class EppsPulley(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_S: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_S: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
         c1, s1, gap_cos, gap_sin, factor = ctx.saved_tensors
         from_cos, from_sin = factor * gap_cos * grad_S, factor * gap_sin * grad_S
         grad = torch.zeros_like(c1)
@@ -79,7 +85,7 @@ class EppsPulley(torch.autograd.Function):
         return grad
 
 
-def _turns(c1: Tensor, s1: Tensor):
+def _turns(c1: Tensor, s1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """cos(k theta), sin(k theta) for k = 1 .. POINTS - 1, by the angle addition formulas."""
     c, s = c1, s1
     yield c, s

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from vjepa_fast.objectives.api import Objective, objective
-from vjepa_fast.objectives.reduce import mean_of_entries
-from vjepa_fast.objectives.state import computing
-from vjepa_fast.ops.latent import RowFunction
+from vjepa_fast.objectives.api import Objective, TermContext, objective
+from vjepa_fast.objectives.reduce import Entry, mean_of_entries
+from vjepa_fast.objectives.state import LatentState, computing
+from vjepa_fast.ops.latent import RowCall, RowFunction
 
 
-def _spectrum(z, h, constants):
+def _spectrum(z: Tensor, h: Tensor, constants: Tensor) -> tuple[Tensor, Tensor]:
     """[B,T,P,D], [B,T,P,D], [2F,T] -> mean over f of a_f abs(rfft_t(z - h)) [B,P,D] and its slope [B,T,P,D].
 
     Rows of ``constants``: the F cosines, then the F sines of the real DFT, each times a_f / F.
@@ -32,16 +34,17 @@ def _spectrum(z, h, constants):
     return modulus.sum(1), slope
 
 
-def _spectrum_device():
+def _spectrum_device() -> Any:
     import triton
     import triton.language as tl
 
     @triton.jit
-    def spectrum(z, h, constants, C, T):
-        t = tl.arange(0, z.shape[0])
+    def spectrum(z: tl.tensor, h: tl.tensor, constants: tl.tensor, C: tl.tensor, T: tl.tensor) -> tuple[tl.tensor, ...]:
+        # ignored types: Triton declares a shape as an empty tuple
+        t = tl.arange(0, z.shape[0])  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
         gap = z - h
-        value = tl.zeros([z.shape[1]], dtype=tl.float32)
-        slope = tl.zeros([z.shape[0], z.shape[1]], dtype=tl.float32)
+        value = tl.zeros([z.shape[1]], dtype=tl.float32)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+        slope = tl.zeros_like(gap)
         for f in range(C // 2):
             cosine = tl.load(constants + f * T + t, mask=t < T, other=0.0)[:, None]
             sine = tl.load(constants + (f + C // 2) * T + t, mask=t < T, other=0.0)[:, None]
@@ -61,20 +64,23 @@ SPECTRUM = RowFunction("spectrum", "COLUMN", _spectrum, _spectrum_device, cpp=0)
 @objective("spectral")
 @dataclass(frozen=True)
 class Spectral(Objective):
+    """places seen at every t, T >= 4: mean a_f abs(rfft_t(z - h)), a = linspace(0.1, 1)."""
+
     access = "COLUMN"
     needs = frozenset({"z", "h", "masks_enc", "grids"})
     gradient_to = "z, where a place is visible throughout"
+    published = {"coeff": "optimization.spectral_coeff"}
 
-    def lower(self, ctx):
+    def lower(self, ctx: TermContext) -> tuple[RowCall, ...]:
         return (SPECTRUM(),)
 
-    def value(self, state, head, ctx) -> Tensor:
-        entries = []
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        entries: list[Entry] = []
         for view in state.temporal(min_steps=4):
             seen_BP = view.columns[0][..., 0] >= 0
             z_BKD = state.z[view.i][view.j]
-            basis = state.once(("dft", view.steps), lambda t=view.steps, z=z_BKD: weighted_dft(t, computing(z[:0])))
-            rows_BP = view.column_rows(*self.lower(ctx), basis)
+            basis = state.once(("dft", view.steps), partial(weighted_dft, view.steps, computing(z_BKD[:0])))
+            rows_BP = view.column_rows(SPECTRUM(), basis)
             entries.append((rows_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
         return mean_of_entries(entries, state.outputs("z"))
 

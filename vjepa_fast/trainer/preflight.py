@@ -1,0 +1,63 @@
+"""What a run refuses before its first batch: `check`, called by `Trainer` and by ``vjepa-fast config``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vjepa_fast import config as configs
+from vjepa_fast.config.schema import Config
+from vjepa_fast.data.decoders import choose_decoder
+from vjepa_fast.data.loader import ClipLoader
+from vjepa_fast.errors import UserError
+from vjepa_fast.layers.block import use_attention
+from vjepa_fast.models.predictor import Predictor
+from vjepa_fast.models.vit import VisionTransformer
+from vjepa_fast.objectives import ObjectivePlan
+from vjepa_fast.trainer import graphs, optim, precision
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.step import build_models, build_samplers, reaches_target, resolve_device
+
+
+@dataclass(frozen=True)
+class Checked:
+    """The models of a run and its objectives, on torch's meta device: shapes without memory."""
+
+    encoder: VisionTransformer
+    predictor: Predictor
+    plan: ObjectivePlan
+
+
+def check(cfg: Config) -> Checked:
+    """Refuse a configuration that cannot be trained on this machine; reads no data and allocates no weights.
+
+    Raises:
+        ConfigError: names the key, its value, what is accepted and what to do.
+    """
+    configs.from_dict(configs.to_dict(cfg))
+    device = resolve_device(cfg.runtime.device, Distributed.local_rank_from_env())
+    dtype = precision.resolve_dtype(cfg.runtime.dtype, device)
+    with torch.device("meta"):
+        encoder, predictor, plan = build_models(cfg)
+    if cfg.runtime.fp8:
+        precision.enable_fp8(device, dtype, encoder, predictor)
+    use_attention(cfg.runtime.attention, device, dtype, encoder, predictor)
+    for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
+        if data is not None:
+            choose_decoder(data.decoder, f"{section}.decoder")
+    build_samplers(cfg)
+    optim.check(cfg.optimization)
+    graphs.check(cfg, device, reaches_target(cfg, plan))
+    return Checked(encoder, predictor, plan)
+
+
+def check_data(cfg: Config) -> list[str]:
+    """What a run refuses of the manifests of its datasets, one line for each stream; empty if nothing."""
+    refused: list[str] = []
+    for img in (False, True)[: 1 if cfg.img_data is None else 2]:
+        try:
+            ClipLoader(cfg, img=img).close()
+        except UserError as error:
+            refused.append(str(error))
+    return refused
