@@ -1,7 +1,6 @@
-"""sample_block_masks on every backend: the same masks as eager code, and guided origins as the analysis says."""
+"""sample_block_masks: published sizes and probabilities, keys, truncation; every backend draws eager code's masks."""
 
 import json
-import pathlib
 from dataclasses import replace
 
 import numpy as np
@@ -9,44 +8,287 @@ import pytest
 import torch
 
 from tests.draws import given, settings, st
-from tests.ops.parity import BACKENDS, DEVICE, KERNELS, device_for, moved
+from tests.ops.mask_cases import (
+    GOLDENS,
+    GRID,
+    GUIDED,
+    HOPELESS,
+    M2,
+    M8,
+    SMALL,
+    TIGHT,
+    assert_same,
+    block_specs,
+    chi_square,
+    draw,
+    drawn_origins,
+    maps,
+    one_block,
+    spec_of_size,
+)
+from tests.ops.parity import BACKENDS, KERNELS, device_for
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.ops import BlockMasks, BlockSpec, _cpp, origin_probabilities
-from vjepa_fast.ops import _philox as philox
+from vjepa_fast.ops import BlockSpec, _cpp, motion_saliency, origin_probabilities, sample_block_masks
 from vjepa_fast.ops import block_masks as module
 
-GOLDENS = pathlib.Path(__file__).parent.parent / "goldens"
-GRID = (8, 14, 14)
-M8, M2 = BlockSpec(), BlockSpec(num_blocks=2, spatial_scale=(0.7, 0.7))
-GUIDED = [replace(spec, motion_guided=True) for spec in (M8, M2)]
-# one block per time step: two of 4x3 on 4x4 places leave no context whenever they differ, half of the time
-TIGHT = BlockSpec(num_blocks=2, spatial_scale=(0.75, 0.75), aspect_ratio=(4 / 3, 4 / 3))
-SMALL = BlockSpec(num_blocks=1)
-HOPELESS = BlockSpec(num_blocks=1, spatial_scale=(1.0, 1.0), aspect_ratio=(1.0, 1.0))
-FIELDS = ("enc", "pred", "enc_len", "pred_len")
+SPECS = {"m8": M8, "m2": M2}
 
 
-def maps(b, grid, seed=0):
-    """Saliency with a peak and floor values, as of a clip in which little moves."""
-    x = torch.rand(b, *grid, generator=torch.Generator().manual_seed(seed)) ** 4
-    return (x - 0.05).clamp_min(0) / 0.95
+@pytest.fixture(params=["eager", pytest.param("cpp", marks=pytest.mark.skipif(not _cpp.LOADED, reason="no _C.so"))])
+def quick(request):
+    """The backends that draw thousands of samples in no time; all are held to the masks of eager code below."""
+    with ops.use_backend(request.param):
+        yield request.param
 
 
-def draw(backend, b, grid, specs, saliency=None, *, seed=1, step=0, **keys) -> BlockMasks:
-    """Masks of a backend, on the CPU."""
-    device = device_for(backend)
-    saliency = None if saliency is None else moved(saliency, device)
-    with ops.use_backend(backend):
-        masks = ops.sample_block_masks(b, grid, specs, saliency, seed=seed, step=step, device=device, **keys)
-    assert all(getattr(masks, f).device.type == device for f in FIELDS)
-    return BlockMasks(*(getattr(masks, f).cpu() for f in FIELDS))
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDENS / "masks.npz") as file:
+        return {name: file[name] for name in file.files}
 
 
-def assert_same(got, want):
-    for field in FIELDS:
-        a, b = getattr(got, field), getattr(want, field)
-        assert a.dtype == b.dtype and torch.equal(a, b), field
+@pytest.fixture(scope="module")
+def meta():
+    return json.loads((GOLDENS / "masks_meta.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["m8", "m2"])
+def test_block_size_formula_is_the_published_one(golden, name):
+    for counter, want in enumerate(golden[f"mask/{name}/block_sizes_step0_9"]):
+        generator = torch.Generator().manual_seed(counter)
+        uniforms = [torch.rand(1, generator=generator).item() for _ in range(3)]
+        assert module.block_size(GRID, SPECS[name], *uniforms) == tuple(want)
+
+
+@pytest.mark.parametrize("name", ["m8", "m2"])
+def test_block_sizes_occur_as_often_as_published(golden, name):
+    stats = pytest.importorskip("scipy.stats")
+    values = [tuple(v) for v in golden[f"mask/{name}/block_size_values_30000"]]
+    counts = golden[f"mask/{name}/block_size_counts_30000"]
+    # Many specs in one call: the same draw as many steps, without a Python loop.
+    specs = [SPECS[name]] * 250
+    seen = [size for step in range(16) for size in module.sample_block_sizes(GRID, specs, seed=3, step=step)]
+    assert set(seen) <= set(values)
+    table = np.array([[seen.count(v) for v in values], counts])
+    assert stats.chi2_contingency(table).pvalue > 1e-3
+
+
+def test_probabilities_match_goldens(golden, meta):
+    for n, case in enumerate(meta["origin_cases"]):
+        name, sample = case["map"].split(":")
+        saliency = torch.from_numpy(golden[name])[int(sample)]
+        got = origin_probabilities(saliency, case["block"], case["strength"], case["random_rate"])
+        np.testing.assert_allclose(got, golden[f"origin/{n}/probs_f64"], rtol=1e-10, atol=1e-13)
+        np.testing.assert_allclose(got, golden[f"origin/{n}/probs"], atol=2e-7)
+
+
+@pytest.mark.usefixtures("quick")
+def test_unguided_origins_are_uniform():
+    spec = BlockSpec(num_blocks=1, aspect_ratio=(1.0, 1.0), temporal_scale=(0.5, 0.5))
+    origins = one_block(spec, seed=1, samples=5000)
+    # h = w = round(sqrt(29)) = 5, t = 4: 5 x 10 x 10 origins
+    flat = (origins[:, 0] * 10 + origins[:, 1]) * 10 + origins[:, 2]
+    observed = torch.bincount(flat, minlength=500)
+    assert len(observed) == 500
+    assert chi_square(observed.numpy(), np.full(500, 10.0)) > 1e-3
+
+
+@pytest.mark.usefixtures("quick")
+def test_guidance_uses_each_samples_own_map(golden):
+    spec = BlockSpec(num_blocks=1, motion_guided=True, motion_guided_strength=20.0, motion_guided_random_rate=0.0)
+    saliency = torch.zeros(2, *GRID)
+    saliency[0, :, :3, :3] = 1.0
+    saliency[1, :, -3:, -3:] = 1.0
+    origins = one_block(spec, seed=0, samples=2, saliency=saliency)
+    assert origins[0, 1:].max() <= 2
+    assert origins[1, 1:].min() >= 5
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["m8", "m2"])
+def test_lengths_are_distributed_as_published(golden, name):
+    """250 calls of batch 8, as the golden. Lengths within a call share the block size, so calls are compared."""
+    stats = pytest.importorskip("scipy.stats")
+    want = golden[f"mask/{name}/stats2000/pre_enc_lens"].reshape(250, 8).astype(float)
+    draws = [sample_block_masks(8, GRID, [SPECS[name]], seed=5, step=step, truncate="none") for step in range(250)]
+    got = np.stack([draw.enc_len[0].numpy() for draw in draws]).astype(float)
+    assert stats.ks_2samp(got.mean(1), want.mean(1)).pvalue > 1e-3
+    assert stats.ks_2samp(got.min(1), golden[f"mask/{name}/stats2000/post_enc_lens_b8"]).pvalue > 1e-3
+    assert stats.ks_2samp(1568 - got.max(1), golden[f"mask/{name}/stats2000/post_pred_lens_b8"]).pvalue > 1e-3
+    assert abs(got.mean() - want.mean()) < 4 * want.mean(1).std() / np.sqrt(125)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["m8", "m2"])
+def test_batch_truncation_starves_late_time_steps_as_published(golden, meta, name):
+    seen = torch.zeros(8)
+    for step in range(100):
+        masks = sample_block_masks(8, GRID, [SPECS[name]], seed=6, step=step)
+        enc = masks.trim()[0][0]
+        seen += torch.bincount((enc // 196).flatten(), minlength=8)
+    np.testing.assert_allclose(seen / seen[0], meta[f"stats_{name}"]["enc_time_profile"], atol=0.1)
+    assert golden[f"mask/{name}/stats2000/enc_tokens_per_time"].argmax() == 0
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("truncate", ["none", "batch", "random"])
+def test_a_mask_is_a_function_of_its_keys(truncate):
+    keys = {"seed": 11, "step": 4, "truncate": truncate}
+    whole = sample_block_masks(8, GRID, [M8, M2], first_sample=16, **keys)
+    again = sample_block_masks(8, GRID, [M8, M2], first_sample=16, **keys)
+    assert all(torch.equal(getattr(whole, f), getattr(again, f)) for f in ("enc", "pred", "enc_len", "pred_len"))
+    if truncate == "none":
+        for b in range(8):
+            alone = sample_block_masks(1, GRID, [M8, M2], first_sample=16 + b, **keys)
+            assert torch.equal(alone.enc[:, 0], whole.enc[:, b]) and torch.equal(alone.pred[:, 0], whole.pred[:, b])
+        second = sample_block_masks(8, GRID, [M2], first_sample=16, first_spec=1, **keys)
+        assert torch.equal(second.enc[0], whole.enc[1])
+
+
+@pytest.mark.usefixtures("quick")
+def test_every_key_changes_the_masks():
+    base = dict(seed=1, step=2, first_sample=3, first_spec=0)
+    draw = {name: sample_block_masks(4, GRID, [M8], **{**base, name: base[name] + 1}).enc for name in base}
+    draw["base"] = sample_block_masks(4, GRID, [M8], **base).enc
+    draw["high seed"] = sample_block_masks(4, GRID, [M8], **{**base, "seed": 1 + (1 << 32)}).enc
+    seeds = {"seed -1": -1, "seed 2**63": 1 << 63}
+    draw |= {k: sample_block_masks(4, GRID, [M8], **{**base, "seed": seed}).enc for k, seed in seeds.items()}
+    same = sample_block_masks(4, GRID, [M8], **{**base, "seed": (1 << 64) - 1}).enc  # keys are taken modulo 2**64
+    assert torch.equal(draw["seed -1"], same)
+    names = list(draw)
+    assert all(not torch.equal(draw[a], draw[b]) for i, a in enumerate(names) for b in names[:i])
+    samples = sample_block_masks(16, GRID, [M8], **base, truncate="none").enc[0]
+    assert len({tuple(row.tolist()) for row in samples}) == 16
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("truncate", ["none", "batch", "random"])
+@pytest.mark.parametrize("guided", [False, True])
+def test_masks_are_sorted_disjoint_and_padded_with_zero(truncate, guided):
+    specs = [replace(M8, motion_guided=guided), replace(M2, motion_guided=guided)]
+    saliency = torch.rand(6, *GRID, generator=torch.Generator().manual_seed(0))
+    masks = sample_block_masks(6, GRID, specs, saliency, seed=9, step=1, truncate=truncate)
+    assert masks.enc.shape == masks.pred.shape == (2, 6, 1568) and masks.enc.dtype == torch.int64
+    for s in range(2):
+        for b in range(6):
+            enc = masks.enc[s, b, : masks.enc_len[s, b]]
+            pred = masks.pred[s, b, : masks.pred_len[s, b]]
+            assert len(enc) > 0 and len(pred) > 0
+            assert (enc.diff() > 0).all() and (pred.diff() > 0).all()
+            assert not set(enc.tolist()) & set(pred.tolist())
+            assert masks.enc[s, b, len(enc) :].eq(0).all() and masks.pred[s, b, len(pred) :].eq(0).all()
+            if truncate == "none":
+                assert len(enc) + len(pred) == 1568
+    if truncate == "none":
+        with pytest.raises(ValueError, match="differ in length"):
+            masks.trim()
+    else:
+        enc, pred = masks.trim()
+        assert [tuple(m.shape) for m in enc] == [(6, int(n)) for n in masks.enc_len[:, 0]]
+        assert torch.equal(pred[1], masks.pred[1, :, : masks.pred_len[1, 0]])
+
+
+@pytest.mark.usefixtures("quick")
+def test_batch_truncation_keeps_the_earliest_and_random_a_fair_subset():
+    whole = sample_block_masks(8, GRID, [M8], seed=2, step=7, truncate="none")
+    first = sample_block_masks(8, GRID, [M8], seed=2, step=7, truncate="batch")
+    random = sample_block_masks(8, GRID, [M8], seed=2, step=7, truncate="random")
+    for field in ("enc", "pred"):
+        all_tokens, all_length = getattr(whole, field)[0], getattr(whole, f"{field}_len")[0]
+        length = all_length.min()
+        for cut in (first, random):
+            assert getattr(cut, f"{field}_len").eq(length).all()
+        assert torch.equal(getattr(first, field)[0, :, :length], all_tokens[:, :length])
+        for b in range(8):
+            kept = set(getattr(random, field)[0, b, :length].tolist())
+            assert len(kept) == length and kept <= set(all_tokens[b, : all_length[b]].tolist())
+    counts = torch.zeros(8)
+    for step in range(60):
+        enc = sample_block_masks(8, GRID, [M8], seed=2, step=step, truncate="random").trim()[0][0]
+        counts += torch.bincount((enc // 196).flatten(), minlength=8)
+    assert counts.min() / counts.max() > 0.95  # no time step is starved
+
+
+@pytest.mark.usefixtures("quick")
+def test_complements_max_keep_and_swap():
+    everything = set(range(1568))
+    draw = {"seed": 3, "step": 5}
+    plain = sample_block_masks(4, GRID, [M8], **draw).trim()
+    full = sample_block_masks(4, GRID, [replace(M8, full_complement=True)], **draw).trim()
+    pred_full = sample_block_masks(4, GRID, [replace(M8, pred_full_complement=True)], **draw).trim()
+    swapped = sample_block_masks(4, GRID, [replace(M8, inv_block=True)], **draw).trim()
+    short = sample_block_masks(4, GRID, [replace(M8, max_keep=40)], **draw).trim()
+    both = sample_block_masks(4, GRID, [replace(M8, max_keep=40, full_complement=True, inv_block=True)], **draw).trim()
+    assert torch.equal(full[0][0], plain[0][0]) and torch.equal(pred_full[1][0], plain[1][0])
+    for b in range(4):
+        assert set(full[1][0][b].tolist()) == everything - set(plain[0][0][b].tolist())
+        assert set(pred_full[0][0][b].tolist()) == everything - set(plain[1][0][b].tolist())
+    assert torch.equal(swapped[0][0], plain[1][0]) and torch.equal(swapped[1][0], plain[0][0])
+    assert torch.equal(short[0][0], plain[0][0][:, :40]) and torch.equal(short[1][0], plain[1][0])
+    assert both[0][0].shape == (4, 1528) and torch.equal(both[1][0], plain[0][0][:, :40])
+
+
+@pytest.mark.usefixtures("quick")
+def test_future_masks_have_context_in_the_first_half_only(golden):
+    spec = BlockSpec(num_blocks=4, max_temporal_keep=0.5, full_complement=True)
+    enc, pred = (masks[0] for masks in sample_block_masks(4, GRID, [spec], seed=5, step=0).trim())
+    assert enc.max() < 4 * 196 and golden["mask/future_m4/seed5/enc"].max() < 4 * 196
+    assert enc.shape[1] + pred.shape[1] == 1568
+    assert all(set(range(4 * 196, 1568)) <= set(row.tolist()) for row in pred)
+
+
+@pytest.mark.usefixtures("quick")
+def test_redraws_come_to_an_end(monkeypatch):
+    monkeypatch.setattr(module, "MAX_REDRAWS", 1)
+    with pytest.raises(ConfigError, match="after 1 redraws"):
+        sample_block_masks(256, (2, 4, 4), [TIGHT], seed=0, step=0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_redrawn_samples_do_not_disturb_the_others():
+    whole = sample_block_masks(32, (2, 4, 4), [TIGHT], seed=0, step=0, truncate="none")
+    for b in range(32):
+        alone = sample_block_masks(1, (2, 4, 4), [TIGHT], seed=0, step=0, first_sample=b, truncate="none")
+        assert torch.equal(alone.enc[:, 0], whole.enc[:, b])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"num_blocks": 0}, "num_blocks"),
+        ({"num_blocks": 1 << 14}, "num_blocks"),
+        ({"spatial_scale": (0.5, 0.2)}, "spatial_scale"),
+        ({"temporal_scale": (0.5, 1.5)}, "temporal_scale"),
+        ({"aspect_ratio": (0.0, 1.0)}, "aspect_ratio"),
+        ({"max_temporal_keep": 0.0}, "max_temporal_keep"),
+        ({"max_keep": 0}, "max_keep"),
+        ({"motion_guided_strength": -1.0}, "motion_guided_strength"),
+        ({"motion_guided_random_rate": 1.5}, "motion_guided_random_rate"),
+    ],
+)
+def test_bad_fields_are_named(change, field):
+    with pytest.raises(ConfigError, match=rf"masks.specs.1.{field}: must be"):
+        sample_block_masks(1, GRID, [M8, replace(M8, **change)], seed=0, step=0)
+
+
+def test_still_clip_is_masked_uniformly():
+    with ops.use_backend("auto"):
+        saliency = motion_saliency(torch.zeros(1, 3, 16, 112, 112, dtype=torch.uint8), (8, 7, 7), None, (1.0, 1.0, 1.0))
+    got = origin_probabilities(saliency, (8, 3, 3), 5.0, 0.0)
+    torch.testing.assert_close(got, torch.full_like(got, 1 / 25))
+
+
+def test_specs_survive_the_schema_of_the_op():
+    for spec in (M8, replace(M2, max_keep=7, inv_block=True, motion_guided=True, motion_guided_random_rate=0.0)):
+        assert module._unflatten(module._flatten(spec)) == spec
+
+
+@pytest.mark.usefixtures("quick")
+def test_smallest_blocks_are_one_token():
+    masks = sample_block_masks(4, (2, 2, 2), [BlockSpec(num_blocks=1)], seed=0, step=0)
+    assert module.block_size((2, 2, 2), BlockSpec(), 0.0, 0.0, 0.0) == (2, 1, 1)
+    assert masks.pred_len.eq(2).all() and masks.enc_len.eq(6).all()
 
 
 @pytest.mark.parametrize("truncate", module.TRUNCATE)
@@ -72,24 +314,6 @@ def test_complements_swap_and_max_keep(backend, truncate):
     assert_same(draw(backend, *args, truncate=truncate), draw("eager", *args, truncate=truncate))
 
 
-@st.composite
-def scales(draw, low, high):
-    ends = draw(st.lists(st.floats(low, high), min_size=2, max_size=2))
-    return min(ends), max(ends)
-
-
-@st.composite
-def block_specs(draw):
-    return BlockSpec(
-        num_blocks=draw(st.integers(1, 5)), spatial_scale=draw(scales(0.01, 0.6)),
-        temporal_scale=draw(scales(0.01, 1.0)), aspect_ratio=draw(scales(0.3, 3.0)),
-        max_temporal_keep=draw(st.floats(0.1, 1.0)), max_keep=draw(st.none() | st.integers(1, 50)),
-        full_complement=draw(st.booleans()), pred_full_complement=draw(st.booleans()), inv_block=draw(st.booleans()),
-        motion_guided=draw(st.booleans()), motion_guided_strength=draw(st.sampled_from([0.0, 0.5, 2.0, 7.3])),
-        motion_guided_random_rate=draw(st.sampled_from([0.0, 0.1, 1.0])),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("backend", KERNELS)
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
@@ -110,34 +334,6 @@ def test_any_grid_and_spec(backend, grid, b, specs, truncate, seed, step):
             draw(backend, b, grid, specs, saliency, **keys).trim()
     else:
         assert_same(draw(backend, b, grid, specs, saliency, **keys), want)
-
-
-def drawn_origins(backend, saliency, spec, count):
-    """(flat origins of blocks drawn under the map [T,H,W], their uniforms, the block's size)."""
-    grid = tuple(saliency.shape)
-    if backend == "triton" and DEVICE == "cpu":
-        count //= 5  # interpreted
-    (size,) = module.sample_block_sizes(grid, [spec], seed=3, step=4)
-    if backend == "triton":  # many blocks of one sample: the kernel tells where it put them
-        from vjepa_fast.kernels import masks as kernel
-
-        item = torch.arange(count)
-        words = philox.words(3, 4, torch.zeros_like(item), module._stream(philox.ORIGIN, 0, item))[3]
-        many = module._flatten(replace(spec, num_blocks=count))
-        *_, table = module._kernel_table(saliency[None], 1, grid, many, [3, 4, 0, 0], torch.device(DEVICE))
-        table[:, -1] = 0  # no redraw of what must be empty
-        scratch = torch.empty(2, 1, 1, saliency.numel(), dtype=torch.int64, device=DEVICE)
-        corners = kernel.draw(saliency[None].to(DEVICE), table, grid, count, *scratch)[2].flatten().cpu()
-        at = [corners >> 40, corners >> 20 & 0xFFFFF, corners & 0xFFFFF]
-    else:
-        sample = torch.arange(count)
-        words = philox.words(3, 4, sample, torch.full_like(sample, module._stream(philox.ORIGIN, 0)))[3]
-        batch = saliency.expand(count, *grid)
-        masks = draw(backend, count, grid, [replace(spec, num_blocks=1)], batch, seed=3, step=4, truncate="none")
-        first = masks.pred[0, :, 0]
-        at = [first // (grid[1] * grid[2]), first // grid[2] % grid[1], first % grid[2]]
-    tops, lefts = grid[1] - size[1] + 1, grid[2] - size[2] + 1
-    return (at[0] * tops + at[1]) * lefts + at[2], (words >> 8).double() / 2**24, size
 
 
 @pytest.mark.parametrize(
@@ -169,11 +365,10 @@ def test_guided_origins_are_those_of_the_same_uniforms(backend, grid, scale, tim
 
 @pytest.mark.parametrize("case", [12, 15])  # 169 and 780 origins
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_guided_origins_follow_the_published_probabilities(backend, case):
-    about = json.loads((GOLDENS / "masks_meta.json").read_text())["origin_cases"][case]
-    with np.load(GOLDENS / "masks.npz") as file:
-        name, sample = about["map"].split(":")
-        saliency, want = torch.from_numpy(file[name])[int(sample)], file[f"origin/{case}/probs_f64"]
+def test_guided_origins_follow_the_published_probabilities(golden, meta, backend, case):
+    about = meta["origin_cases"][case]
+    name, sample = about["map"].split(":")
+    saliency, want = torch.from_numpy(golden[name])[int(sample)], golden[f"origin/{case}/probs_f64"]
     spec = spec_of_size(about["block"], saliency.shape, about["strength"], about["random_rate"])
     got, _, size = drawn_origins(backend, saliency, spec, 3000)
     assert list(size) == about["block"]
@@ -185,32 +380,6 @@ def test_guided_origins_follow_the_published_probabilities(backend, case):
     assert chi_square(observed, expected) > 1e-3
     uniform = np.bincount(group) * len(got) / len(want)
     assert chi_square(observed, uniform) < 1e-6  # and they are not the unguided ones
-
-
-def chi_square(observed, expected) -> float:
-    """The p-value of counts; scipy has it too, but is not everywhere."""
-    assert np.isclose(observed.sum(), expected.sum())
-    statistic = torch.tensor(((observed - expected) ** 2 / expected).sum() / 2, dtype=torch.float64)
-    return torch.special.gammaincc(torch.tensor((len(observed) - 1) / 2, dtype=torch.float64), statistic).item()
-
-
-def spec_of_size(block, grid, strength, rate):
-    t, h, w = block
-    area, aspect = (h * w + 0.01) / (grid[1] * grid[2]), h / w
-    return BlockSpec(
-        spatial_scale=(area, area),
-        temporal_scale=((t + 0.01) / grid[0] if t < grid[0] else 1.0,) * 2,
-        aspect_ratio=(aspect, aspect),
-        motion_guided=True,
-        motion_guided_strength=strength,
-        motion_guided_random_rate=rate,
-    )
-
-
-@pytest.mark.parametrize("backend", KERNELS)
-def test_a_second_run_gives_the_same(backend):
-    args = (backend, 2, (4, 6, 6), GUIDED, maps(2, (4, 6, 6)))
-    assert_same(draw(*args, truncate="random"), draw(*args, truncate="random"))
 
 
 @pytest.mark.parametrize("backend", KERNELS)
