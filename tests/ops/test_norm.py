@@ -153,6 +153,13 @@ def test_threads_do_not_matter(backend, dtype):
     assert all(torch.equal(a, b) for a, b in zip(*results))
 
 
+def test_bfloat16_is_normalised_in_float32_and_stored_as_bfloat16():
+    h = (torch.randn(4, 64) + 30).bfloat16()  # a mean far from 0: bfloat16 statistics would be off
+    out = ops.target_norm(h, 2)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, ops.target_norm(h.float(), 2).bfloat16())
+
+
 def test_gradcheck():
     h = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ops.target_norm(x, 2), (h,))

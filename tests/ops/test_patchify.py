@@ -103,6 +103,14 @@ def test_patch_mean_is_the_mean_of_the_normalised_clip(device):
         torch.testing.assert_close(ops.patch_mean(plain, 2, 2, MEAN, STD), pooled, rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_reach_float_clips():
+    clip = torch.randn(2, 3, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    idx = torch.tensor([[0, 5], [3, 3]])  # a repeated token adds up
+    assert torch.autograd.gradcheck(lambda c: ops.tubelet_patchify(c, idx, 2, 2), (clip,))
+    assert torch.autograd.gradcheck(lambda c: ops.tubelet_patchify(c, None, 1, 2), (clip,))
+    assert torch.autograd.gradcheck(lambda c: ops.patch_mean(c, 2, 2), (clip,))
+
+
 @pytest.mark.parametrize(
     "clip",
     [

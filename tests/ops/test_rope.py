@@ -88,6 +88,14 @@ def test_v21_keeps_norms_and_depends_on_relative_positions_only():
     torch.testing.assert_close(norm, qkv[:, :, :D].norm(dim=-1), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("angles", [angles_v21(K), angles_v2(B, K)])
+def test_gradients(angles):
+    qkv = torch.randn(B, K, 3 * HEADS * D, dtype=torch.float64, requires_grad=True)
+    table = table_of(angles)
+    assert torch.autograd.gradcheck(lambda x: ops.rope3d(x, table, HEADS), (qkv,))
+    assert torch.autograd.gradgradcheck(lambda x: ops.rope3d(x, table, HEADS), (qkv,))
+
+
 def test_in_place_refuses_gradients():
     x = torch.randn(B, K, 48, requires_grad=True)
     with pytest.raises(ValueError, match="rope3d_: qkv: .* use rope3d"):

@@ -101,8 +101,8 @@ class _Product(torch.autograd.Function):
 
 
 def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeros to add the gradients of a weight [O,I] and its bias [O] to."""
-    return torch.zeros_like(weight), weight.new_zeros(len(weight))
+    """Zeros, contiguous whatever the weight [O,I] is, to add its gradient and that of its bias [O] to."""
+    return weight.new_zeros(weight.shape), weight.new_zeros(len(weight))
 
 
 def _supports(x: Tensor, w: Tensor) -> bool:
