@@ -24,7 +24,6 @@ def plain(monkeypatch):
     """An environment without settings, and a machine without an NVIDIA driver."""
     for name in doctor.environment():
         monkeypatch.delenv(name)
-    monkeypatch.setattr(ops._backend, "_chosen", None)
     monkeypatch.setattr(doctor, "driver", lambda: None)
     return monkeypatch
 
