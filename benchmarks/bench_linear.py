@@ -33,7 +33,8 @@ def pairs(x, w, b, g):
     dw, db = torch.zeros_like(w), torch.zeros_like(b)
 
     def ours():
-        dw.zero_(), db.zero_()  # it adds
+        dw.zero_()  # it adds
+        db.zero_()
         linear.add_outer(g, x, dw, db)
         return dw, db
 
@@ -58,7 +59,7 @@ def milliseconds(functions, repeats: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, default=RESULT)
     args = parser.parse_args()

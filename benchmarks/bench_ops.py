@@ -64,13 +64,13 @@ def in_mode(fn, case, mode):
         if not keep:
             out = fn()
             keep.extend((out, cotangent(out)))
-        return torch.autograd.grad(*keep[:1], case.leaves, *keep[1:], retain_graph=True)
+        return torch.autograd.grad(keep[0], case.leaves, keep[1], retain_graph=True)
 
     def full():
         out = fn()
         if not keep:
             keep.append(cotangent(out))
-        return torch.autograd.grad(out, case.leaves, *keep)
+        return torch.autograd.grad(out, case.leaves, keep[0])
 
     return backward if mode == "backward" else full
 
@@ -114,7 +114,7 @@ def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float)
         for provider, ms in taken.items():
             floor = {"forward": case.floor_bytes, "full": case.floor_full}.get(mode)
             if mode == "backward" and case.floor_full:
-                floor = case.floor_full - case.floor_bytes
+                floor = case.floor_full - (case.floor_bytes or 0)
             peak = timing.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
             rows.append(
                 timing.row(
@@ -133,7 +133,7 @@ def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ops", default="", help=f"comma-separated, of {', '.join(CASES)}; default all")
     parser.add_argument("--providers", default=",".join(PROVIDERS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

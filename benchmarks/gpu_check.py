@@ -30,9 +30,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SLOW = ("latent", "block_masks", "patchify", "saliency", "rope", "norm")  # first, so that none is waited for alone
 _OPS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "ops").glob("test_*.py"))
 TESTS = (
-    *(f"tests/ops/test_{name}_backends.py" for name in _SLOW),
+    *(f"tests/ops/test_{name}.py" for name in _SLOW),
     "tests/kernels/test_aot.py",
-    *(p for p in _OPS if not any(p.endswith(f"test_{name}_backends.py") for name in _SLOW)),
+    *(p for p in _OPS if not any(p.endswith(f"test_{name}.py") for name in _SLOW)),
     "tests/objectives/test_goldens.py",
     "tests/models/test_goldens.py",
     "tests/layers/test_attention.py",

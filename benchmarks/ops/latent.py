@@ -98,13 +98,12 @@ def latent_loss(x: Inputs) -> Case:
     def ours():
         state = LatentState(
             grids=[GRID],
-            clips=None,
             h=[h],
             z=[z],
             z_pred=[z_pred],
             z_context=[z_context],
-            masks_enc=[enc],
-            masks_pred=[pred],
+            masks_enc=[[*enc]],
+            masks_pred=[[*pred]],
             step=0,
             total_steps=1,
             h_normalized=False,

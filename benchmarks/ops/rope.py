@@ -5,16 +5,17 @@ from __future__ import annotations
 import torch
 
 from benchmarks.ops._inputs import GRID, HEADS, PATCH, Case, E, Inputs, eager_code, forced
-from vjepa_fast import ops, reference
+from vjepa_fast import ops
 from vjepa_fast.models import rope
 from vjepa_fast.reference import losses
+from vjepa_fast.reference.model import Attention
 
 
 def rope3d(x: Inputs) -> Case:
     k, d = 576, E // HEADS
     table = rope.rope_table(GRID, d, "v2.1", 16, torch.float32, x.device, False)[:k].contiguous()
     qkv = x.randn(x.batch, k, 3 * E, seed=1, grad=True)
-    part = reference.model.Attention(E, HEADS, PATCH, 14, True, "v2.1")
+    part = Attention(E, HEADS, PATCH, 14, True, "v2.1")
     place = torch.arange(k, device=x.device)
     t, y, w = place // 196, place % 196 // 14, place % 14
     axes = (1.0 * t, y * 15 / 13, w * 15 / 13)
