@@ -86,7 +86,7 @@ def drawn_origins(backend, saliency, spec, count):
     if backend == "triton" and DEVICE == "cpu":
         count //= 5  # interpreted
     (size,) = module.sample_block_sizes(grid, [spec], seed=3, step=4)
-    if backend == "triton":  # many blocks of one sample: the kernel tells where it put them
+    if backend == "triton":  # many blocks of one sample: the kernel returns where it put them
         from vjepa_fast.kernels import block_masks as kernel
 
         item = torch.arange(count)

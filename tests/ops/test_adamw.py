@@ -29,7 +29,7 @@ def copies(values):
 
 
 def torch_step(params, grads, exp_avgs, squares, targets, lows, rule, scale):
-    """The same in torch: its AdamW, told where it stands, then lerp, then a cast."""
+    """The same in torch: its AdamW at the same step, then lerp, then a cast."""
     params = [torch.nn.Parameter(p) for p in params]
     opt = torch.optim.AdamW(
         params, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps, weight_decay=rule.weight_decay, foreach=False
@@ -166,7 +166,7 @@ def test_total_norm(backend):
     assert ops.total_norm([]) == 0
 
 
-def test_what_a_kernel_cannot_serve_runs_in_torch_or_is_refused_with_the_reason():
+def test_what_a_kernel_does_not_support_runs_in_torch_or_is_refused_with_the_reason():
     rule = ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 1)
     cases = {
         "float32 parameters": [torch.ones(3, dtype=torch.float64) for _ in range(4)],

@@ -28,7 +28,7 @@ def toy(monkeypatch):
     return lambda x: _backend.call("toy", x)
 
 
-def test_auto_takes_the_fastest_that_can_serve(toy, monkeypatch):
+def test_auto_takes_the_fastest_that_can_run(toy, monkeypatch):
     monkeypatch.delenv("VJEPA_FAST_BACKEND", raising=False)
     assert toy(1) == "cpp"
     assert toy(-1) == "eager"

@@ -27,7 +27,7 @@ class RowFunction:
         formula: in PyTorch, elementwise (COLUMN: over T as well).
         device: makes the ``@triton.jit`` function of the same signature; called once, only where Triton is there.
             COLUMN receives blocks [T,channels], a pointer to the constants, their number of rows, and T.
-        cpp: its number in csrc/latent.cpp; None: eager code serves on the CPU.
+        cpp: its number in csrc/latent.cpp; None: eager code runs on the CPU.
         sign: the slope is -1, 0 or 1, so the forward keeps it in one byte per channel instead of the features.
         reads: which of z, h it looks at.
     """

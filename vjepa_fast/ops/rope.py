@@ -10,8 +10,8 @@ are cosines, ``table[..., 1, :]`` sines, one per *channel*. Channels c >= R pass
     out[2i+1] = x[2i+1] * cos[2i+1] + x[2i]   * sin[2i+1]
 
 In variant ``v2.1`` both channels of a pair carry the same angle (a rotation); in ``v2`` the angles of an axis are
-repeated in halves, so those of a pair differ and the map is linear but no rotation. The table tells them apart; this
-op does not.
+repeated in halves, so the two of a pair differ and the map is linear but no rotation. The difference is in the table,
+not in this op.
 """
 
 from __future__ import annotations
