@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
+DOCS   := $(VENV)/.docs
 BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
 
-.PHONY: help install test demo bench gpu-check lint clean
+.PHONY: help install test demo bench gpu-check lint docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,5 +44,13 @@ lint: install  ## style, formatting and types
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) -m pyright --pythonpath $(PY) -p pyright-strict.json
 
+$(DOCS): $(STAMP)
+	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(DOCS)  ## the documentation as a site in site/; a warning is an error
+	$(PY) docs/tables.py --check
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
+
 clean:  ## remove .venv and build products
-	rm -rf $(VENV) build *.egg-info vjepa_fast/_C.so
+	rm -rf $(VENV) build site *.egg-info vjepa_fast/_C.so

@@ -6,11 +6,11 @@ Masks without motion, of the recipe's frames and crop; means over steps and samp
 from __future__ import annotations
 
 import argparse
-import json
 
 import torch
 
 from vjepa_fast import config
+from vjepa_fast.files import write_json
 from vjepa_fast.ops import sample_block_masks
 
 
@@ -30,7 +30,7 @@ def kept(cfg: config.Config, batch: int, steps: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="mixed_4gpu_baseline")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--steps", type=int, default=300)
@@ -47,9 +47,7 @@ def main() -> None:
                      for name in ("context", "predicted")]  # fmt: skip
             print(f"| {batch} | {s} | {' | '.join(cells)} |")
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump(found, f, indent=1)
-            f.write("\n")
+        write_json(args.json, found)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _line(part: str, c: flops.Cost, clips: int, ms: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="mixed_4gpu_baseline")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--tflops", type=float, default=989, help="of the device, dense (default 989: H200, bfloat16)")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from pathlib import Path
@@ -58,7 +57,7 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
     import torch
 
     from vjepa_fast.bench.step import reference_of
-    from vjepa_fast.data import ClipLoader
+    from vjepa_fast.data.loader import ClipLoader
     from vjepa_fast.trainer.step import TrainStep
 
     fast = TrainStep(cfg)
@@ -78,8 +77,8 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
             losses[name].append(step(clips, enc, pred)["loss"])
         losses["vjepa_fast"].append(float(fast(batch, index).loss))
         if (index + 1) % 20 == 0:
-            told = ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items())
-            print(f"step {index + 1}: {told} ({time.time() - began:.0f} s)", flush=True)
+            latest = ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items())
+            print(f"step {index + 1}: {latest} ({time.time() - began:.0f} s)", flush=True)
     return losses
 
 
@@ -119,7 +118,7 @@ def plot(losses: dict[str, list[float]], gap: list[float], spread: list[float], 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="mixed_4gpu_fwm_hw_ld")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--clips", type=int, default=400, help="videos to render")
@@ -132,6 +131,7 @@ def main() -> int:
 
     from vjepa_fast import config
     from vjepa_fast.data.synthetic import render_suite
+    from vjepa_fast.files import write_json
     from vjepa_fast.trainer.run_folder import versions
 
     manifest = render_suite("motion8", args.folder, splits={"train": args.clips}, size=64, frames=16, seed=0)["train"]
@@ -156,8 +156,7 @@ def main() -> int:
         "versions": versions(torch.device("cpu"), torch.float32),
         "losses": losses,
     }
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(args.json, result)
     plot(losses, gap, spread, args.png)
     print(
         f"distance to the reference at most {max(gap):.2e}, spread at most {max(spread):.2e}; "

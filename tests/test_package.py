@@ -91,7 +91,7 @@ def test_wheel_without_extension(tree, tmp_path):
 
 
 @needs_compiler
-def test_wheel_with_extension_serves_from_where_it_is_unpacked(tree, tmp_path):
+def test_wheel_with_extension_runs_from_where_it_is_unpacked(tree, tmp_path):
     done, wheel = build(tree, tmp_path / "dist", mode="1")
     assert done.returncode == 0, done.stderr
     assert "-py3-none-linux_" in wheel.name and "vjepa_fast/_C.so" in names(wheel)

@@ -40,6 +40,8 @@ def _source_tree():
 _source_tree()
 del _source_tree
 
+from vjepa_fast import _moved  # noqa: E402, F401 (names of 0.1.0)
+
 
 def __getattr__(name):
     import importlib

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -107,7 +107,5 @@ def _sync(path: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable; not every system can fsync a folder."""
-    try:
+    with suppress(OSError):
         _sync(folder)
-    except OSError:
-        pass

@@ -11,6 +11,7 @@ import pytest
 
 from vjepa_fast import cli, config
 from vjepa_fast.errors import UserError
+from vjepa_fast.registry import KINDS, registry_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,11 +153,46 @@ def test_config_refuses_unknown_objective_and_field(capsys):
     assert "objectives.context.cooeff" in err and "did you mean coeff" in err and err.count("\n") == 1
 
 
-def test_config_check_builds_the_full_size(capsys):
+@pytest.mark.parametrize("action", ["show", "check"])
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        ("runtime.attention=foo", ["runtime.attention: unknown attention backend 'foo'; accepted: auto, sdpa, "]),
+        ("masks.specs.0.num_blocks=20000", ["masks.specs.0.num_blocks: must be in [1, 16383], got 20000"]),
+        ("data.decoder=pyva", ["data.decoder: unknown decoder 'pyva'", "did you mean pyav?"]),
+        ("masks.strategy=block", ["masks.strategy: unknown mask strategy 'block'", "did you mean blocks?"]),
+        ("model.model_name=vit_bsae", ["model.model_name: unknown 'vit_bsae'", "did you mean"]),
+        ("objectives.kinematic={}", ["objectives.kinematic: no gradient can reach this term", "target.mode: online"]),
+        ("model.predict_all=false", ["objectives.context: needs predicted context tokens; set model.predict_all=true"]),
+    ],
+)
+def test_config_refuses_what_train_would(action, change, parts, capsys):
+    assert cli.main(["config", action, "mixed_4gpu_baseline", "--set", change]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and all(part in captured.err for part in parts)
+
+
+def test_config_check_builds_the_full_size_and_notes_missing_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["config", "check", "mixed_4gpu_fwm_hw_ld"]) == 0
-    out = capsys.readouterr().out
-    encoder = float(re.search(r"encoder (\d+\.\d) M", out).group(1))
+    usable, note = capsys.readouterr().out.splitlines()
+    encoder = float(re.search(r"encoder (\d+\.\d) M", usable).group(1))
     assert 85 < encoder < 90  # ViT-B/16
+    assert note.startswith("note: train would refuse the data: ucf101.csv: no such manifest")
+    (tmp_path / "clips.csv").write_text("clip.mp4 0\n")
+    values = ("data.datasets=clips.csv", "data.datasets_weights=null", "data.dataset_fpcs=16")
+    change = [part for value in values for part in ("--set", value)]
+    assert cli.main(["config", "check", "mixed_4gpu_fwm_hw_ld", *change]) == 0
+    assert "note: " not in capsys.readouterr().out
+
+
+def test_config_list_names_the_entries_of_every_kind(capsys):
+    assert cli.main(["config", "list", "--kinds"]) == 0
+    recipes, kinds = capsys.readouterr().out.split("\n\n")
+    assert recipes.split() == config.list_recipes()
+    listed = dict(line.split(": ") for line in kinds.splitlines())
+    assert list(listed) == list(KINDS)
+    assert all(listed[kind].split(", ") == sorted(registry_of(kind)) for kind in KINDS)
 
 
 def test_closed_pipe_is_no_error():

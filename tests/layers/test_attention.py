@@ -1,4 +1,4 @@
-"""Attention within segments: every registered backend, the choice of one, and whole models in one stream."""
+"""Attention within segments: every registered backend, and the choice of one."""
 
 import copy
 import pickle
@@ -10,7 +10,6 @@ from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, block
 from vjepa_fast.layers.attention import BACKENDS, Backend, Call, Segments, attend
 from vjepa_fast.layers.attention.sdpa import SDPA
-from vjepa_fast.models import build_encoder, build_predictor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = 2
@@ -76,8 +75,8 @@ def test_objections_name_the_call():
     reasons = BACKENDS["varlen"].objections(on_cpu)
     assert any("CUDA" in r and "cpu" in r for r in reasons) and any("got float32" in r for r in reasons)
     assert any("CUDA" in r for r in BACKENDS["xformers"].objections(on_cpu)) and not SDPA.objections(on_cpu)
-    with pytest.raises(ConfigError, match="runtime.attention: unknown .*'flash'; accepted: .*sdpa"):
-        attention.find("flash")
+    with pytest.raises(ConfigError, match="runtime.attention: unknown .*'spda'; accepted: auto, .*did you mean sdpa"):
+        attention.find("spda")
 
 
 class Named(Backend):
@@ -147,11 +146,13 @@ def test_one_graph_for_lengths_of_masks(backend, lengths):
 
 
 def test_a_backend_that_makes_tables_leaves_the_graph():
+    compiling = []
+
     class Tables(Named):
         graph = False
 
         def __call__(self, q, k, v, segments):
-            assert not torch.compiler.is_compiling()
+            compiling.append(torch.compiler.is_compiling())
             assert segments.offsets(q.shape[0], q.device).tolist() == [0, 6, 10, 16, 20]
             return super().__call__(q, k, v, segments)
 
@@ -159,7 +160,7 @@ def test_a_backend_that_makes_tables_leaves_the_graph():
     m = block.Attention(48, 2)
     m.backend, x = Tables("tables"), torch.randn(2, 10, 48)
     torch.testing.assert_close(torch.compile(m, backend="aot_eager")(x, None, [6, 4]), m(x, None, [6, 4]))
-    assert m.backend.calls == 2
+    assert compiling == [False, False]
 
 
 def test_segments_of_one_length_are_one_batch(monkeypatch):
@@ -169,39 +170,3 @@ def test_segments_of_one_length_are_one_batch(monkeypatch):
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: calls.append(a) or sdpa(*a))
     compare(packed_qkv(12, batch=2), [4, 4, 4], None, 1e-12)
     assert len(calls) == 1 and calls[0][0].shape == (6, HEADS, 4, 8)
-
-
-@pytest.mark.parametrize("use_rope", [True, False])
-def test_packed_passes_equal_one_pass_per_mask(use_rope):
-    torch.manual_seed(0)
-    enc = build_encoder(embed_dim=24, depth=4, num_heads=2, img_size=32, patch_size=8, num_frames=4, use_rope=use_rope)
-    pred = build_predictor(enc, embed_dim=12, depth=2, num_heads=2, zero_init_mask_tokens=False)
-    enc, pred = enc.double(), pred.double()
-    clip = torch.randn(2, 3, 4, 32, 32, dtype=torch.float64)
-    seen = [torch.stack([torch.randperm(32)[:k].sort().values for _ in range(2)]) for k in (13, 5)]
-    hidden = [torch.stack([torch.randperm(32)[:k].sort().values for _ in range(2)]) for k in (7, 20)]
-
-    def packed():
-        z = enc(clip, masks=seen)
-        return [z, *pred(z, seen, hidden, [0, 1])]
-
-    def apart():
-        z = [enc(clip, masks=m) for m in seen]
-        out = [pred(x, e, p, j) for j, (x, e, p) in enumerate(zip(z, seen, hidden))]
-        return [z, [p for p, _ in out], [c for _, c in out]]
-
-    grads = []
-    weights = [p for p in (*enc.parameters(), *pred.parameters()) if p.requires_grad]
-    outs = []
-    for make in (packed, apart):
-        out = [x for part in make() for x in part]
-        total = sum((x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in out)
-        outs.append(out)
-        grads.append(torch.autograd.grad(total, weights, allow_unused=True))
-    for a, b in zip(*outs):
-        assert a.is_contiguous()
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-    for a, b in zip(*grads):
-        assert (a is None) == (b is None)
-        if a is not None:
-            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)

@@ -124,7 +124,7 @@ def test_a_second_derivative_is_refused():
         dx.sum().backward()
 
 
-def test_who_is_served():
+def test_what_it_supports():
     x = torch.zeros(1, 2, 12)
     assert cpu_block.supports(x, None)
     assert not cpu_block.supports(x.double(), None)
@@ -151,7 +151,7 @@ def test_weights_that_are_not_contiguous():
 
 
 def test_first_used_in_inference_mode():
-    """What is made once and kept must serve training too."""
+    """What is made once and kept must do for training too."""
     block, x, _, grad = make(tokens=17, positions=False)
     for made_once in (attention._nowhere, attention._lengths, linear._nothing):
         made_once.cache_clear()

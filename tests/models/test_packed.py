@@ -106,19 +106,29 @@ def test_padding_to_a_multiple(monkeypatch):
     assert filler(40, 8) == 8 and filler(33, 8) == 7 and filler(33, 0) == 0
 
 
-def test_padding_of_masks_of_one_length():
-    torch.manual_seed(0)
-    enc, pred, clip, _, _ = setup()
-    dense = [torch.stack([torch.randperm(N)[:k].sort().values for _ in range(3)]) for k in (5, 9)]
+def dense(enc, pred, clip, seen, hidden):
+    """As ``packed``, of masks of one length: ids [B,K]."""
+    z = enc(clip, masks=seen)
+    return [z, *pred(z, seen, hidden, [0, 1])]
 
-    def make(enc, pred, clip, seen, hidden):
-        z = enc(clip, masks=seen)
-        return [z, *pred(z, seen, hidden, [0, 1])]
 
-    parts = enc, pred, clip, dense, dense[::-1]
-    theirs = run(make, parts)
-    enc.pad_to = pred.pad_to = 16
-    compare(run(make, parts), theirs, 1e-10)
+def dense_apart(enc, pred, clip, seen, hidden):
+    z = [enc(clip, masks=m) for m in seen]
+    out = [pred(x, e, p, j) for j, (x, e, p) in enumerate(zip(z, seen, hidden))]
+    return [z, [p for p, _ in out], [c for _, c in out]]
+
+
+@pytest.mark.parametrize("pad", [0, 16])
+@pytest.mark.parametrize("use_rope", [True, False])
+def test_masks_of_one_length_in_one_stream_equal_one_pass_each(use_rope, pad):
+    enc, pred, clip, _, _ = setup(use_rope=use_rope)
+    seen, hidden = (
+        [torch.stack([torch.randperm(N)[:k].sort().values for _ in clip]) for k in ks] for ks in ((13, 5), (7, 20))
+    )
+    parts = enc, pred, clip, seen, hidden
+    theirs = run(dense_apart, parts)
+    enc.pad_to = pred.pad_to = pad
+    compare(run(dense, parts), theirs, 1e-10)
 
 
 def test_what_padding_holds_reaches_nothing(monkeypatch):

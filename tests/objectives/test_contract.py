@@ -1,4 +1,4 @@
-"""What every registered objective must satisfy; a new term in ``terms/`` is found and held to it by itself."""
+"""What every registered objective must satisfy; a new term, in ``terms/`` or of a plugin, is found and held to it."""
 
 import dataclasses
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.objectives.tiny import leaves, random_state
+from tests.objectives.tiny import leaves, ragged, random_state
 from vjepa_fast.objectives import OBJECTIVES, LatentState, build_objectives
 
 TERMS = sorted(OBJECTIVES)
@@ -40,6 +40,26 @@ def test_the_terms_of_the_paper_are_there():
     } <= set(TERMS)  # fmt: skip
 
 
+def row_of_docs(term):
+    """A term's row in the table of docs/objectives.md, made of its class."""
+    cls = OBJECTIVES[term]
+    value = " ".join(cls.__doc__.split()).rstrip(".")
+    fields = ", ".join(f"`{f.name}` ({shown(f.default)})" for f in dataclasses.fields(cls) if f.name != "coeff")
+    return f"| `{term}` | {value} | {fields} | {cls.access} | {cls.gradient_to} |"
+
+
+def shown(default):
+    if isinstance(default, tuple):
+        return f"[{', '.join(map(shown, default))}]"
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return str(default)
+
+
+def is_own(term):
+    return OBJECTIVES[term].__module__.startswith("vjepa_fast.objectives.terms.")
+
+
 @each_term
 def test_declarations(term):
     cls = OBJECTIVES[term]
@@ -47,9 +67,15 @@ def test_declarations(term):
     assert cls.needs <= {f.name for f in dataclasses.fields(LatentState)}
     assert cls.gradient_to
     assert cls().coeff == 1.0
-    assert (HERE / f"test_{term}.py").exists(), "a term comes with a hand-computed test"
+    assert set(cls.published) <= {f.name for f in dataclasses.fields(cls)}
+    assert all(key.count(".") == 1 for key in cls.published.values()), "section.key of the published YAML"
+
+
+@pytest.mark.parametrize("term", [t for t in TERMS if is_own(t)])
+def test_a_term_of_this_package_has_a_test_by_hand_and_its_row_in_the_docs(term):
+    assert (HERE / f"test_{term}.py").exists()
     docs = HERE.parents[1] / "docs" / "objectives.md"
-    assert f"| `{term}` |" in docs.read_text(encoding="utf-8"), "a term comes with a row in docs/objectives.md"
+    assert row_of_docs(term) in docs.read_text(encoding="utf-8").splitlines()
 
 
 @each_term
@@ -64,8 +90,12 @@ def test_only_what_it_needs_is_read(term, compat):
 
 
 @each_term
-def test_gradcheck(term):
-    state = random_state(grids=((4, 1, 2), (2, 1, 2)), embed_dim=2, seed=3)
+@pytest.mark.parametrize("tokens", ["equal", "ragged"])
+def test_gradcheck(term, tokens):
+    if tokens == "equal":
+        state = random_state(grids=((4, 1, 2), (2, 1, 2)), embed_dim=2, seed=3)
+    else:
+        state, _ = ragged(grids=((4, 1, 2),), samples=2, embed_dim=2)
     plan = build(term, embed_dim=2)
     named = leaves(state) | dict(plan.named_parameters())
     used = set(gradients(plan(state), plan, state))
@@ -189,8 +219,9 @@ class NoSync(TorchDispatchMode):
 
 @each_term
 @each_mode
-def test_nothing_waits_for_the_device(term, compat):
-    state = random_state()
+@pytest.mark.parametrize("tokens", ["equal", "ragged"])
+def test_nothing_waits_for_the_device(term, compat, tokens):
+    state = random_state() if tokens == "equal" else ragged()[0]
     plan = build(term, compat=compat)
     with NoSync():
         plan(state).total.backward()

@@ -1,8 +1,13 @@
 """Small states for the tests: hand-written ones (one sample, group and mask) and random ones of any shape."""
 
+import dataclasses
+
 import torch
 
+from vjepa_fast.layers.packed import Packed
 from vjepa_fast.objectives import LatentState, build_objectives
+
+FEATURES = {"z": "masks_enc", "z_context": "masks_enc", "z_pred": "masks_pred"}
 
 
 def tensor(rows):
@@ -87,3 +92,50 @@ def leaves(state):
     for kind in ("z", "z_pred", "z_context"):
         named |= {f"{kind}/{i}/{j}": x for i, xs in enumerate(getattr(state, kind)) for j, x in enumerate(xs)}
     return named
+
+
+def pack(rows, tokens):
+    return Packed.of(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows]),
+                     [len(r) for r in rows], tokens)  # fmt: skip
+
+
+def ragged(grids=((4, 2, 3),), samples=3, masks=1, seed=0, **options):
+    """(state of all samples, states of one sample each with all tokens of that sample)."""
+    g = torch.Generator().manual_seed(seed)
+    singles = []
+    for b in range(samples):
+        places = {}
+        for grid in grids:  # one place is seen throughout, so that every sample has a column and a pair
+            t, s = grid[0], grid[1] * grid[2]
+            column = torch.arange(t) * s + b % s
+            orders = [torch.randperm(t * s, generator=g) for _ in range(masks)]
+            orders = [torch.cat([column, order[~torch.isin(order, column)]]) for order in orders]
+            places[grid] = [order[: t + 1 + 3 * b + j].sort().values.tolist() for j, order in enumerate(orders)]
+        singles.append(
+            random_state(
+                grids=grids,
+                batch=1,
+                masks=masks,
+                seed=100 * seed + b,
+                keep=lambda grid, j, p=places: p[grid][j],
+                **options,
+            )
+        )
+    return join(singles), singles
+
+
+def join(singles):
+    first, groups = singles[0], range(len(singles[0].grids))
+    fields = {
+        "h": [torch.cat(xs).detach().requires_grad_(xs[0].requires_grad) for xs in zip(*(s.h for s in singles))],
+        "clips": [torch.cat(xs) for xs in zip(*(s.clips for s in singles))],
+    }
+    for name in ("masks_enc", "masks_pred"):
+        by_mask = [zip(*(getattr(s, name)[i] for s in singles)) for i in groups]
+        fields[name] = [[pack([m[0] for m in ms], first.h[i].shape[1]) for ms in by_mask[i]] for i in groups]
+    for name in FEATURES:
+        by_mask = [zip(*(getattr(s, name)[i] for s in singles)) for i in groups]
+        fields[name] = [
+            [torch.cat(xs, 1).detach().requires_grad_(xs[0].requires_grad) for xs in by_mask[i]] for i in groups
+        ]
+    return dataclasses.replace(first, **fields)

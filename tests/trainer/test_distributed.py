@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from vjepa_fast.config import schema
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.trainer import checkpoint, train
-from vjepa_fast.trainer.distributed import Distributed, _buckets
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.step import TrainStep
 
-from .conftest import config
+from .conftest import batch, config
 
+ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 import torch
@@ -34,8 +37,32 @@ torch.save({"weights": [p.detach() for p in trainer.step.params], "masks": masks
 trainer.close()
 """
 
+# one step over two micro-batches; the first process alone sees an image and has a parameter more that gets a gradient
+STEP = """
+import sys
+import torch
+torch.set_num_threads(1)
+from tests.trainer.conftest import batch
+from vjepa_fast import config
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.step import TrainStep
+from tests.trainer.test_distributed import micro_batches
+world = Distributed.from_env("cpu")
+step = TrainStep(config.load(sys.argv[1]), world=world)
+out = step(micro_batches(world.rank), 0, stop=world.rank == 1)
+grads = [None if p.grad is None else p.grad.clone() for p in step.params]
+step(micro_batches(world.rank), 1)
+torch.save({"grads": grads, "stop": out.stop, "weights": [p.detach() for p in step.params]}, sys.argv[2])
+world.close()
+"""
 
-def launch(cfg, tmp_path, name):
+
+def micro_batches(rank):
+    image = {"frames": (1,), "modality": "image"} if rank == 0 else {}
+    return [batch(0, seed=rank, first=3 * rank), batch(1, seed=rank, first=6 + 3 * rank, **image)]
+
+
+def launch(cfg, tmp_path, name, script=RUN):
     cfg = dataclasses.replace(cfg, folder=str(tmp_path / name))
     recipe = tmp_path / f"{name}.yaml"
     recipe.write_text(configs.dump_yaml(cfg))
@@ -52,10 +79,11 @@ def launch(cfg, tmp_path, name):
             "LOCAL_RANK": str(rank),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, "-c", RUN, str(recipe), str(out)], env=env, text=True, stderr=subprocess.PIPE
+                [sys.executable, "-c", script, str(recipe), str(out)], env=env, text=True, stderr=subprocess.PIPE
             )
         )
     results = [p.communicate(timeout=180)[1] for p in processes]
@@ -98,6 +126,31 @@ def test_two_processes_equal_one_with_twice_the_batch(cfg, tmp_path):
         torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=1e-5)
 
 
+def test_gradients_are_those_of_the_single_processes_averaged(tmp_path):
+    """With micro-batches, a gradient that one process has and the other has not, and one that neither has."""
+    cfg = config(objectives={"pred": {}, "hamiltonian": {"hidden_dim": 8}})
+    _, codes, errors, outs = launch(cfg, tmp_path, "step", STEP)
+    assert codes == [0, 0], errors
+    ranks = [torch.load(path) for path in outs]
+    alone = []
+    for rank in range(2):
+        step = TrainStep(cfg)
+        step(micro_batches(rank), 0)
+        alone.append([p.grad for p in step.params])
+    kinds = {"both": 0, "one": 0, "none": 0}
+    for a, b, ours, theirs in zip(*alone, ranks[0]["grads"], ranks[1]["grads"], strict=True):
+        kinds[("none", "one", "both")[(a is not None) + (b is not None)]] += 1
+        if a is None and b is None:
+            assert ours is None and theirs is None  # as in one process, so that the optimiser leaves it alone
+            continue
+        want = ((0 if a is None else a) + (0 if b is None else b)) / 2
+        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-7)
+    assert all(kinds.values()), kinds
+    assert ranks[0]["stop"] and ranks[1]["stop"]  # asked of the second alone
+    assert all(torch.equal(x, y) for x, y in zip(ranks[0]["weights"], ranks[1]["weights"]))
+
+
 def test_an_error_of_one_process_is_raised_in_all(monkeypatch):
     mine, theirs, world = UserError("mine"), UserError("theirs"), Distributed(rank=1, world=2)
     cases = ((None, [None, None], None), (None, [theirs, None], theirs), (mine, [theirs, mine], mine))
@@ -116,20 +169,7 @@ def test_environment(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     world = Distributed.from_env("cpu")
     assert (world.rank, world.world, world.main) == (0, 1, True)
-    assert world.gather(3) == [3] and world.average_gradients([], stop=True) is True
+    assert world.gather(3) == [3] and world.any([False, True]) == [False, True]
     monkeypatch.setenv("WORLD_SIZE", "two")
     with pytest.raises(ConfigError, match="WORLD_SIZE='two'"):
         Distributed.from_env("cpu")
-
-
-def test_buckets_keep_order_and_dtype_and_bound_size():
-    sizes = (
-        (4 << 20, torch.float32),
-        (4 << 20, torch.float32),
-        (1, torch.float32),
-        (5, torch.bfloat16),
-        (9 << 20, torch.float32),
-    )
-    grads = [torch.zeros(n, dtype=d) for n, d in sizes]
-    sizes = [[g.numel() for g in bucket] for bucket in _buckets(grads)]
-    assert sizes == [[4 << 20, 4 << 20], [1], [5], [9 << 20]]

@@ -27,11 +27,6 @@ def test_lr(key, kw):
     close((s.warmup_cosine_lr(i + 1, **kw) for i in range(len(golden))), golden)
 
 
-def test_linear_decay():
-    golden = GOLDEN["lr/linear_decay_T50_6e-4_1e-6"]
-    close((s.linear_decay_lr(i + 1, total=50, start=6e-4, final=1e-6) for i in range(50)), golden)
-
-
 @pytest.mark.parametrize(
     ("key", "start", "final"),
     [

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +101,19 @@ def test_run_folder(cfg, tmp_path):
     assert kept == ["step-00000009.pt", "step-00000012.pt"]
     assert list((result.folder / "tensorboard").glob("events.*"))
     assert not (result.folder / "bad_samples.jsonl").exists()
+
+
+def test_a_run_leaves_the_process_as_it_was(cfg):
+    signals = (signal.SIGINT, signal.SIGTERM)
+    handlers, state, threads = [signal.getsignal(s) for s in signals], torch.get_rng_state(), torch.get_num_threads()
+    train(with_(cfg, runtime={"threads": threads + 1}), max_steps=1)
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [signal.getsignal(s) for s in signals] == handlers
+    broken = with_(cfg, data={"datasets": ("missing.csv",)}, runtime={"threads": threads + 1})
+    with pytest.raises(UserError):
+        train(broken, resume=False)
+    assert torch.get_num_threads() == threads
 
 
 def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
@@ -283,7 +297,7 @@ def test_unwritable_folder(cfg, tmp_path):
 
 
 def test_bad_videos_are_replaced_and_listed(cfg, manifest, tmp_path):
-    good = open(manifest).read().splitlines()
+    good = Path(manifest).read_text().splitlines()
     base = os.path.dirname(manifest)
     lines = [os.path.join(base, line) for line in good] + [f"{tmp_path / 'broken.mp4'} 0"]
     (tmp_path / "broken.mp4").write_bytes(b"no video")

@@ -13,7 +13,8 @@ class Provider:
 
         import torch
 
-        from vjepa_fast.trainer.step import TrainStep, resolve_device, resolve_dtype
+        from vjepa_fast.trainer.precision import resolve_dtype
+        from vjepa_fast.trainer.step import TrainStep, resolve_device
 
         if cfg.runtime.threads:
             torch.set_num_threads(cfg.runtime.threads)

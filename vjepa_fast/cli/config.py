@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
 def _list_kinds() -> None:
     from vjepa_fast.registry import KINDS, registry_of
 
+    print()
     for kind in KINDS:
-        print(f"\n{kind}: {', '.join(sorted(registry_of(kind)))}")
+        print(f"{kind}: {', '.join(sorted(registry_of(kind)))}")
 
 
 def _millions(module: nn.Module) -> str:

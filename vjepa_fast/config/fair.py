@@ -372,10 +372,11 @@ class _Translation:
             path = term.published.get(field.name)
             if path in file:
                 out[field.name] = file[path]
+                section, _, key = path.partition(".")
                 if isinstance(field.default, bool):
-                    out[field.name] = self._flag(*path.split("."), False)
+                    out[field.name] = self._flag(section, key, False)
                 elif field.type in (float, "float", "float | None"):
-                    out[field.name] = self._value(*path.split("."), 0.0)
+                    out[field.name] = self._value(section, key, 0.0)
         return out
 
 

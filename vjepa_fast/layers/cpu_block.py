@@ -61,21 +61,8 @@ def apply(block: Block, x: Tensor, rope: Tensor | None, lengths: Lengths) -> Ten
     attn, mlp = block.attn, block.mlp
     rope = None if rope is None else rope.contiguous()
     sizes = (x.shape[1],) if lengths is None else tuple(lengths)
-    weights = (
-        block.norm1.weight,
-        block.norm1.bias,
-        attn.qkv.weight,
-        attn.qkv.bias,
-        attn.proj.weight,
-        attn.proj.bias,
-        block.norm2.weight,
-        block.norm2.bias,
-        mlp.fc1.weight,
-        mlp.fc1.bias,
-        mlp.fc2.weight,
-        mlp.fc2.bias,
-    )
-    weights = tuple(w.contiguous() for w in weights)  # the kernels read plain arrays
+    layers = (block.norm1, attn.qkv, attn.proj, block.norm2, mlp.fc1, mlp.fc2)
+    weights = tuple(w.contiguous() for m in layers for w in (m.weight, m.bias))  # the kernels read plain arrays
     eps = block.norm1.eps, block.norm2.eps
     if torch.is_grad_enabled():
         return _Block.apply(x, rope, sizes, attn.num_heads, eps, *weights)
@@ -109,27 +96,8 @@ class _Block(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's types
-        (
-            x,
-            mean_1,
-            rstd_1,
-            qkv,
-            attended,
-            lse,
-            y,
-            mean_2,
-            rstd_2,
-            rope,
-            n1w,
-            n1b,
-            wqkv,
-            wp,
-            n2w,
-            n2b,
-            w1,
-            w2,
-            hidden,
-        ) = ctx.saved_tensors
+        x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, rope, *weights, hidden = ctx.saved_tensors
+        n1w, n1b, wqkv, wp, n2w, n2b, w1, w2 = weights
         grad = grads[0].contiguous()
 
         # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache

@@ -1,4 +1,4 @@
-"""``Linear``: ``nn.Linear`` through `ops.linear`, and in 8-bit floats where asked to."""
+"""``Linear``: ``nn.Linear`` through `ops.linear`, and in 8-bit floats where ``fp8`` is set."""
 
 from __future__ import annotations
 

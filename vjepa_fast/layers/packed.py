@@ -45,7 +45,7 @@ class Packed:
         _check.require(ok, "Packed", "lengths", f"numbers from 1 to {idx_BK.shape[1]}", tuple(lengths))
         total = sum(lengths)
         sample_M = torch.arange(len(lengths), device=idx_BK.device)
-        sample_M = sample_M.repeat_interleave(sizes_B, output_size=total)  # told the size, it need not wait for it
+        sample_M = sample_M.repeat_interleave(sizes_B, output_size=total)  # with the size given, it need not wait
         place_M = torch.arange(total, device=idx_BK.device) - (sizes_B.cumsum(0) - sizes_B)[sample_M]
         idx_M = idx_BK[sample_M, place_M] + sample_M * tokens
         return cls(idx_M[None], sizes_B, tuple(lengths), tokens)

@@ -1,6 +1,6 @@
 """What a training step has to compute and to move, counted from the shapes of the models and the lengths of the masks.
 
-FLOP are those of matrix products and attention of encoder, predictor and target, 2 per multiply-add; a backward pass
+FLOP count matrix products and attention of encoder, predictor and target, 2 per multiply-add; a backward pass
 has twice those of its forward pass, but for the patch embedding, whose pixels need no gradient. What is computed again
 (activation checkpointing, attention's backward pass) counts once, as is usual for MFU (PaLM, arXiv:2204.02311, appendix
 B); the terms' own heads, normalisation and the like do not count.

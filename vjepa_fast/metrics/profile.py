@@ -4,7 +4,7 @@
     profile/table.txt    by phase and by operator; also printed
 
 The table is made from the trace alone. On CUDA a kernel belongs to the phase and operator that launched it; on a CPU
-times are those of the ranges. The step is the range ``step/all``; what is done for the next one while the device works
+it has the times of the ranges. The step is the range ``step/all``; what is done for the next one while the device works
 on it (data, copies, masks) lies outside and counts too.
 """
 

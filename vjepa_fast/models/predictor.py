@@ -33,7 +33,7 @@ def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
 
 
 class Predictor(nn.Module):
-    """Made by ``build_predictor``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code.
+    """Made by ``build_predictor``. Parameter names and shapes are as in FAIR's V-JEPA 2.1 code.
 
     ``pad_to``: the stream is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
     """

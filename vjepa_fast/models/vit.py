@@ -81,7 +81,7 @@ class PatchEmbed3D(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Encoder; made by ``build_encoder``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code.
+    """Encoder; made by ``build_encoder``. Parameter names and shapes are as in FAIR's V-JEPA 2.1 code.
 
     Attributes:
         embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.

@@ -60,7 +60,7 @@ class BlockMasks:
         return dense[0], dense[1]
 
     def host_lengths(self, lengths: Tensor | None) -> list[list[list[int]]]:
-        """Of context and prediction, [S][B] each, on the host."""
+        """Of context and prediction, ``[S][B]`` each, on the host."""
         on_host: list[list[list[int]]] = (
             torch.stack([self.enc_len, self.pred_len]) if lengths is None else lengths
         ).tolist()

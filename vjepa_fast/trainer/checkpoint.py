@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,11 +42,12 @@ KEYS = (
 
 
 def path_of(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` is in a run folder."""
     return Path(folder) / FOLDER / f"step-{step:08d}.pt"
 
 
 def step_of(path: Path) -> int | None:
-    """The step that a checkpoint's name tells, None for any other file."""
+    """The step in a checkpoint's name, None for any other file."""
     number = path.name.removeprefix("step-").removesuffix(".pt")
     return int(number) if path.name == f"step-{number}.pt" and number.isdigit() else None
 
@@ -62,7 +64,7 @@ def latest(folder: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(folder: str | Path, state: Mapping, keep: int = 2) -> Path:
+def save(folder: str | Path, state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write ``state`` (all of `KEYS`) as the checkpoint of its step, then remove all but the newest ``keep``.
 
     Raises:
@@ -84,7 +86,7 @@ def remove_unfinished(folder: str | Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def load(path: str | Path) -> dict:
+def load(path: str | Path) -> dict[str, Any]:
     """Read a training checkpoint (or the newest of a run folder) onto the CPU.
 
     Raises:
@@ -112,6 +114,7 @@ def load(path: str | Path) -> dict:
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of torch's generators: ``cpu``, and ``cuda`` of a CUDA device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -119,6 +122,7 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    """Put back what `rng_state` returned."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

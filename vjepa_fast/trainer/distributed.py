@@ -1,4 +1,4 @@
-"""Several processes under ``torchrun``: rank and world from the environment, gradients averaged after backward.
+"""Several processes under ``torchrun``: rank and world from the environment, gradients averaged by DDP in the backward.
 
 Every process draws its own slice of the global batch, so the loss is that of one process with the whole batch,
 apart from the truncation of masks, which is per process.
@@ -7,13 +7,17 @@ apart from the truncation of masks, which is per process.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vjepa_fast.errors import ConfigError
 
-BUCKET_BYTES = 32 << 20
+T = TypeVar("T")
 
 
 class Distributed:
@@ -21,11 +25,12 @@ class Distributed:
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0):
         self.rank, self.world, self.local_rank = rank, world, local_rank
-        self.control = None  # gloo group for the few host-side decisions, so that the device is never waited for
+        self.control: dist.ProcessGroup | None = None  # gloo, for host-side decisions: the device is never waited for
         self.owns_group = False
 
     @staticmethod
     def local_rank_from_env() -> int:
+        """``LOCAL_RANK``, 0 where it is not set."""
         return _env_int("LOCAL_RANK", 0)
 
     @classmethod
@@ -37,46 +42,35 @@ class Distributed:
             self.owns_group = not dist.is_initialized()
             if self.owns_group:
                 dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-            self.control = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo")
+            self.control = group if isinstance(group, dist.ProcessGroup) else None
         return self
 
     @property
     def main(self) -> bool:
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
-    def average_gradients(self, params: list[torch.nn.Parameter], stop: bool) -> bool:
-        """Average ``.grad`` over the processes, in buckets; returns whether any process asked to ``stop``.
-
-        A parameter without gradient here but with one elsewhere counts as zero here; one without gradient
-        everywhere stays without, so that the optimiser treats it as in a single process.
-        """
-        if self.world == 1:
-            return stop
-        flags = torch.tensor([stop, *(p.grad is not None for p in params)], dtype=torch.int32)
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
-        used = [p for p, flag in zip(params, flags[1:].tolist()) if flag]
-        for p in used:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        for bucket in _buckets([p.grad for p in used]):
-            flat = torch.cat([g.reshape(-1) for g in bucket]).div_(self.world)
-            dist.all_reduce(flat)
-            pieces = flat.split([g.numel() for g in bucket])
-            torch._foreach_copy_(bucket, [piece.view_as(g) for piece, g in zip(pieces, bucket)])
-        return bool(flags[0])
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
+    def mean(self, values: Tensor) -> Tensor:
         """Mean over the processes; NaN anywhere is NaN everywhere."""
         if self.world > 1:
             values = values / self.world
             dist.all_reduce(values)
         return values
 
-    def gather(self, value: object) -> list:
+    def any(self, flags: list[bool]) -> list[bool]:
+        """Which of ``flags`` are set in some process."""
+        if self.world == 1:
+            return flags
+        total = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(total, op=dist.ReduceOp.MAX, group=self.control)
+        return [bool(x) for x in total.tolist()]
+
+    def gather(self, value: T) -> list[T]:
         """The small picklable ``value`` of every process, in rank order, on every process."""
         if self.world == 1:
             return [value]
-        out: list = [None] * self.world
+        out: list[Any] = [None] * self.world
         dist.all_gather_object(out, value, group=self.control)
         return out
 
@@ -88,9 +82,80 @@ class Distributed:
                 raise error if error is not None else e
 
     def close(self) -> None:
+        """Leave the process group that `from_env` joined."""
         if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
             self.owns_group = False
+
+
+class Gradients:
+    """Backward passes of a step; gradients are means over the processes, sent while the backward pass still runs.
+
+    A parameter without gradient here but with one elsewhere counts as zero here; one without gradient everywhere stays
+    without, so that the optimiser treats it as in a single process. DDP's ``find_unused_parameters`` would do the same,
+    but it reads from the device which ones these are, and so waits at every step; and since steps differ (images, clips
+    of one frame) ``static_graph`` does not hold. So all parameters are tied to the loss, and the host counts.
+
+    Args:
+        params: what is trained, in the same order in every process.
+        world: the processes.
+    """
+
+    def __init__(self, params: list[nn.Parameter], world: Distributed):
+        self.params, self.world = params, world
+        self.used: set[Tensor] = set()  # those that got a gradient in this step
+        self.ddp: DistributedDataParallel | None = None
+        if world.world > 1:
+            for p in params:
+                p.register_post_accumulate_grad_hook(self._note)
+            self.ddp = DistributedDataParallel(_Tied(params), broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradients of ``loss``. With the ``last`` one of a step all that was added is averaged."""
+        if self.ddp is None:
+            if loss.requires_grad:
+                loss.backward()
+            return
+        with nullcontext() if last else self.ddp.no_sync():
+            self.ddp(loss).backward()
+
+    def _note(self, p: Tensor) -> None:
+        if p.grad is not None:  # it is asked also where the gradient is undefined
+            self.used.add(p)
+
+    def finish(self, stop: bool) -> bool:
+        """Take away the zeros that stand for no gradient; returns whether any process asked to ``stop``."""
+        if self.ddp is None:
+            return stop
+        stop, *used = self.world.any([stop, *(p in self.used for p in self.params)])
+        for p, is_used in zip(self.params, used):
+            if not is_used:
+                p.grad = None
+        self.used.clear()
+        return stop
+
+
+class _Tied(nn.Module):
+    """A loss as it is, with all parameters in its graph, so that DDP gets word of each in every backward pass."""
+
+    def __init__(self, params: list[nn.Parameter]):
+        super().__init__()
+        self.params = nn.ParameterList(params)
+
+    def forward(self, loss: Tensor) -> Tensor:
+        return _Tie.apply(loss, *self.params)  # pyright: ignore[reportReturnType]  # apply has no type of its own
+
+
+class _Tie(torch.autograd.Function):
+    """The identity of its first argument; the others get no gradient, but their turn."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, *params: Tensor) -> Tensor:
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0], *[None] * (len(ctx.needs_input_grad) - 1)
 
 
 def _env_int(name: str, default: int) -> int:
@@ -99,17 +164,3 @@ def _env_int(name: str, default: int) -> int:
         return int(text)
     except ValueError:
         raise ConfigError(f"{name}={text!r} in the environment must be an integer, as torchrun sets it") from None
-
-
-def _buckets(grads: list[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Runs of gradients of one dtype and at most ``BUCKET_BYTES`` together (a larger one stands alone)."""
-    out: list[list[torch.Tensor]] = []
-    size = 0
-    for g in grads:
-        nbytes = g.numel() * g.element_size()
-        if not out or out[-1][0].dtype != g.dtype or size + nbytes > BUCKET_BYTES:
-            out.append([])
-            size = 0
-        out[-1].append(g)
-        size += nbytes
-    return out

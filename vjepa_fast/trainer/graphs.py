@@ -82,9 +82,9 @@ class Graphs:
     def __init__(self, device: torch.device, *, forced: bool = False, capture: Callable[..., Captured] | None = None):
         self.device, self.forced = device, forced
         self.capture = capture or _capture
-        self.captured: dict[tuple, Captured] = {}
+        self.captured: dict[tuple[int, tuple[int, ...], torch.dtype], Captured] = {}
         self.off = False  # a capture failed
-        self.told: set[str] = set()
+        self.logged: set[str] = set()
 
     def __call__(self, run: Callable[[Tensor], Tensor], x: Tensor, slot: int = 0) -> Tensor:
         """``run(x)``; calls whose results are needed at the same time need different ``slot``s."""
@@ -110,8 +110,8 @@ class Graphs:
         return found.output
 
     def _tell(self, text: str) -> None:
-        if text not in self.told:
-            self.told.add(text)
+        if text not in self.logged:
+            self.logged.add(text)
             _log.warning("%s", text)
 
 

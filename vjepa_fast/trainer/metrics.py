@@ -6,21 +6,27 @@ events under ``tensorboard/``, and ``failure.json`` when a loss was not finite.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vjepa_fast.errors import TrainingError, UserError
-from vjepa_fast.files import atomic_file
+from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.flops import Work
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import StepOutput
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
 
@@ -29,11 +35,11 @@ MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
 class Pending:
     """Steps since the last row: ``values`` are device rows ``[loss, *terms, grad_norm]``, ``paths`` their samples."""
 
-    values: list[Tensor] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    paths: list[list[str]] = field(default_factory=list)
-    terms: list[str] = field(default_factory=list)
-    monitors: dict[str, Tensor] = field(default_factory=dict)
+    values: list[Tensor] = field(default_factory=list[Tensor])
+    steps: list[int] = field(default_factory=list[int])
+    paths: list[list[str]] = field(default_factory=list[list[str]])
+    terms: list[str] = field(default_factory=list[str])
+    monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     clips: int = 0
     work: Work = Work()
 
@@ -45,7 +51,10 @@ class Metrics:
         folder: the run folder; rows beyond ``resume_step`` are cut off, so that a resumed run has none twice.
         world: rows are means over its processes and written by the first.
         ipe: steps per epoch.
-        device, peak: whose memory, and FLOP/s per process (None: not known), the rows tell.
+        resume_step: the step of the checkpoint that the run goes on from.
+        tensorboard: also write TensorBoard events.
+        device: whose memory the rows report.
+        peak: FLOP/s per process, for MFU; None: not known.
     """
 
     def __init__(
@@ -62,7 +71,7 @@ class Metrics:
         self.folder, self.world, self.ipe = folder, world, ipe
         self.device, self.peak = torch.device(device), peak
         self.path = folder / "metrics.jsonl"
-        self.last_row: dict = {}
+        self.last_row: dict[str, Any] = {}
         self.pending = Pending()
         self.data_wait = 0.0
         self.since = time.perf_counter()
@@ -107,18 +116,15 @@ class Metrics:
         named = ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else "")
         report = {"step": step, "values": {k: str(v) for k, v in found.items()}, "samples": paths}
         if self.world.main:
-            try:
-                with atomic_file(self.folder / "failure.json") as f:
-                    json.dump(report, f, indent=1)
-            except UserError:  # the loss is the news, not the disk
-                pass
+            with contextlib.suppress(UserError):  # the loss is the news, not the disk
+                write_text(self.folder / "failure.json", json.dumps(report, indent=1))
         terms = ", ".join(f"{k}={v}" for k, v in found.items())
         raise TrainingError(
             f"step {step}: not finite: {terms}; samples: {named}; no checkpoint was written since; "
             "lower optimization.lr, set optimization.clip_grad or check these samples"
         )
 
-    def flush(self, out: StepOutput) -> dict:
+    def flush(self, out: StepOutput) -> dict[str, Any]:
         """Write the row of the pending steps, the last of which gave ``out``; returns it."""
         p = self.pending
         values = self.read().double()
@@ -158,7 +164,7 @@ class Metrics:
                     self.writer.add_scalar(name, value, row["step"])
         return row
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """The pending steps, so that the row of an interrupted interval comes out as in an uninterrupted run.
 
         Raises:
@@ -174,7 +180,8 @@ class Metrics:
             "monitors": {k: torch.tensor(v) for k, v in _read(p.monitors).items()},
         }
 
-    def load_state_dict(self, state: dict, device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take over what `state_dict` returned."""
         n = len(state["steps"])
         self.pending = Pending(
             values=list(state["values"].to(device)),
@@ -185,6 +192,7 @@ class Metrics:
         )
 
     def close(self) -> None:
+        """Close the TensorBoard file."""
         if self.writer is not None:
             self.writer.close()
 
@@ -194,11 +202,12 @@ def _read(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist())) if values else {}
 
 
-def truncate_rows(path: Path, step: int) -> dict:
+def truncate_rows(path: Path, step: int) -> dict[str, Any]:
     """Drop the rows beyond ``step`` and a last line cut short; returns the last row kept (empty if none)."""
     if not path.exists():
         return {}
-    kept, last = [], {}
+    kept: list[str] = []
+    last: dict[str, Any] = {}
     text = path.read_text(encoding="utf-8")
     for line in text.splitlines(keepends=True):
         try:
@@ -209,14 +218,13 @@ def truncate_rows(path: Path, step: int) -> dict:
             kept.append(line)
             last = row
     if "".join(kept) != text:
-        with atomic_file(path) as f:
-            f.writelines(kept)
+        write_text(path, "".join(kept))
     return last
 
 
-def flatten(row: dict, prefix: str = "") -> dict[str, float]:
+def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested names joined with ``/``; values that are finite numbers."""
-    out = {}
+    out: dict[str, float] = {}
     for key, value in row.items():
         if isinstance(value, dict):
             out.update(flatten(value, f"{prefix}{key}/"))
@@ -225,7 +233,7 @@ def flatten(row: dict, prefix: str = "") -> dict[str, float]:
     return out
 
 
-def _summary_writer(folder: Path, purge_step: int):
+def _summary_writer(folder: Path, purge_step: int) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -5,25 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vjepa_fast import models, ops
+from vjepa_fast import ops
 from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.metrics.profile import phase
+from vjepa_fast.models.ema import LowCopy
+
+# torch's batched kernels have no public names
+_lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+_copy = torch._foreach_copy_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+
+Group = dict[str, Any]  # of parameters, as torch.optim has it
 
 
-def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> list[dict]:
+def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> list[Group]:
     """Two groups per module that has parameters: first all that decay, then all that do not (biases and 1-d).
 
     The order (encoder, predictor, heads; then the same without decay) is that of the published optimiser.
     """
-    decayed, excluded = [], []
+    decayed: list[Group] = []
+    excluded: list[Group] = []
     for name, module in modules.items():
-        split: tuple[list, list] = ([], [])
+        split: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for key, p in module.named_parameters():
             if p.requires_grad:
                 split["bias" in key or p.ndim <= 1].append(p)
@@ -35,28 +45,29 @@ def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> l
 
 
 class Average:
-    """Who follows whom: parameters of ``target`` those of ``source``, and ``low`` the target.
-
-    target <- momentum * target + (1 - momentum) * source, as one ``lerp``: equal parameters stay equal to the last bit.
+    """The moving average: target <- momentum * target + (1 - momentum) * source, and ``low`` follows the target.
 
     Args:
+        source: the encoder that is trained.
+        target: the encoder that follows it.
         low: the copy of the target in the dtype it computes in, or None.
     """
 
-    def __init__(self, source: nn.Module, target: nn.Module, low: models.LowCopy | None = None):
+    def __init__(self, source: nn.Module, target: nn.Module, low: LowCopy | None = None):
         self.source, self.target, self.low = source, target, low
-        self.pairs = dict(zip(source.parameters(), target.parameters(), strict=True))
-        self.lows = dict(zip(low.full, low.low)) if low is not None else {}
+        self.pairs: dict[Tensor, Tensor] = dict(zip(source.parameters(), target.parameters(), strict=True))
+        self.lows: dict[Tensor, Tensor] = dict(zip(low.full, low.low)) if low is not None else {}
 
     @torch.no_grad()
-    def follow(self, momentum: float, done: Set[Tensor] = frozenset()) -> None:
-        """The update of the parameters of ``source`` that are not among ``done``, and of buffers."""
-        rest = [(t, p) for p, t in self.pairs.items() if p not in done]
+    def follow(self, momentum: float, done: AbstractSet[Tensor] = frozenset()) -> None:
+        """The update of parameters that are not among ``done`` (of all, or those without gradient), and of buffers."""
+        rest = [(target, source) for source, target in self.pairs.items() if source not in done]
         if rest:
-            torch._foreach_lerp_(*map(list, zip(*rest)), 1.0 - momentum)
-        lows = [(self.lows[t], t) for t, _ in rest if t in self.lows]
-        if lows:
-            torch._foreach_copy_(*map(list, zip(*lows)))
+            targets, sources = [t for t, _ in rest], [s for _, s in rest]
+            _lerp(targets, sources, 1.0 - momentum)
+            wide = [t for t in targets if t in self.lows]
+            if wide:
+                _copy([self.lows[t] for t in wide], wide)
         for a, b in zip(self.target.buffers(), self.source.buffers()):
             a.copy_(b)
 
@@ -67,12 +78,19 @@ class AdamW(torch.optim.AdamW):
     Steps are counted on the host, so that no value has to come from the device or go there.
     """
 
-    def __init__(self, groups: list[dict], **kwargs):
+    def __init__(self, groups: list[Group], **kwargs: Any):
         super().__init__(groups, **kwargs)
         self.counts: dict[Tensor, int] = {}
 
     @torch.no_grad()
-    def step(self, closure=None, *, average: Average | None = None, momentum: float = 1.0, scale: Tensor | None = None):
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch's overloads for closures
+        self,
+        closure: Callable[[], float] | None = None,
+        *,
+        average: Average | None = None,
+        momentum: float = 1.0,
+        scale: Tensor | None = None,
+    ) -> None:
         """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
 
         ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
@@ -82,23 +100,25 @@ class AdamW(torch.optim.AdamW):
         targets, lows = (average.pairs, average.lows) if average is not None else ({}, {})
         done: set[Tensor] = set()
         for group in self.param_groups:
-            by_count: dict[int, list[Tensor]] = {}
+            by_count: dict[int, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    by_count.setdefault(self._count(p), []).append(p)
-            for count, params in by_count.items():
+                    by_count.setdefault(self._count(p), []).append((p, p.grad))
+            beta1, beta2 = group["betas"]
+            for count, pairs in by_count.items():
+                params, grads = [p for p, _ in pairs], [g for _, g in pairs]
                 states, follow = [self.state[p] for p in params], [targets.get(p) for p in params]
                 rule = ops.Rule(
-                    group["lr"], *group["betas"], group["eps"], group["weight_decay"], count, follow=1.0 - momentum
+                    group["lr"], beta1, beta2, group["eps"], group["weight_decay"], count, follow=1.0 - momentum
                 )
                 ops.adamw_ema_(
                     params,
-                    [p.grad for p in params],
+                    grads,
                     [s["exp_avg"] for s in states],
                     [s["exp_avg_sq"] for s in states],
                     rule,
                     targets=follow,
-                    lows=[lows.get(t) for t in follow],
+                    lows=[None if t is None else lows.get(t) for t in follow],
                     scale=scale,
                 )
                 done.update(params)
@@ -113,12 +133,13 @@ class AdamW(torch.optim.AdamW):
         self.counts[p] = self.counts.get(p, 0) + 1
         return self.counts[p]
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim.AdamW`` has it."""
         for p, count in self.counts.items():
             self.state[p]["step"] = torch.tensor(float(count))
         return super().state_dict()
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what an AdamW of torch or this one saved."""
         super().load_state_dict(state_dict)
         for state in self.state.values():
@@ -152,12 +173,11 @@ def build_optimizer(
         ConfigError: Muon is asked for and the installed timm has none.
     """
     groups = parameter_groups(modules, cfg.weight_decay)
-    betas = tuple(cfg.betas)
     check(cfg)
     if cfg.name == "muon":
-        return _muon(modules, groups, lr=cfg.lr, betas=betas, eps=cfg.eps)
+        return _muon(modules, groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps)
     fused = device.type in ("cpu", "cuda") or None  # what torch's own does with the state that we save
-    return AdamW(groups, lr=cfg.lr, betas=betas, eps=cfg.eps, fused=fused)
+    return AdamW(groups, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, fused=fused)
 
 
 def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
@@ -168,21 +188,27 @@ def hidden_matrices(modules: Mapping[str, nn.Module]) -> set[Tensor]:
     return {p for block in blocks for p in block.parameters() if p.ndim == 2 and p.requires_grad}
 
 
-def _muon(modules: Mapping[str, nn.Module], groups: list[dict], *, lr: float, betas: tuple, eps: float):
+def _muon(
+    modules: Mapping[str, nn.Module], groups: list[Group], *, lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Optimizer:
     """Timm's Muon (Jordan et al., 2024; step sizes as in arXiv:2502.16982); AdamW for all but the hidden matrices."""
     import timm.optim
 
-    hidden, split = hidden_matrices(modules), []
+    hidden = hidden_matrices(modules)
+    split: list[Group] = []
     for group in groups:
         for muon in (True, False):
             params = [p for p in group["params"] if (p in hidden) == muon]
             if params:
                 own = {"nesterov": True, "use_muon": True} if muon else {"eps": eps, "use_muon": False}
                 split.append({**group, "params": params, **own})
-    return timm.optim.Muon(split, lr=lr, betas=betas, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    return timm.optim.Muon(  # pyright: ignore[reportPrivateImportUsage]  # timm does not list it as exported
+        split, lr=lr, betas=betas, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Set the learning rate of all groups, and the weight decay of those that decay."""
     for group in optimizer.param_groups:
         group["lr"] = lr
         if not group["WD_exclude"]:
@@ -209,7 +235,7 @@ def update(
             optimizer.step(average=average, momentum=momentum, scale=scale)
         return
     with phase("optimiser"):
-        if scale is not None:
+        if limit is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters(optimizer), limit, norm)
         optimizer.step()
     if average is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -33,12 +33,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def choose(
-    cfg: Config, device: torch.device, world: Distributed, saved: dict | None = None
+    cfg: Config, device: torch.device, world: Distributed, saved: dict[str, Any] | None = None
 ) -> tuple[torch.dtype, list[str]]:
-    """The dtype of a run, the same in all its processes, and what to tell about it.
+    """The dtype of a run, the same in all its processes, and notes about it for the user.
 
     ``auto`` on a CPU takes the faster one, by `measure`. A run that goes on from the checkpoint ``saved`` keeps its
-    dtype as long as the kind of device is the same; a change is told.
+    dtype as long as the kind of device is the same; a note reports a change.
     """
     name = cfg.runtime.dtype
     if name != "auto":
@@ -61,8 +61,8 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _before(saved: dict | None) -> tuple[str | None, str]:
-    """Dtype and kind of device of the run that wrote this checkpoint, as far as it tells."""
+def _before(saved: dict[str, Any] | None) -> tuple[str | None, str]:
+    """Dtype and kind of device of the run that wrote this checkpoint, as far as it says."""
     versions = saved["versions"] if saved is not None else {}
     name = versions.get("dtype")
     return name if name in NAMES else None, versions.get("device", "").split(" ")[0].split(":")[0]
@@ -140,7 +140,8 @@ def measure(work: Work, threads: int) -> tuple[float, float]:
         out.backward(torch.ones_like(out))
         return time.perf_counter() - start
 
-    begun, best = time.perf_counter(), {}
+    begun = time.perf_counter()
+    best: dict[torch.dtype, float] = {}
     for round_ in range(21):
         for dtype in (torch.float32, torch.bfloat16):
             taken = once(dtype)

@@ -18,8 +18,7 @@ from torch import Tensor
 from vjepa_fast.metrics.profile import phase
 
 if TYPE_CHECKING:
-    from vjepa_fast.data import Batch
-    from vjepa_fast.data.loader import ClipGroup
+    from vjepa_fast.data.loader import Batch, ClipGroup
     from vjepa_fast.masks.drawn import DrawnMasks
 
 
@@ -33,7 +32,7 @@ class Staged:
     ready: torch.cuda.Event | None = None  # recorded behind the copies and draws, where they have their own stream
 
     def arrive(self, device: torch.device) -> None:
-        """What the current stream is given from now on runs after the copies and draws. The host does not wait."""
+        """Work launched on the current stream from now on runs after the copies and draws. The host does not wait."""
         if self.ready is None:
             return
         stream = torch.cuda.current_stream(device)
@@ -76,7 +75,7 @@ class Prefetcher:
         self.stream = None
         if self.ahead and device.type == "cuda":
             self.stream = torch.cuda.Stream(device, priority=-1)  # small work that the next launch will wait for
-        self.next: tuple[int, list[Staged] | Exception] | None = None
+        self.next: tuple[int, list[Batch] | list[Staged] | Exception] | None = None
         self.waited = 0.0
 
     def take(self, index: int) -> list[Batch] | list[Staged]:
@@ -95,7 +94,7 @@ class Prefetcher:
         return self._arrived(batches)
 
     def advance(self, index: int) -> None:
-        """Get step ``index`` ready; called when the step before it was launched. What goes wrong is told by `take`."""
+        """Get step ``index`` ready; called when the step before it was launched. `take` raises what goes wrong."""
         if not self.ahead:
             return
         launched = None
@@ -128,7 +127,7 @@ class Prefetcher:
                 each.ready.record(self.stream)
         return staged
 
-    def _arrived(self, batches: list) -> list:
+    def _arrived(self, batches: list[Batch] | list[Staged]) -> list[Batch] | list[Staged]:
         for batch in batches:
             if isinstance(batch, Staged):
                 batch.arrive(self.device)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Live
 
 
 class Progress:
@@ -11,7 +15,7 @@ class Progress:
 
     def __init__(self, total: int, start: int = 0, *, enabled: bool = True):
         self.total, self.first, self.enabled = total, start, enabled
-        self.live = None
+        self.live: Live | None = None
 
     def __enter__(self) -> Progress:
         self.began = time.perf_counter()
@@ -34,15 +38,17 @@ class Progress:
             self.task = self.live.add_task("train", total=self.total, completed=self.first, status="")
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
 
     def advance(self, step: int) -> None:
+        """Move the bar to ``step``."""
         if self.live is not None:
             self.live.update(self.task, completed=step)
 
-    def log(self, row: dict) -> None:
+    def log(self, row: dict[str, Any]) -> None:
+        """Show a row of metrics: next to the bar, or as a line with the time that is left."""
         status = summary(row)
         if self.live is not None:
             short = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s"  # with the bar in 80 columns
@@ -53,13 +59,15 @@ class Progress:
             print(f"step {row['step']}/{self.total}  {status}  ETA {left}", file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
+        """Show a line of text above the bar."""
         if self.live is not None:
             self.live.console.print(text, highlight=False, markup=False)
         elif self.enabled:
             print(text, file=sys.stderr, flush=True)
 
 
-def summary(row: dict) -> str:
+def summary(row: dict[str, Any]) -> str:
+    """A row of metrics as one line."""
     parts = [f"loss {row['loss']:.4f}"]
     if len(row["terms"]) > 1:
         parts += [f"{k} {v:.3f}" for k, v in row["terms"].items()]
@@ -74,6 +82,7 @@ def summary(row: dict) -> str:
 
 
 def duration(seconds: float) -> str:
+    """``h:mm:ss``."""
     minutes, s = divmod(int(max(0.0, seconds)), 60)
     h, m = divmod(minutes, 60)
     return f"{h}:{m:02d}:{s:02d}"

@@ -1,4 +1,4 @@
-"""torch.compile by region: one Block is compiled and serves all of its kind, whatever the lengths of the masks."""
+"""torch.compile by region: one Block is compiled for all of its kind, whatever the lengths of the masks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import os
 import shutil
 
 import torch
-from torch import nn
 
 from vjepa_fast.config.fields import require
 from vjepa_fast.config.schema import Config, RuntimeConfig
 from vjepa_fast.layers import attention
+from vjepa_fast.models.predictor import Predictor
+from vjepa_fast.models.vit import VisionTransformer
 
 _log = logging.getLogger("vjepa_fast")
 
@@ -53,7 +54,13 @@ def objections(cfg: Config) -> list[str]:
 
 
 def compile_models(
-    how: str, encoder: nn.Module, predictor: nn.Module, target: nn.Module, *, steady: bool, backend: str = "inductor"
+    how: str,
+    encoder: VisionTransformer,
+    predictor: Predictor,
+    target: VisionTransformer,
+    *,
+    steady: bool,
+    backend: str = "inductor",
 ) -> None:
     """Compile in place (nothing happens before the first call; parameter names and state dicts stay).
 
@@ -62,6 +69,8 @@ def compile_models(
 
     Args:
         how: of `resolve`.
+        encoder: sees the context tokens.
+        predictor: fills in the others.
         target: the module of the target's forward; it may be ``encoder``.
         steady: the target sees clips of one shape only, so its graph need not be symbolic.
         backend: of torch.compile.

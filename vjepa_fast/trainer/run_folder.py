@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,9 +75,9 @@ def _git(root: Path, *args: str) -> str:
     return done.stdout.strip()
 
 
-def changed_settings(old: dict, new: dict, prefix: str = "") -> list[str]:
+def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """``key: old -> new`` of every setting that differs."""
-    out = []
+    out: list[str] = []
     for key in [*old, *(k for k in new if k not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):

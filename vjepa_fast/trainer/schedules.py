@@ -24,11 +24,6 @@ def warmup_cosine_lr(step: int, *, warmup: int, total: int, start: float, peak: 
     return max(final, final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def linear_decay_lr(step: int, *, total: int, start: float, final: float) -> float:
-    """Linear from ``start`` (step 0) to ``final`` (step ``total``)."""
-    return start + (final - start) * step / max(1, total)
-
-
 def cosine_weight_decay(step: int, *, total: int, start: float, final: float) -> float:
     """Cosine from ``start`` (step 0) to ``final`` (step ``total``), never beyond ``final``."""
     value = final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, total)))
@@ -56,6 +51,7 @@ class Schedules:
 
     @classmethod
     def from_config(cls, cfg: Config) -> Schedules:
+        """Those of a configuration."""
         o = cfg.optimization
         return cls(
             total_steps=o.epochs * o.ipe,
@@ -63,22 +59,26 @@ class Schedules:
             warmup=int(o.warmup * o.ipe),
             lrs=(o.start_lr, o.lr, o.final_lr),
             decays=(o.weight_decay, o.final_weight_decay),
-            momenta=tuple(cfg.target.ema),
+            momenta=cfg.target.ema,
             ipe=o.ipe,
             epochs=o.epochs,
         )
 
     def lr(self, index: int) -> float:
+        """Learning rate of the step."""
         start, peak, final = self.lrs
         return warmup_cosine_lr(index + 1, warmup=self.warmup, total=self.horizon, start=start, peak=peak, final=final)
 
     def weight_decay(self, index: int) -> float:
+        """Weight decay of the step, of those parameters that decay."""
         start, final = self.decays
         return cosine_weight_decay(index + 1, total=self.horizon, start=start, final=final)
 
     def momentum(self, index: int) -> float:
+        """Momentum of the moving average that follows the step."""
         start, final = self.momenta
         return ema_momentum(index, total=self.horizon, start=start, final=final)
 
     def epoch(self, index: int) -> int:
+        """0-based epoch of the step."""
         return index // self.ipe

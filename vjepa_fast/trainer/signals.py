@@ -1,9 +1,14 @@
-"""Signals that ask a run to stop."""
+"""Signals that ask a run to stop, and what else a run sets in its process."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
 
 
 class StopRequest:
@@ -11,14 +16,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.previous: dict[int, object] = {}
+        self.previous: dict[int, Any] = {}  # handlers to put back
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
@@ -26,3 +31,15 @@ class StopRequest:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+
+
+@contextmanager
+def process_settings_kept() -> Generator[None]:
+    """The number of threads and the state of torch's generators are afterwards what they were."""
+    threads = torch.get_num_threads()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.set_num_threads(threads)

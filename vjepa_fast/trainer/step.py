@@ -7,36 +7,34 @@ Shapes: B clips, F frames, N tokens of the grid (T,H,W), Ke and Kp kept context 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vjepa_fast import masks, models, objectives, ops
-from vjepa_fast.config.schema import Config
+from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.layers.block import use_attention
+from vjepa_fast.layers.packed import Packed
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
+from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.trainer import graphs, optim, precision, regional
-from vjepa_fast.trainer.distributed import Distributed
-from vjepa_fast.trainer.precision import resolve_dtype  # noqa: F401 (callers look for it here)
+from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
-    from vjepa_fast.data import Batch, ClipGroup
+    from vjepa_fast.data.loader import Batch, ClipGroup
     from vjepa_fast.models.predictor import Predictor
-    from vjepa_fast.models.vit import VisionTransformer
 
 IMAGE_GROUPS = 8  # mask draws of images are keyed apart from those of the videos of the same step
-
-Sampler = Callable[..., tuple[list[Tensor], list[Tensor]]]
 
 
 @dataclass
@@ -45,7 +43,7 @@ class StepOutput:
 
     loss: Tensor
     terms: dict[str, Tensor]
-    weights: dict[str, Tensor | float]
+    weights: dict[str, float]
     grad_norm: Tensor
     lr: float
     weight_decay: float
@@ -54,7 +52,7 @@ class StepOutput:
     paths: list[str]
     stop: bool = False  # some process was asked to stop
     work: flops.Work = flops.Work()  # of this process
-    monitors: dict[str, Tensor] = field(default_factory=dict)
+    monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -82,7 +80,8 @@ class TrainStep:
 
     Args:
         cfg: the run's configuration.
-        device, dtype: where and in what precision (float32, or bfloat16 by autocast; never a gradient scaler).
+        device: where.
+        dtype: float32, or bfloat16 by autocast; never a gradient scaler.
         world: the processes that train together.
 
     Attributes: ``encoder``, ``predictor``, ``target_encoder`` (under ``target.mode: online`` the encoder itself, or
@@ -120,6 +119,7 @@ class TrainStep:
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
+        self.gradients = Gradients(self.params, self.world)
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         self._build_target(cfg)
@@ -130,7 +130,9 @@ class TrainStep:
         if not self.online and self.dtype != torch.float32:
             self.low = models.LowCopy(self.target_encoder, self.dtype)
         self.average = None if self.online else optim.Average(self.encoder, self.target_encoder, self.low)
-        self.target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
+        target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
+        assert isinstance(target, VisionTransformer)
+        self.target = target
         steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
         how = regional.resolve(cfg, self.device)
         regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
@@ -148,39 +150,41 @@ class TrainStep:
         """One optimiser step over one or more micro-batches, whose losses are averaged.
 
         Args:
-            batches: what the loaders gave for this step, or what `stage` made of it.
+            batches: what the loaders returned for this step, or what `stage` made of it.
             index: 0-based optimiser step; schedules, anneals and masks depend on it.
-            stop: this process was asked to stop (told to the others with the gradients).
+            stop: this process was asked to stop; the output says whether any was.
             monitor: also compute the collapse monitors.
         """
-        batches = list(batches) if isinstance(batches, (list, tuple)) else [batches]
+        micro = batches if isinstance(batches, Sequence) else [batches]
         self.optimizer.zero_grad(set_to_none=True)
-        outs, monitored, work = [], {}, flops.Work()
-        for number, batch in enumerate(batches):
+        outs: list[objectives.ObjectiveOutput] = []
+        monitored: dict[str, Tensor] = {}
+        work = flops.Work()
+        for number, batch in enumerate(micro):
+            last = number == len(micro) - 1
             state = self.forward(batch, index)
             with phase("losses"):
                 out = self.plan(state)
             work += flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
-            if monitor and number == len(batches) - 1:
+            if monitor and last:
                 monitored = _monitors(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
-                if out.total.requires_grad:
-                    (out.total / len(batches)).backward()
-            outs.append((out.total.detach(), out.terms, out.weights))
-        stop = self.world.average_gradients(self.params, stop)
+                self.gradients.backward(out.total / len(micro), last=last)
+            outs.append(replace(out, total=out.total.detach()))
+        stop = self.gradients.finish(stop)
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         momentum = self.schedules.momentum(index)
         with phase("optimiser"):
             norm = optim.gradient_norm(self.params)
         optim.set_schedule(self.optimizer, lr, wd)
         optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
-        totals, terms, weights = zip(*outs)
-        groups = [g for b in batches for g in b.groups]
+        groups = [g for b in micro for g in b.groups]
+        names = dict.fromkeys(name for out in outs for name in out.terms)
         return StepOutput(
-            loss=_mean(totals),
-            terms={k: _mean([t[k].detach() for t in terms if k in t]) for k in {k: 0 for t in terms for k in t}},
-            weights={k: v for w in weights for k, v in w.items()},
+            loss=_mean([out.total for out in outs]),
+            terms={name: _mean([out.terms[name] for out in outs if name in out.terms]) for name in names},
+            weights={name: weight for out in outs for name, weight in out.weights.items()},
             grad_norm=norm,
             lr=lr,
             weight_decay=wd,
@@ -200,7 +204,7 @@ class TrainStep:
             drawn = [self._sampler(g).draw(g.clip, **self._keys(g, n, index)) for n, g in enumerate(groups)]
         return Staged(groups, batch.step, drawn)
 
-    def _sampler(self, group: ClipGroup) -> Sampler:
+    def _sampler(self, group: ClipGroup) -> masks.MaskStrategy:
         return self.img_sampler if group.modality == "image" else self.sampler
 
     def _keys(self, group: ClipGroup, number: int, index: int) -> dict[str, int]:
@@ -221,7 +225,7 @@ class TrainStep:
             h=[],
             z=[],
             z_pred=[],
-            z_context=[],
+            **({"z_context": []} if self.wants_context else {}),
             masks_enc=[],
             masks_pred=[],
             step=index,
@@ -230,32 +234,31 @@ class TrainStep:
             epochs=s.epochs,
             modality="image" if image else "video",
             h_normalized=self.target_grad,
-            mean=tuple(cfg.data_aug.mean),
-            std=tuple(cfg.data_aug.std),
+            mean=cfg.data_aug.mean,
+            std=cfg.data_aug.std,
         )
         for number, group in enumerate(batch.groups):
             with phase("copy"):  # uint8: the patch embedding normalises what it reads
                 clip = to_device(group.clip, self.device)
-            if isinstance(batch, Staged):  # lengths came while the device was busy; the target needs none of them
+            if isinstance(batch, Staged):  # lengths arrived while the device was busy; the target needs none of them
                 h = self._target(clip, number)
                 with phase("masks"):
                     enc, pred = batch.masks[number].wait()
             else:
                 with phase("masks"):
                     enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
-                    enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
                 h = self._target(clip, number)
+            enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
             state.clips.append(clip)
             state.h.append(h)
             state.z.append(z)
             state.z_pred.append(z_pred)
-            state.z_context.append(z_context)
+            if self.wants_context:
+                state.z_context.append(z_context)
             state.masks_enc.append(enc)
             state.masks_pred.append(pred)
-        if not self.wants_context:
-            state.z_context = None
         return state
 
     def _target(self, clip: Tensor, slot: int) -> Tensor:
@@ -271,7 +274,9 @@ class TrainStep:
         with torch.set_grad_enabled(self.target_grad), self.autocast(cache=False):
             return self.target(clip)
 
-    def _context(self, clip: Tensor, enc: list[Tensor], pred: list[Tensor], modality: str):
+    def _context(
+        self, clip: Tensor, enc: list[Tensor | Packed], pred: list[Tensor | Packed], modality: str
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
         with phase("context"), self.autocast():
             z = self.encoder(clip, masks=enc)
@@ -282,12 +287,13 @@ class TrainStep:
             )
         return z, z_pred, z_context
 
-    def autocast(self, cache: bool = True):
+    def autocast(self, cache: bool = True) -> AbstractContextManager[object]:
+        """The precision in which models run; ``cache``: keep casted weights until it ends."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=cache)
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """The checkpoint's ``encoder predictor target_encoder heads opt``, under the FAIR names."""
         return {
             "encoder": interop.to_fair(self.encoder.state_dict()),
@@ -297,7 +303,7 @@ class TrainStep:
             "opt": self.optimizer.state_dict(),
         }
 
-    def load_state_dict(self, state: dict, path: object = "checkpoint") -> None:
+    def load_state_dict(self, state: Mapping[str, Any], path: object = "checkpoint") -> None:
         """Take over the five entries of `state_dict`.
 
         Raises:
@@ -323,7 +329,7 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack([v.float() for v in values]).mean()
 
 
-def objective_fields(cfg: Config) -> dict[str, dict]:
+def objective_fields(cfg: Config) -> dict[str, dict[str, Any]]:
     """``cfg.objectives`` with ``cfg.loss.context_warmup`` put into its term, where both are present."""
     fields = {name: dict(values or {}) for name, values in cfg.objectives.items()}
     if cfg.loss.context_warmup is not None and "context" in fields:
@@ -359,10 +365,10 @@ def reaches_target(cfg: Config, plan: objectives.ObjectivePlan) -> bool:
     return cfg.target.mode == "online" and (not plan.stop_gradient or any(refusals))
 
 
-def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
+def build_samplers(cfg: Config) -> tuple[masks.MaskStrategy, masks.MaskStrategy]:
     """Mask samplers (`masks.STRATEGIES`) for video and for images (the same masks unless ``img_masks`` is given)."""
 
-    def build(masks_cfg, data, section):
+    def build(masks_cfg: MasksConfig, data: DataConfig, section: str) -> masks.MaskStrategy:
         return masks.STRATEGIES.get_named(masks_cfg.strategy, f"{section}.strategy")(
             masks_cfg,
             crop_size=data.crop_size,

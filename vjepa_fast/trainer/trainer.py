@@ -13,42 +13,44 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
-from vjepa_fast.data import ClipLoader
+from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.files import atomic_file
+from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, precision
+from vjepa_fast.trainer import checkpoint, precision, preflight
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
-from vjepa_fast.trainer.preflight import check
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
-from vjepa_fast.trainer.signals import StopRequest
+from vjepa_fast.trainer.signals import StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
 
 
 @dataclass(frozen=True)
 class TrainResult:
+    """What a run has come to."""
+
     folder: Path
     step: int  # optimiser steps made in all
-    last_metrics: dict  # the last row of metrics.jsonl
+    last_metrics: dict[str, Any]  # the last row of metrics.jsonl
     checkpoint: Path
 
 
 class Trainer:
-    """One process of a run. Building it checks the folder, restores what `resume` names, and opens the data."""
+    """One process of a run. Building it sets threads and seed, restores what `resume` names, and opens the data."""
 
     def __init__(self, cfg: Config, *, resume: bool | str | Path = True, device: str | None = None):
         if device is not None:
             cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, device=device))
-        check(cfg)
+        preflight.check(cfg)
         self.cfg, run = cfg, cfg.runtime
         if run.threads:
             torch.set_num_threads(run.threads)
@@ -87,7 +89,7 @@ class Trainer:
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
         self.saved_path = source if saved is not None else None
-        self.listed = 0  # unreadable samples told so far
+        self.listed = 0  # unreadable samples in the list so far
 
     def _source(self, resume: bool | str | Path) -> Path | None:
         if isinstance(resume, (str, Path)):
@@ -96,32 +98,28 @@ class Trainer:
         return checkpoint.latest(self.folder) if resume else None
 
     def _claim_folder(self, resume: bool | str | Path) -> None:
-        """First writes to the folder, so that an unwritable one is told before any work is done."""
+        """First writes to the folder, so that an unwritable one is reported before any work is done."""
         error = None
         if self.world.main:
             try:
                 if resume is False:
                     set_aside(self.folder)
                 checkpoint.remove_unfinished(self.folder)
-                with atomic_file(self.folder / "config.yaml") as f:
-                    f.write(configs.dump_yaml(self.cfg))
-                with atomic_file(self.folder / "versions.json") as f:
-                    json.dump(self.versions, f, indent=1)
+                write_text(self.folder / "config.yaml", configs.dump_yaml(self.cfg))
+                write_text(self.folder / "versions.json", json.dumps(self.versions, indent=1))
             except Exception as e:
                 error = e
         self.world.agree(error)
 
     def _loaders(self) -> list[ClipLoader]:
-        start = self.done * self.cfg.optimization.accumulate
-        own = {"rank": self.world.rank, "world": self.world.world, "start_step": start}
-        loaders = [ClipLoader(self.cfg, **own)]
-        if self.cfg.img_data is not None:
-            loaders.append(ClipLoader(self.cfg, **own, img=True))
-        return loaders
+        start, world = self.done * self.cfg.optimization.accumulate, self.world
+        kinds = (False, True) if self.cfg.img_data is not None else (False,)
+        return [ClipLoader(self.cfg, rank=world.rank, world=world.world, start_step=start, img=img) for img in kinds]
 
     def run(
-        self, max_steps: int | None = None, on_log: Callable[[dict], None] | None = None, profile: int = 0
+        self, max_steps: int | None = None, on_log: Callable[[dict[str, Any]], None] | None = None, profile: int = 0
     ) -> TrainResult:
+        """Make the steps that are left, see `train`."""
         total = self.step.schedules.total_steps
         end = total if max_steps is None else min(total, max_steps)
         run = self.cfg.runtime
@@ -195,14 +193,14 @@ class Trainer:
         self.saved_path = checkpoint.path_of(self.folder, self.done)
 
     def _list_bad(self) -> None:
-        """Write the list of samples that could not be read (the loader told of each), when there are new ones."""
+        """Write the list of samples that could not be read (the loader logged each), when there are new ones."""
         bad = [sample for loader in self.loaders for sample in loader.bad.samples]
         if len(bad) == self.listed:
             return
         self.listed = len(bad)
         name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
-        with atomic_file(self.folder / name) as f:
-            f.writelines(json.dumps({"path": str(path), "reason": str(reason)}) + "\n" for path, reason in bad)
+        lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
+        write_text(self.folder / name, "".join(line + "\n" for line in lines))
 
     def _result(self) -> TrainResult:
         if self.saved_path is None:
@@ -210,6 +208,7 @@ class Trainer:
         return TrainResult(self.folder, self.done, self.metrics.last_row, self.saved_path)
 
     def close(self) -> None:
+        """Stop the loaders and leave the process group."""
         for loader in self.loaders:
             loader.close()
         self.world.close()
@@ -221,12 +220,13 @@ def train(
     resume: bool | str | Path = True,
     device: str | None = None,
     max_steps: int | None = None,
-    on_log: Callable[[dict], None] | None = None,
+    on_log: Callable[[dict[str, Any]], None] | None = None,
     profile: int = 0,
 ) -> TrainResult:
     """Train, or go on training, as ``cfg`` says, in ``cfg.folder``.
 
     Args:
+        cfg: the configuration.
         resume: True goes on from the newest checkpoint of the folder if there is one; a path from that checkpoint or
             run folder; False starts anew (an earlier run in the folder is moved to ``previous-N/``).
         device: in place of ``cfg.runtime.device``.
@@ -242,8 +242,9 @@ def train(
         CheckpointError: the checkpoint is damaged or of another architecture.
         UserError: configuration, data or folder cannot be used.
     """
-    trainer = Trainer(cfg, resume=resume, device=device)
-    try:
-        return trainer.run(max_steps, on_log, profile)
-    finally:
-        trainer.close()
+    with process_settings_kept():
+        trainer = Trainer(cfg, resume=resume, device=device)
+        try:
+            return trainer.run(max_steps, on_log, profile)
+        finally:
+            trainer.close()

@@ -42,7 +42,7 @@ def scan_folder(
 
     Args:
         folder: to look through.
-        out: the (training) manifest; default FOLDER/train.csv. Other parts are written beside it as ``val.csv``, ``test.csv``,
+        out: the (training) manifest; default FOLDER/train.csv. Other parts go beside it as ``val.csv``, ``test.csv``,
             or ``<stem>_val.csv`` when ``out`` is given; class names as ``classes.json`` or ``<stem>_classes.json``.
         val_fraction: share of every class that goes to ``val``.
         test_fraction: share of every class that goes to ``test``.

@@ -19,6 +19,7 @@ from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers.attention.base import BACKENDS, Backend, Call, Lengths, Segments, needs_cuda, register
 from vjepa_fast.layers.attention.sdpa import SDPA
+from vjepa_fast.registry import suggestion
 
 __all__ = ["BACKENDS", "Backend", "Call", "Lengths", "Segments", "attend", "find", "needs_cuda", "register", "require"]
 
@@ -29,7 +30,13 @@ def find(name: str) -> Backend | None:
     Raises:
         ConfigError: there is no such backend.
     """
-    return None if name == "auto" else BACKENDS.get_named(name, "runtime.attention")
+    if name == "auto":
+        return None
+    if name not in BACKENDS:
+        known = ["auto", *BACKENDS]
+        hint = suggestion(name, known)
+        raise ConfigError(f"runtime.attention: unknown attention backend {name!r}; accepted: {', '.join(known)}{hint}")
+    return BACKENDS[name]
 
 
 def require(backend: Backend, call: Call) -> None:

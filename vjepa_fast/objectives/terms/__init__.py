@@ -1,1 +1,1 @@
-"""One file per objective term; every module here is found and imported by ``api.registry``."""
+"""One file per objective term; every module here is found and imported by ``OBJECTIVES``."""

@@ -1,7 +1,4 @@
-"""Delta prediction: context features should change over time as the target does (arXiv:2605.17165, Delta-JEPA).
-
-mean over pairs and channels of abs((z(t+1) - z(t)) - (h(t+1) - h(t))), h detached
-"""
+"""Delta prediction: context features should change over time as the target does (arXiv:2605.17165, Delta-JEPA)."""
 
 from __future__ import annotations
 

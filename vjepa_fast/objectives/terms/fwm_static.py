@@ -1,7 +1,4 @@
-"""Factorised world model, static part: appearance channels should not change over time (arXiv:2605.17165, FWM-JEPA).
-
-mean over pairs and appearance channels of abs(z(t+1) - z(t))
-"""
+"""Factorised world model, static part: appearance channels should not change over time (arXiv:2605.17165, FWM-JEPA)."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Kinematic(Objective):
         return self.coeff * 0.5 * (1 + math.cos(math.pi * state.epoch / state.epochs))
 
     def lower(self, ctx: TermContext) -> tuple[RowCall, ...]:
-        kept = max(1, int(ctx.dim * self.split_ratio))  # acceleration itself spans three time steps: PyTorch serves
+        kept = max(1, int(ctx.dim * self.split_ratio))  # acceleration spans three time steps: plain PyTorch
         return ((HUBER if self.type == "huber" else STEP)(window=(0, kept, ctx.dim)),)
 
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:

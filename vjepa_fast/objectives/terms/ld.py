@@ -27,8 +27,8 @@ from vjepa_fast.ops.latent import RowCall
 @objective("ld")
 @dataclass(frozen=True)
 class LatentDynamics(Objective):
-    """mean over pairs of abs(head(z(t)) - (h(t+1) - h(t))); with `hard_weighting` tau, pair weights M
-    softmax(error/tau), constant.
+    """mean over pairs of abs(head(z(t)) - (h(t+1) - h(t))); with `hard_weighting` tau, pair weights
+    M softmax(error/tau), constant, over the pairs of the batch or with `hard_scope` sample of each sample.
     """
 
     access = "PAIR"

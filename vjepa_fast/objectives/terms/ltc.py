@@ -1,7 +1,4 @@
-"""Latent temporal contrast: z(t) closer to h(t) than to h(t+1) by a margin (arXiv:2605.17165, LTC-JEPA).
-
-mean over pairs of max(0, margin - cos(z(t), h(t)) + cos(z(t), h(t+1))), cosines over all D channels, h detached
-"""
+"""Latent temporal contrast: z(t) closer to h(t) than to h(t+1) by a margin (arXiv:2605.17165, LTC-JEPA)."""
 
 from __future__ import annotations
 

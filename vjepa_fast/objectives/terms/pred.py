@@ -1,7 +1,4 @@
-"""Prediction: the predictor's output at the masked tokens against the target (V-JEPA, arXiv:2404.08471, eq. 1).
-
-mean over tokens and channels of abs(z_pred - h)^p / p, then over groups and masks
-"""
+"""Prediction: the predictor's output at the masked tokens against the target (V-JEPA, arXiv:2404.08471, eq. 1)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,134 @@
+"""Tables of what is registered of each kind, in the pages between ``<!-- table: KIND -->`` and ``<!-- end -->``.
+
+    python docs/tables.py            # after something was registered, or its description changed
+    python docs/tables.py --check    # changes nothing; exit code 1 and the names of pages that are out of date
+
+Only what comes with the package is listed; plugins of the environment are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vjepa_fast.registry import registry_of
+
+PAGES = Path(__file__).resolve().parent
+TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def what(entry: Any) -> str:
+    """First sentence of an entry's docstring, on one line."""
+    return sentence(entry if inspect.isclass(entry) else type(entry))
+
+
+def of_module(entry: Any) -> str:
+    """First sentence of the docstring of the module that an entry is from."""
+    return sentence(inspect.getmodule(type(entry)))
+
+
+def sentence(thing: object) -> str:
+    """First sentence of a docstring."""
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return re.split(r"\. (?=[A-Z])", text)[0].rstrip(".:")
+
+
+def defaults(entry: Any) -> str:
+    """Fields of a dataclass with their defaults, as code."""
+    values = {f.name: f.default for f in dataclasses.fields(entry)}
+    return options({name: value for name, value in values.items() if (name, value) != ("coeff", 1.0)})
+
+
+def options(values: dict[str, Any]) -> str:
+    """A mapping of defaults, as code; ``-`` where there is none."""
+    return ", ".join(f"`{name}: {yaml(value)}`" for name, value in values.items()) or "-"
+
+
+def yaml(value: Any) -> str:
+    """A default as one writes it in a recipe."""
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(map(yaml, value)) + "]"
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    return "..." if dataclasses.is_dataclass(value) else str(value)
+
+
+def lasting(task: Any) -> str:
+    """Frames, step and views of an evaluation task."""
+    frames = "as trained" if task.num_frames is None else f"{task.num_frames} every {task.frame_step or 1}"
+    return f"{frames}, {task.clips} x {task.crops}"
+
+
+# Kind -> heading of a column -> its cell for (name, entry). The first column is the name.
+COLUMNS: dict[str, dict[str, Callable[[Any], object]]] = {
+    "objective": {
+        "is": what,
+        "fields": defaults,
+        "access": lambda e: e.access,
+        "gradient to": lambda e: e.gradient_to,
+    },
+    "mask strategy": {"is": what, "`masks.options`": lambda e: options(e.OPTIONS)},
+    "decoder": {"is": what},
+    "synthetic suite": {
+        "is": what,
+        "gives": lambda e: e.modality,
+        "classes": lambda e: len(e.classes),
+        "fields": defaults,
+    },
+    "attention backend": {
+        "is": of_module,
+        "runs": what,
+        "in a graph": lambda e: "yes" if e.graph else "between graphs",
+    },
+    "probe": {"is": what, "reads": lambda e: e.needs},
+    "evaluation task": {
+        "is": lambda e: e.title,
+        "classes": lambda e: e.classes,
+        "frames, views": lasting,
+        "attentive epochs": lambda e: e.epochs,
+        "from": lambda e: "this package" if e.ours else "V-JEPA 2",
+    },
+}
+
+
+def table(kind: str) -> str:
+    """The table of a kind in Markdown."""
+    columns = COLUMNS[kind]
+    lines = [["name", *columns], ["---"] * (len(columns) + 1)]
+    for name, entry in registry_of(kind).items():
+        if (entry if inspect.isclass(entry) else type(entry)).__module__.startswith("vjepa_fast."):
+            cells = (str(cell(entry)).replace("|", "\\|") for cell in columns.values())
+            lines.append([f"`{name}`", *cells])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def updated(page: str) -> str:
+    """The text of a page with its tables as they should be."""
+    return TABLE.sub(lambda m: f"{m[1]}{table(m[2])}\n{m[3]}", page)
+
+
+def main() -> int:
+    """Write the tables, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="say what is out of date instead of writing it")
+    args = parser.parse_args()
+    stale = []
+    for path in sorted(PAGES.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        new = updated(text)
+        if new != text:
+            stale.append(path.name)
+            if not args.check:
+                path.write_text(new, encoding="utf-8")
+    for name in stale:
+        print(f"docs/{name}: " + ("out of date; run python docs/tables.py" if args.check else "written"))
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""Module names of version 0.1.0 that still import, with a DeprecationWarning: their modules are in other rooms now."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import sys
+import warnings
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+# Old name -> where what was in it is now, below vjepa_fast. (Modules whose name is a package now are not listed.)
+MOVED = {
+    "cli._bench_step": "bench.providers bench.cases bench.step bench.results bench.memory",
+    "data.augment": "data.views.augment",
+    "data.bad": "data.bad_samples",
+    "data.decode_pyav": "data.decoders data.sampling data.decoders.pyav",
+    "data.evalview": "data.views.evaluation",
+    "data.manifest": "data.manifests.manifest data.media",
+    "data.scan": "data.manifests.scan data.manifests.check",
+    "data.synthetic.render": "data.synthetic",
+    "evaluation.attentive": "evaluation.probes.attentive",
+    "evaluation.baselines": "evaluation.controls",
+    "evaluation.collapse": "evaluation.run.geometry",
+    "evaluation.compare": "evaluation.run.rows",
+    "evaluation.features": "evaluation.extract.features evaluation.extract.clips evaluation.extract.cache",
+    "evaluation.protocol_published": "evaluation.probes.published",
+    "evaluation.tokens": "evaluation.extract.tokens evaluation.extract.shards",
+    "models.attention": "layers.block layers.attention",
+    "models.fused_block": "layers.cpu_block",
+    "models.registry": "models.timm_names",
+    "models.segments": "layers.attention layers.packed",
+    "ops.fp8": "layers.fp8",
+    "ops.geometry": "metrics.geometry",
+    "ops.packed": "layers.packed",
+    "study.cells": "study.run.cells",
+    "study.launch": "study.jobs.locks study.jobs.processes study.jobs.slurm",
+    "study.pool": "study.jobs.workers",
+    "study.published": "study.claims.published",
+    "study.results": "study.records",
+    "study.runner": "study.run.runner",
+    "study.suites": "study.run.suites",
+    "study.variants": "study.run.variants",
+    "trainer.flops": "metrics.flops",
+    "trainer.hardware": "metrics.hardware",
+    "trainer.monitors": "metrics.collapse",
+    "trainer.profile": "metrics.profile",
+}
+
+
+class Finder:
+    """Finds the old names; it is the last on ``sys.meta_path``, so that a module of that name comes first."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The spec of an old name, None for any other."""
+        known = name.startswith("vjepa_fast.") and name.removeprefix("vjepa_fast.") in MOVED
+        return importlib.machinery.ModuleSpec(name, Loader()) if known else None
+
+
+class Loader:
+    """Loads an old name as a module that looks its names up in the new ones."""
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """The default module."""
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Give the module its look-up, and warn."""
+        places = [f"vjepa_fast.{place}" for place in MOVED[module.__name__.removeprefix("vjepa_fast.")].split()]
+        now = " and ".join(places)
+        warnings.warn(f"{module.__name__} is {now} now", DeprecationWarning, stacklevel=2)
+
+        def look_up(name: str) -> Any:
+            for place in places:
+                found = importlib.import_module(place)
+                if hasattr(found, name):
+                    return getattr(found, name)
+            raise AttributeError(f"module {module.__name__!r} (now {now}) has no attribute {name!r}")
+
+        module.__dict__["__getattr__"] = look_up
+
+
+if not any(finder is Finder for finder in sys.meta_path):
+    sys.meta_path.append(Finder)
