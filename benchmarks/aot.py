@@ -92,7 +92,7 @@ def compile_one(name: str, arch: int) -> dict:
 
     registers = number(r"Used (\d+) registers")
     if not registers:
-        raise SystemExit(f"{name}: ptxas told no register count for sm_{arch}")
+        raise SystemExit(f"{name}: ptxas reported no register count for sm_{arch}")
     return {
         "kernel": name,
         "arch": arch,
@@ -139,7 +139,7 @@ def _build(row: dict) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", type=int, action="append", help="compute capability x 10; default 80, 90 and 100")
     parser.add_argument("--only", default="", help="part of a kernel's name")
     parser.add_argument("--jobs", type=int, default=2)
@@ -154,8 +154,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         import triton
+        from triton import knobs
 
-        if triton.knobs.runtime.interpret:
+        if knobs.runtime.interpret:
             parser.error("TRITON_INTERPRET is set; without it kernels are compiled")
         names = [n for n in all_variants() if args.only in n]  # here, so that the workers inherit them
         with ProcessPoolExecutor(args.jobs) as pool:

@@ -5,7 +5,7 @@
 
 float32, the layers of a block of ViT-tiny and ViT-base; 1568 tokens (one clip of 16 x 224 x 224, or eight of 112 px).
 ``forward`` is x W^T + b, ``gelu`` the same followed by GELU, ``gradient_x`` is g W and ``gradient_w`` is g^T x, all
-against oneDNN; ``gradient_wb`` is g^T x and the sum of g over its rows, against csrc/outer.cpp. By turns, the fastest
+against oneDNN; ``gradient_wb`` is g^T x and the sum of g over its rows, against csrc/linear.cpp. By turns, the fastest
 of each; results are compared first. vjepa_fast/ops/linear.py takes oneDNN for the first three and ours for the last.
 """
 
@@ -29,20 +29,18 @@ LAYERS = {"qkv": (1, 3), "proj": (1, 1), "fc1": (1, 4), "fc2": (4, 1)}  # inputs
 
 
 def pairs(x, w, b, g):
-    """Name -> (MKL, the other)"""
+    """Name -> (MKL, the other)."""
     dw, db = torch.zeros_like(w), torch.zeros_like(b)
 
-    def gelu(x):  # oneDNN applies it to the product while that is in cache
-        return torch.ops.mkldnn._linear_pointwise(x, w, b, "gelu", [], "none")
-
     def ours():
-        dw.zero_(), db.zero_()  # it adds
+        dw.zero_()  # it adds
+        db.zero_()
         linear.add_outer(g, x, dw, db)
         return dw, db
 
     return {
         "forward": (lambda: F.linear(x, w, b), lambda: linear.product(x, w, b)),
-        "gelu": (lambda: F.gelu(F.linear(x, w, b)), lambda: gelu(x)),
+        "gelu": (lambda: F.gelu(F.linear(x, w, b)), lambda: linear.product(x, w, b, "gelu")),  # applied while in cache
         "gradient_x": (lambda: g @ w, lambda: linear.product(g, w.t())),
         "gradient_w": (lambda: g.t() @ x, lambda: linear.product(g.t(), x.t())),
         "gradient_wb": (lambda: (g.t() @ x, g.sum(0)), ours),
@@ -61,7 +59,7 @@ def milliseconds(functions, repeats: int) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path, default=RESULT)
     args = parser.parse_args()

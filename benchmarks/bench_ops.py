@@ -1,12 +1,13 @@
-"""Every op against the published algorithm, our eager code and torch.compile: ``make bench``, or
+"""Every op against the published algorithm, our eager code and torch.compile.
 
+    make bench                                                 # all of them, or
     python benchmarks/bench_ops.py --json ops.json             # a table of all ops, batch 8 on a CPU, 32 on a GPU
     python benchmarks/bench_ops.py --ops latent_loss,rope3d --providers reference,fused
     python benchmarks/bench_ops.py --show benchmarks/results/ops_cpu.json
     python -m pytest benchmarks/bench_ops.py --benchmark-only  # the same functions under pytest-benchmark
 
-Outputs and gradients of the providers are compared first. ``op_cases.py`` says what each computes, ``timing.py`` how it
-is measured.
+Outputs and gradients of the providers are compared first. ``ops/`` says what each computes,
+``vjepa_fast/bench/timing.py`` how it is measured.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ import sys
 import pytest
 import torch
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import op_cases  # noqa: E402
-
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+from benchmarks.ops import CASES, Case, Inputs  # noqa: E402
 from vjepa_fast.bench import timing  # noqa: E402
 
 PROVIDERS = ("reference", "eager", "compiled", "fused")
 
 
-def modes(case: op_cases.Case) -> list[str]:
+def modes(case: Case) -> list[str]:
     return ["forward", "backward", "full"] if case.leaves else ["forward"]
 
 
-def functions(case: op_cases.Case, mode: str, providers) -> dict:
+def functions(case: Case, mode: str, providers) -> dict:
     """Provider -> what to time in this mode."""
     found = {}
     for name in providers:
@@ -64,13 +64,13 @@ def in_mode(fn, case, mode):
         if not keep:
             out = fn()
             keep.extend((out, cotangent(out)))
-        return torch.autograd.grad(*keep[:1], case.leaves, *keep[1:], retain_graph=True)
+        return torch.autograd.grad(keep[0], case.leaves, keep[1], retain_graph=True)
 
     def full():
         out = fn()
         if not keep:
             keep.append(cotangent(out))
-        return torch.autograd.grad(out, case.leaves, *keep)
+        return torch.autograd.grad(out, case.leaves, keep[0])
 
     return backward if mode == "backward" else full
 
@@ -83,7 +83,7 @@ def cotangent(out: torch.Tensor) -> torch.Tensor:
     return torch.randn(out.shape, generator=g, device=out.device).to(out.dtype)
 
 
-def check(case: op_cases.Case, fns: dict) -> None:
+def check(case: Case, fns: dict) -> None:
     """Raise SystemExit where a provider's result differs from the first one's: then times would compare nothing."""
     if not case.compare or len(fns) < 2:
         return
@@ -103,9 +103,9 @@ def _tensors(x) -> list[torch.Tensor]:
     return [x] if isinstance(x, torch.Tensor) else list(x)
 
 
-def measure(name: str, inputs: op_cases.Inputs, providers, repeats: int, budget_s: float) -> list[dict]:
+def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float) -> list[dict]:
     """The rows of one op."""
-    case = op_cases.CASES[name](inputs)
+    case = CASES[name](inputs)
     where, rows = timing.describe(inputs.device), []
     for mode in modes(case):
         fns = functions(case, mode, providers)
@@ -114,7 +114,7 @@ def measure(name: str, inputs: op_cases.Inputs, providers, repeats: int, budget_
         for provider, ms in taken.items():
             floor = {"forward": case.floor_bytes, "full": case.floor_full}.get(mode)
             if mode == "backward" and case.floor_full:
-                floor = case.floor_full - case.floor_bytes
+                floor = case.floor_full - (case.floor_bytes or 0)
             peak = timing.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
             rows.append(
                 timing.row(
@@ -133,8 +133,8 @@ def measure(name: str, inputs: op_cases.Inputs, providers, repeats: int, budget_
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ops", default="", help=f"comma-separated, of {', '.join(op_cases.CASES)}; default all")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--ops", default="", help=f"comma-separated, of {', '.join(CASES)}; default all")
     parser.add_argument("--providers", default=",".join(PROVIDERS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default float32 on a CPU, bfloat16 else")
@@ -147,15 +147,15 @@ def main() -> int:
     if args.show:
         print(timing.table(json.loads(pathlib.Path(args.show).read_text(encoding="utf-8"))))
         return 0
-    names = [n for n in args.ops.split(",") if n] or list(op_cases.CASES)
-    for given, known in ((names, op_cases.CASES), (args.providers.split(","), PROVIDERS)):
+    names = [n for n in args.ops.split(",") if n] or list(CASES)
+    for given, known in ((names, CASES), (args.providers.split(","), PROVIDERS)):
         for n in given:
             if n not in known:
                 parser.error(f"{n!r} is unknown; accepted: {', '.join(known)}")
     device = torch.device(args.device)
     gpu = device.type == "cuda"
     dtype = getattr(torch, args.dtype or ("bfloat16" if gpu else "float32"))
-    inputs = op_cases.Inputs(args.batch or (32 if gpu else 8), device, dtype)
+    inputs = Inputs(args.batch or (32 if gpu else 8), device, dtype)
     print(f"copy bandwidth {timing.copy_bandwidth(device) / 1e9:.1f} GB/s", file=sys.stderr, flush=True)
     rows = []
     for name in names:
@@ -169,13 +169,13 @@ def main() -> int:
 
 # -- under pytest-benchmark --------------------------------------------------------------------------------------------
 @functools.lru_cache(1)
-def _case(name: str) -> op_cases.Case:
-    return op_cases.CASES[name](op_cases.Inputs(8, torch.device("cpu"), torch.float32))
+def _case(name: str) -> Case:
+    return CASES[name](Inputs(8, torch.device("cpu"), torch.float32))
 
 
 @pytest.mark.parametrize("provider", ["reference", "eager", "fused"])
 @pytest.mark.parametrize("mode", ["forward", "full"])
-@pytest.mark.parametrize("name", list(op_cases.CASES))
+@pytest.mark.parametrize("name", list(CASES))
 def test_op(benchmark, name, mode, provider):
     case = _case(name)
     fns = functions(case, mode, [provider]) if mode in modes(case) else {}

@@ -30,9 +30,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _SLOW = ("latent", "block_masks", "patchify", "saliency", "rope", "norm")  # first, so that none is waited for alone
 _OPS = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests" / "ops").glob("test_*.py"))
 TESTS = (
-    *(f"tests/ops/test_{name}_backends.py" for name in _SLOW),
+    *(f"tests/ops/test_{name}.py" for name in _SLOW),
     "tests/kernels/test_aot.py",
-    *(p for p in _OPS if not any(p.endswith(f"test_{name}_backends.py") for name in _SLOW)),
+    *(p for p in _OPS if not any(p.endswith(f"test_{name}.py") for name in _SLOW)),
     "tests/objectives/test_goldens.py",
     "tests/models/test_goldens.py",
     "tests/layers/test_attention.py",
@@ -310,14 +310,15 @@ def parts(args: argparse.Namespace, results: Results) -> dict[str, Callable[[], 
     """Name -> what to do, in order."""
 
     def ops() -> dict:
-        import op_cases
+        sys.path.insert(0, str(ROOT))
+        from benchmarks.ops import CASES
 
         def known(total: dict) -> None:
             over_bandwidth(total["rows"], results.found.get("copy_bandwidth", {}).get("bytes_per_s"))
             results.add(ops=total)
 
         command = [sys.executable, "benchmarks/bench_ops.py", "--device", "cuda"]
-        return rows_of_ops(command, list(op_cases.CASES), args.limit_ops, known)
+        return rows_of_ops(command, list(CASES), args.limit_ops, known)
 
     step = [sys.executable, "-m", "vjepa_fast", "bench", "step", "--device", "cuda"]
     return {

@@ -1,5 +1,5 @@
 // Attention of packed queries, keys and values on the CPU, with the rotary positions applied as they are read
-// (vjepa_fast/layers/fused_block.py). One task per sample, head and segment: its q, k and v are packed into buffers that
+// (vjepa_fast/ops/attention.py). One task per sample, head and segment: its q, k and v are packed into buffers that
 // stay in the cache, blocks of query rows go through softmax, and only the output, or the gradient, goes back to memory.
 // The backward pass makes the probabilities again from the row sums that the forward left.
 //

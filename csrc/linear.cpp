@@ -1,4 +1,4 @@
-// Linear layers and the feed-forward of a transformer block in float32 on the CPU (vjepa_fast/layers/fused_block.py).
+// Linear layers and the feed-forward of a transformer block in float32 on the CPU (vjepa_fast/ops/linear.py).
 // A weight is packed once per call into panels as wide as a tile; the rows of the input are read where they lie. In the
 // feed-forward some rows at a time go through both layers, so that their hidden layer stays in the cache.
 //
@@ -279,6 +279,15 @@ void feed_forward_backward(const Tensor& grad, const Tensor& x, const Tensor& hi
   }
 }
 
+// g [n,O], x [n,I], contiguous -> dw [O,I] += g^T x, db [O] += sums of the columns of g
+void add_outer(const Tensor& g, const Tensor& x, const Tensor& dw, const Tensor& db) {
+  vjepa::check(g.dim() == 2 && x.dim() == 2, "add_outer: g [n,O] and x [n,I] expected");
+  const int64_t n = g.size(0), O = g.size(1), I = x.size(1);
+  vjepa::check(g.is_float({n, O}) && x.is_float({n, I}) && dw.is_float({O, I}) && db.is_float({O}),
+               "add_outer: contiguous float32 g [n,O], x [n,I], dw [O,I], db [O] expected");
+  vjepa::add_outer(g.data<float>(), x.data<float>(), n, O, I, dw.mutable_data<float>(), db.mutable_data<float>());
+}
+
 const vjepa::Add<&linear> add_linear("linear",
                                      "linear(Tensor x, Tensor w, Tensor b, Tensor other, Tensor(a!) out) -> ()");
 const vjepa::Add<&linear_backward> add_linear_backward("linear_backward",
@@ -289,5 +298,6 @@ const vjepa::Add<&feed_forward> add_feed_forward(
 const vjepa::Add<&feed_forward_backward> add_feed_forward_backward(
     "feed_forward_backward", "feed_forward_backward(Tensor grad, Tensor x, Tensor hidden, Tensor w1, Tensor w2, int portion, "
                              "Tensor(a!) dx, Tensor(b!) dw1, Tensor(c!) db1, Tensor(d!) dw2, Tensor(e!) db2) -> ()");
+const vjepa::Add<&add_outer> add_add_outer("add_outer", "add_outer(Tensor g, Tensor x, Tensor(a!) dw, Tensor(b!) db) -> ()");
 
 }  // namespace

@@ -210,6 +210,8 @@ def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None
 
 
 def variants() -> dict[str, dict]:
+    """The builds that benchmarks/aot.py compiles."""
+
     def one(scaled: bool, aligned: bool) -> dict:
         numbers = ("keep", "gain1", "beta2", "gain2", "pace", "root", "eps", "follow")
         return dict(

@@ -29,7 +29,7 @@ def _position(idx, N, H, W):
 
 @triton.jit(do_not_specialize=["Ke", "Kp", "T", "H", "W", "divisor"])  # lengths change from step to step
 def _nearest(enc, pred, out, Ke, Kp, T, H, W, divisor, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
-    """Enc int64 [B,Ke], pred int64 [B,Kp] -> out float32 [B,Ke]; program (b, i) serves BLOCK context tokens."""
+    """Enc int64 [B,Ke], pred int64 [B,Kp] -> out float32 [B,Ke]; program (b, i) computes BLOCK context tokens."""
     b = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     N = T * H * W
@@ -58,7 +58,7 @@ def mask_distance(enc: torch.Tensor, pred: torch.Tensor, grid, divisor: int) -> 
 
 
 def variants() -> dict:
-    """For benchmarks/aot.py."""
+    """The builds that benchmarks/aot.py compiles."""
     sizes = dict.fromkeys(("Ke", "Kp", "T", "H", "W", "divisor"), "i32")
     tile = dict(BLOCK=64, CHUNK=64)
     signature = dict(enc="*i64", pred="*i64", out="*fp32", **sizes)

@@ -75,6 +75,8 @@ def target_norm(h: torch.Tensor, grad: torch.Tensor | None, levels: int, eps: fl
 
 
 def variants() -> dict[str, dict]:
+    """The builds that benchmarks/aot.py compiles."""
+
     def one(kernel, dtype: str, channels: int) -> dict:
         blocks, warps = _choice(channels)
         tensors = [n for n in kernel.arg_names if n.endswith("_ptr")]

@@ -27,7 +27,7 @@ def _rope3d(
 ):
     """One program per token. Floor: x and table once, out once (in place: the 2*H*R rotated channels and the table).
 
-    Moves just that, counted in sectors of 32 bytes: a token's row of the table serves all its heads.
+    Moves just that, counted in sectors of 32 bytes: a token's row of the table is for all its heads.
     """
     token = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, 2 * BLOCK_P)
@@ -74,6 +74,8 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bo
 
 
 def variants() -> dict[str, dict]:
+    """The builds that benchmarks/aot.py compiles."""
+
     def one(dtype: str, transpose: bool, *shape) -> dict:
         return dict(
             fn=_rope3d,

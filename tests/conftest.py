@@ -16,6 +16,16 @@ if importlib.util.find_spec("triton") is not None and not torch.cuda.is_availabl
     use_interpreter()
 
 
+@pytest.fixture(autouse=True)
+def _backend_as_before():
+    """No test leaves a backend chosen for those that follow in this thread."""
+    from vjepa_fast import ops
+
+    before = ops.current_backend()
+    yield
+    assert ops.current_backend() == before, "the test left a backend chosen: use `with ops.use_backend(...)`"
+
+
 @pytest.fixture(scope="session")
 def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
     """Real files: ``tiny_suites["motion8"]["train"]`` is the path of a manifest; likewise val, test, and "objects".

@@ -25,6 +25,14 @@ TIERS = (
 )
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
+    "ops": (
+        "_check _backend _philox",
+        "_cpp _triton",
+        "adamw attention block_masks distance linear norm patchify rope",
+        "saliency _latent_rows",
+        "_latent_kernels",
+        "latent",
+    ),
     "config": ("fields", "schema", "checks", "convert", "fair", "load"),
     "layers": ("attention channels fp8 packed", "linear", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),

@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from benchmarks import bench_ops
+from benchmarks.ops import CASES, Inputs, distance, norm
 
-op_cases, timing = bench_ops.op_cases, bench_ops.timing
+timing = bench_ops.timing
 
 
 @pytest.fixture(scope="module")
 def inputs():
-    return op_cases.Inputs(1, torch.device("cpu"), torch.float32)
+    return Inputs(1, torch.device("cpu"), torch.float32)
 
 
-@pytest.mark.parametrize("name", list(op_cases.CASES))
+@pytest.mark.parametrize("name", list(CASES))
 def test_every_case_agrees_with_the_reference(inputs, name):
-    case = op_cases.CASES[name](inputs)
+    case = CASES[name](inputs)
     providers = [p for p in ("reference", "eager", "fused") if p in case.functions]
     assert "fused" in providers and len(providers) >= 2
     mode = "full" if case.leaves else "forward"
@@ -27,13 +28,13 @@ def test_every_case_agrees_with_the_reference(inputs, name):
 
 
 def test_the_floor_is_what_the_docstring_counts(inputs):
-    case = op_cases.target_norm(inputs)
+    case = norm.target_norm(inputs)
     h = 1568 * 3072 * 4
     assert (case.floor_bytes, case.floor_full) == (2 * h, 5 * h)  # full: h and the gradient are read too
 
 
 def test_different_results_are_refused(inputs):
-    case = op_cases.mask_distances(inputs)
+    case = distance.mask_distances(inputs)
     case.functions["fused"] = lambda honest=case.functions["fused"]: [1.01 * d for d in honest()]
     with pytest.raises(SystemExit, match="mask_distance: fused differs from reference by 0.01"):
         bench_ops.check(case, bench_ops.functions(case, "forward", ["reference", "fused"]))
@@ -102,7 +103,7 @@ def test_peak_memory_counts_what_a_call_takes_at_most():
 def test_the_documented_table_is_that_of_the_committed_results(monkeypatch, capsys):
     root = Path(__file__).parents[2]
     path = root / "benchmarks/results/ops_cpu.json"
-    assert {r["op"] for r in json.loads(path.read_text())} == set(op_cases.CASES)
+    assert {r["op"] for r in json.loads(path.read_text())} == set(CASES)
     monkeypatch.setattr(sys, "argv", ["bench_ops.py", "--show", str(path)])
     assert bench_ops.main() == 0
     assert capsys.readouterr().out.strip() in (root / "docs/kernels.md").read_text()

@@ -15,6 +15,7 @@ import torch
 from vjepa_fast import cli, ops
 from vjepa_fast.cli import doctor
 from vjepa_fast.ops import _cpp, _triton
+from vjepa_fast.registry import KINDS, registry_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,6 @@ def plain(monkeypatch):
     """An environment without settings, and a machine without an NVIDIA driver."""
     for name in doctor.environment():
         monkeypatch.delenv(name)
-    monkeypatch.setattr(ops._backend, "_chosen", None)
     monkeypatch.setattr(doctor, "driver", lambda: None)
     return monkeypatch
 
@@ -84,7 +84,7 @@ def test_as_a_process_in_text_and_json(tmp_path):
 
 
 def test_bare_machine(plain, capsys):
-    """No GPU, no triton, no extension: eager code serves everything, and each absence has its reason."""
+    """No GPU, no triton, no extension: eager code runs everything, and each absence has its reason."""
     without(plain, "triton", "pytorch-triton", "xformers", "nvidia-dali")
     plain.setattr(_triton, "_machine", lambda: "the package triton is not installed")
     plain.setattr(torch.cuda, "is_available", lambda: False)
@@ -103,11 +103,11 @@ def test_gpu_machine(gpu, capsys):
     text = shown(capsys)
     assert "cuda:0 NVIDIA H200, capability 9.0, 150.0 GiB" in text and "driver 580.65.06" in text
     row = doctor.examine()["ops"]["table"]["rope3d"]
-    assert row["cuda"] == {"backend": "triton", "why_not": {"cpp": "serves tensors on the CPU only"}}
+    assert row["cuda"] == {"backend": "triton", "why_not": {"cpp": "supports tensors on the CPU only"}}
     assert row["cpu"]["backend"] == ("cpp" if _cpp.LOADED else "eager")
-    assert row["cpu"]["why_not"]["triton"] == "serves CUDA tensors only"
+    assert row["cpu"]["why_not"]["triton"] == "supports CUDA tensors only"
     assert re.search(r"rope3d (cpp|eager) triton ", text)
-    assert "cpp serves tensors on the CPU only: " in text
+    assert "cpp supports tensors on the CPU only: " in text
 
 
 def test_advice_on_a_gpu_machine(gpu, capsys):
@@ -142,6 +142,62 @@ def test_forced_backends(plain, capsys):
     assert "VJEPA_FAST_BACKEND: expected one of auto, triton, cpp, eager, got 'fast'" in shown(capsys)
 
 
+PLUGIN = """
+from vjepa_fast.data.decoders import DECODERS, Decoder
+from vjepa_fast.masks import STRATEGIES
+
+
+@DECODERS.register("tape")
+class Tape(Decoder):
+    @classmethod
+    def objections(cls):
+        return ["no tape drive", "no tape"]
+
+    def open(self, path):
+        raise NotImplementedError
+
+
+@STRATEGIES.register("checkers")
+class Checkers(STRATEGIES["blocks"]):
+    pass
+"""
+
+ADDED = {"decoder": ["tape"], "mask strategy": ["checkers"]}
+
+
+def doctor_with(tmp_path, plugins):
+    path = tmp_path / "doctor.json"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "VJEPA_FAST_PLUGINS": plugins}
+    done = subprocess.run(
+        [sys.executable, "-m", "vjepa_fast", "doctor", "--json", str(path)],
+        text=True,
+        timeout=120,
+        capture_output=True,
+        env=env,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return json.loads(path.read_text()), re.sub(r"\s+", " ", done.stdout)
+
+
+def test_what_can_be_named_and_what_a_plugin_adds(tmp_path):
+    """Entries of every kind, where those from elsewhere come from, and why one cannot be used here."""
+    (tmp_path / "others.py").write_text(PLUGIN)
+    report, text = doctor_with(tmp_path, "others")
+    assert set(report["kinds"]) == set(KINDS)
+    for kind, entries in report["kinds"].items():
+        assert "error" in entries or set(entries) == {*registry_of(kind), *ADDED.get(kind, [])}
+    assert report["kinds"]["decoder"]["tape"] == {"from": "others", "why_not": ["no tape drive", "no tape"]}
+    assert "tape (from others; not here: no tape drive, no tape)" in text
+    assert "blocks, motion, checkers (from others)" in text
+
+
+def test_a_plugin_that_cannot_be_imported_is_reported(tmp_path):
+    (tmp_path / "others.py").write_text("import no_such_library\n")
+    report, text = doctor_with(tmp_path, "others")
+    assert "plugin others (VJEPA_FAST_PLUGINS) cannot be imported" in report["kinds"]["decoder"]["error"]
+    assert text.split("Advice")[1].count("plugin others") == 1
+
+
 def test_every_variable_that_the_package_reads_is_known():
     files = [*(ROOT / "vjepa_fast").rglob("*.py"), *(ROOT / "kernels").rglob("*.py"), ROOT / "setup.py"]
     read = {n for f in files if f.name != "doctor.py" for n in re.findall(r"VJEPA_FAST_[A-Z]+", f.read_text("utf-8"))}
@@ -172,5 +228,6 @@ def test_sources_newer_than_the_library(plain, tmp_path, capsys):
 
 
 def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
+    (tmp_path / "none").write_text("a file, not a folder")
     assert cli.main(["doctor", "--json", str(tmp_path / "none" / "x.json")]) == 2
-    assert "No such file" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err

@@ -60,7 +60,7 @@ class Launcher:
         for value in self.src.constants.values():
             for item in value if isinstance(value, tuple) else ():
                 stale = isinstance(item, triton.JITFunction) and item.cache_key not in key
-                assert not stale, f"{name}: an edited {item} would be served from the cache on disk"
+                assert not stale, f"{name}: an edited {item} would be taken from the cache on disk"
         for axis, size in enumerate((x, y, z)):
             assert type(size) is int and 0 < size <= _MOST[axis], f"{name}: grid {(x, y, z)}"
         _launched.append((name, id(self)))

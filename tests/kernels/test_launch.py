@@ -1,4 +1,4 @@
-"""Every launcher binds, specialises and compiles through Triton's own JIT; ``launches.py`` tells how, without a GPU."""
+"""Every launcher binds, specialises and compiles through Triton's own JIT; see ``launches.py``, without a GPU."""
 
 import importlib.util
 import json

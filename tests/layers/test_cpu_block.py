@@ -10,8 +10,8 @@ from vjepa_fast import ops
 from vjepa_fast.layers import cpu_block
 from vjepa_fast.layers.block import Block, run_block
 from vjepa_fast.models import rope
-from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import add_outer
+from vjepa_fast.ops import _cpp, attention, linear
+from vjepa_fast.ops.linear import feed_forward_backward
 
 pytestmark = pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON)
 GRID = (4, 5, 5)
@@ -76,7 +76,7 @@ def test_values_and_gradients(change, lengths):
 def test_portions_of_rows(rows, monkeypatch):
     block, x, table, grad = make()  # 46 rows
     exact = run(block, x, table, [10, 13], grad, torch.float64, plain=True)
-    monkeypatch.setattr(cpu_block, "_PORTION", rows)
+    monkeypatch.setattr(cpu_block, "feed_forward_backward", partial(feed_forward_backward, portion=rows))
     for n, (e, o) in enumerate(zip(exact, run(block, x, table, [10, 13], grad))):
         assert (o - e).abs().max() <= 1e-5 * e.abs().max(), f"output {n}"
 
@@ -86,52 +86,6 @@ def test_without_gradient_it_gives_the_same():
     with torch.no_grad():
         out = block(x, table, [10, 13])
     torch.testing.assert_close(out.double(), run(block, x, table, [10, 13], grad)[0], rtol=1e-5, atol=1e-5)
-
-
-def test_kernels_give_the_same_bits_on_any_number_of_threads():
-    g = torch.Generator().manual_seed(0)
-    qkv, out = torch.randn(2, 90, 144, generator=g), torch.empty(2, 90, 48)
-    lse, dqkv, grad = torch.empty(2, 4, 90), torch.empty(2, 90, 144), torch.randn(2, 90, 48, generator=g)
-    hidden = torch.randn(180, 64, generator=g)
-    nowhere, lengths = torch.empty(0), torch.tensor([40, 50])
-    w1, b1, b2 = torch.randn(144, 64, generator=g), torch.randn(144, generator=g), torch.randn(64, generator=g)
-    kept, found = torch.get_num_threads(), []
-    cpp = torch.ops.vjepa_fast_cpp
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            cpp.attention(qkv, nowhere, lengths, 4, out, lse)
-            cpp.attention_backward(grad, qkv, nowhere, lengths, 4, out, lse, dqkv)
-            kept_h, out_2 = torch.empty(180, 144), torch.empty_like(hidden)
-            cpp.feed_forward(hidden, w1, b1, w1.t().contiguous(), b2, hidden, kept_h, out_2)
-            dx, dw1, db1 = torch.empty_like(hidden), torch.zeros_like(w1), torch.zeros(144)
-            dw2, db2 = torch.zeros(64, 144), torch.zeros(64)
-            cpp.feed_forward_backward(hidden, hidden, kept_h, w1, w1.t().contiguous(), 100, dx, dw1, db1, dw2, db2)
-            dw, db = torch.ones(64, 144), torch.ones(64)
-            cpp.add_outer(hidden, qkv.view(180, 144), dw, db)
-            dw_2, db_2 = torch.ones(144, 64), torch.ones(144)
-            cpp.add_outer(qkv.view(180, 144), hidden, dw_2, db_2)
-            every = out, lse, dqkv, kept_h, out_2, dx, dw1, db1, dw2, db2, dw, db, dw_2, db_2
-            found.append([t.clone() for t in every])
-    finally:
-        torch.set_num_threads(kept)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
-
-
-# more columns than are packed at a time, on either side
-@pytest.mark.parametrize(("out", "width"), [(40, 1500), (1500, 40), (700, 700)])
-def test_outer_gives_the_same_bits_on_any_number_of_threads(out, width):
-    g = torch.Generator().manual_seed(0)
-    grad, x = torch.randn(300, out, generator=g), torch.randn(300, width, generator=g)
-    kept, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            found.append((torch.zeros(out, width), torch.zeros(out)))
-            add_outer(grad, x, *found[-1])
-    finally:
-        torch.set_num_threads(kept)
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
 
 
 def test_it_keeps_little():
@@ -199,7 +153,8 @@ def test_weights_that_are_not_contiguous():
 def test_first_used_in_inference_mode():
     """What is made once and kept must do for training too."""
     block, x, _, grad = make(tokens=17, positions=False)
-    cpu_block._nowhere.cache_clear(), cpu_block._lengths.cache_clear(), cpu_block._nothing_kept.cache_clear()
+    for made_once in (attention._nowhere, attention._lengths, linear._nothing):
+        made_once.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         block(x, None, [8, 9])
     run(block, x, None, [8, 9], grad)
@@ -263,140 +218,3 @@ def test_lengths_must_add_up(lengths):
     block, x, table, _ = make()
     with pytest.raises(RuntimeError, match="length"):
         block(x, table, lengths)
-
-
-@pytest.mark.parametrize("spread", [1.0, 30.0])
-def test_gelu_far_from_zero(spread):
-    h = torch.linspace(-spread, spread, 4096).view(64, 64)
-    one, nothing, out, dx = torch.eye(64), torch.zeros(64), torch.empty_like(h), torch.empty_like(h)
-    dw1, db1, dw2, db2 = torch.zeros(64, 64), torch.zeros(64), torch.zeros(64, 64), torch.zeros(64)
-    torch.ops.vjepa_fast_cpp.feed_forward(h, one, nothing, one, nothing, torch.zeros_like(h), torch.empty(0, 0), out)
-    torch.ops.vjepa_fast_cpp.feed_forward_backward(torch.ones_like(h), h, h, one, one, 64, dx, dw1, db1, dw2, db2)
-    x = h.double().requires_grad_()
-    want = torch.nn.functional.gelu(x)
-    (want_slope,) = torch.autograd.grad(want.sum(), x)
-    torch.testing.assert_close(out.double(), want, rtol=2e-6, atol=4e-7)
-    torch.testing.assert_close(dx.double(), want_slope, rtol=1e-6, atol=6e-7)
-    torch.testing.assert_close(dw2[0].double(), want.sum(0), rtol=2e-6, atol=3e-5)  # the GELU again, in the backward
-    torch.testing.assert_close(db1.double(), want_slope.sum(0), rtol=2e-6, atol=3e-5)
-    assert h.abs().max() < 20 or (out[0, 0] == 0 or abs(out[0, 0]) < 1e-6) and out[-1, -1] == h[-1, -1]
-
-
-# rows and widths that fill no tile, and more rows than go through both layers at a time
-@pytest.mark.parametrize(("n", "width", "hidden"), [(1, 1, 1), (7, 33, 70), (101, 40, 17), (250, 96, 128)])
-def test_linear_and_feed_forward(n, width, hidden):
-    g = torch.Generator().manual_seed(n)
-
-    def some(*shape):
-        return torch.randn(*shape, generator=g)
-
-    cpp, close = torch.ops.vjepa_fast_cpp, partial(torch.testing.assert_close, rtol=1e-4, atol=2e-5)
-    x, y, w1, b1 = some(n, width), some(n, width), some(hidden, width), some(hidden)
-    w2, b2, grad = some(width, hidden) / hidden, some(width), some(n, width)
-    h, out = torch.full((n, hidden), 9.0), torch.full((n, width), 9.0)
-    cpp.linear(x, w1, b1, torch.empty(0, 0), h)
-    close(h.double(), x.double() @ w1.double().T + b1)
-    cpp.linear(h, w2, b2, y, out)
-    close(out.double(), h.double() @ w2.double().T + b2 + y)
-    cpp.linear_backward(grad, w2, h)
-    close(h.double(), grad.double() @ w2.double())
-
-    double = [t.double().requires_grad_() for t in (x, w1, b1, w2, b2)]
-    want_h = double[0] @ double[1].T + double[2]
-    want = torch.nn.functional.gelu(want_h) @ double[3].T + double[4] + y
-    found = torch.autograd.grad(want, double, grad.double())
-    kept, unkept = torch.empty(n, hidden), torch.empty(n, width)
-    cpp.feed_forward(x, w1, b1, w2, b2, y, kept, out)
-    cpp.feed_forward(x, w1, b1, w2, b2, y, torch.empty(0, 0), unkept)
-    close(kept.double(), want_h), close(out.double(), want)
-    assert torch.equal(out, unkept)
-    for portion in (64, 1000):
-        dx, dw1, db1 = torch.empty(n, width), torch.ones(hidden, width), torch.ones(hidden)
-        dw2, db2 = torch.ones(width, hidden), torch.ones(width)
-        cpp.feed_forward_backward(grad, x, kept, w1, w2, portion, dx, dw1, db1, dw2, db2)
-        for got, w, before in zip((dx, dw1, db1, dw2, db2), found, (0, 1, 1, 1, 1)):
-            close(got.double(), w + before, atol=1e-4)
-
-
-def test_linear_refuses_other_shapes():
-    x, w, b, nothing = torch.randn(9, 4), torch.randn(5, 4), torch.randn(5), torch.empty(0, 0)
-    cpp = torch.ops.vjepa_fast_cpp
-    for call in (
-        lambda: cpp.linear(x, w, b, nothing, torch.empty(9, 4)),
-        lambda: cpp.linear(x, w, b[:4], nothing, torch.empty(9, 5)),
-        lambda: cpp.linear(x, w, b, torch.empty(8, 5), torch.empty(9, 5)),
-        lambda: cpp.linear(x, torch.randn(4, 5).t(), b, nothing, torch.empty(9, 5)),
-        lambda: cpp.linear(x, w, torch.randn(10)[::2], nothing, torch.empty(9, 5)),
-        lambda: cpp.linear(torch.randn(4, 9).t(), w, b, nothing, torch.empty(9, 5)),
-        lambda: cpp.linear_backward(x, w, torch.empty(9, 4)),
-        lambda: cpp.feed_forward(x, w, b, w, b, x, nothing, torch.empty(9, 4)),
-    ):
-        with pytest.raises(RuntimeError, match="linear"):
-            call()
-
-
-# widths that fill no tile, more rows than are packed at a time, both ways to share the work
-@pytest.mark.parametrize(
-    ("n", "out", "width"), [(0, 5, 4), (1, 1, 1), (7, 5, 33), (300, 70, 41), (513, 8, 1100), (600, 96, 32)]
-)
-def test_outer_adds_the_gradient_of_weight_and_bias(n, out, width):
-    g = torch.Generator().manual_seed(n)
-    grad, x = (torch.randn(n, m, generator=g) for m in (out, width))
-    dw, db = torch.full((out, width), 2.0), torch.full((out,), 3.0)
-    add_outer(grad, x, dw, db)
-    torch.testing.assert_close(dw.double(), grad.double().T @ x.double() + 2, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(db.double(), grad.double().sum(0) + 3, rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize(("out", "width"), [(5, 0), (0, 5), (0, 0)])
-def test_outer_of_nothing(out, width):
-    grad, x, dw, db = torch.ones(300, out), torch.ones(300, width), torch.zeros(out, width), torch.zeros(out)
-    torch.ops.vjepa_fast_cpp.add_outer(grad, x, dw, db)
-    assert (db == 300).all()
-
-
-def test_outer_without_the_extension(monkeypatch):
-    grad, x = torch.randn(2, 9, 5), torch.randn(2, 9, 4)
-    got, want = ((torch.zeros(5, 4), torch.zeros(5)) for _ in range(2))
-    add_outer(grad, x, *got)
-    monkeypatch.setattr(_cpp, "LOADED", False)
-    add_outer(grad, x, *want)
-    torch.testing.assert_close(got, want)
-
-
-def test_outer_refuses_other_shapes():
-    grad, x = torch.randn(9, 5), torch.randn(9, 4)
-    for dw, db in (
-        (torch.zeros(4, 5), torch.zeros(5)),
-        (torch.zeros(5, 4), torch.zeros(4)),
-        (torch.zeros(4, 5).t(), torch.zeros(5)),
-    ):
-        with pytest.raises(RuntimeError, match="add_outer"):
-            add_outer(grad, x, dw, db)
-
-
-def test_attention_keeps_a_nan():
-    """Of a key it reaches every token of its segment and head, and no other."""
-    qkv = torch.randn(1, 50, 3 * 32)
-    qkv[0, 7, 32] = float("nan")  # key, first of two heads
-    out, lse = torch.empty(1, 50, 32), torch.empty(1, 2, 50)
-    torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([20, 30]), 2, out, lse)
-    lost = torch.isnan(out)
-    assert lost[0, :20, :16].all() and lost.sum() == 20 * 16
-
-
-def test_attention_of_hopeless_scores():
-    """Scores that are all -inf have no softmax: NaN, as in PyTorch, and not the mean of the padding."""
-    qkv = torch.ones(1, 5, 3 * 4)
-    qkv[0, :, :4], qkv[0, :, 4:8] = 1e30, -1e30
-    out, lse = torch.empty(1, 5, 4), torch.empty(1, 1, 5)
-    torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([5]), 1, out, lse)
-    assert out.isnan().all()
-
-
-def test_an_odd_head_reads_no_neighbour():
-    qkv = torch.randn(1, 6, 3 * 6)  # two heads of 3 channels
-    qkv[0, :, 3:6] = float("nan")  # queries of the second
-    out, lse = torch.empty(1, 6, 6), torch.empty(1, 2, 6)
-    torch.ops.vjepa_fast_cpp.attention(qkv, torch.empty(0), torch.tensor([6]), 2, out, lse)
-    assert out[..., :3].isfinite().all() and out[..., 3:].isnan().all()

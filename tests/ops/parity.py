@@ -27,7 +27,7 @@ BACKENDS = ["eager", *KERNELS]
 
 
 def device_for(backend: str) -> str:
-    """Where the inputs of ``backend`` must live: the C++ kernels serve the CPU, everything else is tried on the GPU."""
+    """Where the inputs of ``backend`` must live: C++ kernels run on the CPU, everything else is tried on the GPU."""
     return "cpu" if backend == "cpp" else DEVICE
 
 

@@ -1,15 +1,18 @@
-"""The dispatch seam: which backend serves, and what is said when one cannot."""
+"""The dispatch: which backend runs, for whom a choice holds, and what is said when a backend cannot run."""
 
+import contextvars
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
 from vjepa_fast import ops
 from vjepa_fast.errors import UserError
+from vjepa_fast.objectives.rows import SQUARE
 from vjepa_fast.ops import _backend, _cpp
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -25,7 +28,7 @@ def toy(monkeypatch):
     return lambda x: _backend.call("toy", x)
 
 
-def test_auto_takes_the_fastest_that_can_serve(toy, monkeypatch):
+def test_auto_takes_the_fastest_that_can_run(toy, monkeypatch):
     monkeypatch.delenv("VJEPA_FAST_BACKEND", raising=False)
     assert toy(1) == "cpp"
     assert toy(-1) == "eager"
@@ -52,13 +55,83 @@ def test_use_backend_nests_and_restores(toy, monkeypatch):
     assert ops.current_backend() == "eager"
 
 
-def test_use_backend_as_a_function_lasts(toy):
-    before = _backend._chosen
-    try:
+def test_use_backend_as_a_function_holds_for_the_rest_of_its_context(toy):
+    def chosen_and_used():
         ops.use_backend("eager")
-        assert toy(1) == "eager"
-    finally:
-        _backend._chosen = before
+        return toy(1)
+
+    outside = ops.current_backend()
+    assert contextvars.copy_context().run(chosen_and_used) == "eager"
+    assert ops.current_backend() == outside
+
+
+def test_threads_do_not_see_each_others_choice(toy, monkeypatch):
+    """They enter and leave in the order a, b, a, b: restoring what was there before would leave b's choice behind."""
+    monkeypatch.delenv("VJEPA_FAST_BACKEND", raising=False)
+    entered, left, seen = threading.Event(), threading.Event(), {}
+
+    def a():
+        with ops.use_backend("eager"):
+            assert entered.wait(30)
+            seen["a inside"] = toy(1)
+        seen["a after"] = ops.current_backend()
+        left.set()
+
+    def b():
+        seen["b before"] = ops.current_backend()
+        with ops.use_backend("cpp"):
+            entered.set()
+            assert left.wait(30)
+            seen["b inside"] = toy(1)
+        seen["b after"] = ops.current_backend()
+
+    first = threading.Thread(target=a)
+    first.start()
+    second = threading.Thread(target=b)
+    second.start()
+    first.join()
+    second.join()
+    assert seen == {
+        "a inside": "eager",
+        "a after": "auto",
+        "b before": "auto",
+        "b inside": "cpp",
+        "b after": "auto",
+    }
+    assert ops.current_backend() == "auto"
+
+
+@pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON or "-")
+@pytest.mark.parametrize("forward", ["eager", "cpp"])
+@pytest.mark.parametrize("op", ["target_norm", "rope3d", "latent_loss"])
+def test_backward_runs_where_the_forward_ran(monkeypatch, forward, op):
+    """Whatever is in force when the gradient is asked for, and in whichever thread: a GPU's backward has its own."""
+    used = []
+
+    def spied(name, backend, fn, objections):
+        return lambda *args: (used.append(backend), fn(*args))[1], objections
+
+    spies = {
+        name: {backend: spied(name, backend, *entry) for backend, entry in row.items()}
+        for name, row in _backend._implementations.items()
+    }
+    monkeypatch.setattr(_backend, "_implementations", spies)
+    with ops.use_backend(forward):
+        x = torch.randn(1, 2, 12, requires_grad=True)
+        if op == "target_norm":
+            out = ops.target_norm(x, 2)
+        elif op == "rope3d":
+            out = ops.rope3d(x, torch.randn(2, 2, 4), 1)
+        else:
+            out = ops.latent_loss_token(x, torch.randn(1, 4, 12), torch.tensor([[0, 3]]), SQUARE(2.0))
+    other = "cpp" if forward == "eager" else "eager"
+    with ops.use_backend(other):
+        (grad,) = torch.autograd.grad(out.sum(), x, retain_graph=True)
+    elsewhere = threading.Thread(target=lambda: out.sum().backward())
+    elsewhere.start()
+    elsewhere.join()
+    assert torch.equal(x.grad, grad)
+    assert used == [forward] * 3
 
 
 def test_unknown_names_are_refused(monkeypatch):
@@ -95,8 +168,8 @@ def test_missing_or_broken_library_is_a_reason_not_a_crash(tmp_path, monkeypatch
     assert "does not load" in reason and "\n" not in reason
     monkeypatch.setattr(_cpp, "LOADED", False)
     monkeypatch.setattr(_cpp, "REASON", reason)
-    assert ops.mask_distance(ENC, PRED, GRID).tolist() == [[1.0, 1.0]]  # eager serves
-    assert "not in use, eager PyTorch serves: vjepa_fast/_C.so does not load" in _cpp.status()
+    assert ops.mask_distance(ENC, PRED, GRID).tolist() == [[1.0, 1.0]]  # in eager code
+    assert "not in use, eager PyTorch runs instead: vjepa_fast/_C.so does not load" in _cpp.status()
     with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match="does not load"):
         ops.mask_distance(ENC, PRED, GRID)
 

@@ -34,7 +34,7 @@ def test_range_is_checked_on_the_cpu_anyhow(monkeypatch):
 def test_range_is_checked_elsewhere_only_if_asked(monkeypatch):
     looked = []
     monkeypatch.setattr(torch, "aminmax", lambda idx: looked.append(idx) or (torch.tensor(0), torch.tensor(8)))
-    elsewhere = WRONG.to("meta")  # has no values: looking at them is told from not looking
+    elsewhere = WRONG.to("meta")  # has no values: whether they are looked at shows
     monkeypatch.delenv("VJEPA_FAST_DEBUG", raising=False)
     _check.in_range("op", "idx", elsewhere, 8)
     assert not looked

@@ -1,8 +1,14 @@
-"""``vjepa-fast doctor``: what is on this machine, which backend serves each op here, and why the others do not."""
+"""``vjepa-fast doctor``: what is on this machine, which backend runs each op here, what can be named, and why not."""
 
 from __future__ import annotations
 
-HELP = "tell what this machine has, which backend serves each op and why others do not"
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+HELP = "report what this machine has, which backend runs each op, what can be used by name, and why others cannot"
 
 WIDTH = 100
 PACKAGES = {  # distribution names -> what it is for
@@ -18,32 +24,34 @@ VARIABLES = {  # ours -> what reads it
     "VJEPA_FAST_BACKEND": "forces the backend of every op",
     "VJEPA_FAST_BUILD": "read by setup.py only",
     "VJEPA_FAST_DEBUG": "1 checks token indices on every device, which waits for it",
+    "VJEPA_FAST_PLUGINS": "modules that are imported to register what they add",
 }
 THEIRS = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
 CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
-DEVICES = {"cpu": {"triton": "serves CUDA tensors only"}, "cuda": {"cpp": "serves tensors on the CPU only"}}
+DEVICES = {"cpu": {"triton": "supports CUDA tensors only"}, "cuda": {"cpp": "supports tensors on the CPU only"}}
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this command."""
     parser.add_argument("--json", metavar="PATH", help="also write everything to PATH")
 
 
-def run(args) -> int:
-    import json
+def run(args: argparse.Namespace) -> int:
+    """Print the report, and write it where asked."""
+    from vjepa_fast.files import write_json
 
     report = examine()
     print("\n".join(text(report)[1:]))
     if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump(report, f, indent=1)
-            f.write("\n")
+        write_json(args.json, report)
     return 0
 
 
-def examine() -> dict:
+def examine() -> dict[str, Any]:
     """The report: plain values, as --json writes them. A part that cannot be looked at holds its ``error`` instead."""
-    report = {"system": system(), "packages": packages()}
-    for name, look in {"cuda": cuda, "extension": extension, "ops": backends, "decoders": decoders}.items():
+    report: dict[str, Any] = {"system": system(), "packages": packages()}
+    parts = {"cuda": cuda, "extension": extension, "ops": backends, "kinds": kinds, "decoders": decoders}
+    for name, look in parts.items():
         try:
             report[name] = look()
         except Exception as error:  # a broken installation is what this command is for
@@ -53,7 +61,8 @@ def examine() -> dict:
     return report
 
 
-def system() -> dict:
+def system() -> dict[str, Any]:
+    """Versions, processor and memory."""
     import os
     import platform
     import sys
@@ -90,23 +99,23 @@ def system() -> dict:
     }
 
 
-def packages() -> dict:
-    """Name -> {version or None, gives}"""
+def packages() -> dict[str, Any]:
+    """Name -> {version or None, gives}."""
+    import contextlib
     from importlib import metadata
 
     found = {}
     for names, gives in PACKAGES.items():
         version = None
         for name in names:
-            try:
+            with contextlib.suppress(metadata.PackageNotFoundError):
                 version = version or metadata.version(name)
-            except metadata.PackageNotFoundError:
-                pass
         found[SHOWN.get(names[0], names[0])] = {"version": version, "gives": gives}
     return found
 
 
-def cuda() -> dict:
+def cuda() -> dict[str, Any]:
+    """Driver, devices, and what torch was built for."""
     import torch
 
     devices = []
@@ -139,7 +148,8 @@ def driver() -> str | None:
     return lines[0] if lines else None
 
 
-def extension() -> dict:
+def extension() -> dict[str, Any]:
+    """Whether the C++ library is loaded, why not, and sources that are newer than it."""
     from vjepa_fast.ops import _cpp
 
     sources = (_cpp.PATH.parent.parent / "csrc").glob("*")  # there in a checkout only
@@ -148,7 +158,7 @@ def extension() -> dict:
     return {"loaded": _cpp.LOADED, "path": str(_cpp.PATH), "reason": _cpp.REASON, "newer_sources": newer}
 
 
-def backends() -> dict:
+def backends() -> dict[str, Any]:
     """The choice in force and, by op and device, the backend that it takes (None: refused) and why not the others."""
     import torch
 
@@ -160,7 +170,7 @@ def backends() -> dict:
         choice, error = ops.current_backend(), ""
     except UserError as e:
         choice, error = "auto", str(e)
-    table = {}
+    table: dict[str, dict[str, Any]] = {}
     with ops.use_backend(choice):
         report = ops.backend_report()
         for device in DEVICES if torch.cuda.is_available() else ("cpu",):
@@ -176,9 +186,44 @@ def backends() -> dict:
     return {"choice": choice, "choice_error": error, "table": table}
 
 
-def decoders() -> dict:
+def kinds() -> dict[str, Any]:
+    """Kind -> name -> {from: module, why_not: reasons against it here}, or {error} where a kind cannot be asked."""
+    from vjepa_fast.registry import KINDS, registry_of
+
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        try:
+            entries = registry_of(kind).items()
+            found[kind] = {name: {"from": _origin(e), "why_not": _why_not(kind, e)} for name, e in entries}
+        except Exception as error:  # a plugin that cannot be imported, say
+            found[kind] = {"error": f"{error}".splitlines()[0] if str(error) else type(error).__name__}
+    return found
+
+
+def _origin(entry: object) -> str:
+    return getattr(entry, "__module__", None) or type(entry).__module__
+
+
+def _why_not(kind: str, entry: Any) -> list[str]:
+    """What an entry objects to being used here: its ``objections``, if it has any."""
+    if not hasattr(entry, "objections"):
+        return []
+    return entry.objections(_attention_call()) if kind == "attention backend" else entry.objections()
+
+
+def _attention_call() -> object:
+    """A call such as training makes on this machine."""
+    import torch
+
+    from vjepa_fast.layers.attention import Call
+
+    gpu = torch.cuda.is_available()
+    return Call(torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32, head_dim=64)
+
+
+def decoders() -> dict[str, Any]:
     """What reads videos and images: {version, formats}, or {error}."""
-    found = {}
+    found: dict[str, Any] = {}
     try:
         import av
 
@@ -204,11 +249,11 @@ def environment() -> dict[str, str]:
     return {k: v for k, v in sorted(os.environ.items()) if k.startswith("VJEPA_FAST_") or k in THEIRS}
 
 
-def advice(report: dict) -> list[str]:
+def advice(report: Mapping[str, Any]) -> list[str]:
     """What a user can do about the things found."""
     import shutil
 
-    said = []
+    said: list[str] = []
     gpu, built, choice = report["cuda"], report["extension"], report["ops"]
     broken = [part["error"] for part in (gpu, built, choice) if "error" in part]
     said += [f"reinstall torch and vjepa-fast: {error}" for error in dict.fromkeys(broken)]
@@ -241,12 +286,14 @@ def advice(report: dict) -> list[str]:
         for name in report["environment"]
         if name.startswith("VJEPA_FAST_") and name not in VARIABLES
     ]
+    if "error" not in report["kinds"]:
+        said += dict.fromkeys(entries["error"] for entries in report["kinds"].values() if "error" in entries)
     if "error" in report["decoders"].get("videos", report["decoders"]):
         said.append("videos cannot be read: pip install av")
     return said
 
 
-def text(report: dict) -> list[str]:
+def text(report: Mapping[str, Any]) -> list[str]:
     """The report for people, lines of at most WIDTH characters."""
     built, found = report["extension"], report["decoders"]
     lines = _section("System", _system(report["system"], report["cuda"]))
@@ -266,6 +313,7 @@ def text(report: dict) -> list[str]:
         ],
     )
     lines += _ops(report["ops"])
+    lines += _section("Usable by name", _kinds(report["kinds"]))
     lines += _section(
         "Decoders",
         [("", found["error"])]
@@ -283,7 +331,7 @@ def text(report: dict) -> list[str]:
     return lines + _section("Advice", [("", a) for a in report["advice"]] or [("", "none")])
 
 
-def _system(s: dict, gpu: dict) -> list[tuple[str, str]]:
+def _system(s: Mapping[str, Any], gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
     cores = f"{s['cores']} cores" + (f", {s['usable_cores']} usable" if s["usable_cores"] != s["cores"] else "")
     if "error" not in gpu:
         cores += f", {gpu['torch_cpu_instructions']}, torch uses {gpu['torch_threads']} threads"
@@ -297,7 +345,7 @@ def _system(s: dict, gpu: dict) -> list[tuple[str, str]]:
     ]
 
 
-def _cuda(gpu: dict) -> list[tuple[str, str]]:
+def _cuda(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "error" in gpu:
         return [("", gpu["error"])]
     built = gpu["torch_built_for"]
@@ -314,7 +362,25 @@ def _cuda(gpu: dict) -> list[tuple[str, str]]:
     )
 
 
-def _ops(found: dict) -> list[str]:
+def _kinds(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row per kind: its names, where those from elsewhere come from, and why some cannot be used here."""
+    if "error" in found:
+        return [("", found["error"])]
+    rows: list[tuple[str, str]] = []
+    for kind, entries in found.items():
+        if "error" in entries:
+            rows.append((kind, entries["error"]))
+            continue
+        words: list[str] = []
+        for name, entry in entries.items():
+            notes = [] if entry["from"].split(".")[0] == "vjepa_fast" else [f"from {entry['from']}"]
+            notes += [f"not here: {', '.join(entry['why_not'])}"] if entry["why_not"] else []
+            words.append(name + (f" ({'; '.join(notes)})" if notes else ""))
+        rows.append((kind, ", ".join(words) or "none"))
+    return rows
+
+
+def _ops(found: Mapping[str, Any]) -> list[str]:
     """A table of op and backend by device, then for each device the reasons against the other backends."""
     if "error" in found:
         return _section("Ops", [("", found["error"])])

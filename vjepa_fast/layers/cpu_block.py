@@ -7,12 +7,11 @@ attention, the sum after it, and the hidden layer before its GELU. The outputs o
 made again in the backward pass, by passes over memory, not by matrix products. Positions are applied as the attention
 reads its queries and keys, residuals are added by the matrix product that precedes them, some rows at a time go through
 both layers of the feed-forward, and the gradients of q, k and v of all segments are written into one packed tensor.
-Kernels: csrc/attention.cpp, linear.cpp, outer.cpp, layer_norm.cpp.
+Kernels: csrc/attention.cpp, linear.cpp, norm.cpp, through the ops of these names.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,12 +21,12 @@ from vjepa_fast import ops
 from vjepa_fast.layers.attention import Lengths
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops import _cpp
-from vjepa_fast.ops.linear import add_outer
+from vjepa_fast.ops.attention import attention, attention_backward
+from vjepa_fast.ops.linear import block_linear, block_linear_backward, feed_forward, feed_forward_backward, outer
+from vjepa_fast.ops.norm import layer_norm_again, layer_norm_backward
 
 if TYPE_CHECKING:
     from vjepa_fast.layers.block import Block
-
-_PORTION = 512  # rows of the feed-forward's backward at a time: the gradient of the hidden layer is never there for all
 
 
 def fits(block: Block) -> bool:
@@ -60,8 +59,8 @@ def supports(x: Tensor, rope: Tensor | None) -> bool:
 def apply(block: Block, x: Tensor, rope: Tensor | None, lengths: Lengths) -> Tensor:
     """``Block`` with a plain feed-forward: x [B,K,E] float32 -> [B,K,E]. ``rope``: rows of the table, or None."""
     attn, mlp = block.attn, block.mlp
-    rope = _nowhere() if rope is None else rope.contiguous()
-    sizes = _lengths((x.shape[1],) if lengths is None else tuple(lengths))
+    rope = None if rope is None else rope.contiguous()
+    sizes = (x.shape[1],) if lengths is None else tuple(lengths)
     layers = (block.norm1, attn.qkv, attn.proj, block.norm2, mlp.fc1, mlp.fc2)
     weights = tuple(w.contiguous() for m in layers for w in (m.weight, m.bias))  # the kernels read plain arrays
     eps = block.norm1.eps, block.norm2.eps
@@ -70,55 +69,12 @@ def apply(block: Block, x: Tensor, rope: Tensor | None, lengths: Lengths) -> Ten
     return _attended(x.contiguous(), rope, sizes, attn.num_heads, eps, weights)
 
 
-# Made once and kept, so whatever mode or default device the first call is under: plain tensors on the CPU.
-@functools.cache
-@torch.inference_mode(False)
-def _nowhere() -> Tensor:
-    return torch.empty(0, device="cpu")  # tokens without positions
-
-
-@functools.lru_cache(256)
-@torch.inference_mode(False)
-def _lengths(values: tuple[int, ...]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
-
-
-def _attention(u: Tensor, wqkv: Tensor, bqkv: Tensor, rope: Tensor, lengths: Tensor, heads: int):
-    """Packed qkv [B,K,3*E] of u, the attention's output [B,K,E], and the row sums [B,H,K] that its backward reads."""
-    qkv, out = _linear(u, wqkv, bqkv), torch.empty_like(u)
-    lse = u.new_empty(u.shape[0], heads, u.shape[1])
-    torch.ops.vjepa_fast_cpp.attention(qkv, rope, lengths, heads, out, lse)
-    return qkv, out, lse
-
-
-def _linear(x: Tensor, w: Tensor, b: Tensor, other: Tensor | None = None) -> Tensor:
-    """X W^T + b (+ other): x [B,K,I], w [O,I] -> [B,K,O]."""
-    out = x.new_empty(*x.shape[:-1], len(w))
-    other = _nothing_kept() if other is None else _rows(other)
-    torch.ops.vjepa_fast_cpp.linear(_rows(x), w, b, other, _rows(out))
-    return out
-
-
-def _linear_backward(grad: Tensor, w: Tensor) -> Tensor:
-    """The gradient in x of x W^T: grad [B,K,O] -> [B,K,I]."""
-    out = grad.new_empty(*grad.shape[:-1], w.shape[1])
-    torch.ops.vjepa_fast_cpp.linear_backward(_rows(grad), w, _rows(out))
-    return out
-
-
-def _feed_forward(v: Tensor, w1, b1, w2, b2, y: Tensor, hidden: Tensor) -> Tensor:
-    """Y + gelu(v W1^T + b1) W2^T + b2; ``hidden`` [B*K,F] gets what comes before the GELU (or is empty)."""
-    out = torch.empty_like(y)
-    torch.ops.vjepa_fast_cpp.feed_forward(_rows(v), w1, b1, w2, b2, _rows(y), hidden, _rows(out))
-    return out
-
-
 def _attended(x, rope, lengths, heads, eps, weights) -> Tensor:
     n1w, n1b, wqkv, bqkv, wp, bp, n2w, n2b, w1, b1, w2, b2 = weights
     u = torch.native_layer_norm(x, x.shape[-1:], n1w, n1b, eps[0])[0]
-    y = _linear(_attention(u, wqkv, bqkv, rope, lengths, heads)[1], wp, bp, x)
+    y = block_linear(attention(block_linear(u, wqkv, bqkv), rope, lengths, heads)[0], wp, bp, x)
     v = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])[0]
-    return _feed_forward(v, w1, b1, w2, b2, y, _nothing_kept())
+    return feed_forward(v, w1, b1, w2, b2, y, keep=False)[0]
 
 
 class _Block(torch.autograd.Function):
@@ -126,56 +82,34 @@ class _Block(torch.autograd.Function):
     def forward(ctx, x, rope, lengths, heads, eps, n1w, n1b, wqkv, bqkv, wp, bp, n2w, n2b, w1, b1, w2, b2):
         x = x.contiguous()
         u, *stats_1 = torch.native_layer_norm(x, x.shape[-1:], n1w, n1b, eps[0])
-        qkv, attended, lse = _attention(u, wqkv, bqkv, rope, lengths, heads)
-        y = _linear(attended, wp, bp, x)
+        qkv = block_linear(u, wqkv, bqkv)
+        attended, lse = attention(qkv, rope, lengths, heads)
+        y = block_linear(attended, wp, bp, x)
         v, *stats_2 = torch.native_layer_norm(y, x.shape[-1:], n2w, n2b, eps[1])
-        hidden = x.new_empty(x.numel() // x.shape[-1], len(w1))
-        out = _feed_forward(v, w1, b1, w2, b2, y, hidden)
-        ctx.heads = heads
+        out, hidden = feed_forward(v, w1, b1, w2, b2, y, keep=True)
+        ctx.lengths, ctx.heads = lengths, heads
         ctx.save_for_backward(
-            x, *stats_1, qkv, attended, lse, y, *stats_2, rope, lengths, n1w, n1b, wqkv, wp, n2w, n2b, w1, w2, hidden
+            x, *stats_1, qkv, attended, lse, y, *stats_2, rope, n1w, n1b, wqkv, wp, n2w, n2b, w1, w2, hidden
         )
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's types
-        cpp = torch.ops.vjepa_fast_cpp
-        x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, rope, lengths, *weights, hidden = ctx.saved_tensors
+        x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, rope, *weights, hidden = ctx.saved_tensors
         n1w, n1b, wqkv, wp, n2w, n2b, w1, w2 = weights
         grad = grads[0].contiguous()
 
         # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache
-        normed, dv = torch.empty_like(x), torch.empty_like(x)
-        cpp.norm_again(y, mean_2, rstd_2, n2w, n2b, normed)
-        (dw1, db1), (dw2, db2) = _zeros(w1), _zeros(w2)
-        cpp.feed_forward_backward(_rows(grad), _rows(normed), hidden, w1, w2, _PORTION, _rows(dv), dw1, db1, dw2, db2)
-        dn2w, dn2b, dy = torch.empty_like(n2w), torch.empty_like(n2w), grad.clone()
-        cpp.norm_backward(dv, y, mean_2, rstd_2, n2w, dy, dn2w, dn2b)  # adds to dy
+        v = layer_norm_again(y, mean_2, rstd_2, n2w, n2b)
+        dv, dw1, db1, dw2, db2 = feed_forward_backward(grad, v, hidden, w1, w2)
+        dy = grad.clone()
+        dn2w, dn2b = layer_norm_backward(dv, y, mean_2, rstd_2, n2w, dy)
 
         # attention: y = x + attention(norm1(x) Wqkv^T + bqkv) Wp^T + bp
-        dwp, dbp = _zeros(wp)
-        add_outer(dy, attended, dwp, dbp)
-        dqkv = torch.empty_like(qkv)
-        cpp.attention_backward(_linear_backward(dy, wp), qkv, rope, lengths, ctx.heads, attended, lse, dqkv)
-        cpp.norm_again(x, mean_1, rstd_1, n1w, n1b, normed)
-        dwqkv, dbqkv = _zeros(wqkv)
-        add_outer(dqkv, normed, dwqkv, dbqkv)
-        dn1w, dn1b, dx = torch.empty_like(n1w), torch.empty_like(n1w), dy
-        cpp.norm_backward(_linear_backward(dqkv, wqkv), x, mean_1, rstd_1, n1w, dx, dn1w, dn1b)
+        dwp, dbp = outer(dy, attended)
+        dqkv = attention_backward(block_linear_backward(dy, wp), qkv, rope, ctx.lengths, ctx.heads, attended, lse)
+        dwqkv, dbqkv = outer(dqkv, layer_norm_again(x, mean_1, rstd_1, n1w, n1b))
+        dx = dy
+        dn1w, dn1b = layer_norm_backward(block_linear_backward(dqkv, wqkv), x, mean_1, rstd_1, n1w, dx)
         return dx, None, None, None, None, dn1w, dn1b, dwqkv, dbqkv, dwp, dbp, dn2w, dn2b, dw1, db1, dw2, db2
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.view(-1, x.shape[-1])
-
-
-def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeros to add the gradients of a weight [O,I] and its bias [O] to."""
-    return torch.zeros_like(weight), weight.new_zeros(len(weight))
-
-
-@functools.cache
-@torch.inference_mode(False)
-def _nothing_kept() -> Tensor:
-    return torch.empty(0, 0, device="cpu")

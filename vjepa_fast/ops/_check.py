@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -15,23 +15,38 @@ def debugging() -> bool:
     return os.environ.get("VJEPA_FAST_DEBUG", "0") not in ("", "0")
 
 
-def shape_of(x: object) -> str:
+def positive(x: object) -> bool:
+    """Whether ``x`` is an int over 0."""
+    return isinstance(x, int) and x > 0
+
+
+def _has_dims(x: object, dims: int) -> bool:
+    return isinstance(x, torch.Tensor) and x.dim() == dims
+
+
+def _shape_of(x: object) -> str:
     if isinstance(x, torch.Tensor):
         return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
     return repr(x)
 
 
 def require(ok: bool, op: str, argument: str, expected: str, got: object) -> None:
+    """Raise ``ValueError("op: argument: expected ..., got ...")`` unless ``ok``; a tensor shows dtype and shape."""
     if not ok:
-        raise ValueError(f"{op}: {argument}: expected {expected}, got {shape_of(got)}")
+        raise ValueError(f"{op}: {argument}: expected {expected}, got {_shape_of(got)}")
+
+
+def names(dtypes: Iterable[torch.dtype]) -> str:
+    """The dtypes for a message: ``float32, bfloat16``."""
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
 def clip(op: str, x: torch.Tensor, tubelet: int = 1, patch: int = 1) -> tuple[int, int, int]:
     """Checks a clip [B,C,F,H,W] and returns its token grid (T, H, W)."""
-    require(isinstance(x, torch.Tensor) and x.dim() == 5, op, "clip", "a tensor [B,C,F,H,W]", x)
+    require(_has_dims(x, 5), op, "clip", "a tensor [B,C,F,H,W]", x)
     require(x.dtype == torch.uint8 or x.is_floating_point(), op, "clip", "uint8 or a floating dtype", x)
-    require(isinstance(tubelet, int) and tubelet > 0, op, "tubelet", "a positive int", tubelet)
-    require(isinstance(patch, int) and patch > 0, op, "patch", "a positive int", patch)
+    require(positive(tubelet), op, "tubelet", "a positive int", tubelet)
+    require(positive(patch), op, "patch", "a positive int", patch)
     f, height, width = x.shape[2:]
     for size, of, key, of_key in (
         (f, tubelet, "frames", "tubelet"),
@@ -40,19 +55,20 @@ def clip(op: str, x: torch.Tensor, tubelet: int = 1, patch: int = 1) -> tuple[in
     ):
         text = not_multiple(size, of, key, of_key)
         if text is not None:
-            raise ValueError(f"{op}: clip: {text}; got {shape_of(x)}")
+            raise ValueError(f"{op}: clip: {text}; got {_shape_of(x)}")
     return f // tubelet, height // patch, width // patch
 
 
 def grid(op: str, value: Sequence[int]) -> tuple[int, int, int]:
-    ok = isinstance(value, (tuple, list)) and len(value) == 3 and all(int(v) == v and v > 0 for v in value)
+    """(T, H, W) as ints."""
+    ok = len(value) == 3 and all(int(v) == v and v > 0 for v in value)
     require(ok, op, "grid", "three positive ints (T, H, W)", value)
     return int(value[0]), int(value[1]), int(value[2])
 
 
 def indices(op: str, argument: str, idx: torch.Tensor, batch: int | None = None) -> None:
-    ok = isinstance(idx, torch.Tensor) and idx.dim() == 2 and idx.dtype == torch.int64
-    require(ok, op, argument, "an int64 tensor [B,K]", idx)
+    """``idx`` is an int64 tensor [B,K], of ``batch`` rows if that is given."""
+    require(_has_dims(idx, 2) and idx.dtype == torch.int64, op, argument, "an int64 tensor [B,K]", idx)
     require(batch is None or idx.shape[0] == batch, op, argument, f"a batch of {batch}", idx)
 
 
@@ -75,6 +91,7 @@ def distinct(op: str, argument: str, idx: torch.Tensor) -> None:
 def channel_stats(
     op: str, mean: Sequence[float], std: Sequence[float], channels: int
 ) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel as lists, as an op's schema has them."""
     for name, value in (("mean", mean), ("std", std)):
         require(len(value) == channels, op, name, f"{channels} values, one per channel", value)
     require(all(s > 0 for s in std), op, "std", "positive values", std)

@@ -1,6 +1,6 @@
 """Loads the CPU kernels of csrc/, which register themselves under ``torch.ops.vjepa_fast_cpp``.
 
-``LOADED`` tells whether they are there and ``REASON`` why not.
+``LOADED`` says whether they are there, ``REASON`` why not.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import hashlib
 import pathlib
 
 import torch  # first: the library takes its symbols from the libtorch that this loads
+
+from vjepa_fast.ops import _check
 
 PATH = pathlib.Path(__file__).resolve().parent.parent / "_C.so"
 SOURCES = PATH.parent.parent / "csrc"  # in a checkout
@@ -25,7 +27,7 @@ def fingerprint(folder: pathlib.Path) -> str:
 
 
 def _load(path: pathlib.Path) -> str:
-    """Returns why the library cannot serve; empty if it can."""
+    """Why the library cannot be used; empty if it can."""
     if not path.is_file():
         return "vjepa_fast/_C.so was not built (no C++ compiler, not Linux, or VJEPA_FAST_BUILD=0)"
     try:
@@ -44,16 +46,22 @@ def _load(path: pathlib.Path) -> str:
 
 REASON = _load(PATH)
 LOADED = not REASON
+FLOATS = (torch.float32, torch.bfloat16)  # the dtypes that the kernels read and write
 
 
 def objections(*tensors: torch.Tensor) -> list[str]:
-    """Why the kernels cannot serve these tensors; without arguments, why they cannot serve at all."""
+    """Why the kernels cannot run on these tensors; without arguments, why they cannot run at all."""
     reasons = [] if LOADED else [REASON]
     if any(t.device.type != "cpu" for t in tensors):
-        reasons.append("cpp serves tensors on the CPU only")
+        reasons.append("cpp supports tensors on the CPU only")
     return reasons
+
+
+def dtype_objections(x: torch.Tensor) -> list[str]:
+    """Why the kernels cannot run on the dtype of ``x``."""
+    return [] if x.dtype in FLOATS else [f"cpp supports {_check.names(FLOATS)}, got {_check.names((x.dtype,))}"]
 
 
 def status() -> str:
     """One line for people: is the extension there, and if not, why."""
-    return f"C++ extension: {'in use, ' + str(PATH) if LOADED else 'not in use, eager PyTorch serves: ' + REASON}"
+    return f"C++ extension: {'in use, ' + str(PATH) if LOADED else 'not in use, eager PyTorch runs instead: ' + REASON}"

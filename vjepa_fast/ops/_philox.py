@@ -15,7 +15,9 @@ TRUNCATE: no attempt, item is the group of four tokens (20 bits), one word each.
 
 from __future__ import annotations
 
-import torch
+from typing import Any, overload
+
+from torch import Tensor
 
 SIZE, ORIGIN, TRUNCATE = range(3)
 MAX_SPECS, MAX_ATTEMPTS, MAX_ITEMS = 1 << 8, 1 << 6, 1 << 20
@@ -25,7 +27,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
-def _multiply(x, factor: int):
+def _multiply(x: Any, factor: int) -> tuple[Any, Any]:
     """High and low 32 bits of x * factor; in 16-bit halves, so that nothing exceeds 49 bits of an int64."""
     if isinstance(x, int):
         return x * factor >> 32, x * factor & _MASK
@@ -34,7 +36,7 @@ def _multiply(x, factor: int):
     return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _MASK
 
 
-def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+def philox4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
     """Four random 32-bit words per counter.
 
     ``counter``: four ints or int64 tensors of values in [0, 2**32) that broadcast together. ``key``: two such ints.
@@ -50,8 +52,12 @@ def philox4x32(counter: tuple, key: tuple[int, int]) -> tuple[torch.Tensor, ...]
     return c0, c1, c2, c3
 
 
-def words(seed: int, step: int, sample: int | torch.Tensor, stream: int | torch.Tensor) -> tuple:
-    """The four words of (seed, step, sample, stream); ``sample`` and ``stream`` are ints or int64 and broadcast."""
+@overload
+def words(seed: int, step: int, sample: int, stream: int) -> tuple[int, int, int, int]: ...
+@overload
+def words(seed: int, step: int, sample: Tensor, stream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+def words(seed: int, step: int, sample: int | Tensor, stream: int | Tensor) -> tuple[Any, Any, Any, Any]:
+    """The four words of (seed, step, sample, stream); ``sample`` and ``stream`` are ints, or int64 and broadcast."""
     if not 0 <= step <= _MASK:
         raise ValueError(f"step must be in [0, 2**32), got {step}")
     key = (seed & _MASK, (seed >> 32) & _MASK)

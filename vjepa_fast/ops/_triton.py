@@ -1,15 +1,19 @@
-"""When the Triton kernels of ``kernels/`` can serve: CUDA tensors, or any under ``TRITON_INTERPRET=1`` (for tests)."""
+"""When the Triton kernels of ``kernels/`` can run: CUDA tensors, or any under ``TRITON_INTERPRET=1`` (for tests)."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import os
+from types import ModuleType
 
 import torch
 
 from vjepa_fast.ops import _backend
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that the kernels read and write
 
 
 def interpreted() -> bool:
@@ -31,19 +35,24 @@ def _machine() -> str:
 
 
 def objections(*tensors: torch.Tensor | None) -> list[str]:
-    """Why the kernels cannot serve these tensors; without arguments, why they cannot serve at all."""
+    """Why the kernels cannot run on these tensors; without arguments, why they cannot run at all."""
     if interpreted():
         forced = _backend.current_backend() == "triton"
         reasons = [] if forced else ["TRITON_INTERPRET=1 interprets the kernels, only where triton is forced"]
     else:
         elsewhere = any(t is not None and t.device.type != "cuda" for t in tensors)
         # with CPU tensors CUDA is not asked: in a forked worker that would fail
-        reasons = ["triton serves CUDA tensors only"] if elsewhere else [_machine()] if _machine() else []
+        reasons = ["triton supports CUDA tensors only"] if elsewhere else [_machine()] if _machine() else []
     if any(t is not None and t.dtype == torch.float64 for t in tensors):
         reasons.append("triton computes in float32, float64 is left to eager")
     return reasons
 
 
-def device_of(tensor: torch.Tensor):
+def kernels(name: str) -> ModuleType:
+    """``kernels/NAME.py``, imported (with Triton) when the first kernel of it is launched."""
+    return importlib.import_module(f"vjepa_fast.kernels.{name}")
+
+
+def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Context in which a kernel on ``tensor`` is launched: its CUDA device is the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -6,7 +6,7 @@ Not a custom op as the others are: it changes lists of tensors in place, nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 _FUSED = ("cpu", "cuda")  # devices for which torch has its fused AdamW
+_torch: Any = torch  # whose functions of many tensors have no public names
 
 
 class Rule(NamedTuple):
@@ -32,14 +33,18 @@ class Rule(NamedTuple):
 
     @property
     def bias1(self) -> float:
+        """1 - beta1**step: what the first moment is divided by."""
         return 1.0 - self.beta1**self.step
 
     @property
     def bias2(self) -> float:
+        """1 - beta2**step: what the second moment is divided by."""
         return 1.0 - self.beta2**self.step
 
 
-Lists = tuple[list, list, list, list, list, list]
+Lists = tuple[
+    list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor | None], list[Tensor | None]
+]  # parameters, gradients, first and second moments, targets, copies
 
 
 def adamw_ema_(
@@ -56,7 +61,10 @@ def adamw_ema_(
     """One step of AdamW (arXiv:1711.05101), then ``target <- lerp(target, param, follow)``, all in place.
 
     Args:
-        params, grads, exp_avgs, exp_avg_sqs: floating tensors, entry by entry of one shape; on one device.
+        params: floating tensors on one device.
+        grads: their gradients, of the same shapes, as are the other lists.
+        exp_avgs: first moments.
+        exp_avg_sqs: second moments.
         rule: what is the same for all of them.
         targets: per parameter the tensor that follows it (V-JEPA, arXiv:2404.08471), or None.
         lows: per parameter a copy of its target in another dtype, to be brought up to date, or None.
@@ -71,9 +79,9 @@ def adamw_ema_(
     largest number that went into an element.
     """
     n = len(params)
-    targets = [None] * n if targets is None else list(targets)
-    lows = [None] * n if lows is None else list(lows)
-    lists = (list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), targets, lows)
+    none: list[Tensor | None] = [None] * n
+    targets, lows = (none if x is None else list(x) for x in (targets, lows))
+    lists: Lists = list(params), list(grads), list(exp_avgs), list(exp_avg_sqs), targets, lows
     shapes = [p.shape for p in lists[0]]
     for name, values in zip(("grads", "exp_avgs", "exp_avg_sqs", "targets", "lows"), lists[1:]):
         _check.require(len(values) == n, "adamw_ema_", name, f"{n} tensors, one per parameter", len(values))
@@ -93,10 +101,10 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
     """PyTorch's own kernels: its fused AdamW where it has one for the device, else its formula tensor by tensor."""
     params, grads, exp_avgs, exp_avg_sqs, targets, lows = lists
     if scale is not None:
-        torch._foreach_mul_(grads, scale.to(params[0].device))
+        _torch._foreach_mul_(grads, scale.to(params[0].device))
     if params[0].device.type in _FUSED:
         at = torch.full((), float(rule.step), device=params[0].device)
-        torch._fused_adamw_(
+        _torch._fused_adamw_(
             params,
             grads,
             exp_avgs,
@@ -112,38 +120,38 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
             maximize=False,
         )
     else:
-        torch._foreach_mul_(params, 1.0 - rule.lr * rule.weight_decay)
-        torch._foreach_lerp_(exp_avgs, grads, 1.0 - rule.beta1)
-        torch._foreach_mul_(exp_avg_sqs, rule.beta2)
-        torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - rule.beta2)
-        roots = torch._foreach_sqrt(exp_avg_sqs)
-        torch._foreach_div_(roots, rule.bias2**0.5)
-        torch._foreach_add_(roots, rule.eps)
-        torch._foreach_addcdiv_(params, exp_avgs, roots, -rule.lr / rule.bias1)
-    pairs = [(t, p) for t, p in zip(targets, params) if t is not None]
-    if pairs:
-        torch._foreach_lerp_(*map(list, zip(*pairs)), rule.follow)
-    pairs = [(low, t) for low, t in zip(lows, targets) if low is not None]
-    if pairs:
-        torch._foreach_copy_(*map(list, zip(*pairs)))
+        _torch._foreach_mul_(params, 1.0 - rule.lr * rule.weight_decay)
+        _torch._foreach_lerp_(exp_avgs, grads, 1.0 - rule.beta1)
+        _torch._foreach_mul_(exp_avg_sqs, rule.beta2)
+        _torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - rule.beta2)
+        roots = _torch._foreach_sqrt(exp_avg_sqs)
+        _torch._foreach_div_(roots, rule.bias2**0.5)
+        _torch._foreach_add_(roots, rule.eps)
+        _torch._foreach_addcdiv_(params, exp_avgs, roots, -rule.lr / rule.bias1)
+    followed = [(t, p) for t, p in zip(targets, params) if t is not None]
+    if followed:
+        _torch._foreach_lerp_(*map(list, zip(*followed)), rule.follow)
+    copied = [(low, t) for low, t in zip(lows, targets) if low is not None]
+    if copied:
+        _torch._foreach_copy_(*map(list, zip(*copied)))
 
 
 def _common_objections(backend: str, lists: Lists, scale: Tensor | None) -> list[str]:
     wide = [x for values in lists[:5] for x in values if x is not None]
     narrow = [x for x in lists[5] if x is not None]
-    reasons = []
+    reasons: list[str] = []
     if {x.dtype for x in wide} != {torch.float32}:
-        reasons.append(f"{backend} serves float32 parameters, gradients and averages")
+        reasons.append(f"{backend} supports float32 parameters, gradients and averages")
     if not {x.dtype for x in narrow} <= {torch.bfloat16}:
         reasons.append(f"{backend} keeps copies in bfloat16 only")
     if not all(x.is_contiguous() for x in (*wide, *narrow)):
-        reasons.append(f"{backend} serves contiguous tensors only")
+        reasons.append(f"{backend} supports contiguous tensors only")
     if len({x.device for x in (*wide, *narrow, *([] if scale is None else [scale]))}) > 1:
-        reasons.append(f"{backend} serves tensors on one device")
+        reasons.append(f"{backend} supports tensors on one device")
     return reasons
 
 
-def _cpp_objections(*args) -> list[str]:
+def _cpp_objections(*args: Any) -> list[str]:
     if not args:
         return _cpp.objections()
     lists, _, scale = args
@@ -168,7 +176,7 @@ def _addresses(lists: Lists) -> list[tuple[int, ...]]:
 
 @_backend.register("adamw_ema", "cpp", _cpp_objections)
 def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
-    rows = torch.tensor(_addresses(lists), dtype=torch.int64)
+    rows = torch.tensor(_addresses(lists), dtype=torch.int64, device="cpu")
     torch.ops.vjepa_fast_cpp.adamw_ema(
         rows,
         rule.lr,
@@ -179,11 +187,11 @@ def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
         rule.bias1,
         rule.bias2,
         rule.follow,
-        torch.empty(0) if scale is None else scale.float(),
+        torch.empty(0, device="cpu") if scale is None else scale.float(),
     )
 
 
-def _triton_objections(*args) -> list[str]:
+def _triton_objections(*args: Any) -> list[str]:
     if not args:
         return _triton.objections()
     lists, _, scale = args
@@ -192,10 +200,8 @@ def _triton_objections(*args) -> list[str]:
 
 @_backend.register("adamw_ema", "triton", _triton_objections)
 def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
-    from vjepa_fast.kernels import adamw as kernel
-
     with _triton.device_of(lists[0][0]):
-        kernel.adamw_ema(_addresses(lists), rule, scale, lists[0][0].device)
+        _triton.kernels("adamw").adamw_ema(_addresses(lists), rule, scale, lists[0][0].device)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -203,7 +209,7 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     Of their dtype; the C++ kernel adds up in float64. The norm of none is 0, on the CPU. Floor: each element read once.
     """
-    return _backend.call("total_norm", list(tensors)) if tensors else torch.zeros(())
+    return _backend.call("total_norm", list(tensors)) if tensors else torch.zeros((), device="cpu")
 
 
 @_backend.register("total_norm", "eager")
@@ -211,16 +217,16 @@ def _eager_norm(tensors: list[Tensor]) -> Tensor:
     return torch.nn.utils.get_total_norm(tensors)
 
 
-def _norm_objections(*args) -> list[str]:
+def _norm_objections(*args: Any) -> list[str]:
     reasons = _cpp.objections(*(args[0] if args else ()))
     if args and not all(x.dtype == torch.float32 and x.is_contiguous() for x in args[0]):
-        reasons.append("cpp serves contiguous float32 tensors")
+        reasons.append("cpp supports contiguous float32 tensors")
     return reasons
 
 
 @_backend.register("total_norm", "cpp", _norm_objections)
 def _cpp_norm(tensors: list[Tensor]) -> Tensor:
-    out = torch.empty(())
-    rows = torch.tensor([(x.data_ptr(), x.numel()) for x in tensors], dtype=torch.int64)
+    out = torch.empty((), device="cpu")
+    rows = torch.tensor([(x.data_ptr(), x.numel()) for x in tensors], dtype=torch.int64, device="cpu")
     torch.ops.vjepa_fast_cpp.total_norm(rows, out)
     return out

@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 _FAR = 1e12  # squared distance of "no predicted token seen yet"; squares of real ones are exact in float32
 
 
-def mask_distance(
-    masks_enc: torch.Tensor, masks_pred: torch.Tensor, grid: Sequence[int], offset: bool = False
-) -> torch.Tensor:
+def mask_distance(masks_enc: Tensor, masks_pred: Tensor, grid: Sequence[int], offset: bool = False) -> Tensor:
     """Square root of the Euclidean distance from each context token to the nearest predicted token of its sample.
-    Floor: both masks read once, the result written once.
 
     The weight of the context loss is the reciprocal of this (V-JEPA 2.1 as used by arXiv:2605.17165). Positions are the
     integer (t, h, w) of the token grid; a context token that is itself predicted has distance 0.
@@ -36,6 +34,8 @@ def mask_distance(
     Raises:
         ValueError: wrong dtype or shape, an empty ``masks_pred``, or an index outside the grid (looked for on the CPU,
             elsewhere under VJEPA_FAST_DEBUG=1).
+
+    Floor: both masks read once, the result written once.
     """
     op = "mask_distance"
     t, h, w = _check.grid(op, grid)
@@ -48,21 +48,19 @@ def mask_distance(
 
 
 @torch.library.custom_op("vjepa_fast::mask_distance", mutates_args=())
-def _mask_distance(
-    masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int
-) -> torch.Tensor:
+def _mask_distance(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int, divisor: int) -> Tensor:
     for name, idx in (("masks_enc", masks_enc), ("masks_pred", masks_pred)):
         _check.in_range("mask_distance", name, idx, t * h * w)
     return _backend.call("mask_distance", masks_enc, masks_pred, t, h, w, divisor)
 
 
 @_mask_distance.register_fake
-def _(masks_enc, masks_pred, t, h, w, divisor):
+def _(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int, divisor: int) -> Tensor:
     return masks_enc.new_empty(masks_enc.shape, dtype=torch.float32)
 
 
 @_backend.register("mask_distance", "eager")
-def _eager(masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int) -> torch.Tensor:
+def _eager(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int, divisor: int) -> Tensor:
     """Exact distance transform: squared distances separate over the axes, so take the minimum along one at a time."""
     d_BN = torch.full((masks_enc.shape[0], t * h * w), _FAR, dtype=torch.float32, device=masks_enc.device)
     d = d_BN.scatter_(1, masks_pred, 0.0).view(-1, t, h, w)
@@ -74,15 +72,11 @@ def _eager(masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w:
 
 
 @_backend.register("mask_distance", "cpp", lambda *args: _cpp.objections(*args[:2]))
-def _cpp_kernel(masks_enc: torch.Tensor, masks_pred: torch.Tensor, *args: int) -> torch.Tensor:
+def _cpp_kernel(masks_enc: Tensor, masks_pred: Tensor, *args: int) -> Tensor:
     return torch.ops.vjepa_fast_cpp.mask_distance(masks_enc, masks_pred, *args)
 
 
 @_backend.register("mask_distance", "triton", lambda *args: _triton.objections(*args[:2]))
-def _triton_kernel(
-    masks_enc: torch.Tensor, masks_pred: torch.Tensor, t: int, h: int, w: int, divisor: int
-) -> torch.Tensor:
-    from vjepa_fast.kernels import distance as kernel
-
+def _triton_kernel(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int, divisor: int) -> Tensor:
     with _triton.device_of(masks_enc):
-        return kernel.mask_distance(masks_enc, masks_pred, (t, h, w), divisor)
+        return _triton.kernels("distance").mask_distance(masks_enc, masks_pred, (t, h, w), divisor)

@@ -11,22 +11,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 
-def normalize_clip(
-    clip: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
-) -> torch.Tensor:
+def normalize_clip(clip: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
     """The normalised clip.
 
     Args:
         clip: [B,C,F,height,width]; uint8 is divided by 255 and normalised; a float clip is returned as it is, in
             promote_types(dtype, float32).
-        mean, std: C values each, of pixels in [0, 1].
+        mean: C values, of pixels in [0, 1].
+        std: C values, likewise.
 
     Returns:
         [B,C,F,height,width] float32 (float64 if the clip is).
@@ -42,14 +43,14 @@ def normalize_clip(
 
 
 def tubelet_patchify(
-    clip: torch.Tensor,
-    idx: torch.Tensor | None,
+    clip: Tensor,
+    idx: Tensor | None,
     tubelet: int,
     patch: int,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """The kept tubelets of a clip as rows: gather, conversion, normalisation and cast in one go.
 
     Floor: B*K*P pixels read, as many numbers written, 8 bytes per index. The clip may have any strides.
@@ -58,8 +59,10 @@ def tubelet_patchify(
         clip: [B,C,F,height,width], uint8 or floating (taken as normalised).
         idx: int64 [B,K] token indices n = (t*H+h)*W+w to keep, in this order; None keeps all N. Or int64 [1,M] of
             b*N + n, where samples keep different numbers (``Packed.idx``).
-        tubelet, patch: frames and pixels of a tubelet; they must divide F, height and width.
-        mean, std: C values each, for uint8 clips.
+        tubelet: frames of a tubelet; must divide F.
+        patch: pixels of a tubelet along height and width; must divide both.
+        mean: C values, for uint8 clips.
+        std: C values, likewise.
         out_dtype: floating dtype of the result; None means float32 for uint8 and the clip's dtype otherwise.
 
     Returns:
@@ -80,19 +83,23 @@ def tubelet_patchify(
 
 
 def patch_mean(
-    clip: torch.Tensor,
+    clip: Tensor,
     tubelet: int,
     patch: int,
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
-) -> torch.Tensor:
+) -> Tensor:
     """Mean colour of each tubelet of the normalised clip: the target of the action-conditioning (``ac``) objective.
 
     Floor: the clip read once, [B,T,H,W,C] written once. It shares its loops with ``motion_saliency`` in mode ``area``,
     but not a pass over the clip: masks need the one before the step, the objective needs the other within it.
 
     Args:
-        clip, tubelet, patch, mean, std: as in ``tubelet_patchify``.
+        clip: as in ``tubelet_patchify``, as is the rest.
+        tubelet: frames.
+        patch: pixels.
+        mean: C values.
+        std: C values.
 
     Returns:
         [B,T,H,W,C] in promote_types(clip dtype, float32) (float32 for uint8). A float clip receives gradient.
@@ -105,19 +112,16 @@ def patch_mean(
     return _patch_mean(clip, tubelet, patch, mean, std)
 
 
-_KERNEL_FLOATS = {
-    "cpp": (torch.float32, torch.bfloat16),
-    "triton": (torch.float32, torch.bfloat16, torch.float16),
-}
+_KERNEL_FLOATS = {"cpp": _cpp.FLOATS, "triton": _triton.FLOATS}
 
 
 def objections(backend: str) -> Callable[..., list[str]]:
-    """Of the kernels that read clips; called with an op's arguments, the clip first."""
+    """Those of the kernels that read clips: a function of an op's arguments, the clip first."""
     floats, machine = _KERNEL_FLOATS[backend], {"cpp": _cpp, "triton": _triton}[backend].objections
-    names = ", ".join(str(d).removeprefix("torch.") for d in floats)
+    names = _check.names(floats)
 
-    def reasons(*args) -> list[str]:
-        found = machine(*(a for a in args if isinstance(a, torch.Tensor)))
+    def reasons(*args: Any) -> list[str]:
+        found = machine(*(a for a in args if isinstance(a, Tensor)))
         if args and args[0].dtype not in (torch.uint8, *floats):
             found.append(f"{backend} reads clips of uint8, {names}")
         if any(isinstance(a, torch.dtype) and a not in floats for a in args):
@@ -128,50 +132,50 @@ def objections(backend: str) -> Callable[..., list[str]]:
 
 
 @functools.cache
-def channel_table(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def channel_table(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 [C] on the device. Kept, since copying it there anew would stop the host until the device is done; never
     dropped, since a captured CUDA graph reads it at its address.
     """
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-def _scale_and_shift(clip: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[torch.Tensor, ...]:
+def _scale_and_shift(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, ...]:
     """X * scale - shift normalises pixels of 0..255; the same float32 numbers that ``_normalize`` uses."""
     scale, shift = tuple(1 / (255 * s) for s in std), tuple(m / s for m, s in zip(mean, std, strict=True))
     return channel_table(scale, clip.device), channel_table(shift, clip.device)
 
 
-def _compute_dtype(clip: torch.Tensor) -> torch.dtype:
+def _compute_dtype(clip: Tensor) -> torch.dtype:
     return torch.promote_types(clip.dtype, torch.float32)  # uint8 gives float32
 
 
-def _normalize(x: torch.Tensor, dim: int, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def _normalize(x: Tensor, dim: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """In place: x in 0..255, channels along ``dim``. By scalars, as a tensor of them would be copied to the device."""
     for c, (m, s) in enumerate(zip(mean, std, strict=True)):
         x.select(dim, c).mul_(1 / (255 * s)).sub_(m / s)
     return x
 
 
-def _tubelets(clip: torch.Tensor, tubelet: int, patch: int) -> torch.Tensor:
+def _tubelets(clip: Tensor, tubelet: int, patch: int) -> Tensor:
     """View [B,T,H,W,C,tubelet,patch,patch]."""
     x = clip.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).unflatten(2, (-1, tubelet))
     return x.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
 
-def _rows(idx_BK: torch.Tensor, n: int) -> torch.Tensor:
+def _rows(idx_BK: Tensor, n: int) -> Tensor:
     return (idx_BK + torch.arange(idx_BK.shape[0], device=idx_BK.device)[:, None] * n).flatten()
 
 
 @_backend.register("tubelet_patchify", "eager")
 def _patchify_eager(
-    clip: torch.Tensor,
-    idx: torch.Tensor | None,
+    clip: Tensor,
+    idx: Tensor | None,
     tubelet: int,
     patch: int,
     mean: list[float],
     std: list[float],
     out_dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Tensor:
     b, c = clip.shape[:2]
     x = _tubelets(clip, tubelet, patch)
     n, p = x.shape[1] * x.shape[2] * x.shape[3], c * tubelet * patch * patch
@@ -186,40 +190,54 @@ def _patchify_eager(
     return x.clone() if x.untyped_storage().data_ptr() == clip.untyped_storage().data_ptr() else x
 
 
-def _patchify_out(clip, idx, tubelet, patch, out_dtype) -> torch.Tensor:
+def _patchify_out(clip: Tensor, idx: Tensor | None, tubelet: int, patch: int, out_dtype: torch.dtype) -> Tensor:
     b, c, f, height, width = clip.shape
     rows = (b, (f // tubelet) * (height // patch) * (width // patch)) if idx is None else idx.shape
     return clip.new_empty((*rows, c * tubelet * patch * patch), dtype=out_dtype)
 
 
 @_backend.register("tubelet_patchify", "cpp", objections("cpp"))
-def _patchify_cpp(clip, idx, tubelet, patch, mean, std, out_dtype):
-    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
-    kept = torch.empty(0, dtype=torch.int64) if idx is None else idx
-    torch.ops.vjepa_fast_cpp.tubelet_patchify(clip, kept, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
-    return out
-
-
-@_backend.register("tubelet_patchify", "triton", objections("triton"))
-def _patchify_triton(clip, idx, tubelet, patch, mean, std, out_dtype):
-    from vjepa_fast.kernels import clips as kernel
-
-    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
-    with _triton.device_of(clip):
-        kernel.tubelet_patchify(clip, idx, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
-    return out
-
-
-@torch.library.custom_op("vjepa_fast::tubelet_patchify", mutates_args=())
-def _patchify(
-    clip: torch.Tensor,
-    idx: torch.Tensor | None,
+def _patchify_cpp(
+    clip: Tensor,
+    idx: Tensor | None,
     tubelet: int,
     patch: int,
     mean: Sequence[float],
     std: Sequence[float],
     out_dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Tensor:
+    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
+    kept = torch.empty(0, dtype=torch.int64, device="cpu") if idx is None else idx
+    torch.ops.vjepa_fast_cpp.tubelet_patchify(clip, kept, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+    return out
+
+
+@_backend.register("tubelet_patchify", "triton", objections("triton"))
+def _patchify_triton(
+    clip: Tensor,
+    idx: Tensor | None,
+    tubelet: int,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
+) -> Tensor:
+    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
+    with _triton.device_of(clip):
+        _triton.kernels("patchify").tubelet_patchify(clip, idx, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+    return out
+
+
+@torch.library.custom_op("vjepa_fast::tubelet_patchify", mutates_args=())
+def _patchify(
+    clip: Tensor,
+    idx: Tensor | None,
+    tubelet: int,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
+) -> Tensor:
     if idx is not None:
         n = clip.shape[2] // tubelet * (clip.shape[3] // patch) * (clip.shape[4] // patch)
         _check.in_range("tubelet_patchify", "idx", idx, n * clip.shape[0] // max(1, len(idx)))
@@ -227,17 +245,25 @@ def _patchify(
 
 
 @_patchify.register_fake
-def _(clip, idx, tubelet, patch, mean, std, out_dtype):
+def _(
+    clip: Tensor,
+    idx: Tensor | None,
+    tubelet: int,
+    patch: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    out_dtype: torch.dtype,
+) -> Tensor:
     return _patchify_out(clip, idx, tubelet, patch, out_dtype)
 
 
-def _patchify_save(ctx, inputs, output):
+def _patchify_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     clip, idx, ctx.tubelet, ctx.patch, _, _, _ = inputs
     ctx.clip = clip.shape, clip.dtype
     ctx.save_for_backward(idx)
 
 
-def _patchify_backward(ctx, grad):
+def _patchify_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (idx,), (shape, dtype), tubelet, patch = ctx.saved_tensors, ctx.clip, ctx.tubelet, ctx.patch
     b, c, f, height, width = shape
     t, h, w = f // tubelet, height // patch, width // patch
@@ -252,53 +278,47 @@ _patchify.register_autograd(_patchify_backward, setup_context=_patchify_save)
 
 
 @_backend.register("patch_mean", "eager")
-def _patch_mean_eager(
-    clip: torch.Tensor, tubelet: int, patch: int, mean: list[float], std: list[float]
-) -> torch.Tensor:
+def _patch_mean_eager(clip: Tensor, tubelet: int, patch: int, mean: list[float], std: list[float]) -> Tensor:
     x = _tubelets(clip, tubelet, patch).to(_compute_dtype(clip)).mean((5, 6, 7)).contiguous()
     return _normalize(x, 4, mean, std) if clip.dtype == torch.uint8 else x
 
 
-def _patch_mean_out(clip, tubelet, patch) -> torch.Tensor:
+def _patch_mean_out(clip: Tensor, tubelet: int, patch: int) -> Tensor:
     b, c, f, height, width = clip.shape
     return clip.new_empty((b, f // tubelet, height // patch, width // patch, c), dtype=_compute_dtype(clip))
 
 
 @_backend.register("patch_mean", "cpp", objections("cpp"))
-def _patch_mean_cpp(clip, tubelet, patch, mean, std):
+def _patch_mean_cpp(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     out = _patch_mean_out(clip, tubelet, patch)
     torch.ops.vjepa_fast_cpp.patch_mean(clip, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
     return out
 
 
 @_backend.register("patch_mean", "triton", objections("triton"))
-def _patch_mean_triton(clip, tubelet, patch, mean, std):
-    from vjepa_fast.kernels import clips as kernel
-
+def _patch_mean_triton(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     out = _patch_mean_out(clip, tubelet, patch)
     with _triton.device_of(clip):
-        kernel.patch_mean(clip, *_scale_and_shift(clip, mean, std), out)
+        _triton.kernels("patchify").patch_mean(clip, *_scale_and_shift(clip, mean, std), out)
     return out
 
 
 @torch.library.custom_op("vjepa_fast::patch_mean", mutates_args=())
-def _patch_mean(
-    clip: torch.Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]
-) -> torch.Tensor:
+def _patch_mean(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return _backend.call("patch_mean", clip, tubelet, patch, mean, std)
 
 
 @_patch_mean.register_fake
-def _(clip, tubelet, patch, mean, std):
+def _(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     return _patch_mean_out(clip, tubelet, patch)
 
 
-def _patch_mean_save(ctx, inputs, output):
+def _patch_mean_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     clip, ctx.tubelet, ctx.patch, _, _ = inputs
     ctx.dtype = clip.dtype
 
 
-def _patch_mean_backward(ctx, grad):
+def _patch_mean_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     g = grad.permute(0, 4, 1, 2, 3) / (ctx.tubelet * ctx.patch * ctx.patch)
     for dim, size in ((2, ctx.tubelet), (3, ctx.patch), (4, ctx.patch)):
         g = g.repeat_interleave(size, dim)

@@ -10,18 +10,21 @@ are cosines, ``table[..., 1, :]`` sines, one per *channel*. Channels c >= R pass
     out[2i+1] = x[2i+1] * cos[2i+1] + x[2i]   * sin[2i+1]
 
 In variant ``v2.1`` both channels of a pair carry the same angle (a rotation); in ``v2`` the angles of an axis are
-repeated in halves, so those of a pair differ and the map is linear but no rotation. The table tells them apart; this
-op does not.
+repeated in halves, so the two of a pair differ and the map is linear but no rotation. The difference is in the table,
+not in this op.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 
-def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+def rope3d(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
     """Rotate the queries and keys of ``qkv`` by their positions (V-JEPA 2, arXiv:2506.09985, section 2.1).
 
     Args:
@@ -41,7 +44,7 @@ def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tens
     return _rope3d(qkv, table, num_heads)
 
 
-def rope3d_(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+def rope3d_(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
     """``rope3d`` in place, without autograd, for the target encoder. Returns ``qkv``.
 
     Floor: table read once, the 2*H*R rotated channels of a token read and written once.
@@ -53,7 +56,7 @@ def rope3d_(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Ten
     return qkv
 
 
-def _check_rope(op: str, qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> None:
+def _check_rope(op: str, qkv: Tensor, table: Tensor, num_heads: int) -> None:
     ok = qkv.dim() == 3 and qkv.is_floating_point() and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0
     _check.require(ok, op, "qkv", f"a floating tensor [B,K,3*E] with E a multiple of num_heads={num_heads}", qkv)
     b, k, e3 = qkv.shape
@@ -64,7 +67,7 @@ def _check_rope(op: str, qkv: torch.Tensor, table: torch.Tensor, num_heads: int)
         _check.require(ok, op, "table", f"float32 [{k},2,R] or [{b},{k},2,R] with R even and at most {d}", table)
 
 
-def _turn(x_BKPHd: torch.Tensor, table: torch.Tensor, transpose: bool) -> torch.Tensor:
+def _turn(x_BKPHd: Tensor, table: Tensor, transpose: bool) -> Tensor:
     """The rotated channels of queries and keys, in the compute dtype; ``transpose`` gives the gradient's map."""
     x = x_BKPHd[:, :, :2, :, : table.shape[-1]]
     x = x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
@@ -75,93 +78,89 @@ def _turn(x_BKPHd: torch.Tensor, table: torch.Tensor, transpose: bool) -> torch.
     return torch.addcmul(x * cos, _quarter_turn(x), sin)
 
 
-def _quarter_turn(x: torch.Tensor) -> torch.Tensor:
+def _quarter_turn(x: Tensor) -> Tensor:
     """(a, b) -> (-b, a) for each pair of channels."""
     pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * 1j).flatten(-2)
 
 
-def _split(qkv: torch.Tensor, num_heads: int) -> torch.Tensor:
+def _split(qkv: Tensor, num_heads: int) -> Tensor:
     return qkv.unflatten(-1, (3, num_heads, -1))
 
 
 @_backend.register("rope3d", "eager")
-def _eager(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> None:
+def _eager(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool, out: Tensor) -> None:
     turned = _turn(_split(qkv, num_heads), table, transpose).to(qkv.dtype)
     if out is not qkv:
         out.copy_(qkv)
     _split(out, num_heads)[:, :, :2, :, : table.shape[-1]] = turned
 
 
-def _in_place(*args) -> list[str]:
+def _in_place(*args: Any) -> list[str]:
     """The kernels turn dense memory; another input is copied, but in place there is nowhere to copy it."""
     return ["in place, qkv must be contiguous"] if args and not args[-1].is_contiguous() else []
 
 
-def _cpp_objections(*args) -> list[str]:
+def _cpp_objections(*args: Any) -> list[str]:
     reasons = _cpp.objections(*args[:2]) + _in_place(*args)
-    if args and args[0].dtype not in (torch.float32, torch.bfloat16):
-        reasons.append(f"cpp serves float32 and bfloat16, not {args[0].dtype}")
-    return reasons
+    return reasons + (_cpp.dtype_objections(args[0]) if args else [])
 
 
 @_backend.register("rope3d", "cpp", _cpp_objections)
-def _cpp_rope3d(qkv, table, num_heads, transpose, out) -> None:
+def _cpp_rope3d(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool, out: Tensor) -> None:
     torch.ops.vjepa_fast_cpp.rope3d(qkv, table, num_heads, transpose, out)
 
 
 @_backend.register("rope3d", "triton", lambda *args: _triton.objections(*args[:2]) + _in_place(*args))
-def _triton_rope3d(qkv, table, num_heads, transpose, out) -> None:
-    from vjepa_fast.kernels import rope as kernel
-
+def _triton_rope3d(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool, out: Tensor) -> None:
     with _triton.device_of(qkv):
-        kernel.rope3d(qkv.contiguous(), table.contiguous(), num_heads, transpose, out)
+        _triton.kernels("rope").rope3d(qkv.contiguous(), table.contiguous(), num_heads, transpose, out)
 
 
-def _run(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool) -> torch.Tensor:
+def _run(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool) -> Tensor:
     out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
     _backend.call("rope3d", qkv, table, num_heads, transpose, out)
     return out
 
 
 @torch.library.custom_op("vjepa_fast::rope3d", mutates_args=())
-def _rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+def _rope3d(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
     return _run(qkv, table, num_heads, False)
 
 
 @torch.library.custom_op("vjepa_fast::rope3d_transpose", mutates_args=())
-def _rope3d_transpose(grad: torch.Tensor, table: torch.Tensor, num_heads: int) -> torch.Tensor:
+def _rope3d_transpose(grad: Tensor, table: Tensor, num_heads: int) -> Tensor:
     return _run(grad, table, num_heads, True)
 
 
 @torch.library.custom_op("vjepa_fast::rope3d_", mutates_args=("qkv",))
-def _rope3d_inplace(qkv: torch.Tensor, table: torch.Tensor, num_heads: int) -> None:
+def _rope3d_inplace(qkv: Tensor, table: Tensor, num_heads: int) -> None:
     _backend.call("rope3d", qkv, table, num_heads, False, qkv)
 
 
 @_rope3d.register_fake
 @_rope3d_transpose.register_fake
-def _(qkv, table, num_heads):
+def _(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 @_rope3d_inplace.register_fake
-def _(qkv, table, num_heads):
+def _(qkv: Tensor, table: Tensor, num_heads: int) -> None:
     return None
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, table, ctx.num_heads = inputs
     ctx.save_for_backward(table)
 
 
-def _backward(ctx, grad):
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _rope3d_transpose(grad, *ctx.saved_tensors, ctx.num_heads), None, None
 
 
-def _transpose_backward(ctx, grad):
+def _transpose_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return _rope3d(grad, *ctx.saved_tensors, ctx.num_heads), None, None
 
 
-_rope3d.register_autograd(_backward, setup_context=_save)
-_rope3d_transpose.register_autograd(_transpose_backward, setup_context=_save)
+_backend.register_gradient(_rope3d, _backward, _save)
+_backend.register_gradient(_rope3d_transpose, _transpose_backward, _save)

