@@ -45,8 +45,8 @@ class EpisodeResult:
     way: int
     shot: int
     queries: int
-    accuracies: np.ndarray = field(default=None, repr=False)  # float64 [E], in the order the episodes were drawn
-    by_sample: np.ndarray = field(default=None, repr=False)  # float64 [n], accuracy as a query; NaN: never one
+    accuracies: np.ndarray = field(repr=False)  # float64 [E], in the order the episodes were drawn
+    by_sample: np.ndarray = field(repr=False)  # float64 [n], accuracy as a query; NaN: never one
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Products:
     qq: Tensor
 
     def double(self) -> Products:
+        """In float64."""
         return Products(self.ss.double(), self.qs.double(), self.qq.double())
 
     def centred(self) -> Products:
@@ -144,12 +145,7 @@ def finite(features: Features) -> Features:
     """``features``, or DataError where there are none or one is NaN or infinite."""
     if len(features.y) == 0:
         raise DataError(f"{features.name}: no samples to draw episodes from")
-    bad = ~np.isfinite(features.x).all(1)
-    if bad.any():
-        raise DataError(
-            f"{features.name}: features of {int(bad.sum())} of {len(bad)} samples are not finite; the encoder gives "
-            "NaN or infinity"
-        )
+    features.check_finite()
     return features
 
 

@@ -39,12 +39,13 @@ def fit_dual(
     # b weighs on a constant feature of 1; thought of as large as the others, it is no harder to find than w
     unit = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1.0).view(-1, 1, 1)
 
-    def loss(a, ka, b):
+    def loss(a: Tensor, ka: Tensor, b: Tensor) -> Tensor:
         f = ka + b
         misfit = (f.logsumexp(2, keepdim=True) - (y * f).sum(2, keepdim=True)).sum(1, keepdim=True)
         return c * misfit + 0.5 * _inner(a, ka)
 
-    value = loss(a, ka, b)
+    value = tried = loss(a, ka, b)
+    going = torch.ones_like(value, dtype=torch.bool)
     for _ in range(max_iter):
         p = (ka + b).softmax(2)
         gap = c * (p - y)

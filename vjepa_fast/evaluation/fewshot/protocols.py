@@ -64,7 +64,7 @@ class EpisodeProtocol:
         )
 
 
-PROTOCOLS = {
+EPISODE_PROTOCOLS = {
     # what OTAM, TRX, HyRSM and MoLo report on
     "action": EpisodeProtocol(),
     # arXiv:2003.04390, test_few_shot.py: 10 x 200 batches of four episodes
@@ -76,13 +76,13 @@ PROTOCOLS = {
 
 def episode_protocol(name: str = "action", **changes) -> EpisodeProtocol:
     """The protocol ``name`` with those ``changes`` to its fields that are not None. ConfigError for unknown names."""
-    if name not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {name!r}; choose from {', '.join(PROTOCOLS)}")
+    if name not in EPISODE_PROTOCOLS:
+        raise ConfigError(f"unknown protocol {name!r}; choose from {', '.join(EPISODE_PROTOCOLS)}")
     known = {f.name for f in fields(EpisodeProtocol)}
     for key in changes:
         if key not in known:
             raise ConfigError(f"unknown field {key!r} of an episode protocol; it has {', '.join(sorted(known))}")
-    return replace(PROTOCOLS[name], **{k: v for k, v in changes.items() if v is not None})
+    return replace(EPISODE_PROTOCOLS[name], **{k: v for k, v in changes.items() if v is not None})
 
 
 def classifier_named(name: str) -> Callable[..., EpisodeResult]:
@@ -93,7 +93,7 @@ def classifier_named(name: str) -> Callable[..., EpisodeResult]:
 
 
 def evaluate_episodes(
-    novel: Features, protocol: EpisodeProtocol = PROTOCOLS["action"], classifier: str = "prototype", **options
+    novel: Features, protocol: EpisodeProtocol = EPISODE_PROTOCOLS["action"], classifier: str = "prototype", **options
 ) -> list[EpisodeResult]:
     """One result per number of shots of ``protocol``. ``options`` go to the classifier: base, center, l2, and metric
     (prototype) or c (logistic). Raises DataError and ConfigError as the classifier does.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.evaluation.leakage import class_keys, class_names, source_ids
+from vjepa_fast.evaluation.fewshot.leakage import class_keys, class_names, source_ids
 
 PARTS = ("train", "val", "test")
 _FILE = Path(__file__).parents[1] / "data" / "fewshot_classes.json"
@@ -116,7 +116,7 @@ def _find(root: Path, found: dict[str, list[str]], name: str, video: str) -> str
 def select_part(manifest, split: str, part: str = "test"):
     """The samples of ``manifest`` whose classes are in ``part`` of a published split, with its own labels.
 
-    Class names are those of :func:`~vjepa_fast.evaluation.leakage.class_names`, compared without case and spelling.
+    Class names are those of `vjepa_fast.evaluation.fewshot.leakage.class_names`, compared without case and spelling.
     Raises DataError where they are unknown, a class of the split is missing or fits two of the manifest's.
     """
     from vjepa_fast.data.manifests.manifest import Manifest
