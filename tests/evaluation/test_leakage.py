@@ -8,8 +8,8 @@ import pytest
 
 from vjepa_fast.data import load_manifest
 from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.evaluation.fewshot.leakage import class_keys, class_names, find_leakage, source_ids
 from vjepa_fast.evaluation.fewshot.splits import class_split, manifest_from_list, read_list, select_part, split_names
-from vjepa_fast.evaluation.leakage import class_keys, class_names, find_leakage, source_ids
 
 
 def manifest(folder, rows, classes=None, name="list"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.evaluation.tuning_cases import (
+from tests.evaluation.cases import (
     planted_clips,
     planted_features,
     planted_parts,
@@ -16,9 +16,14 @@ from tests.evaluation.tuning_cases import (
 )
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation import Features, against, mean_ci95, pool_tokens, prototype_episodes
-from vjepa_fast.evaluation.fewshot import sun as module
-from vjepa_fast.evaluation.fewshot.meta_baseline import MetaBaselineSettings
-from vjepa_fast.evaluation.fewshot.sun import (
+from vjepa_fast.evaluation.fewshot.tuning import sun as module
+from vjepa_fast.evaluation.fewshot.tuning import tune
+from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views, weak_views
+from vjepa_fast.evaluation.fewshot.tuning.embedder import build_embedder
+from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import MetaBaselineSettings
+from vjepa_fast.evaluation.fewshot.tuning.parts import part_of
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings
+from vjepa_fast.evaluation.fewshot.tuning.sun import (
     SunSettings,
     background_tokens,
     label_clips,
@@ -28,9 +33,7 @@ from vjepa_fast.evaluation.fewshot.sun import (
     token_logits,
     train_student,
 )
-from vjepa_fast.evaluation.fewshot.tune import tune, tune_rows
-from vjepa_fast.evaluation.fewshot.tuning import FitSettings, MetaSettings, build_embedder, part_of
-from vjepa_fast.evaluation.fewshot.views import Augment, paired_views, weak_views
+from vjepa_fast.evaluation.run.rows import tune_rows
 
 FIT = FitSettings(9, 24, "adamw", 8e-3, schedule="cosine", warmup=1)
 META = MetaSettings(epochs=1, steps=2, way=10, queries=3, val_queries=3, val_episodes=50, reduce_way=True)

@@ -63,7 +63,7 @@ for _task in (
 
 def get_task(name: str) -> Task:
     """The task of a name; ConfigError lists the names."""
-    return TASKS.get_named(name, "--task")
+    return TASKS.get_named(name, "task")
 
 
 def class_names(task: Task) -> list[str]:

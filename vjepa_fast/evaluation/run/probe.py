@@ -79,7 +79,7 @@ class ProbeProtocol:
                 epochs=self.epochs or p.epochs,
             )
         for name in self.probes:
-            PROBES.get_named(name, "--probes")
+            PROBES.get_named(name, "probes")
         if "published" in self.probes:
             raise UserError("--probes published: give --protocol published, which also takes features as published")
         return replace(
