@@ -7,13 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.evaluation.cases import (
-    planted_clips,
-    planted_features,
-    planted_parts,
-    shuffled,
-    tiny_encoder,
-)
+from tests.evaluation.cases import planted_clips, planted_features, planted_parts, shuffled, tiny_encoder
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation import Features, against, mean_ci95, pool_tokens, prototype_episodes
 from vjepa_fast.evaluation.fewshot.tuning import sun as module

@@ -53,14 +53,7 @@ def tune(
     if settings is not None and not isinstance(settings, kind):
         raise ConfigError(f"{method}: settings must be {kind.__name__}, got {type(settings).__name__}")
     result = function(
-        encoder,
-        base,
-        val,
-        novel,
-        settings=settings or kind(),
-        seed=seed,
-        device=device,
-        on_progress=on_progress,
+        encoder, base, val, novel, settings=settings or kind(), seed=seed, device=device, on_progress=on_progress
     )
     for by_shot in result.test.values():
         by_shot.update({shot: replace(r, ci95=interval(r.accuracies)[1]) for shot, r in by_shot.items()})

@@ -32,14 +32,7 @@ POOLINGS = ("mean", "time")  # linear in the tokens: a classifier of the pooled 
 TEACHER = FitSettings(300, 512, "adamw", 5e-4, weight_decay=0.05, schedule="cosine", warmup=5)
 STUDENT = FitSettings(800, 512, "adamw", 5e-4, weight_decay=0.05, schedule="cosine", warmup=5)
 SUN_M = MetaSettings(
-    epochs=100,
-    steps=100,
-    episodes_per_step=8,
-    way=10,
-    shot=1,
-    queries=5,
-    milestones=(20, 40, 60, 80),
-    reduce_way=True,
+    epochs=100, steps=100, episodes_per_step=8, way=10, shot=1, queries=5, milestones=(20, 40, 60, 80), reduce_way=True
 )
 
 
