@@ -25,7 +25,7 @@ TIERS = (
 )
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
-    "evaluation": ("intervals tasks extract", "probes", "controls fewshot", "run"),
+    "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
     "study": ("jobs", "run demo", "report", "claims"),
 }
 REFERENCE_USERS = {"bench/step.py"}

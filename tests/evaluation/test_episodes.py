@@ -308,7 +308,7 @@ def test_bad_features_and_settings_are_refused(classify):
         classify(f, shot=0, queries=4)
     with pytest.raises(ConfigError, match="needs their features"):
         classify(f, queries=2, center="base")
-    with pytest.raises(ConfigError, match="center must be one of"):
+    with pytest.raises(ConfigError, match="unknown center 'mean'; choose from none, base, shots"):
         classify(f, queries=2, center="mean")
     with pytest.raises(DataError, match="base: 3 features per sample, but features has 16"):
         classify(f, queries=2, center="base", base=Features(np.ones((4, 3)), np.zeros(4), "base"))
@@ -322,7 +322,7 @@ def test_settings_of_one_classifier():
         logistic_episodes(f, queries=2, c=0)
     with pytest.raises(ConfigError, match="at least 2 ways"):
         logistic_episodes(f, way=1, queries=2)
-    with pytest.raises(ConfigError, match="metric must be cosine or euclidean"):
+    with pytest.raises(ConfigError, match="unknown metric 'manhattan'; choose from cosine, euclidean"):
         prototype_episodes(f, queries=2, metric="manhattan")
 
 
@@ -409,8 +409,8 @@ def test_intervals_cover_the_mean_93_to_97_percent(many, name):
         ({"way": 0}, "way: 0 is not a positive number"),
         ({"shots": ()}, "shots"),
         ({"shots": (1, 0)}, "shots"),
-        ({"interval": "bootstrap"}, "interval must be one of"),
-        ({"rounds": 3}, "unknown field 'rounds'"),
+        ({"interval": "bootstrap"}, "unknown interval 'bootstrap'"),
+        ({"rounds": 3}, "unknown field of an episode protocol 'rounds'"),
     ],
 )
 def test_impossible_protocols_are_refused(change, message):

@@ -255,7 +255,7 @@ def test_a_published_split_of_a_manifest(tmp_path):
         select_part(few, "hmdb51", "test")
     with pytest.raises(DataError, match="class names unknown"):
         select_part(manifest(tmp_path / "bare", [("1.avi", 0), ("2.avi", 1)]), "hmdb51")
-    with pytest.raises(ConfigError, match="parts train, val, test, not 'novel'"):
+    with pytest.raises(ConfigError, match="'novel'; choose from train, val, test"):
         select_part(whole, "hmdb51", "novel")
 
 

@@ -366,5 +366,5 @@ def test_arguments_of_the_command_line():
     assert mb.classifier == FitSettings(30, lr=0.01, milestones=(27,))
     assert sun.augment.flip == 0 and sun.teacher.epochs == sun.student.epochs == 30 and not sun.meta.reduce_way
     assert sun.teacher.warmup == pytest.approx(0.5) and sun.student.warmup == pytest.approx(5 * 30 / 800)
-    with pytest.raises(ConfigError, match="accepted: meta-baseline, sun"):
+    with pytest.raises(ConfigError, match="choose from meta-baseline, sun"):
         settings_of("maml", SimpleNamespace())

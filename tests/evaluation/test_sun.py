@@ -260,7 +260,7 @@ def test_deterministic_and_the_way_is_reduced():
         sun(tiny_encoder(), *parts, settings=replace(ONCE, meta=replace(META, reduce_way=False)))
 
 
-def test_one_door_and_rows():
+def test_a_method_by_its_name_and_its_rows():
     base, val, novel = planted_parts()
     few = {"trunk": "head", "episodes": 30, "shots": (1,), "queries": 2}
     r = tune("sun", tiny_encoder(), base, val, novel, settings=replace(ONCE, **few), seed=1)
@@ -272,7 +272,7 @@ def test_one_door_and_rows():
     assert rows[3].accuracy == r.test["meta"][1].mean and rows[3].chance == 0.2 and len(rows[3].hits) == len(novel)
     control = [replace(row, kind="random") for row in rows]
     assert [row.difference["value"] for row in against(rows, control)] == [0.0] * 4
-    with pytest.raises(ConfigError, match="'protonet'; accepted: meta-baseline, sun"):
+    with pytest.raises(ConfigError, match="'protonet'; choose from meta-baseline, sun"):
         tune("protonet", None, base, val, novel)
     with pytest.raises(ConfigError, match="settings must be SunSettings, got MetaBaselineSettings"):
         tune("sun", tiny_encoder(), base, val, novel, settings=MetaBaselineSettings())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from vjepa_fast.evaluation.run.rows import Row
     from vjepa_fast.evaluation.run.sources import FeatureSettings
 
-HELP = "few-shot recognition, frozen or fine-tuned, beside random init; says what pretraining has seen"
+HELP = "few-shot recognition, frozen or fine-tuned, beside random init; reports what pretraining has seen"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -120,14 +121,7 @@ def run(args: Namespace) -> int:
     options = {"center": args.center, "l2": args.l2}
     options |= {"c": args.c or 1.0} if args.classifier == "logistic" else {"metric": args.metric or "cosine"}
     settings = FeatureSettings(
-        pooling=args.pooling,
-        level=args.level,
-        batch_size=args.batch_size,
-        num_frames=args.num_frames,
-        crop_size=args.crop_size,
-        frame_step=args.frame_step,
-        images=args.images,
-        workers=args.workers,
+        **{f.name: getattr(args, f.name) for f in fields(FeatureSettings) if hasattr(args, f.name)}
     )
     with console.status("looking for leakage") as status:
         content = not args.no_content
@@ -224,7 +218,6 @@ def _write_json(
     tuned: dict[str, TuneResult],
 ) -> None:
     import json
-    from dataclasses import asdict
 
     from vjepa_fast.files import write_text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
@@ -98,29 +99,9 @@ def run(args: Namespace) -> int:
     from vjepa_fast.evaluation.run.probe import ProbeProtocol, probe_checkpoint
 
     console = Console(stderr=True)
-    protocol = ProbeProtocol(
-        pooling=args.pooling,
-        level=args.level,
-        probes=tuple(args.probes),
-        batch_size=args.batch_size,
-        num_frames=args.num_frames,
-        crop_size=args.crop_size,
-        frame_step=args.frame_step,
-        images=args.images,
-        way=args.way,
-        shots=tuple(args.shots),
-        queries=args.queries,
-        episodes=args.episodes,
-        seed=args.seed,
-        workers=args.workers,
-        name=args.protocol,
-        task=args.task,
-        clips=args.clips,
-        crops=args.crops,
-        epochs=args.epochs,
-        probe_batch=args.probe_batch,
-        storage=args.storage,
-    ).settled()
+    given = {f.name: getattr(args, f.name) for f in fields(ProbeProtocol) if hasattr(args, f.name)}
+    given |= {"probes": tuple(args.probes), "shots": tuple(args.shots), "name": args.protocol}
+    protocol = ProbeProtocol(**given).settled()
     with console.status("reading") as status:
         rows = probe_checkpoint(
             args.checkpoint,
@@ -210,7 +191,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def _write_json(args: Namespace, protocol: ProbeProtocol, rows: Sequence[Row], leakage: Leakage | None) -> None:
     import json
-    from dataclasses import asdict
 
     from vjepa_fast.files import write_text
 

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import files, ops
-from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.errors import DataError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import HINT, cache_key, cache_stem, normalisation, refuse_other
 from vjepa_fast.evaluation.extract.clips import Source, clip_batches, clip_view, is_still
 from vjepa_fast.models.vit import VisionTransformer
@@ -64,7 +65,7 @@ class Features:
         return np.array_equal(self.x, other.x)
 
     def check_finite(self) -> None:
-        """DataError where a feature is NaN or infinite; says how many samples have one."""
+        """DataError where a feature is NaN or infinite; the message counts them."""
         bad = int((~np.isfinite(self.x).all(axis=1)).sum())
         if bad:
             raise DataError(
@@ -92,19 +93,13 @@ def _meanstd(z_BTHWD: Tensor) -> Tensor:
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean, "time": _time, "meanstd": _meanstd}
 
 
-def check_choice(what: str, value: str, accepted: Sequence[str]) -> None:
-    """UserError where ``value`` is not one of ``accepted``."""
-    if value not in accepted:
-        raise UserError(f"unknown {what} {value!r}; choose from {', '.join(accepted)}")
-
-
 def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
     """Pool tokens ``[B, N, D]`` of a grid ``(T, H, W)``.
 
     "mean": over all tokens, ``[B, D]``; "time": over space only, the time steps side by side, ``[B, T*D]`` (a mean over
     time hides motion); "meanstd": mean and standard deviation over all tokens, ``[B, 2*D]``.
     """
-    check_choice("pooling", pooling, tuple(POOLINGS))
+    check_choice("pooling", pooling, POOLINGS)
     return POOLINGS[pooling](z.unflatten(1, tuple(grid)))
 
 
@@ -186,7 +181,7 @@ def extract_features(
         UserError: unknown pooling, level or images, or a cache folder that cannot be written.
     """
     check_choice("images", images, IMAGES)
-    check_choice("pooling", pooling, tuple(POOLINGS))
+    check_choice("pooling", pooling, POOLINGS)
     device, dtype = place_of(encoder, device, dtype)
     view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
     key, path = {}, None

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from vjepa_fast.data.views.evaluation import eval_views
 from vjepa_fast.errors import CheckpointError, DataError, UserError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import cache_key, cache_stem, encoder_hash, refuse_other
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, is_still
-from vjepa_fast.evaluation.extract.features import IMAGES, check_choice, encode, frozen, place_of
+from vjepa_fast.evaluation.extract.features import IMAGES, encode, frozen, place_of
 from vjepa_fast.evaluation.extract.shards import MAX_BAD, SHARD_BYTES, Shard, ShardStore, read_index
 from vjepa_fast.models.vit import VisionTransformer
 
@@ -133,7 +134,7 @@ def extract_tokens(
         DataError: features that are not finite, or nothing readable.
         UserError: unknown settings, or tokens that do not fit the disk or the memory.
     """
-    check_choice("storage", storage, tuple(STORAGE))
+    check_choice("storage", storage, STORAGE)
     check_choice("images", images, IMAGES)
     if clips < 1 or crops < 1:
         raise UserError(f"views: {clips} clips x {crops} crops; both must be at least 1")

@@ -104,7 +104,7 @@ def find_leakage(
     gaps: Sequence[str] = (),
     labelled: bool = False,
 ) -> Leakage:
-    """Compare a data.Manifest of novel samples with those of pretraining, or (``labelled``) of base classes.
+    """Compare a manifest of novel samples with manifests of pretraining, or (``labelled``) of base classes.
 
     Looked for: the same file (path, links followed), another file of the same content (sha256; only files of equal size
     are read; ``content=False`` leaves it out), the same source video (:func:`source_ids`), and classes of the same name
@@ -218,7 +218,7 @@ def _same_content(
 
 
 def source_ids(path: str) -> set[tuple[str, str]]:
-    """(data set's way of naming, id of the video that a clip was cut from), as far as the file name tells.
+    """(data set's way of naming, id of the video that a clip was cut from), as far as the file name shows.
 
     YouTube ids: ``<id>_000012_000022`` (Kinetics); ``<id>_00012`` (Diving-48) and ``<id>`` where that looks like one.
     UCF-101: ``v_X_gYY_cZZ`` are cuts of the video ``v_X_gYY``. HMDB-51: what comes before class and tags.
@@ -245,7 +245,7 @@ def source_ids(path: str) -> set[tuple[str, str]]:
 
 def class_names(manifest: Manifest) -> dict[int, str]:
     """Label -> class name: from ``<name>_classes.json`` or ``classes.json`` beside the manifest (as `vjepa-fast data
-    manifest` writes them), else from the files' folders where each class has its own; empty where neither tells.
+    manifest` writes them), else from the files' folders where each class has its own; empty where neither is there.
 
     Raises DataError where a class file is no list of names or has fewer than there are labels.
     """

@@ -342,14 +342,5 @@ class AttentiveProbe(Probe):
 
     def __call__(self, train: Tokens, val: Tokens | None, test: Tokens, options: ProbeOptions) -> ProbeResult:
         """`attentive_probe` with its defaults; epochs as the options or the task say, else 20."""
-        return attentive_probe(
-            train,
-            val,
-            test,
-            classes=options.classes,
-            epochs=options.epochs or (options.task.epochs if options.task else EPOCHS),
-            batch_size=options.batch_size,
-            seed=options.seed,
-            device=options.device,
-            on_progress=options.on_progress,
-        )
+        epochs = options.epochs or (options.task.epochs if options.task else EPOCHS)
+        return attentive_probe(train, val, test, epochs=epochs, **options.training)

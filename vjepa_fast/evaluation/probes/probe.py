@@ -38,7 +38,7 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What a probe may be told; it reads what concerns it.
+    """Options of all probes; each reads what concerns it.
 
     ``classes``: how many there must be (None: the highest label + 1). ``epochs`` and ``batch_size``: of probes that
     train by steps; epochs None: the probe's own number. ``on_progress(done, all)``: called after every epoch.
@@ -51,6 +51,11 @@ class ProbeOptions:
     batch_size: int = 64
     device: str | torch.device = "cpu"
     on_progress: Callable[[int, int], None] | None = None
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Arguments of a probe that trains by steps, but for ``epochs``."""
+        return {k: getattr(self, k) for k in ("classes", "batch_size", "seed", "device", "on_progress")}
 
 
 class Probe(ABC):

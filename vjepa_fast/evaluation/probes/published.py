@@ -120,14 +120,5 @@ class PublishedProbe(Probe):
 
     def __call__(self, train: Features, val: Features | None, test: Features, options: ProbeOptions) -> ProbeResult:
         """`published_probe` with the settings of the task; the validation part is not used."""
-        return published_probe(
-            train,
-            test,
-            published_settings(options.task),
-            classes=options.classes,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            device=options.device,
-            on_progress=options.on_progress,
-        )
+        settings = published_settings(options.task)
+        return published_probe(train, test, settings, epochs=options.epochs, **options.training)

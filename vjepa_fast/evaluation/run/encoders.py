@@ -1,4 +1,4 @@
-"""The encoders of a checkpoint beside their control, and what the checkpoint says of itself."""
+"""The encoders of a checkpoint beside their control, and the configuration that the checkpoint holds."""
 
 from __future__ import annotations
 

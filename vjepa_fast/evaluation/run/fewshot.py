@@ -116,20 +116,10 @@ def tune_checkpoint(
     manifests = {"base": base, **({"val": val} if val is not None else {}), "novel": novel}
     check_apart(manifests)
     check_counts(base, val, novel, tuning)
-    frozen = fewshot_checkpoint(
-        path,
-        novel,
-        protocol=protocol,
-        options={"metric": "cosine"},
-        settings=settings,
-        which=which,
-        config=config,
-        random=random,
-        device=device,
-        cache_dir=cache_dir,
-        on_progress=say,
-    )
-    encoders = encoders_of(path, which, config=config, random=random, say=lambda text: None)
+    common: dict[str, Any] = {"which": which, "config": config, "random": random}
+    shared: dict[str, Any] = {"protocol": protocol, "settings": settings, "device": device, "cache_dir": cache_dir}
+    frozen = fewshot_checkpoint(path, novel, options={"metric": "cosine"}, on_progress=say, **common, **shared)
+    encoders = encoders_of(path, **common, say=lambda text: None)
     sources = open_sources(manifests, encoders[0][2], settings, say)
     rows, results = [], {}
     for label, kind, encoder in encoders:

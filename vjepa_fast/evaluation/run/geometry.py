@@ -17,8 +17,9 @@ from torch import Tensor
 from vjepa_fast.config.schema import AugmentConfig, Config
 from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import ClipSet, clip_settings, clip_view, decode_clips
-from vjepa_fast.evaluation.extract.features import check_choice, extract_features
+from vjepa_fast.evaluation.extract.features import extract_features
 from vjepa_fast.evaluation.run.encoders import WHICH, Say, encoders_of
 from vjepa_fast.layers import channels
 from vjepa_fast.metrics import geometry
@@ -43,13 +44,13 @@ def geometry_rows(
 ) -> list[dict]:
     """Collapse figures of the mean-pooled features of ``clips``, one row per level and half.
 
-    At most ``max_clips`` clips, drawn by ``seed``. RankMe, alpha-ReQ, standard deviation and mean cosine are those of
+    At most ``max_clips`` clips, drawn by ``seed``. RankMe, alpha-ReQ, standard deviation and mean cosine describe
     the clips as they are; LiDAR takes ``views`` views of each (``view_of``). ``split``: which channels are appearance
     and which dynamics, "depth" (halves of the concatenated levels, as FWM is published) or "channel" (halves of every
     level). ``num_frames``: what the encoder sees of a longer clip (None: as it was trained, or all).
 
     Rows are dicts: encoder (``label``), level (from 0, or "all"), subspace ("all", "appearance", "dynamics"), the five
-    ``METRICS`` as floats, None where ``why`` (metric: reason) says that there is none; clips, views, dim, split,
+    ``METRICS`` as floats, None where ``why`` (metric: reason) explains that there is none; clips, views, dim, split,
     alpha_range, the eigenvalues that alpha-ReQ was fitted to, and warnings, what a figure should be read with.
 
     Raises:

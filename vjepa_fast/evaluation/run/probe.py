@@ -12,6 +12,7 @@ import torch
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
 from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens
@@ -30,7 +31,7 @@ PROBE_PROTOCOLS = ("vjepa_fast", "published")
 class ProbeProtocol:
     """How features are taken and read; every encoder of a comparison has the same.
 
-    ``name`` "published" replaces pooling, level, frames and probes by those of `probes.published`.
+    ``name`` "published" replaces pooling, level, frames and probes as `probes.published` has them.
     ``task`` gives frames, step, views and epochs where they are None. ``probes``: names in `PROBES`.
     """
 
@@ -61,10 +62,9 @@ class ProbeProtocol:
         """With everything that the task and the published protocol say filled in.
 
         Raises:
-            ConfigError: an unknown probe or task. UserError: an unknown protocol, or its probe without it.
+            ConfigError: an unknown probe, task or protocol. UserError: the published probe without its protocol.
         """
-        if self.name not in PROBE_PROTOCOLS:
-            raise UserError(f"unknown protocol {self.name!r}; choose from {', '.join(PROBE_PROTOCOLS)}")
+        check_choice("protocol", self.name, PROBE_PROTOCOLS)
         task = self.known_task
         if self.name == "published":
             p = published_settings(task)
@@ -171,11 +171,7 @@ def probe_checkpoint(
                 kind,
                 f"{suite_name(manifests['fewshot'])} few-shot",
                 extraction.features(label, encoder, "fewshot"),
-                way=protocol.way,
-                shots=protocol.shots,
-                queries=protocol.queries,
-                episodes=protocol.episodes,
-                seed=protocol.seed,
+                **{k: getattr(protocol, k) for k in ("way", "shots", "queries", "episodes", "seed")},
             )
     return against(rows, [r for r in rows if r.kind == "random"])
 
@@ -204,20 +200,6 @@ class _Extraction:
         views = (p.clips or 1, p.crops or 1)
         source = self.sources[part] if views == (1, 1) else self.manifests[part]
         self.say(f"{label}: tokens of {part} ({len(source)} clips)")
-        return extract_tokens(
-            encoder,
-            source,
-            clips=views[0],
-            crops=views[1],
-            level=p.level,
-            storage=p.storage,
-            batch_size=p.batch_size,
-            device=self.device,
-            cache_dir=self.cache_dir,
-            num_frames=p.num_frames,
-            crop_size=p.crop_size,
-            frame_step=p.frame_step,
-            short=p.short,
-            images=p.images,
-            workers=p.workers,
-        )
+        shared = {k: v for k, v in vars(p.features).items() if k not in ("pooling", "spread")}
+        where = {"device": self.device, "cache_dir": self.cache_dir}
+        return extract_tokens(encoder, source, clips=views[0], crops=views[1], storage=p.storage, **shared, **where)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import MetaBaselineSettings, meta_baseline
@@ -25,8 +26,7 @@ METHODS: dict[str, tuple[Callable[..., TuneResult], type[TuneSettings]]] = {
 
 def method_named(name: str) -> tuple[Callable[..., TuneResult], type[TuneSettings]]:
     """(function, its settings) of a method; ConfigError for another name."""
-    if name not in METHODS:
-        raise ConfigError(f"few-shot method {name!r}; accepted: {', '.join(METHODS)}")
+    check_choice("few-shot method", name, METHODS)
     return METHODS[name]
 
 

@@ -25,7 +25,7 @@ def parse_trunk(trunk: str | int) -> str | int:
 
 @dataclass(frozen=True)
 class FitSettings:
-    """Training of a classifier; the defaults are those of Classifier-Baseline (arXiv:2003.04390, section 4.2).
+    """Training of a classifier; default values from Classifier-Baseline (arXiv:2003.04390, section 4.2).
 
     ``schedule="step"``: the rate times ``gamma`` at each of ``milestones`` (epochs); "cosine": to 0 over the run. Both
     begin with ``warmup`` epochs from 0.
@@ -66,7 +66,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class MetaSettings:
-    """The meta stage; the defaults are those of Meta-Baseline (arXiv:2003.04390, section 4.2 and its released code).
+    """The meta stage; default values from Meta-Baseline (arXiv:2003.04390, section 4.2 and its released code).
 
     An epoch is ``steps`` steps of ``episodes_per_step`` episodes. ``reduce_way``: with fewer base classes than ``way``
     take all there are and say so, instead of refusing.

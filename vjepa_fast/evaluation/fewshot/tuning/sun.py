@@ -66,7 +66,7 @@ def background_tokens(logits: Tensor, saliency: Tensor | None = None, *, lowest:
 
     The ``lowest`` ones of each clip by confidence, the largest of the teacher's logits ``[B, N, C]``, and those whose
     ``saliency`` (float ``[B, N]`` in [0, 1], ``ops.motion_saliency``) is below ``still``; a clip without any motion
-    says nothing by it. Raises ConfigError unless 0 <= ``lowest`` < N.
+    is judged by confidence alone. Raises ConfigError unless 0 <= ``lowest`` < N.
     """
     if not 0 <= lowest < logits.shape[1]:
         raise ConfigError(f"sun: background {lowest} of {logits.shape[1]} tubelets; expected fewer than all")
@@ -100,7 +100,7 @@ def location_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_logits(head: nn.Linear, z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
-    """What a linear ``head`` of pooled features says of each token of ``z`` ``[B, N, D]``: ``[B, N, C]``.
+    """The answers of a linear ``head`` of pooled features for each token of ``z`` ``[B, N, D]``: ``[B, N, C]``.
 
     Their mean over all tokens is the head's answer for the clip: class activation maps (arXiv:1512.04150). With
     pooling "time" a token meets the part of the head that reads its time step.
