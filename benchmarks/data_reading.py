@@ -7,7 +7,6 @@ second are by the clock.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import tempfile
 import time
@@ -18,6 +17,7 @@ import numpy as np
 from vjepa_fast.config.schema import Config, DataConfig, RuntimeConfig
 from vjepa_fast.data import ClipLoader
 from vjepa_fast.data.synthetic import SUITES, render_clip, render_suite
+from vjepa_fast.files import write_json
 
 
 def measure(what: str, number: int, work: Callable[[], object]) -> dict:
@@ -28,7 +28,7 @@ def measure(what: str, number: int, work: Callable[[], object]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Clips per second of rendering and reading a synthetic suite.")
     parser.add_argument("--clips", type=int, default=160, help="clips rendered (default %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="pixels of each side (default %(default)s)")
     parser.add_argument("--frames", type=int, default=16, help="frames per clip (default %(default)s)")
@@ -85,8 +85,7 @@ def main() -> None:
             "frames": args.frames,
             "rows": rows,
         }
-        with open(args.json, "w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1)
+        write_json(args.json, facts)
 
 
 if __name__ == "__main__":

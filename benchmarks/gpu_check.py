@@ -35,7 +35,7 @@ TESTS = (
     *(p for p in _OPS if not any(p.endswith(f"test_{name}_backends.py") for name in _SLOW)),
     "tests/objectives/test_goldens.py",
     "tests/models/test_goldens.py",
-    "tests/layers/test_segments.py",
+    "tests/layers/test_attention.py",
 )
 LIMITS = {"copy_bandwidth": 40, "tests": 200, "ops": 170, "step": 50}  # seconds, under 8 minutes together
 TAIL = 30  # lines of a failed part that are kept

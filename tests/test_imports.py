@@ -25,6 +25,11 @@ TIERS = (
 )
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
+    "data": ("media sampling mixing synthetic", "decoders", "manifests", "bad_samples source", "views", "loader"),
+    "masks": ("drawn", "api", "blocks", "motion"),
+    "layers": ("attention channels fp8 packed", "linear", "block"),
+    "metrics": ("flops geometry hardware profile", "collapse"),
+    "models": ("ema rope", "vit", "predictor timm_names", "build", "interop"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
     "study": ("jobs", "run demo", "report", "claims"),
 }
@@ -170,6 +175,7 @@ def test_every_part_of_the_package_has_a_rank():
         ("evaluation/x.py", "import importlib\nm = importlib.import_module('vjepa_fast.trainer')"),
         ("errors.py", "from vjepa_fast.config import load"),
         ("layers/x.py", "from vjepa_fast.metrics import flops"),
+        ("layers/attention/x.py", "from vjepa_fast.layers.block import Block"),
         ("bench/x.py", "from vjepa_fast.study import stats"),
         ("evaluation/probes/x.py", "from vjepa_fast.evaluation.run.rows import Row"),
         ("study/run/x.py", "from vjepa_fast.study.demo import plan"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +16,17 @@ from vjepa_fast.errors import UserError
 
 
 @contextmanager
-def atomic_path(path: str | Path, hint: str = "free space or choose another folder") -> Iterator[Path]:
+def atomic_path(
+    path: str | Path, hint: str = "free space or choose another folder", sync: bool = True
+) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of ``path`` when the block ends, and goes when the block raises.
 
     For writers that want a name, not an open file. The folder is made.
 
     Args:
         hint: what to do about it, for the error text.
+        sync: False for one of many files that can be made again: a power cut may leave it empty, and writing takes a
+            fraction of the time.
 
     Raises:
         UserError: the file cannot be written (read-only folder, full disk); nothing is left behind.
@@ -32,7 +36,8 @@ def atomic_path(path: str | Path, hint: str = "free space or choose another fold
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        _sync(temporary)
+        if sync:
+            _sync(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a failed write as RuntimeError
         _remove(temporary)
@@ -40,7 +45,8 @@ def atomic_path(path: str | Path, hint: str = "free space or choose another fold
     except BaseException:
         _remove(temporary)
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 @contextmanager
@@ -101,7 +107,5 @@ def _sync(path: Path) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Make a rename durable; not every system can fsync a folder."""
-    try:
+    with suppress(OSError):
         _sync(folder)
-    except OSError:
-        pass

@@ -9,6 +9,7 @@ with commas between). Plugins are imported once, when a registry is first asked.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
 import pkgutil
@@ -127,16 +128,21 @@ def _origin(entry: object) -> str:
 _loaded: dict[str, str] = {}  # module -> where it was named
 
 
+@functools.cache
+def _entry_points() -> dict[str, str]:
+    """Module -> where it was named; read once, since reading takes milliseconds and registries are asked often."""
+    from importlib.metadata import entry_points
+
+    return {e.value: f"entry point {e.name}" for e in entry_points(group=GROUP)}
+
+
 def load_plugins() -> dict[str, str]:
     """Import every plugin that has not been imported; returns all of them as module -> where it was named.
 
     Raises:
         ConfigError: a plugin cannot be imported; names it, where it was named, and the error.
     """
-    from importlib.metadata import entry_points
-
-    named = {e.value: f"entry point {e.name}" for e in entry_points(group=GROUP)}
-    named |= {m.strip(): VARIABLE for m in os.environ.get(VARIABLE, "").split(",") if m.strip()}
+    named = _entry_points() | {m.strip(): VARIABLE for m in os.environ.get(VARIABLE, "").split(",") if m.strip()}
     for module, where in named.items():
         if module not in _loaded:
             _loaded[module] = where  # first, since a plugin may ask a registry while it is imported

@@ -247,6 +247,21 @@ def test_round_trip(tmp_path, small):
     assert config.load(again.parent) == cfg  # a run folder stands for its config.yaml
 
 
+def test_later_keys_are_written_only_where_they_differ(small):
+    """So that run folders, checkpoints and hashes from before them still match."""
+    cfg = config.load(small)
+    values = config.to_dict(cfg)
+    assert "decoder" not in values["data"] and not {"strategy", "options"} & set(values["masks"])
+    texts = ["data.decoder=mine", "masks.strategy=tubes", "masks.options.share=0.5"]
+    changed = config.load(small, texts)
+    values = config.to_dict(changed)
+    assert values["data"]["decoder"] == "mine" and values["masks"]["options"] == {"share": 0.5}
+    assert config.from_dict(values) == changed != cfg
+    assert config.load(small, [*texts, "data.decoder=auto", "masks.strategy=blocks", "masks.options={}"]) == cfg
+    with pytest.raises(ConfigError, match="masks.options: expected a section of keys, got 3"):
+        config.load(small, ["masks.options=3"])
+
+
 def test_to_dict_is_plain_and_detached(small):
     cfg = config.load(small)
     values = config.to_dict(cfg)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -39,20 +41,20 @@ def broken(tmp_path_factory, tiny_suites) -> dict[str, str]:
 
     folder = tmp_path_factory.mktemp("broken")
     good = load_manifest(tiny_suites["motion8"]["train"]).paths[0]
-    content = open(good, "rb").read()
+    content = Path(good).read_bytes()
     noise = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), dtype=np.uint8)
     paths = {
         name: str(folder / f"{name}.mp4")
         for name in ("zero", "truncated", "cut", "garbage", "text", "audio", "short", "disguised", "missing")
     }
     paths["image"] = str(folder / "image.jpg")
-    open(paths["zero"], "wb").close()
-    open(paths["truncated"], "wb").write(content[: len(content) // 2])  # the index at the end is gone
-    open(paths["garbage"], "wb").write(np.random.default_rng(1).bytes(5000))
-    open(paths["text"], "w").write("this is not a video\n" * 50)
+    Path(paths["zero"]).touch()
+    Path(paths["truncated"]).write_bytes(content[: len(content) // 2])  # the index at the end is gone
+    Path(paths["garbage"]).write_bytes(np.random.default_rng(1).bytes(5000))
+    Path(paths["text"]).write_text("this is not a video\n" * 50)
     write_video(paths["short"], noise[:10])
     write_image(paths["image"], noise[:1])
-    open(paths["disguised"], "wb").write(open(paths["image"], "rb").read())
+    Path(paths["disguised"]).write_bytes(Path(paths["image"]).read_bytes())
     _write_cut(paths["cut"], noise)
     with av.open(paths["audio"], "w") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -75,8 +77,8 @@ def _write_cut(path: str, frames: np.ndarray) -> None:
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    content = open(path, "rb").read()
-    open(path, "wb").write(content[: len(content) // 2])
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[: len(content) // 2])
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from vjepa_fast.data import load_manifest
-from vjepa_fast.data.manifests.scan import check_manifest, scan_folder
-from vjepa_fast.errors import DataError
+from vjepa_fast.data.manifests.check import check_manifest
+from vjepa_fast.data.manifests.scan import scan_folder
+from vjepa_fast.errors import DataError, UserError
 
 
 def test_separators_quotes_blanks_and_relative_paths(tmp_path):
@@ -23,7 +24,7 @@ def test_separators_quotes_blanks_and_relative_paths(tmp_path):
         str(tmp_path / "five,x.mp4"),
     ]
     assert manifest.labels.tolist() == [3, 0, 1, 2, 4] and manifest.labels.dtype == "int64"
-    assert (manifest.name, manifest.num_classes, manifest.kind, len(manifest)) == ("m", 5, "video", 5)
+    assert (manifest.name, manifest.kind, len(manifest)) == ("m", "video", 5)
 
 
 def test_relative_to_the_working_directory_if_only_there(tmp_path, monkeypatch):
@@ -85,6 +86,7 @@ def class_folders(tmp_path, tiny_suites):
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
     (tmp_path / "films" / "walk" / "notes.txt").write_text("no video")
+    (tmp_path / "films" / "walk" / ".film.mp4.123.tmp").write_text("a video being written")
     return tmp_path / "films"
 
 
@@ -135,7 +137,7 @@ def test_scan_refusals(class_folders, tmp_path, tiny_suites):
     with pytest.raises(DataError, match="fractions"):
         scan_folder(class_folders, val_fraction=1.0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(UserError, match="x.csv: cannot be written.*--out"):
         scan_folder(class_folders, out=tmp_path / "file" / "x.csv")
     shutil.copy(load_manifest(tiny_suites["objects"]["train"]).paths[0], class_folders / "walk")
     with pytest.raises(DataError, match="10 videos and 1 images"):

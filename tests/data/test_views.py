@@ -1,11 +1,11 @@
-"""Random and central views: parameters as published, one draw per clip, mirroring, scaling."""
+"""Views: random ones as published, one draw per clip, mirroring, scaling; the centre; several along a side."""
 
 import numpy as np
 import pytest
 import torch
 
 from vjepa_fast.config.schema import AugmentConfig
-from vjepa_fast.data.views.augment import View, apply_view, centre_view, random_view
+from vjepa_fast.data.views.augment import View, apply_view, centre_view, crop_views, random_view
 
 
 def test_random_views_have_the_published_distribution():
@@ -55,3 +55,14 @@ def test_centre_view():
     assert centre_view(64, 80, 64) == View(0, 8, 64, 64)
     assert centre_view(256, 340, 224) == View(0, 42, 256, 256)
     assert centre_view(480, 640, 224) == View(30, 110, 420, 420)
+
+
+def test_crops_go_along_the_longer_side():
+    wide = crop_views(100, 180, 64, 3)
+    assert [(v.top, v.left, v.height, v.width) for v in wide] == [
+        (0, 0, 100, 100),
+        (0, 40, 100, 100),
+        (0, 80, 100, 100),
+    ]
+    assert [(v.top, v.left) for v in crop_views(180, 100, 64, 3)] == [(0, 0), (40, 0), (80, 0)]
+    assert crop_views(100, 180, 64, 1) == [centre_view(100, 180, 64)]

@@ -1,4 +1,4 @@
-"""Peaks that MFU is reckoned against, and what the rows tell about work and memory."""
+"""Peaks that MFU is a share of, and what the rows report about work and memory."""
 
 import pytest
 import torch

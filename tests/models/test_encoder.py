@@ -237,7 +237,7 @@ def test_compiles_in_one_graph(small, variant):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean 'vit_base'"),
+        (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean vit_base"),
         (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),
         (dict(name="vit_tiny", img_size=100), "data.crop_size: 100 is not a multiple of data.patch_size 16; try 96"),
         (

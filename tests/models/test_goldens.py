@@ -1,10 +1,18 @@
-"""Encoder and predictor against values and gradients of the published code."""
+"""Encoder and predictor, ours and the reference's, against values and gradients of the published code."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from tests.ops.parity import DEVICES
+from vjepa_fast import reference
+from vjepa_fast.models import build_encoder, build_predictor
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
 CASES = {
     "clip_full": ("clip", None),
     "clip_mask0": ("clip", "mask0"),
@@ -23,90 +31,137 @@ PREDICTOR_CASES = {
 }
 
 
-def close(got, want, relative=1e-5):
-    """Largest error below ``relative`` of the largest entry."""
-    want = torch.as_tensor(want, device=got.device)
-    assert got.shape == want.shape
-    if got.is_cuda and got.dtype == torch.float32:
-        relative *= 10  # attention kernels there multiply in another order and precision
-    error = (got.detach() - want).abs().max().item()
-    assert error <= relative * want.abs().max().item(), error
+class Golden:
+    """Arrays of an .npz as tensors on ``device`` (ids as int64), and the model whose weights they hold."""
+
+    def __init__(self, name, kind, device):
+        self.arrays, self.device = np.load(GOLDENS / name), device
+        self.ours = kind == "ours"
+        self.model = (self._encoder if name == "encoder.npz" else self._predictor)()
+        self.model.load_state_dict(self.group("sd/"), strict=True)
+        self.model.to(device)
+
+    def _encoder(self):
+        shape = dict(embed_dim=64, depth=12, num_heads=2)
+        return (
+            build_encoder(img_size=64, num_frames=8, **shape) if self.ours else reference.Encoder(crop_size=64, **shape)
+        )
+
+    def _predictor(self):
+        shape = dict(depth=8, num_heads=2, num_mask_tokens=2)
+        if not self.ours:
+            return reference.Predictor(crop_size=64, num_frames=8, embed_dim=64, predictor_embed_dim=32, **shape)
+        encoder = build_encoder(img_size=64, num_frames=8, embed_dim=64, depth=12, num_heads=2)
+        return build_predictor(encoder, embed_dim=32, **shape)
+
+    def __call__(self, key):
+        tensor = torch.from_numpy(self.arrays[key]).to(self.device)
+        return tensor.long() if tensor.dtype == torch.int32 else tensor
+
+    def group(self, prefix):
+        return {key[len(prefix) :]: self(key) for key in self.arrays.files if key.startswith(prefix)}
+
+    def close(self, got, key, relative=1e-5):
+        """Largest error below ``relative`` of the largest entry."""
+        want = self(key)
+        assert got.shape == want.shape
+        if got.is_cuda and got.dtype == torch.float32:
+            relative *= 10  # attention kernels there multiply in another order and precision
+        error = (got.detach() - want).abs().max().item()
+        assert error <= relative * want.abs().max().item(), error
+
+    def check_parameter_gradients(self):
+        names, norms = self.arrays["grad/param_names"], self.arrays["grad/param_grad_norm"]
+        parameters = dict(self.model.named_parameters())
+        assert set(names) == set(parameters)
+        scale = norms.max()
+        for name, norm in zip(names, norms):
+            grad = parameters[name].grad
+            if norm < 0:
+                assert grad is None, name
+            else:
+                slack = 10 if grad.is_cuda else 1
+                assert abs(grad.norm().item() - norm) <= slack * (1e-5 * norm + 1e-7 * scale), name
+        for name in self.group("grad_full/"):
+            self.close(parameters[name].grad, f"grad_full/{name}")
+
+
+KINDS = [*(("ours", device) for device in DEVICES), ("reference", "cpu")]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def encoder(request):
+    return Golden("encoder.npz", *request.param)
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def predictor(request):
+    return Golden("predictor.npz", *request.param)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_encoder_values(golden_encoder, encoder_golden, case, mode):
+def test_encoder_values(encoder, case):
     clip, mask = CASES[case]
-    masks = None if mask is None else encoder_golden(f"in/{mask}")
+    masks = None if mask is None else encoder(f"in/{mask}")
     with torch.no_grad():
-        got = golden_encoder(encoder_golden(f"in/{clip}"), masks, hierarchical=mode == "train")
-    close(got, encoder_golden(f"out/{mode}/{case}"))
+        levels = encoder.model(encoder(f"in/{clip}"), masks)
+        last = encoder.model(encoder(f"in/{clip}"), masks, hierarchical=False)
+    encoder.close(levels, f"out/train/{case}")
+    encoder.close(last, f"out/eval/{case}")
+    assert torch.equal(last, levels[..., -64:])
 
 
-def test_encoder_values_in_double(golden_encoder, encoder_golden):
-    encoder, clip = golden_encoder.double(), encoder_golden("in/clip").double()
+def test_encoder_values_in_double(encoder):
+    model, clip = encoder.model.double(), encoder("in/clip").double()
+    relative = 1e-10 if encoder.ours else 1e-9  # there positions are float32 before they meet float64 frequencies
     with torch.no_grad():
-        close(encoder(clip, encoder_golden("in/mask0")), encoder_golden("out_f64/train/clip_mask0"), 1e-10)
-        close(encoder(clip, hierarchical=False), encoder_golden("out_f64/eval/clip_full"), 1e-10)
+        encoder.close(model(clip, encoder("in/mask0")), "out_f64/train/clip_mask0", relative)
+        encoder.close(model(clip, hierarchical=False), "out_f64/eval/clip_full", relative)
 
 
-def test_two_masks_of_one_length_as_a_list(golden_encoder, encoder_golden):
-    masks = [encoder_golden("in/mask0")[:, :12], encoder_golden("in/mask1")]
+def test_two_masks_of_one_length_as_a_list(encoder):
+    masks = [encoder("in/mask0")[:, :12], encoder("in/mask1")]
     with torch.no_grad():
-        got = golden_encoder(encoder_golden("in/clip"), masks, hierarchical=False)
-    close(torch.cat(got), encoder_golden("out/eval/clip_two_masks_concat"))
-
-
-def check_parameter_gradients(module, golden, skip=()):
-    names, norms = golden.arrays["grad/param_names"], golden.arrays["grad/param_grad_norm"]
-    parameters = dict(module.named_parameters())
-    assert set(names) == set(parameters)
-    scale = norms.max()
-    for name, norm in zip(names, norms):
-        grad = parameters[name].grad
-        if norm < 0:
-            assert grad is None or not grad.any(), name
-        else:
-            slack = 10 if grad.is_cuda else 1
-            assert abs(grad.norm().item() - norm) <= slack * (1e-5 * norm + 1e-7 * scale), name
-    for name, want in golden.group("grad_full/").items():
-        close(parameters[name].grad, want)
+        got = encoder.model(encoder("in/clip"), masks, hierarchical=False)
+    encoder.close(torch.cat(got) if encoder.ours else got, "out/eval/clip_two_masks_concat")
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_encoder_gradients(golden_encoder, encoder_golden, recompute):
-    golden_encoder.use_activation_checkpointing = recompute
-    clip = encoder_golden("in/clip").requires_grad_()
-    out = golden_encoder(clip, encoder_golden("in/mask0"))
-    (out * encoder_golden("grad/cot")).sum().backward()
-    close(clip.grad.flatten(1).norm(dim=1), encoder_golden("grad/clip_norm_per_sample"))
-    close(clip.grad.flatten()[:64], encoder_golden("grad/clip_head64"))
-    check_parameter_gradients(golden_encoder, encoder_golden)
+def test_encoder_gradients(encoder, recompute):
+    encoder.model.use_activation_checkpointing = recompute
+    clip = encoder("in/clip").requires_grad_()
+    out = encoder.model(clip, encoder("in/mask0"))
+    (out * encoder("grad/cot")).sum().backward()
+    encoder.close(clip.grad.flatten(1).norm(dim=1), "grad/clip_norm_per_sample")
+    encoder.close(clip.grad.flatten()[:64], "grad/clip_head64")
+    encoder.check_parameter_gradients()
 
 
 @pytest.mark.parametrize("case", PREDICTOR_CASES)
-def test_predictor_values(golden_predictor, predictor_golden, case):
-    z, masks, mask_index, modality = PREDICTOR_CASES[case]
-    enc, pred = predictor_golden(f"in/mask_enc{masks}"), predictor_golden(f"in/mask_pred{masks}")
+def test_predictor_values(predictor, case):
+    z, masks, index, modality = PREDICTOR_CASES[case]
+    enc, pred = predictor(f"in/mask_enc{masks}"), predictor(f"in/mask_pred{masks}")
     with torch.no_grad():
-        got = golden_predictor(predictor_golden(f"in/{z}"), enc, pred, mask_index=mask_index, modality=modality)
-    close(got[0], predictor_golden(f"out/{case}/pred"))
-    close(got[1], predictor_golden(f"out/{case}/context"))
+        got = predictor.model(predictor(f"in/{z}"), enc, pred, mask_index=index, modality=modality)
+    predictor.close(got[0], f"out/{case}/pred")
+    predictor.close(got[1], f"out/{case}/context")
 
 
-def test_predictor_values_in_double(golden_predictor, predictor_golden):
-    g = predictor_golden
-    got = golden_predictor.double()(g("in/z0").double(), g("in/mask_enc0"), g("in/mask_pred0"))
-    close(got[0], g("out_f64/video0/pred"), 1e-10)
-    close(got[1], g("out_f64/video0/context"), 1e-10)
+def test_predictor_values_in_double(predictor):
+    relative = 1e-10 if predictor.ours else 1e-9
+    with torch.no_grad():
+        got = predictor.model.double()(
+            predictor("in/z0").double(), predictor("in/mask_enc0"), predictor("in/mask_pred0")
+        )
+    predictor.close(got[0], "out_f64/video0/pred", relative)
+    predictor.close(got[1], "out_f64/video0/context", relative)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_predictor_gradients(golden_predictor, predictor_golden, recompute):
-    g = predictor_golden
-    golden_predictor.use_activation_checkpointing = recompute
-    z = g("in/z0").requires_grad_()
-    pred, context = golden_predictor(z, g("in/mask_enc0"), g("in/mask_pred0"))
-    ((pred * g("grad/cot_pred")).sum() + (context * g("grad/cot_context")).sum()).backward()
-    close(z.grad, g("grad/z0"))
-    check_parameter_gradients(golden_predictor, g)
+def test_predictor_gradients(predictor, recompute):
+    predictor.model.use_activation_checkpointing = recompute
+    z = predictor("in/z0").requires_grad_()
+    pred, context = predictor.model(z, predictor("in/mask_enc0"), predictor("in/mask_pred0"))
+    ((pred * predictor("grad/cot_pred")).sum() + (context * predictor("grad/cot_context")).sum()).backward()
+    predictor.close(z.grad, "grad/z0")
+    predictor.check_parameter_gradients()

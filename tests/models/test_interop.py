@@ -7,7 +7,7 @@ import torch
 
 from vjepa_fast import config
 from vjepa_fast.errors import CheckpointError
-from vjepa_fast.models import build_encoder, build_from_config, from_fair, load_encoder, load_weights, to_fair
+from vjepa_fast.models import build_encoder, build_from_config, from_fair, interop, load_encoder, load_weights, to_fair
 
 DATA = {"crop_size": 32, "patch_size": 8, "dataset_fpcs": [4], "datasets": ["a.csv"], "frame_sample_rate": 3}
 MODEL = {"embed_dim": 24, "depth": 4, "num_heads": 2, "pred_embed_dim": 12, "pred_depth": 2, "pred_num_heads": 2}
@@ -202,3 +202,14 @@ def test_nothing_is_loaded_from_a_misfit():
 def test_unknown_which(run):
     with pytest.raises(ValueError, match="which: expected 'target_encoder' or 'encoder'"):
         load_encoder(run[0], "predictor")
+
+
+def test_hashes_of_weights_stay_what_they_were():
+    """Results and feature caches on disk are bound to them."""
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0, -2.0]])), layer.bias.fill_(0.5)
+    assert interop.hash_weights(layer)[:16] == "5bee5173448bc00a"
+    assert interop.encoder_hash(layer)[:16] == "beb3e68d7b63564a"
+    layer.checkpoint_hash = "abc"
+    assert interop.encoder_hash(layer.bfloat16())[:16] == "2a589e05fbcead23"

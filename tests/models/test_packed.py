@@ -3,18 +3,11 @@
 import pytest
 import torch
 
-from vjepa_fast.layers import segments
 from vjepa_fast.layers.block import run_block
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Packed, filler
 from vjepa_fast.models import build_encoder, build_predictor, vit
 
 N, SEEN, HIDDEN = 32, ((13, 2, 7), (5, 9, 1)), ((7, 20, 3), (20, 1, 30))
-
-
-@pytest.fixture(autouse=True)
-def automatic():
-    yield
-    segments.choose("auto")
 
 
 def draw(lengths, generator):
@@ -110,22 +103,32 @@ def test_padding_to_a_multiple(monkeypatch):
     parts = setup()
     parts[0].pad_to = parts[1].pad_to = 8
     assert [(shape[1], lengths[-1]) for shape, lengths in streams(monkeypatch, packed, parts)] == [(40, 3), (120, 2)]
-    assert segments.filler(40, 8) == 8 and segments.filler(33, 8) == 7 and segments.filler(33, 0) == 0
+    assert filler(40, 8) == 8 and filler(33, 8) == 7 and filler(33, 0) == 0
 
 
-def test_padding_of_masks_of_one_length():
-    torch.manual_seed(0)
-    enc, pred, clip, _, _ = setup()
-    dense = [torch.stack([torch.randperm(N)[:k].sort().values for _ in range(3)]) for k in (5, 9)]
+def dense(enc, pred, clip, seen, hidden):
+    """As ``packed``, of masks of one length: ids [B,K]."""
+    z = enc(clip, masks=seen)
+    return [z, *pred(z, seen, hidden, [0, 1])]
 
-    def make(enc, pred, clip, seen, hidden):
-        z = enc(clip, masks=seen)
-        return [z, *pred(z, seen, hidden, [0, 1])]
 
-    parts = enc, pred, clip, dense, dense[::-1]
-    theirs = run(make, parts)
-    enc.pad_to = pred.pad_to = 16
-    compare(run(make, parts), theirs, 1e-10)
+def dense_apart(enc, pred, clip, seen, hidden):
+    z = [enc(clip, masks=m) for m in seen]
+    out = [pred(x, e, p, j) for j, (x, e, p) in enumerate(zip(z, seen, hidden))]
+    return [z, [p for p, _ in out], [c for _, c in out]]
+
+
+@pytest.mark.parametrize("pad", [0, 16])
+@pytest.mark.parametrize("use_rope", [True, False])
+def test_masks_of_one_length_in_one_stream_equal_one_pass_each(use_rope, pad):
+    enc, pred, clip, _, _ = setup(use_rope=use_rope)
+    seen, hidden = (
+        [torch.stack([torch.randperm(N)[:k].sort().values for _ in clip]) for k in ks] for ks in ((13, 5), (7, 20))
+    )
+    parts = enc, pred, clip, seen, hidden
+    theirs = run(dense_apart, parts)
+    enc.pad_to = pred.pad_to = pad
+    compare(run(dense, parts), theirs, 1e-10)
 
 
 def test_what_padding_holds_reaches_nothing(monkeypatch):
@@ -158,16 +161,6 @@ def test_one_sample_gives_the_bits_of_the_unpacked_masks():
     assert all(torch.equal(a, b) for a, b in zip(z, want))
     ours, theirs = pred(z[:1], [mask_0], [mask_1], [0]), pred(want[:1], [rows_0[0][None]], [rows_1[0][None]], [0])
     assert all(torch.equal(a[0], b[0]) for a, b in zip(ours, theirs))
-
-
-def test_segments_of_one_length_are_one_batch(monkeypatch):
-    """As the predictor's are where nothing is truncated: context and hidden tokens fill every sample's grid."""
-    q, k, v = (torch.randn(2, 12, 2, 8, dtype=torch.float64) for _ in range(3))
-    want = torch.cat([segments.attention(*(x[:, i : i + 4] for x in (q, k, v))) for i in (0, 4, 8)], 1)
-    calls, sdpa = [], segments.F.scaled_dot_product_attention
-    monkeypatch.setattr(segments.F, "scaled_dot_product_attention", lambda *a: calls.append(a) or sdpa(*a))
-    torch.testing.assert_close(segments.attention(q, k, v, [4, 4, 4]), want, rtol=1e-12, atol=1e-12)
-    assert len(calls) == 1 and calls[0][0].shape == (6, 2, 4, 8)
 
 
 def test_activation_checkpointing():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vjepa_fast import ops
-from vjepa_fast.layers import block as attention
+from vjepa_fast.layers import attention
 from vjepa_fast.models import rope
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 
 from vjepa_fast import config
 from vjepa_fast.data import Batch, ClipGroup
-from vjepa_fast.layers import fused_block
+from vjepa_fast.layers import cpu_block
 from vjepa_fast.ops import _cpp
 from vjepa_fast.reference import build_reference
 from vjepa_fast.trainer.step import TrainStep
@@ -185,8 +185,8 @@ def test_float32_as_it_trains(name, monkeypatch):
     spectral, have kinks near which rounding decides a sign: float64 above.)
     """
     served = []
-    honest = fused_block.serves
-    monkeypatch.setattr(fused_block, "serves", lambda *args: served.append(honest(*args)) or served[-1])
+    honest = cpu_block.supports
+    monkeypatch.setattr(cpu_block, "supports", lambda *args: served.append(honest(*args)) or served[-1])
     fast, slow = pair(f"mixed_4gpu_{name}")
     data = batch(0)
     slow.step = 5

@@ -46,6 +46,12 @@ def theirs(net):
     return torch.optim.AdamW(optim.parameter_groups({"encoder": net}, 0.1), lr=1e-2)
 
 
+@torch.no_grad()
+def moved(target, source, momentum):
+    for t, s in zip(target.parameters(), source.parameters()):
+        t.mul_(momentum).add_(s, alpha=1 - momentum)
+
+
 def same(a, b):
     torch.testing.assert_close(dict(a.named_parameters()), dict(b.named_parameters()), rtol=1e-5, atol=1e-6)
 
@@ -63,7 +69,7 @@ def test_several_steps_with_schedules_and_missing_gradients_are_those_of_torch()
         torch.testing.assert_close(norm, torch.nn.utils.clip_grad_norm_(b.parameters(), 5.0))
         optim.update(one, average, 0.9, norm, 5.0)
         two.step()
-        models.ema_update(target, a, 0.9)
+        moved(target, a, 0.9)
         same(a, b)
         same(average.target, target)
         assert torch.equal(average.target.seen, a.seen)
@@ -78,10 +84,26 @@ def test_the_average_moves_everything_also_what_has_no_gradient():
     optimizer = ours(net)
     gradients(net, 1)
     optim.update(optimizer, average, 0.75, torch.zeros(()), None)
-    models.ema_update(expected, net, 0.75)
+    moved(expected, net, 0.75)
     same(target, expected)
     assert not torch.equal(target.frozen, Net(1).frozen) and not torch.equal(target.late.weight, Net(1).late.weight)
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(low.low, low.full)) and len(low.low) == 4
+
+
+def test_the_average_as_a_pass_of_its_own():
+    """As with Muon."""
+    net, target = Net(), Net(1)
+    net.seen += 3
+    low, expected = models.LowCopy(target, torch.bfloat16), copy.deepcopy(target)
+    average = optim.Average(net, target, low)
+    for momentum in (0.75, 1.0, 0.0):
+        average.follow(momentum)
+        moved(expected, net, momentum)
+        same(target, expected)
+        assert torch.equal(target.seen, net.seen) and not any(p.grad_fn for p in target.parameters())
+        assert all(torch.equal(a, b.bfloat16()) for a, b in zip(low.low, low.full)) and len(low.low) == 4
+    average.follow(0.9)  # equal parameters stay equal to the last bit
+    assert all(torch.equal(a, b) for a, b in zip(target.parameters(), net.parameters()))
 
 
 def test_a_target_of_another_architecture_is_refused():

@@ -9,8 +9,8 @@ import torch
 from torch._dynamo.utils import counters
 
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.models import LowCopy, ema_update
-from vjepa_fast.trainer import graphs, regional
+from vjepa_fast.models import LowCopy
+from vjepa_fast.trainer import graphs, optim, regional
 from vjepa_fast.trainer.step import TrainStep
 
 from .conftest import batch, config
@@ -46,7 +46,7 @@ def test_low_copy_holds_matrices_and_their_biases_and_shares_the_rest():
     assert {p.dtype for p in step.target_encoder.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in step.low.low)
     addresses = [p.data_ptr() for p in step.low.low]
-    ema_update(step.target_encoder, step.encoder, 0.5, step.low)
+    step.average.follow(0.5)
     assert addresses == [p.data_ptr() for p in step.low.low]  # a captured graph reads them there
 
 
@@ -64,7 +64,7 @@ def test_the_moving_average_takes_the_low_copy_along():
     source, target = (torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3)) for _ in range(2))
     low = LowCopy(target, torch.bfloat16)
     before = [p.clone() for p in low.low]
-    ema_update(target, source, 0.5, low)
+    optim.Average(source, target, low).follow(0.5)
     assert not any(torch.equal(a, b) for a, b in zip(low.low, before))
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(low.low, low.full))
     assert all(a is b for a, b in zip(low.full, target[0].parameters(), strict=True))

@@ -1,11 +1,14 @@
-"""``vjepa-fast data``: manifests of one's own videos, and checking them."""
+"""``vjepa-fast data``: make manifests of your own videos, and check them."""
 
 from __future__ import annotations
+
+import argparse
 
 HELP = "make manifests of a folder of videos or images, and check them"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare ``manifest`` and ``check``."""
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check}")
     make = commands.add_parser(
         "manifest",
@@ -27,14 +30,16 @@ def add_arguments(parser) -> None:
     check.add_argument("--fps", type=int, help="frames per second to read at, in place of --frame-step")
     check.add_argument("--duration", type=float, help="seconds that a clip spans, in place of --frame-step")
     check.add_argument("--full", action="store_true", help="read every frame of every video")
+    check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Write manifests, or check one; the exit code."""
     return _manifest(args) if args.data_command == "manifest" else _check(args)
 
 
-def _manifest(args) -> int:
+def _manifest(args: argparse.Namespace) -> int:
     from vjepa_fast.data.manifests.scan import scan_folder
 
     written = scan_folder(
@@ -47,19 +52,20 @@ def _manifest(args) -> int:
     )
     for part, facts in written.items():
         print(f"{part}: {facts['samples']} samples of {facts['classes']} classes, {facts['path']}")
-    print(f"check it:  vjepa-fast data check {written['train']['path'] if 'train' in written else facts['path']}")
+    first = written.get("train", next(reversed(written.values())))
+    print(f"check it:  vjepa-fast data check {first['path']}")
     return 0
 
 
-def _check(args) -> int:
+def _check(args: argparse.Namespace) -> int:
     import sys
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from vjepa_fast.data.decoders.pyav import Sampling
+    from vjepa_fast.data.manifests.check import check_manifest
     from vjepa_fast.data.manifests.manifest import load_manifest
-    from vjepa_fast.data.manifests.scan import check_manifest
+    from vjepa_fast.data.sampling import Sampling
     from vjepa_fast.errors import DataError
 
     manifest = load_manifest(args.manifest)
@@ -72,6 +78,7 @@ def _check(args) -> int:
             sampling=sampling,
             full=args.full,
             workers=args.workers,
+            decoder=args.decoder,
             on_progress=lambda done: progress.update(task, completed=done),
         )
     for _, reason in bad:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
+
 HELP = "render synthetic suites to H.264 .mp4 and .jpg with manifests"
-NAMES = ("motion8", "dive", "order", "objects", "fewshot")
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("suite", choices=(*NAMES, "all"), help="which suite; all renders each to a folder of its name")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to render and where to."""
+    parser.add_argument(
+        "suite",
+        metavar="SUITE",
+        help="motion8, dive, order, objects, fewshot or a plugin's; all renders each to a folder of its name",
+    )
     parser.add_argument("out", help="folder to write")
     parser.add_argument("--train", type=int, default=1000, help="clips of the training part (default %(default)s)")
     parser.add_argument("--val", type=int, default=200, help="clips of the validation part (default %(default)s)")
@@ -19,19 +25,20 @@ def add_arguments(parser) -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
 
 
-def run(args) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Render; the exit code."""
     import os
     import sys
 
     from rich.console import Console
     from rich.progress import Progress
 
-    from vjepa_fast.data.synthetic import render_suite
+    from vjepa_fast.data.synthetic import SUITES, render_suite
 
     splits = {"train": args.train, "val": args.val, "test": args.test}
     written = {}
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        for name in NAMES if args.suite == "all" else (args.suite,):
+        for name in SUITES if args.suite == "all" else (args.suite,):
             task = progress.add_task(name, total=sum(splits.values()))
             folder = os.path.join(args.out, name) if args.suite == "all" else args.out
             written[name] = render_suite(

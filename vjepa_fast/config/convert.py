@@ -32,8 +32,18 @@ def from_dict(values: dict, *, source: str = "config", checked: bool = True) -> 
 
 
 def to_dict(config) -> dict:
-    """The inverse of `from_dict`: nested dicts, lists and scalars only (safe for YAML, JSON and ``weights_only``)."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    """The inverse of `from_dict`: nested dicts, lists and scalars only (safe for YAML, JSON and ``weights_only``).
+    Fields marked ``LATER`` (schema.py) are left out at their default.
+    """
+    return {
+        f.name: _plain(value)
+        for f in dataclasses.fields(config)
+        if (value := getattr(config, f.name)) != _default(f) or not f.metadata.get("later")
+    }
+
+
+def _default(field: dataclasses.Field[typing.Any]) -> object:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def unknown_key(source: str, path: str, key: str, accepted) -> ConfigError:
@@ -85,8 +95,10 @@ def _convert(kind, value, path: str, source: str):
         return _union(kind, value, path, source)
     if origin is tuple:
         return _tuple(kind, value, path, source)
-    if origin is dict:
+    if origin is dict and typing.get_args(kind)[1] is dict:
         return _terms(value, path, source)
+    if origin is dict and isinstance(value, dict):
+        return _plain(value)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is int and _is_int(value):

@@ -7,8 +7,13 @@ Section and key names are those of the FAIR V-JEPA 2.1 YAML wherever it has them
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+
+# A key that came after configurations were saved and hashed: `to_dict` leaves it out at its default, so that run
+# folders, checkpoints and study cells written before it still match.
+LATER = {"later": True}
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class DataConfig:
     pin_mem: bool = True
     max_bad_fraction: float = 0.05  # unreadable share of the samples tried above which a run stops
     cache_mb: int = 0  # memory for decoded source clips kept between epochs (small videos); 0: none
+    # auto | pyav | the name of another registered decoder
+    decoder: str = field(default="auto", metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,10 @@ class MasksConfig:
     specs: tuple[MaskConfig, ...] = (MaskConfig(), MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7)))
     truncate: str = "batch"  # batch | random | none
     saliency: str = "trilinear"  # trilinear | area
+    # blocks (guided by motion where a spec says so) | motion (all specs are guided) | another registered strategy
+    strategy: str = field(default="blocks", metadata=LATER)
+    # what another strategy takes; it checks them itself
+    options: dict[str, Any] = field(default_factory=dict, metadata=LATER)
 
 
 @dataclass(frozen=True)

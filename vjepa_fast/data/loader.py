@@ -1,4 +1,4 @@
-"""Batches for training: endless, resumable, the same whatever the number of reading threads.
+"""Batches for training: endless, resumable, the same for any number of reading threads.
 
 Shapes: B clips, F frames, S crop size.
 """
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from vjepa_fast.config.schema import Config, DataConfig
-from vjepa_fast.data.bad import BadSamples
-from vjepa_fast.data.decoders.pyav import Sampling
+from vjepa_fast.data.bad_samples import BadSamples
+from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.data.mixing import MixedSampler
+from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
 from vjepa_fast.data.views.augment import apply_view, random_view
 from vjepa_fast.errors import ConfigError, DataError
@@ -96,7 +97,8 @@ class ClipLoader:
         self.bad = BadSamples(self.manifests, data.max_bad_fraction)
         self._sampler = MixedSampler([len(m) for m in self.manifests], data.datasets_weights, (cfg.seed, int(img)))
         spread = "published" if cfg.compat == "published" else "even"
-        self._reader = SourceReader(Sampling(data.frame_sample_rate, data.fps, data.duration, spread), data.cache_mb)
+        sampling = Sampling(data.frame_sample_rate, data.fps, data.duration, spread)
+        self._reader = SourceReader(sampling, data.cache_mb, choose_decoder(data.decoder, f"{self.section}.decoder"))
         self._seed = (cfg.seed, int(img), 4)
         self._pin = data.pin_mem and cfg.runtime.device != "cpu" and torch.cuda.is_available()
         self._pool = ThreadPoolExecutor(data.num_workers, "vjepa-fast-data") if data.num_workers > 0 else None
@@ -173,6 +175,7 @@ class ClipLoader:
             clip = torch.empty((len(members), 3, fpc, crop, crop), dtype=torch.uint8, pin_memory=self._pin)
             rows = clip.numpy()
             for row, sample in zip(rows, members):
+                assert sample.clip is not None, "_account has raised"
                 row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
             groups.append(

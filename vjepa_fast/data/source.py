@@ -6,8 +6,9 @@ import threading
 
 import numpy as np
 
-from vjepa_fast.data.decoders.pyav import Sampling, WholeVideo, read_clip, read_image, read_video
-from vjepa_fast.data.manifests.manifest import is_image_path
+from vjepa_fast.data.decoders import Decoder, WholeVideo, choose_decoder, read_image
+from vjepa_fast.data.media import is_image_path
+from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import DataError
 
 _LARGEST_SHARE = 1 / 16  # of the cache that one file may take
@@ -18,15 +19,17 @@ class SourceReader:
 
     Args:
         sampling: which frames of a video.
-        cache_mb: memory for decoded files; it fills once and keeps what it has, so it serves small data sets read many
+        cache_mb: memory for decoded files; it fills once and keeps what it has, which suits small data sets read many
             times. What is read does not depend on it.
+        decoder: of videos; None: what ``data.decoder: auto`` uses.
     """
 
-    def __init__(self, sampling: Sampling, cache_mb: int = 0):
+    def __init__(self, sampling: Sampling, cache_mb: int = 0, decoder: Decoder | None = None):
         self.sampling = sampling
+        self.decoder = decoder or choose_decoder()
         self._capacity = cache_mb * 1_000_000
         self._used = 0
-        self._kept: dict[str, np.ndarray | WholeVideo] = {}
+        self._kept: dict[str, WholeVideo] = {}
         self._refused: set[str] = set()
         self._lock = threading.Lock()
 
@@ -35,43 +38,41 @@ class SourceReader:
         path: str,
         kind: str,
         num_frames: int,
-        start: str | int | float = "random",
+        start: str | float = "random",
         generator: np.random.Generator | None = None,
     ) -> np.ndarray:
         """uint8 ``[F, H, W, 3]``; ``[1, H, W, 3]`` for an image, which the caller repeats. DataError if unreadable."""
+        kept = self._kept.get(path)
         if kind == "image":
-            kept = self._kept.get(path)
             if kept is None:
-                kept = read_image(path)[None]
-                self._keep(path, kept, kept.nbytes)
-            return kept
+                kept = WholeVideo(read_image(path)[None], fps=1.0, claimed=1)
+                self._keep(path, kept)
+            return kept.frames
         if is_image_path(path):
             raise DataError(f"{path}: is an image in a manifest of videos; put images in a manifest of their own")
-        video = self._kept.get(path) or self._decode_whole(path)
-        if video is None:
-            return read_clip(path, num_frames, start=start, generator=generator, sampling=self.sampling)
-        return video.clip(path, num_frames, start, generator, self.sampling)
+        kept = kept or self._decode_whole(path)
+        if kept is None:
+            return self.decoder.read_clip(path, num_frames, self.sampling, start, generator)
+        return kept.clip(path, num_frames, self.sampling, start, generator)
 
     def _decode_whole(self, path: str) -> WholeVideo | None:
         room = min(self._capacity - self._used, self._capacity * _LARGEST_SHARE)
         if room <= 0 or path in self._refused:
             return None
         try:
-            video = read_video(path, int(room))
+            video = self.decoder.read_video(path, int(room))
         except DataError:  # a damaged end need not spoil the clip wanted now
             video = None
         if video is None:
             self._refused.add(path)
             return None
-        self._keep(path, video, video.frames.nbytes)
+        self._keep(path, video)
         return video
 
-    def _keep(self, path: str, value: np.ndarray | WholeVideo, size: int) -> None:
+    def _keep(self, path: str, video: WholeVideo) -> None:
+        size = video.frames.nbytes
         with self._lock:
-            if (
-                path not in self._kept
-                and size <= self._capacity * _LARGEST_SHARE
-                and self._used + size <= self._capacity
-            ):
-                self._kept[path] = value
+            fits = size <= self._capacity * _LARGEST_SHARE and self._used + size <= self._capacity
+            if fits and path not in self._kept:
+                self._kept[path] = video
                 self._used += size

@@ -1,54 +1,29 @@
-"""Transformer block, with attention through one seam (``attend``).
+"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`.
 
-Legend: B batch, K tokens, E embed_dim, H heads, d = E/H channels of a head.
+Legend: B batch, K tokens, E embed_dim. ``rope``: None, or the rows of ``models.rope.rope_table`` of the tokens.
+``lengths``: of the segments along K that attend to themselves (`layers.attention.Segments` where they change from step
+to step); None: one segment.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vjepa_fast import ops
-from vjepa_fast.layers import fused_block, segments
+from vjepa_fast.layers import attention, cpu_block
+from vjepa_fast.layers.attention import Backend, Lengths, attend
 from vjepa_fast.layers.linear import Linear
 
 
-def attend(
-    qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, num_heads: int, lengths: Sequence[int] | None = None
-) -> torch.Tensor:
-    """Softmax attention over the K tokens of each sample, q and k rotated by ``rope`` -> [B,K,E] of qkv's dtype.
-
-    ``rope``: None, or the rows of ``rope.rope_table`` of these tokens, with or without a leading B. ``lengths``: of
-    segments along K that attend within themselves; None: all tokens attend to all.
-    """
-    if rope is not None and not rope.is_complex():
-        # Nothing else holds qkv, so without autograd it can be turned where it lies.
-        rotate = ops.rope3d if torch.is_grad_enabled() else ops.rope3d_
-        qkv_BK3E, rope = rotate(qkv_BK3E, rope, num_heads), None
-    # Taken apart along their own axis: so the gradients of q, k and v come together packed, without another copy.
-    qkv = qkv_BK3E.unflatten(-1, (3, num_heads, -1))
-    if rope is None:
-        parts = qkv.unbind(2)
-    else:
-        qk, v = qkv.split((2, 1), 2)
-        parts = (*_turn(qk, rope).unbind(2), v.squeeze(2))
-    return segments.attention(*parts, lengths).flatten(2)
-
-
-def _turn(qk_BK2Hd: torch.Tensor, rotor: torch.Tensor) -> torch.Tensor:
-    """Rotate channel pairs as complex numbers: one pass, where the real form in PyTorch takes five."""
-    dtype = qk_BK2Hd.dtype
-    x = qk_BK2Hd if dtype in (torch.float32, torch.float64) else qk_BK2Hd.float()
-    x = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * rotor[..., None, None, :]
-    return torch.view_as_real(x).flatten(-2).to(dtype)
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention with packed ``qkv``; parameter names are FAIR's."""
+    """Multi-head self-attention with packed ``qkv``; parameter names are FAIR's.
+
+    ``backend`` is forced; None: the fastest is taken.
+    """
+
+    backend: Backend | None = None
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -56,13 +31,14 @@ class Attention(nn.Module):
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
-    def forward(
-        self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads, lengths))
+    def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
+        """[B,K,E] -> [B,K,E]."""
+        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads, lengths, self.backend))
 
 
 class MLP(nn.Module):
+    """Feed-forward with exact GELU: dim -> hidden -> dim."""
+
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         self.fc1 = Linear(dim, hidden)
@@ -70,9 +46,11 @@ class MLP(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
+        """The layer whose weight `init_weights` scales."""
         return self.fc2
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[...,dim] -> [...,dim]."""
         return self.fc2(self.fc1.gelu(x))
 
 
@@ -89,9 +67,11 @@ class SwiGLU(nn.Module):
 
     @property
     def last(self) -> nn.Linear:
+        """The layer whose weight `init_weights` scales."""
         return self.fc3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[...,dim] -> [...,dim]."""
         return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
 
 
@@ -106,27 +86,40 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.mlp = SwiGLU(dim, hidden, wide_silu) if use_silu else MLP(dim, hidden)
 
-    def forward(
-        self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
+        """[B,K,E] -> [B,K,E]."""
         plain = type(self.mlp) is MLP and type(self.attn) is Attention
-        if plain and fused_block.serves(x_BKE, rope) and fused_block.fits(self):
-            return fused_block.apply(self, x_BKE, rope, lengths)
+        if plain and cpu_block.supports(x_BKE, rope) and cpu_block.fits(self):
+            return cpu_block.apply(self, x_BKE, rope, lengths)
         x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))
 
 
 def run_block(
-    block: Block,
+    block: nn.Module,
     x_BKE: torch.Tensor,
     rope: torch.Tensor | None,
     recompute: bool,
-    lengths: Sequence[int] | None = None,
+    lengths: Lengths = None,
 ) -> torch.Tensor:
     """One block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False)
     return block(x_BKE, rope, lengths)
+
+
+def use_attention(name: str, device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
+    """Let all `Attention` in the modules use the backend ``name``, or the fastest with ``auto``.
+
+    Raises:
+        ConfigError: there is no such backend, or it does not support this device, dtype or size of heads.
+    """
+    backend = attention.find(name)
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, Attention)]
+    for layer in layers:
+        if backend is not None:
+            attention.require(backend, attention.Call(device, dtype, layer.proj.in_features // layer.num_heads))
+        layer.backend = backend
 
 
 @torch.no_grad()
@@ -135,7 +128,9 @@ def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float = 0.02) ->
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Conv3d):
             nn.init.trunc_normal_(m.weight, std=std)
-            nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
     for i, block in enumerate(blocks, start=1):
+        assert isinstance(block, Block)
         block.attn.proj.weight.div_((2.0 * i) ** 0.5)
         block.mlp.last.weight.div_((2.0 * i) ** 0.5)

@@ -4,6 +4,8 @@ Recipe: x and W are each scaled by one number per tensor, such that their larges
 and rounded to e4m3, anew at every call (arXiv:2209.05433; "dynamic, tensor-wise"). The product accumulates in the fast
 mode of the tensor cores and comes out in bfloat16, bias included. The backward pass is the plain one in bfloat16, from
 x and W before rounding (a straight-through estimate). Scaling by row rounds a little less; sm_120 lacks that product.
+torchao's Float8Linear is the same product with other defaults; it takes the place of `linear.Linear` (and of its GELU),
+refuses empty streams and takes seconds to import, so it is not used. Tests hold ours to the formula.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ CAPABILITY = (8, 9)
 
 
 def objections(device: torch.device) -> list[str]:
-    """Why ``linear`` cannot serve on this device; empty where it can."""
+    """Why this device does not support ``linear``; empty where it does."""
     if device.type != "cuda":
         return [f"needs a CUDA device, this run is on {device.type}"]
     found = torch.cuda.get_device_capability(device)
@@ -44,7 +46,7 @@ class _Linear(torch.autograd.Function):
         (x8, x_scale), (w8, w_scale) = quantise(x_NI), quantise(w_OI)
         ctx.save_for_backward(x_NI.bfloat16(), w_OI)
         ctx.x_dtype, ctx.bias_dtype = x_NI.dtype, None if bias is None else bias.dtype
-        return torch._scaled_mm(
+        return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name for it
             x8,
             w8.t(),
             scale_a=x_scale,
@@ -55,9 +57,9 @@ class _Linear(torch.autograd.Function):
         )
 
     @staticmethod
-    def backward(ctx, grad_NO: Tensor):
+    def backward(ctx, *grads: Tensor):
         x_NI, w_OI = ctx.saved_tensors
-        g = grad_NO.bfloat16()
+        g = grads[0].bfloat16()
         wants_x, wants_w, wants_b = ctx.needs_input_grad
         dx = (g @ w_OI.bfloat16()).to(ctx.x_dtype) if wants_x else None
         dw = (g.t() @ x_NI).to(w_OI.dtype) if wants_w else None

@@ -1,4 +1,4 @@
-"""``Linear``: ``nn.Linear`` through `ops.linear`, and in 8-bit floats where asked to."""
+"""``Linear``: ``nn.Linear`` through `ops.linear`, and in 8-bit floats where ``fp8`` is set."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Linear(nn.Linear):
 
     fp8 = False
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fp8.linear(x, self.weight, self.bias) if self.fp8 else linear(x, self.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """[...,in_features] -> [...,out_features]."""
+        return (fp8.linear if self.fp8 else linear)(input, self.weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
         """``F.gelu(self(x))`` (exact GELU)."""

@@ -45,7 +45,7 @@ class Packed:
         _check.require(ok, "Packed", "lengths", f"numbers from 1 to {idx_BK.shape[1]}", tuple(lengths))
         total = sum(lengths)
         sample_M = torch.arange(len(lengths), device=idx_BK.device)
-        sample_M = sample_M.repeat_interleave(sizes_B, output_size=total)  # told the size, it need not wait for it
+        sample_M = sample_M.repeat_interleave(sizes_B, output_size=total)  # with the size given, it need not wait
         place_M = torch.arange(total, device=idx_BK.device) - (sizes_B.cumsum(0) - sizes_B)[sample_M]
         idx_M = idx_BK[sample_M, place_M] + sample_M * tokens
         return cls(idx_M[None], sizes_B, tuple(lengths), tokens)
@@ -94,10 +94,34 @@ def ids(mask: Tensor | Packed) -> Tensor:
     return mask.idx if isinstance(mask, Packed) else mask.long()
 
 
+def places(mask: Tensor | Packed) -> Tensor:
+    """int64 [B,K] or [1,M], the place of each token in its own sample's grid."""
+    return mask.token if isinstance(mask, Packed) else mask.long()
+
+
+def lengths(mask: Tensor | Packed) -> Sequence[int]:
+    """Lengths of the segments of one mask: all its tokens, or where it is packed those of each sample."""
+    return mask.lengths if isinstance(mask, Packed) else (mask.shape[1],)
+
+
+def pieces(x: Tensor, mask: Tensor | Packed) -> Sequence[Tensor]:
+    """The segments of ``x`` [B,K,...], the tokens of one mask."""
+    return x.split(list(mask.lengths), 1) if isinstance(mask, Packed) else (x,)
+
+
+def filler(length: int, multiple: int) -> int:
+    """Tokens to add to a stream so that its length is a multiple; 0 if ``multiple`` is, else at least one.
+
+    One at least, so that there is always a segment of them and the number of segments stays the same from step to step.
+    """
+    return multiple - length % multiple if multiple else 0
+
+
 def pack(masks: BlockMasks, lengths: Tensor | None = None) -> tuple[list[Packed], list[Packed]]:
     """All tokens of all samples, context and prediction, one ``Packed`` per spec.
 
     Args:
+        masks: as drawn, lists padded to the grid's tokens.
         lengths: as for ``BlockMasks.trim``.
 
     Raises:

@@ -1,85 +1,51 @@
-"""Masks of a batch of clips, as the trainer needs them."""
+"""Multi-block masks (V-JEPA, arXiv:2404.08471, section 3.2), whose specs may each be guided by motion."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import Tensor
+
+from vjepa_fast.config.schema import MasksConfig
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.masks import motion
-from vjepa_fast.masks.drawn import DrawnMasks
-from vjepa_fast.ops.block_masks import TRUNCATE, check_spec, sample_block_masks
+from vjepa_fast.masks.api import STRATEGIES, MaskStrategy
+from vjepa_fast.ops.block_masks import BlockMasks, check_spec, sample_block_masks
+from vjepa_fast.ops.saliency import motion_saliency
 
 
-class MaskSampler:
-    """Draws the context and prediction masks of a batch; stateless, so a resumed run draws the same.
+@STRATEGIES.register("blocks")
+class MaskSampler(MaskStrategy):
+    """One mask per entry of ``masks.specs``: the union of its blocks is predicted.
 
-    Args:
-        cfg: config.MasksConfig (``specs``, ``truncate``, ``saliency``).
-        crop_size, patch_size: pixels. tubelet_size: frames.
-        seed: 64-bit key of all draws.
-        mean, std: of the clip's normalisation, per channel in [0, 1] units.
-        compat: ``published`` normalises motion maps as the released code does.
-
-    Raises:
-        ConfigError: a field of a mask is out of range, or the crop is no multiple of the patch.
+    The blocks of a spec with ``motion_guided`` start where the clip moves (arXiv:2605.17165). With ``compat:
+    published`` motion maps are normalised as in the released code.
     """
 
-    def __init__(self, cfg, *, crop_size: int, patch_size: int, tubelet_size: int, seed: int, mean, std, compat: str):
-        if cfg.truncate not in TRUNCATE:
-            raise ConfigError(f"masks.truncate: unknown value {cfg.truncate!r}; use 'batch', 'random' or 'none'")
-        if cfg.saliency not in ("trilinear", "area"):
-            raise ConfigError(f"masks.saliency: unknown value {cfg.saliency!r}; use 'trilinear' or 'area'")
-        if not cfg.specs:
-            raise ConfigError("masks.specs: at least one mask is needed")
-        for s, spec in enumerate(cfg.specs):
-            check_spec(spec, f"masks.specs[{s}]")
-        if crop_size % patch_size:
-            raise ConfigError(f"data.crop_size: {crop_size} is not a multiple of data.patch_size {patch_size}")
+    def __init__(self, cfg: MasksConfig, **settings: Any) -> None:
+        super().__init__(cfg, **settings)
         self.specs = tuple(cfg.specs)
-        self.truncate = cfg.truncate
         self.saliency = cfg.saliency
-        self.patch_size = patch_size
-        self.tubelet_size = tubelet_size
-        self.seed = seed
-        self.mean, self.std = mean, std
-        self.compat = compat
 
-    def grid(self, clip_shape) -> tuple[int, int, int]:
-        """(T, H, W) of a clip ``[B,C,F,Y,X]``; a single frame is one time step."""
-        frames, height, width = clip_shape[2:]
-        if frames > 1 and frames % self.tubelet_size:
-            raise ConfigError(
-                f"data.dataset_fpcs: {frames} frames are not a multiple of data.tubelet_size {self.tubelet_size}"
-            )
-        patch = self.patch_size
-        if height % patch or width % patch:
-            raise ConfigError(f"data.crop_size: {height}x{width} is not a multiple of data.patch_size {patch}")
-        return max(1, frames // self.tubelet_size), height // patch, width // patch
+    @classmethod
+    def check(cls, cfg: MasksConfig, section: str = "masks") -> None:
+        """As ``MaskStrategy.check``; also the motion map's mode and every spec."""
+        super().check(cfg, section)
+        if cfg.saliency not in ("trilinear", "area"):
+            raise ConfigError(f"{section}.saliency: unknown value {cfg.saliency!r}; use 'trilinear' or 'area'")
+        if not cfg.specs:
+            raise ConfigError(f"{section}.specs: at least one mask is needed")
+        for s, spec in enumerate(cfg.specs):
+            check_spec(spec, f"{section}.specs[{s}]")
 
-    def __call__(self, clip, *, step: int, first_sample: int, group: int = 0):
-        """Masks of one group of clips.
-
-        Args:
-            clip: ``[B,C,F,Y,X]``, uint8 or normalised float; its pixels matter to motion-guided masks only.
-            step: of the run. first_sample: global index of ``clip[0]`` within the step.
-            group: which of a step's groups of clips (by frames per clip) this is; groups draw independently.
-
-        Returns:
-            (masks_enc, masks_pred): lists with one int64 ``[B,K]`` of ascending token indices per mask; with
-            ``truncate: none`` one ``layers.Packed`` per mask, as the samples differ in length.
-
-        Raises:
-            ConfigError: no context is left, naming the mask; or the clip does not divide into tokens.
-        """
-        return self.draw(clip, step=step, first_sample=first_sample, group=group).wait()
-
-    def draw(self, clip, *, step: int, first_sample: int, group: int = 0) -> DrawnMasks:
-        """The same, without waiting for the device that draws them: ``DrawnMasks.wait`` gives the lists."""
-        grid = self.grid(clip.shape)
-        saliency = motion.guide(self.specs, clip, grid, self.mean, self.std, self.saliency, self.compat)
-        masks = sample_block_masks(
+    def sample(
+        self, clip: Tensor, grid: tuple[int, int, int], *, step: int, first_sample: int, group: int
+    ) -> BlockMasks:
+        """As ``MaskStrategy.sample``, drawn where the clip is."""
+        return sample_block_masks(
             clip.shape[0],
             grid,
             self.specs,
-            saliency,
+            self._motion(clip, grid),
             seed=self.seed,
             step=step,
             first_sample=first_sample,
@@ -87,4 +53,13 @@ class MaskSampler:
             first_spec=group * len(self.specs),
             device=clip.device,
         )
-        return DrawnMasks(masks, packed=self.truncate == "none")
+
+    def _motion(self, clip: Tensor, grid: tuple[int, int, int]) -> Tensor | None:
+        """``[B,T,H,W]`` map of ``clip``, or None where no spec is guided or a single frame shows no motion.
+
+        ``compat: published`` uses the released code's normalisation, which raises ConfigError unless B is 1 or T.
+        """
+        if clip.shape[2] == 1 or not any(spec.motion_guided for spec in self.specs):
+            return None
+        normalize = "published" if self.compat == "published" else "sample"
+        return motion_saliency(clip, grid, self.mean, self.std, mode=self.saliency, normalize=normalize)

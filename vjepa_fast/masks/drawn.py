@@ -28,12 +28,12 @@ class DrawnMasks:
             self.copied.record()
 
     def wait(self) -> tuple[list[torch.Tensor] | list[Packed], list[torch.Tensor] | list[Packed]]:
-        """(masks_enc, masks_pred), as ``MaskSampler`` returns and raises; cut on the current stream."""
+        """(masks_enc, masks_pred), as ``MaskStrategy.__call__`` returns and raises; cut on the current stream."""
         if self.copied is not None:
             self.copied.synchronize()
         return pack(self.masks, self.lengths) if self.packed else self.masks.trim(self.lengths)
 
-    def record_stream(self, stream) -> None:
-        """The memory of the masks is used on this stream too: not to be given away before it is done with them."""
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of the masks until this stream is done with them too."""
         for x in (self.masks.enc, self.masks.pred, self.masks.enc_len, self.masks.pred_len):
             x.record_stream(stream)

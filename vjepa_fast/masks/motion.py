@@ -1,16 +1,19 @@
-"""The motion map that guides the origins of a clip's blocks."""
+"""Multi-block masks that all follow the motion of the clip (arXiv:2605.17165, motion-guided masking)."""
 
 from __future__ import annotations
 
-from vjepa_fast.ops.saliency import motion_saliency
+import dataclasses
+from typing import Any
+
+from vjepa_fast.config.schema import MasksConfig
+from vjepa_fast.masks.api import STRATEGIES
+from vjepa_fast.masks.blocks import MaskSampler
 
 
-def guide(specs, clip, grid, mean, std, mode: str, compat: str):
-    """``[B,T,H,W]`` map of ``clip``, or None where no spec is guided or a single frame shows no motion.
+@STRATEGIES.register("motion")
+class MotionMaskSampler(MaskSampler):
+    """As ``blocks`` with ``motion_guided`` in every spec; each spec keeps its strength and random share."""
 
-    ``compat: published`` uses the released code's normalisation, which raises ConfigError unless B is 1 or T.
-    """
-    if clip.shape[2] == 1 or not any(spec.motion_guided for spec in specs):
-        return None
-    normalize = "published" if compat == "published" else "sample"
-    return motion_saliency(clip, grid, mean, std, mode=mode, normalize=normalize)
+    def __init__(self, cfg: MasksConfig, **settings: Any) -> None:
+        guided = tuple(dataclasses.replace(spec, motion_guided=True) for spec in cfg.specs)
+        super().__init__(dataclasses.replace(cfg, specs=guided), **settings)

@@ -1,12 +1,15 @@
 """What a training step has to compute and to move, counted from the shapes of the models and the lengths of the masks.
 
-FLOP are those of matrix products and attention of encoder, predictor and target, 2 per multiply-add; a backward pass
+FLOP count matrix products and attention of encoder, predictor and target, 2 per multiply-add; a backward pass
 has twice those of its forward pass, but for the patch embedding, whose pixels need no gradient. What is computed again
 (activation checkpointing, attention's backward pass) counts once, as is usual for MFU (PaLM, arXiv:2204.02311, appendix
 B); the terms' own heads, normalisation and the like do not count.
 
 Bytes are a floor: every product and every attention reads its inputs and writes its result once, weights are read once
 per pass, and all that works on single values (LayerNorm, GELU, residuals, casts) rides along without a pass of its own.
+
+`torch.utils.flop_counter` counts the FLOP of what runs, and tests hold this count to it; this one also gives bytes, and
+both before anything runs, from lengths alone.
 
 Legend: n tokens, E width of a block, M outputs of its first feed-forward layers (both of a gated one), D = levels * E.
 """
@@ -15,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vjepa_fast.layers.block import Block
 
 
 @dataclass(frozen=True)
@@ -31,18 +36,20 @@ class Stack:
     matrices: int
 
     @classmethod
-    def of(cls, blocks: nn.ModuleList) -> Stack:
-        first = blocks[0]
+    def of(cls, blocks: nn.Module) -> Stack:
+        """From a ModuleList of `layers.block.Block`s."""
+        blocks = cast("nn.ModuleList", blocks)
+        first = cast("Block", blocks[0])
         width = first.attn.proj.weight.shape[0]
         matrices = sum(p.numel() for p in first.parameters() if p.ndim == 2)
         hidden = (matrices - 4 * width**2) // width - first.mlp.last.weight.shape[1]
         return cls(width, hidden, len(blocks), matrices)
 
-    def flops(self, tokens: int, squares: int) -> int:
+    def flops(self, tokens: float, squares: float) -> float:
         """Forward, of ``tokens`` in segments whose squared lengths add up to ``squares``."""
         return self.depth * (2 * self.matrices * tokens + 4 * self.width * squares)
 
-    def elements(self, tokens: int) -> tuple[int, int]:
+    def elements(self, tokens: float) -> tuple[float, float]:
         """Moved forward and backward, without weights."""
         e, m = self.width, self.hidden
         # qkv 1 + 3, attention 3 + 1, proj with residual 2 + 1, fc1 1 + M, fc2 with residual M + 1 + 1
@@ -74,15 +81,16 @@ class Dims:
         def trained(module: nn.Module) -> int:
             return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
-        image = encoder.patch_embed_img or encoder.patch_embed
+        names = dict(encoder.named_children())
+        image = "patch_embed_img" if "patch_embed_img" in names else "patch_embed"
         return cls(
-            encoder=Stack.of(encoder.blocks),
-            predictor=Stack.of(predictor.predictor_blocks),
-            levels=encoder.levels,
-            patch=encoder.patch_embed.proj.weight.numel(),
-            patch_image=image.proj.weight.numel(),
-            embed=sum(p.numel() for p in predictor.predictor_embed.parameters() if p.ndim == 2),
-            proj=predictor.predictor_proj.weight.numel(),
+            encoder=Stack.of(names["blocks"]),
+            predictor=Stack.of(predictor.get_submodule("predictor_blocks")),
+            levels=len(cast("nn.ModuleList", names["norms_block"])),
+            patch=encoder.get_parameter("patch_embed.proj.weight").numel(),
+            patch_image=encoder.get_parameter(f"{image}.proj.weight").numel(),
+            embed=sum(p.numel() for p in predictor.get_submodule("predictor_embed").parameters() if p.ndim == 2),
+            proj=predictor.get_parameter("predictor_proj.weight").numel(),
             trained=trained(encoder) + trained(predictor),
             averaged=trained(encoder),
         )
@@ -101,7 +109,7 @@ class Clips:
     image: bool = False
 
 
-def clips_of(grid: tuple[int, int, int], enc: Sequence, pred: Sequence, image: bool = False) -> list[Clips]:
+def clips_of(grid: tuple[int, int, int], enc: Sequence[Any], pred: Sequence[Any], image: bool = False) -> list[Clips]:
     """The clips of a group: grid (T,H,W), and per mask ids [B,K], or anything with ``lengths``, one per sample."""
     tokens = grid[0] * grid[1] * grid[2]
     if not hasattr(enc[0], "lengths"):
@@ -112,10 +120,13 @@ def clips_of(grid: tuple[int, int, int], enc: Sequence, pred: Sequence, image: b
 
 @dataclass
 class Cost:
+    """FLOP and bytes of a part of a step."""
+
     flops: float = 0
     bytes: float = 0
 
     def add(self, flops: float, bytes_: float) -> None:
+        """Add to both."""
         self.flops += flops
         self.bytes += bytes_
 
@@ -132,9 +143,11 @@ def step_cost(
     """FLOP and bytes of one step by part: target, context, predictor, losses, backward, optimiser, ema.
 
     Args:
-        clips: those of the step. itemsize: bytes of an activation (2: bfloat16, 4: float32).
-        predict_context: the predictor also gives the context tokens. target_grad: the target is the encoder itself
-            and takes part in the backward pass (no EMA).
+        dims: shapes of the models.
+        clips: of the step.
+        itemsize: bytes of an activation (2: bfloat16, 4: float32).
+        predict_context: the predictor also gives the context tokens.
+        target_grad: the target is the encoder itself and takes part in the backward pass (no EMA).
         embed_all: every mask embeds all tokens of the clip, as the published Conv3d does; ours embeds kept ones.
 
     Returns:
@@ -207,13 +220,24 @@ class Masked(Protocol):
     """What `of_state` reads of a step: `objectives.LatentState` has it."""
 
     @property
-    def grids(self) -> Sequence[tuple[int, int, int]]: ...
+    def grids(self) -> Sequence[tuple[int, int, int]]:
+        """(T,H,W) of each group of clips."""
+        ...
+
     @property
-    def masks_enc(self) -> Sequence[Sequence]: ...
+    def masks_enc(self) -> Sequence[Sequence[Any]]:
+        """Of each group, context ids [B,K] (or what has ``lengths``) of each mask."""
+        ...
+
     @property
-    def masks_pred(self) -> Sequence[Sequence]: ...
+    def masks_pred(self) -> Sequence[Sequence[Any]]:
+        """Predicted ids, likewise."""
+        ...
+
     @property
-    def modality(self) -> str: ...
+    def modality(self) -> str:
+        """``image`` or ``video``."""
+        ...
 
 
 def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: bool) -> Work:
@@ -222,4 +246,4 @@ def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: b
     clips = [c for group in groups for c in clips_of(*group, image=state.modality == "image")]
     cost = step_cost(dims, clips, predict_context=predict_context, target_grad=target_grad)
     tokens = sum(c.count * (c.tokens + sum(2 * e + p for e, p in c.masks)) for c in clips)
-    return Work(tokens, sum(c.flops for c in cost.values()))
+    return Work(int(tokens), int(sum(c.flops for c in cost.values())))

@@ -3,7 +3,7 @@
 Pure torch, any device, nothing read back here (a decomposition may look at its input by itself): every function returns
 a 0-d float32 tensor, or ``[k]`` of them in a dict. Shapes: ``n`` samples (or tokens), ``q`` views of one clip, ``d``
 channels; further leading axes are flattened into ``n``. Features that are not finite give NaN, no error: to see them
-would mean to wait for the device. What each figure tells: docs/geometry.md.
+would mean to wait for the device. What each figure shows: docs/geometry.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Peak arithmetic of the device, against which MFU is reckoned, and peak memory of the process."""
+"""Peak arithmetic of the device, which MFU is a share of, and peak memory of the process."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ class Peak:
 
 
 def peak(device: torch.device, dtype: torch.dtype, tflops: float | None = None) -> Peak:
-    """The peak that MFU is reckoned against.
+    """The peak that MFU is a share of.
 
     Args:
+        device: of the run.
         dtype: of the matrix products (float32 on CUDA counts as TF32 where torch may use it).
         tflops: ``runtime.peak_tflops``, takes the place of what is known or measured.
 
@@ -66,8 +67,11 @@ def peak(device: torch.device, dtype: torch.dtype, tflops: float | None = None) 
         row = next((row for row in GPU_PEAKS if row[0].lower() in model.lower()), None)
         if row is None or dtype not in (torch.bfloat16, torch.float16, torch.float32):
             return Peak(None, f"not known for {model} in {name}; set runtime.peak_tflops")
-        kind = 1 if dtype != torch.float32 else 2 if torch.get_float32_matmul_precision() != "highest" else 3
-        return Peak(1e12 * row[kind], f"{row[kind]:g} TFLOP/s {('', name, 'TF32', name)[kind]} dense, data sheet")
+        _, half, tf32, single = row
+        found = half if dtype != torch.float32 else single
+        if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+            found, name = tf32, "TF32"
+        return Peak(1e12 * found, f"{found:g} TFLOP/s {name} dense, data sheet")
     if device.type == "cpu":
         flops = _measured(dtype, torch.get_num_threads())
         return Peak(flops, f"{flops / 1e12:.3f} TFLOP/s {name}, measured by a matrix product on this CPU")
@@ -83,7 +87,7 @@ def _measured(dtype: torch.dtype, threads: int) -> float:
     with torch.inference_mode():
         while time.perf_counter() - began < SECONDS and stale < 8:
             start = time.perf_counter()
-            x @ x
+            torch.mm(x, x)
             rate = 2 * n**3 / (time.perf_counter() - start)
             best, stale = max(best, rate), 0 if rate > 1.01 * best else stale + 1
     return best

@@ -4,7 +4,7 @@
     profile/table.txt    by phase and by operator; also printed
 
 The table is made from the trace alone. On CUDA a kernel belongs to the phase and operator that launched it; on a CPU
-times are those of the ranges. The step is the range ``step/all``; what is done for the next one while the device works
+it has the times of the ranges. The step is the range ``step/all``; what is done for the next one while the device works
 on it (data, copies, masks) lies outside and counts too.
 """
 
@@ -15,6 +15,7 @@ import functools
 import json
 from bisect import bisect_right
 from collections import defaultdict
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,8 +43,8 @@ WAITED_US = 20  # an event that has already passed is asked in less: that is no 
 _SYNC_COPIES = ("cudaMemcpy", "cudaMemcpy2D", "cudaMemcpyToSymbol", "cudaMemcpyFromSymbol")
 
 
-def phase(name: str):
-    """``with phase("target"):`` marks what follows as that part of the step; free where no profiler runs."""
+def phase(name: str) -> AbstractContextManager[object]:
+    """A context that marks what runs in it as that part of the step; free where no profiler runs."""
     if getattr(torch.autograd.profiler, "_is_profiler_enabled", True):
         return torch.profiler.record_function(f"step/{name}")
     return contextlib.nullcontext()
@@ -73,6 +74,8 @@ class Line:
 
 @dataclass
 class Report:
+    """What `table` prints; all but ``steps`` per step."""
+
     steps: int
     cuda: bool
     step_ms: float  # data wait and step, on the host
@@ -265,6 +268,7 @@ class StepProfiler:
             print(f"profile: nothing to show, the run made {self.made} steps; the first {WARMUP} are not profiled")
 
     def step(self) -> None:
+        """Count a step that was made; starts and ends the profile when its time has come."""
         if not self.steps:
             return
         self.made += 1
@@ -276,6 +280,7 @@ class StepProfiler:
 
     def _write(self) -> None:
         done, self.running = self.running, None
+        assert done is not None
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         done.stop()

@@ -1,7 +1,7 @@
-"""Encoder, predictor, moving average and weight files (see docs/models.md)."""
+"""Encoder, predictor, the target's copy in low precision and weight files (see docs/models.md)."""
 
 from vjepa_fast.models.build import build_from_config, encoder_from_config
-from vjepa_fast.models.ema import LowCopy, ema_update
+from vjepa_fast.models.ema import LowCopy
 from vjepa_fast.models.interop import from_fair, load_encoder, load_weights, to_fair
 from vjepa_fast.models.predictor import build_predictor
 from vjepa_fast.models.vit import SIZES, build_encoder
@@ -12,7 +12,6 @@ __all__ = [
     "build_encoder",
     "build_from_config",
     "build_predictor",
-    "ema_update",
     "encoder_from_config",
     "from_fair",
     "load_encoder",

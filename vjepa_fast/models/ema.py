@@ -1,4 +1,4 @@
-"""The target encoder: an exponential moving average of the encoder, and its copy in the dtype it computes in."""
+"""The copy of the target encoder in the dtype it computes in; it follows the moving average."""
 
 from __future__ import annotations
 
@@ -6,23 +6,6 @@ import copy
 
 import torch
 from torch import nn
-
-
-@torch.no_grad()
-def ema_update(target: nn.Module, source: nn.Module, momentum: float, low: LowCopy | None = None) -> None:
-    """Target <- momentum * target + (1 - momentum) * source, in place, for all parameters; buffers are copied.
-
-    Batched over parameters and without a host sync. A parameter equal to its source stays so to the last bit.
-    ``low``: the copy of ``target`` to bring up to date with it, while its parameters are at hand.
-    """
-    old, new = list(target.parameters()), list(source.parameters())
-    if len(old) != len(new):
-        raise ValueError(f"ema_update: target has {len(old)} parameters, source {len(new)}")
-    torch._foreach_lerp_(old, new, 1.0 - momentum)
-    for a, b in zip(target.buffers(), source.buffers()):
-        a.copy_(b)
-    if low is not None:
-        low.refresh()
 
 
 class LowCopy:
@@ -39,12 +22,12 @@ class LowCopy:
     """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype):
-        self.low: list[nn.Parameter] = []
-        self.full: list[nn.Parameter] = []
+        self.low: list[torch.Tensor] = []
+        self.full: list[torch.Tensor] = []
         shared = {id(p): p for p in (*module.parameters(), *module.buffers())}  # deepcopy takes these as they are
         self.copy = copy.deepcopy(module, shared)
         for layer in self.copy.modules():
-            if isinstance(layer, (nn.Linear, nn.Conv3d)):
+            if isinstance(layer, nn.Linear | nn.Conv3d):
                 for name, p in list(layer.named_parameters(recurse=False)):
                     self.full.append(p)
                     self.low.append(nn.Parameter(p.detach().to(dtype), requires_grad=False))
@@ -53,4 +36,4 @@ class LowCopy:
     @torch.no_grad()
     def refresh(self) -> None:
         """Follow ``module``, whose parameters were changed in place: one batched copy, no host sync."""
-        torch._foreach_copy_(self.low, self.full)
+        torch._foreach_copy_(self.low, self.full)  # pyright: ignore[reportPrivateImportUsage]  # it has no public name

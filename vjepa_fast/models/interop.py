@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +16,9 @@ from torch import nn
 from vjepa_fast.errors import CheckpointError
 from vjepa_fast.models.build import encoder_from_config
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
+
+if TYPE_CHECKING:
+    from vjepa_fast.config.schema import Config
 
 _PREFIX = re.compile(r"^(?:_orig_mod\.|module\.|backbone\.)+")
 
@@ -62,7 +66,7 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
     """Load a state dict (FAIR prefixes allowed) strictly.
 
     Raises:
-        CheckpointError: one line telling which tensors are missing, unexpected or of another shape; nothing is loaded.
+        CheckpointError: one line that names missing, unexpected and misshapen tensors; nothing is loaded.
     """
     state, own = from_fair(state), module.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
@@ -79,7 +83,12 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
 
 
 def load_encoder(
-    path: str | Path, which: str = "target_encoder", device: torch.device | str = "cpu", *, config=None, **arch
+    path: str | Path,
+    which: str = "target_encoder",
+    device: torch.device | str = "cpu",
+    *,
+    config: Config | str | Path | None = None,
+    **arch: Any,
 ) -> VisionTransformer:
     """A trained encoder, frozen for use: eval mode, no gradients.
 
@@ -107,7 +116,7 @@ def load_encoder(
             raise CheckpointError(f"{path}: holds no configuration; pass config= or name=, img_size=, num_frames=, ...")
     if config is not None:
         config = _as_config(config, path)
-        encoder, settings = encoder_from_config(config, "cpu"), _clip_settings(config)
+        encoder, settings = encoder_from_config(config, "cpu"), clip_settings(config)
     else:
         arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
         encoder = build_encoder(**arch, device="cpu")
@@ -130,9 +139,22 @@ def load_encoder(
 
 def hash_weights(module: nn.Module) -> str:
     """SHA-256 (hex) over names, shapes, dtypes and bytes of a module's state dict."""
-    digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+    return _hashed(module, "", "{name} {shape} {dtype}\n")
+
+
+def encoder_hash(encoder: nn.Module) -> str:
+    """SHA-256 (hex) over the layout, the weights and the ``checkpoint_hash``, if any, of an encoder.
+
+    Feature caches on disk are bound to it: its value must not change.
+    """
+    return _hashed(encoder, f"{encoder}{getattr(encoder, 'checkpoint_hash', '')}", "{name} {dtype} {shape}")
+
+
+def _hashed(module: nn.Module, start: str, line: str) -> str:
+    """Hash of ``start``, then of a ``line`` and the bytes for every tensor of the state dict."""
+    digest = hashlib.sha256(start.encode())
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(line.format(name=name, shape=tuple(value.shape), dtype=value.dtype).encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -173,7 +195,7 @@ def _adapt(state: dict) -> dict:
     return dict(state)
 
 
-def _as_config(config, path: Path):
+def _as_config(config: Config | dict[str, Any] | str | Path, path: Path) -> Config:
     from vjepa_fast import config as configs
 
     if isinstance(config, dict):
@@ -181,7 +203,8 @@ def _as_config(config, path: Path):
     return configs.load(config) if isinstance(config, str | Path) else config
 
 
-def _clip_settings(cfg) -> dict:
+def clip_settings(cfg: Config) -> dict[str, Any]:
+    """How a run of this configuration makes its clips: the keys of ``encoder.clip_settings``, but for the patches."""
     step = cfg.data.frame_sample_rate
     if step is None and cfg.data.fps is None and cfg.data.duration is None:
         step = 1

@@ -9,16 +9,19 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.layers import segments
+from vjepa_fast.layers import packed
+from vjepa_fast.layers.attention import Lengths, Segments
 from vjepa_fast.layers.block import Block, init_weights, run_block
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.layers.packed import Packed
 from vjepa_fast.models import rope
 from vjepa_fast.models.vit import VisionTransformer, check_heads
+
+Masks = Sequence[Tensor] | Sequence[Packed]
 
 
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
@@ -29,7 +32,7 @@ def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
 
 
 class Predictor(nn.Module):
-    """Made by ``build_predictor``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code.
+    """Made by ``build_predictor``. Parameter names and shapes are as in FAIR's V-JEPA 2.1 code.
 
     ``pad_to``: the stream is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
     """
@@ -90,54 +93,67 @@ class Predictor(nn.Module):
 
     def forward(
         self,
-        z_BKD: torch.Tensor | Sequence[torch.Tensor],
-        idx_enc: torch.Tensor | Sequence[torch.Tensor] | Sequence[Packed],
-        idx_pred: torch.Tensor | Sequence[torch.Tensor] | Sequence[Packed],
+        z_BKD: Tensor | Sequence[Tensor],
+        idx_enc: Tensor | Masks,
+        idx_pred: Tensor | Masks,
         mask_index: int | Sequence[int] = 0,
         modality: str = "video",
         *,
-        grid: rope.Grid | None = None,
+        grid: Sequence[int] | None = None,
         context: bool = True,
-    ) -> tuple[torch.Tensor, torch.Tensor | None] | tuple[list[torch.Tensor], list[torch.Tensor] | None]:
+    ) -> tuple[Tensor, Tensor | None] | tuple[list[Tensor], list[Tensor] | None]:
         """Predict features (V-JEPA 2, arXiv:2506.09985, section 2).
 
-        Tokens carry their positions, so their order does not matter and nothing is sorted.
+        Tokens carry their positions, so their order does not matter and nothing is sorted. The first four arguments may
+        also be lists, one entry per mask: one pass for all, each attending to itself only. Ids may then be
+        ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
 
         Args:
             z_BKD: encoder output of the context [B,Ke,D].
-            idx_enc, idx_pred: int64 [B,Ke], [B,Kp]: token ids of context and of what to predict.
+            idx_enc: int64 [B,Ke], token ids of the context.
+            idx_pred: int64 [B,Kp], token ids of what to predict.
             mask_index: which mask token to use, taken modulo their number.
             modality: "video" or "image".
             grid: (T,H,W) of the clip, where it differs from the configured one.
             context: False skips the second output.
-            The first four may also be lists, one entry per mask: one pass for all, each attending to itself only. Ids
-            may then be ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
 
         Returns:
             z_pred [B,Kp,D] and z_context [B,Ke,D] (None without ``return_all_tokens``); lists of them for lists.
         """
-        if isinstance(z_BKD, torch.Tensor):
-            z_pred, z_context = self.forward(
-                [z_BKD], [idx_enc], [idx_pred], [mask_index], modality, grid=grid, context=context
-            )
-            return z_pred[0], z_context and z_context[0]
         if modality not in ("video", "image"):
             raise ValueError(f"predictor: modality: expected 'video' or 'image', got {modality!r}")
-        grid = self.built_grid if grid is None else tuple(grid)
+        t, h, w = self.built_grid if grid is None else grid
+        z_pred, z_context = self._stream(
+            _listed(z_BKD), _listed(idx_enc), _listed(idx_pred), _listed(mask_index), modality, (t, h, w), context
+        )
+        if isinstance(z_BKD, Tensor):
+            return z_pred[0], z_context[0] if z_context else None
+        return z_pred, z_context
+
+    def _stream(
+        self,
+        z_BKD: Sequence[Tensor],
+        idx_enc: Masks,
+        idx_pred: Masks,
+        mask_index: Sequence[int],
+        modality: str,
+        grid: rope.Grid,
+        context: bool,
+    ) -> tuple[list[Tensor], list[Tensor] | None]:
         # a segment is a mask, or where tokens are packed one sample of a mask
-        seen, hidden = ([n for m in idx for n in segments.sizes(m)] for idx in (idx_enc, idx_pred))
-        x = self.predictor_embed(torch.cat(z_BKD, 1) if len(z_BKD) > 1 else z_BKD[0])
+        seen, hidden = ([n for m in idx for n in packed.lengths(m)] for idx in (idx_enc, idx_pred))
+        x = self.predictor_embed(torch.cat(list(z_BKD), 1) if len(z_BKD) > 1 else z_BKD[0])
         tokens = torch.stack([self.mask_tokens[m % self.num_mask_tokens] for m in mask_index])  # [masks,1,1,E]
         if self.modality_embedding:
             mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
             x, tokens = x + mod, tokens + mod
         # stream: context and hidden tokens of the first segment, then those of the second, ...
         fill = [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, idx_pred)]
-        fill = [part for whole, m in zip(fill, idx_pred) for part in segments.pieces(whole, m)]
+        fill = [part for whole, m in zip(fill, idx_pred) for part in packed.pieces(whole, m)]
         x = torch.cat([part for pair in zip(x.split(seen, 1), fill) for part in pair], 1)
-        ids = ([part for m in idx for part in segments.pieces(segments.tokens(m), m)] for idx in (idx_enc, idx_pred))
+        ids = ([part for m in idx for part in packed.pieces(packed.places(m), m)] for idx in (idx_enc, idx_pred))
         idx_BK = torch.cat([part for pair in zip(*ids) for part in pair], 1)
-        rest = segments.filler(x.shape[1], self.pad_to)
+        rest = packed.filler(x.shape[1], self.pad_to)
         if rest:  # a segment of its own, dropped in the end
             x, idx_BK = F.pad(x, (0, 0, 0, rest)), F.pad(idx_BK, (0, rest))
         table = None
@@ -146,9 +162,9 @@ class Predictor(nn.Module):
         else:
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
             x = x + pos[0, idx_BK]
-        lengths = [e + p for e, p in zip(seen, hidden)] + ([rest] if rest else [])
+        lengths: Lengths = [e + p for e, p in zip(seen, hidden)] + ([rest] if rest else [])
         if isinstance(idx_enc[0], Packed):
-            lengths = segments.Changing(lengths)
+            lengths = Segments(lengths)
         for block in self.predictor_blocks:
             x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
         sizes = [n for pair in zip(seen, hidden) for n in pair]
@@ -158,16 +174,21 @@ class Predictor(nn.Module):
             return z_pred, None
         return z_pred, [self._out(self.predictor_proj_context, part) for part in _by_mask(parts[::2], idx_enc)]
 
-    def _out(self, proj: nn.Linear, x_BKE: torch.Tensor) -> torch.Tensor:
+    def _out(self, proj: nn.Linear, x_BKE: Tensor) -> Tensor:
         z = proj(x_BKE)
         return ops.target_norm(z, self.levels) if self.normalize else z
 
 
-def _by_mask(parts: Sequence[torch.Tensor], masks: Sequence) -> Iterator[torch.Tensor]:
+def _listed(x):
+    """A list of a tensor or number alone; a sequence as it is."""
+    return [x] if isinstance(x, Tensor | int) else x
+
+
+def _by_mask(parts: Sequence[Tensor], masks: Masks) -> Iterator[Tensor]:
     """The segments [B,K,E] of each mask, side by side."""
     rest = iter(parts)
     for mask in masks:
-        own = [next(rest) for _ in segments.sizes(mask)]
+        own = [next(rest) for _ in packed.lengths(mask)]
         yield torch.cat(own, 1) if len(own) > 1 else own[0]
 
 
@@ -192,10 +213,20 @@ def build_predictor(
     """Build the predictor that fits an encoder (grid, rotary positions, modalities and levels are the encoder's).
 
     Args:
-        embed_dim, depth, num_heads, mlp_ratio: of the predictor's blocks.
-        num_mask_tokens: learnt tokens, one per mask. return_all_tokens: predict the context tokens too.
-        levels: None: the encoder's. out_embed_dim: width of one level's target; None: the encoder's.
+        encoder: gives grid, positions, modalities and the width of the context.
+        embed_dim: width of the blocks.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: hidden width of a feed-forward over ``embed_dim``.
+        num_mask_tokens: learnt tokens, one per mask.
+        return_all_tokens: predict the context tokens too.
+        levels: None: the encoder's.
+        out_embed_dim: width of one level's target; None: the encoder's.
+        zero_init_mask_tokens: mask tokens start at zero, else at random values.
+        use_silu: gated feed-forward (SwiGLU) instead of GELU.
+        wide_silu: shrink its hidden width to 2/3.
         normalize: layer-normalise each level of the outputs (``model.normalize_predictor``).
+        use_activation_checkpointing: recompute the activations of a block in the backward pass.
         device: None: the encoder's.
 
     Raises:
@@ -209,7 +240,7 @@ def build_predictor(
         check_heads("model.pred_", embed_dim, num_heads, encoder.rope_variant)
     elif embed_dim % num_heads:
         raise ConfigError(f"model.pred_num_heads: {num_heads} does not divide model.pred_embed_dim {embed_dim}")
-    with torch.device(device if device is not None else encoder.norms_block[0].weight.device):
+    with torch.device(device if device is not None else next(encoder.norms_block.parameters()).device):
         return Predictor(
             encoder,
             embed_dim=embed_dim,

@@ -27,7 +27,7 @@ def rotated_channels(head_dim: int) -> int:
 
 
 def as_rotor(variant: str, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether to hold the table as complex rotors: for float64, and on a CPU where eager code would serve ``rope3d``.
+    """Whether to hold the table as complex rotors: for float64, and on a CPU where ``rope3d`` would run eager code.
 
     There they are the fastest form, but one that the compiler cannot fuse.
     """
@@ -47,10 +47,13 @@ def rope_table(
     """Rotation of every token of a grid (V-JEPA 2, arXiv:2506.09985, section 2.1; computed once per grid and kept).
 
     Args:
-        grid: (T,H,W). head_dim: d, even. variant: ``v2.1`` gives both channels of a pair (2i, 2i+1) one angle; ``v2``
-            repeats the frequencies of an axis in halves, as the V-JEPA 2 weights were trained.
+        grid: (T,H,W).
+        head_dim: d, even.
+        variant: ``v2.1`` gives both channels of a pair (2i, 2i+1) one angle; ``v2`` repeats the frequencies of an axis
+            in halves, as the V-JEPA 2 weights were trained.
         base: with ``interpolate_rope``, the patches per side that h and w are stretched to; None leaves them.
         dtype: float32 or float64, of the angles whatever autocast says.
+        device: of the result.
         rotor: see ``as_rotor``.
 
     Returns:
@@ -63,12 +66,16 @@ def rope_table(
 
 
 @cache  # a captured CUDA graph reads it at its address: never dropped
-def _kept_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
+def _kept_table(
+    grid: Grid, head_dim: int, variant: str, base: int | None, dtype: torch.dtype, device: torch.device, rotor: bool
+) -> torch.Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return _make_table(grid, head_dim, variant, base, dtype, torch.device("cpu"), rotor).to(device)
 
 
-def _make_table(grid, head_dim, variant, base, dtype, device, rotor) -> torch.Tensor:
+def _make_table(
+    grid: Grid, head_dim: int, variant: str, base: int | None, dtype: torch.dtype, device: torch.device, rotor: bool
+) -> torch.Tensor:
     angles = _angles(grid, head_dim, base, device)
     if rotor:
         angles = torch.nn.functional.pad(angles.flatten(1), (0, head_dim // 2 - rotated_channels(head_dim) // 2))

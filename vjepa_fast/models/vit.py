@@ -5,25 +5,31 @@ Legend: B batch, F frames, grid (T,H,W), N = T*H*W tokens, K kept tokens, E embe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vjepa_fast.layers import segments
+from vjepa_fast.layers import packed
+from vjepa_fast.layers.attention import Lengths, Segments
 from vjepa_fast.layers.block import Block, init_weights, run_block
-from vjepa_fast.layers.packed import Packed, ids
+from vjepa_fast.layers.packed import Packed
 from vjepa_fast.models import rope
 from vjepa_fast.ops.linear import linear
+from vjepa_fast.registry import suggestion
+
+RGB = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Size:
+    """The blocks of an encoder; the hidden layer of a feed-forward has ``mlp_ratio`` times their width."""
+
     embed_dim: int
     depth: int
     num_heads: int
@@ -61,7 +67,7 @@ class PatchEmbed3D(nn.Module):
         size = (tubelet, patch, patch)
         self.proj = nn.Conv3d(3, embed_dim, kernel_size=size, stride=size)
 
-    def forward(self, clip: torch.Tensor, idx_BK: torch.Tensor | None, mean, std) -> torch.Tensor:
+    def forward(self, clip: Tensor, idx_BK: Tensor | None, mean: Sequence[float], std: Sequence[float]) -> Tensor:
         """Clip [B,3,F,height,width], idx int64 [B,K], packed [1,M] or None (all) -> [B,K,E] or [1,M,E].
 
         Only kept tubelets are multiplied.
@@ -72,15 +78,18 @@ class PatchEmbed3D(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Encoder; made by ``build_encoder``. Parameter names and shapes are those of the FAIR V-JEPA 2.1 code.
+    """Encoder; made by ``build_encoder``. Parameter names and shapes are as in FAIR's V-JEPA 2.1 code.
 
     Attributes:
         embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.
         built_grid: the grid (T,H,W) of a clip of the configured size.
         pad_to: the stream of several masks is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
+        clip_settings, checkpoint_hash: set by ``interop.load_encoder`` only.
     """
 
     pad_to = 0
+    clip_settings: dict[str, Any]
+    checkpoint_hash: str
 
     def __init__(
         self,
@@ -100,8 +109,8 @@ class VisionTransformer(nn.Module):
         modality_embedding: bool,
         img_temporal_dim_size: int | None,
         use_activation_checkpointing: bool,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
     ):
         super().__init__()
         self.embed_dim, self.num_heads, self.mlp_ratio = size.embed_dim, size.num_heads, size.mlp_ratio
@@ -154,10 +163,10 @@ class VisionTransformer(nn.Module):
 
     def forward(
         self,
-        clip: torch.Tensor,
-        masks: torch.Tensor | list[torch.Tensor] | list[Packed] | None = None,
+        clip: Tensor,
+        masks: Tensor | Sequence[Tensor] | Sequence[Packed] | None = None,
         hierarchical: bool = True,
-    ) -> torch.Tensor | list[torch.Tensor]:
+    ) -> Tensor | list[Tensor]:
         """Encode a clip (V-JEPA 2, arXiv:2506.09985, section 2; levels as in the study, arXiv:2605.17165).
 
         Args:
@@ -172,29 +181,33 @@ class VisionTransformer(nn.Module):
             [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,M,L*E] of a packed mask with M tokens).
         """
         grid = self.grid(clip.shape)
-        if not isinstance(masks, list | tuple):
+        if masks is None or isinstance(masks, Tensor):
             masks = None if masks is None else masks.long()
             x = self._embed(clip, grid, masks)
-            return self._blocks(x, self._rope(x, grid, masks), hierarchical)
+            outs = self._levels(x, self._rope(x, grid, masks), hierarchical)
+            return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
         if not masks:
             return []
-        idx_BK = torch.cat([ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
-        lengths = [n for m in masks for n in segments.sizes(m)]
+        idx_BK = torch.cat([packed.ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
+        lengths: Lengths = [n for m in masks for n in packed.lengths(m)]
         sizes = [m.shape[1] for m in masks]
-        if pad := segments.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
+        if pad := packed.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
             idx_BK, lengths, sizes = nn.functional.pad(idx_BK, (0, pad)), [*lengths, pad], [*sizes, pad]
+        place_BK = idx_BK
         if isinstance(masks[0], Packed):
-            lengths = segments.Changing(lengths)
-        place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
+            lengths, place_BK = Segments(lengths), idx_BK % masks[0].tokens
         x = self._embed(clip, grid, idx_BK, place_BK)
-        return self._blocks(x, self._rope(x, grid, place_BK), hierarchical, lengths, sizes)[: len(masks)]
+        outs = self._levels(x, self._rope(x, grid, place_BK), hierarchical, lengths)
+        parts = [out.split(sizes, 1) for out in outs]
+        if len(parts) == 1:
+            return [part.contiguous() for part in parts[0][: len(masks)]]
+        return [torch.cat([level[i] for level in parts], -1) for i in range(len(masks))]
 
-    def _embed(
-        self, clip: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None, place_BK: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _embed(self, clip: Tensor, grid: rope.Grid, idx_BK: Tensor | None, place_BK: Tensor | None = None) -> Tensor:
         """``place``: token of each index within its sample, where that is not the index itself."""
         image = self.is_image(clip.shape[2])
         embed = self.patch_embed_img if image else self.patch_embed
+        assert embed is not None
         x = embed(clip, idx_BK, self.mean, self.std)
         if self.modality_embedding:
             x = x + (self.img_mod_embed if image else self.video_mod_embed).to(x.dtype)
@@ -204,34 +217,19 @@ class VisionTransformer(nn.Module):
             x = x + (pos if place_BK is None else pos[0, place_BK])
         return x
 
-    def _rope(self, x: torch.Tensor, grid: rope.Grid, idx_BK: torch.Tensor | None) -> torch.Tensor | None:
+    def _rope(self, x: Tensor, grid: rope.Grid, idx_BK: Tensor | None) -> Tensor | None:
         if not self.use_rope:
             return None
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
-    def _blocks(
-        self,
-        x: torch.Tensor,
-        table: torch.Tensor | None,
-        hierarchical: bool,
-        lengths: Sequence[int] | None = None,
-        sizes: list[int] | None = None,
-    ) -> torch.Tensor | list[torch.Tensor]:
-        """The levels of ``x``; with ``lengths``, of segments of tokens that attend to themselves, a list of them.
-
-        Its entries have ``sizes`` tokens, one after another.
-        """
-        outs = []
+    def _levels(self, x_BKE: Tensor, table: Tensor | None, hierarchical: bool, lengths: Lengths = None) -> list[Tensor]:
+        """The levels [B,K,E] of the tokens, each through its norm; not ``hierarchical``: the last one alone."""
+        outs: list[Tensor] = []
         for i, block in enumerate(self.blocks):
-            x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
+            x_BKE = run_block(block, x_BKE, table, self.use_activation_checkpointing, lengths)
             if hierarchical and i in self.level_blocks:
-                outs.append(self.norms_block[len(outs)](x))
-        if not hierarchical:
-            outs = [self.norms_block[-1](x)]
-        if lengths is None:
-            return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
-        parts = zip(*(out.split(sizes, 1) for out in outs))
-        return [torch.cat(part, -1) if len(part) > 1 else part[0].contiguous() for part in parts]
+                outs.append(self.norms_block[len(outs)](x_BKE))
+        return outs if hierarchical else [self.norms_block[-1](x_BKE)]
 
 
 def build_encoder(
@@ -257,19 +255,36 @@ def build_encoder(
     use_activation_checkpointing: bool = False,
     n_registers: int = 0,
     has_cls_first: bool = False,
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: RGB = IMAGENET_MEAN,
+    std: RGB = IMAGENET_STD,
     device: torch.device | str | None = None,
 ) -> VisionTransformer:
     """Build a V-JEPA 2.1 encoder with fresh weights (global torch generator).
 
     Args:
-        name: of ``SIZES``; ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` replace its values, or stand alone.
-        img_size: pixels, int or (height, width); patch_size: pixels; num_frames, tubelet_size: frames.
-        levels: depths whose outputs are concatenated. rope_variant: ``v2.1``, or ``v2`` for V-JEPA 2 weights.
-        use_rope: False adds fixed sine-cosine positions instead (``uniform_power``: channels split evenly).
+        name: of ``SIZES``; None: the next three are given.
+        img_size: pixels, one number or (height, width).
+        patch_size: pixels per side of a token.
+        num_frames: frames of a clip.
+        tubelet_size: frames of a token.
+        embed_dim: width E, in place of that of ``name``, as the three that follow.
+        depth: number of blocks.
+        num_heads: attention heads of a block.
+        mlp_ratio: hidden width of a feed-forward over E; 4 without ``name``.
+        levels: how many depths have their outputs concatenated.
+        use_rope: rotary positions; False adds fixed sine-cosine positions instead.
+        interpolate_rope: stretch rows and columns to the base grid (``rope.base_grid``).
+        rope_variant: ``v2.1``, or ``v2`` for V-JEPA 2 weights.
+        use_silu: gated feed-forward (SwiGLU) instead of GELU.
+        wide_silu: shrink its hidden width to 2/3.
+        uniform_power: sine-cosine positions split the channels evenly over the axes.
+        modality_embedding: a learnt vector is added to the tokens of images, another to those of videos.
         img_temporal_dim_size: frames of a still image, which has its own patch embedding; None: images pass as video.
-        mean, std: of pixels in [0, 1], for uint8 clips.
+        use_activation_checkpointing: recompute the activations of a block in the backward pass.
+        n_registers: must be 0: the published encoder has no weights for register tokens.
+        has_cls_first: must be False, likewise.
+        mean: of pixels in [0, 1], for uint8 clips.
+        std: likewise.
         device: where to create the parameters; "meta" allocates nothing.
 
     Raises:
@@ -279,8 +294,8 @@ def build_encoder(
         key = "model.n_registers" if n_registers else "model.has_cls_first"
         raise ConfigError(f"{key}: the published encoder has no weights for register or cls tokens; use 0 / false")
     size = _resolve_size(name, embed_dim, depth, num_heads, mlp_ratio)
-    img_size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    for pixels in img_size:
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    for pixels in (height, width):
         if pixels < patch_size or pixels % patch_size:
             near = max(patch_size, pixels // patch_size * patch_size)
             raise ConfigError(f"data.crop_size: {pixels} is not a multiple of data.patch_size {patch_size}; try {near}")
@@ -296,7 +311,7 @@ def build_encoder(
     with torch.device(device if device is not None else torch.get_default_device()):
         return VisionTransformer(
             size,
-            img_size=img_size,
+            img_size=(height, width),
             patch_size=patch_size,
             num_frames=num_frames,
             tubelet_size=tubelet_size,
@@ -316,7 +331,7 @@ def build_encoder(
 
 
 def check_heads(section: str, embed_dim: int, num_heads: int, rope_variant: str) -> None:
-    """Refuse heads that rotary positions cannot serve; ``section`` is the prefix of the key to name."""
+    """Refuse sizes of heads that cannot be rotated (ConfigError); ``section``: prefix of the key to name."""
     if rope_variant not in rope.VARIANTS:
         raise ConfigError(f"model.rope_variant: {rope_variant!r}; accepted: {', '.join(rope.VARIANTS)}")
     head_dim = embed_dim // num_heads
@@ -327,14 +342,15 @@ def check_heads(section: str, embed_dim: int, num_heads: int, rope_variant: str)
         )
 
 
-def _resolve_size(name, embed_dim, depth, num_heads, mlp_ratio) -> Size:
+def _resolve_size(
+    name: str | None, embed_dim: int | None, depth: int | None, num_heads: int | None, mlp_ratio: float | None
+) -> Size:
     if name is None:
         if embed_dim is None or depth is None or num_heads is None:
             raise ConfigError("model.model_name: without a name give embed_dim, depth and num_heads, all three")
         return Size(embed_dim, depth, num_heads, 4.0 if mlp_ratio is None else mlp_ratio)
     if name not in SIZES:
-        near = difflib.get_close_matches(name, SIZES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = suggestion(name, SIZES)
         raise ConfigError(f"model.model_name: unknown {name!r}; accepted: {', '.join(SIZES)}{hint}")
     given = SIZES[name]
     return Size(

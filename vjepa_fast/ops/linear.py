@@ -3,7 +3,7 @@
 In float32 on a CPU, ``F.linear`` calls MKL. oneDNN, which PyTorch also carries, is mostly faster on the shapes of a
 transformer for ``x W^T`` and for the gradient in ``x`` (figures: docs/performance.md), and applies GELU while it is
 in cache. The gradients in ``W`` and the bias are a kernel of our own, csrc/outer.cpp. Everywhere else this is
-``F.linear``. Blocks in float32 on a CPU do not come here: layers/fused_block.py.
+``F.linear``. Blocks in float32 on a CPU do not come here: layers/cpu_block.py.
 """
 
 from __future__ import annotations

@@ -17,20 +17,25 @@ from vjepa_fast.reference.model import take_tokens
 
 
 def full(x):
+    """In float32, or in float64 if ``x`` is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mlp(width_in: int, hidden: int, width_out: int):
+    """The head of the ld and ac terms."""
     return nn.Sequential(nn.Linear(width_in, hidden), nn.GELU(), nn.Linear(hidden, width_out))
 
 
 class HamiltonianNet(nn.Module):
+    """The energy that the hamiltonian term learns."""
+
     def __init__(self, dim: int, hidden: int):
         super().__init__()
         layers = [nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, 1)]
         self.net = nn.Sequential(*layers)
 
     def forward(self, x):
+        """``[...,dim]`` -> ``[...,1]``."""
         return self.net(x)
 
 
@@ -93,10 +98,12 @@ def mean_over_masks(z, grids, masks, term):
 
 
 def pair_mask(V):
+    """Bool ``[B,T-1,HW]``: context at t and at t + 1."""
     return V[:, :-1] & V[:, 1:]
 
 
 def target_grid(h, grid):
+    """``h [B,N,D]`` -> ``[B,T,HW,D]``."""
     return full(h).view(h.shape[0], grid[0], -1, h.shape[-1])
 
 
@@ -111,6 +118,7 @@ def pair_term(z, grids, masks, error):
 
 
 def appearance_width(dim: int, app_ratio: float) -> int:
+    """How many of ``dim`` channels are appearance."""
     return max(1, int(app_ratio * dim))
 
 
@@ -273,7 +281,7 @@ def sigreg_loss(z, seed, step, num_slices=1024):
     directions = torch.randn(x.shape[1], num_slices, generator=generator, device=x.device).to(x.dtype)
     projected = x @ (directions / directions.norm(dim=0, keepdim=True))
     points = torch.linspace(0, 3, 17, dtype=x.dtype, device=x.device)
-    total = 0.0
+    total = x.new_zeros(())
     for k, t in enumerate(points):
         weight = (1 if k in (0, 16) else 2) * (3 / 16) * torch.exp(-t * t / 2)
         real = torch.cos(t * projected).mean(dim=0) - torch.exp(-t * t / 2)
@@ -283,6 +291,7 @@ def sigreg_loss(z, seed, step, num_slices=1024):
 
 
 def context_distances(masks_enc, masks_pred, grids, offset=False):
+    """``mask_distance`` of every group and mask."""
     return [
         [mask_distance(enc, pred, grid, offset) for enc, pred in zip(enc_i, pred_i)]
         for enc_i, pred_i, grid in zip(masks_enc, masks_pred, grids)

@@ -59,6 +59,7 @@ class MaskGenerator:
         self.counter = -1
 
     def sample_block_size(self, counter: int) -> tuple[int, int, int]:
+        """(t, h, w) of the blocks of call number ``counter``."""
         generator = torch.Generator().manual_seed(counter)
 
         def uniform(bounds):
@@ -85,6 +86,7 @@ class MaskGenerator:
         return origins, weights / weights.sum()
 
     def sample_origin(self, size, guidance):
+        """(start, top, left) of a block; ``guidance``: what ``origin_probabilities`` returns, or None: uniform."""
         if guidance is not None:
             origins, probabilities = guidance
             if torch.rand(1).item() < self.random_rate:
@@ -106,6 +108,7 @@ class MaskGenerator:
         return mask
 
     def __call__(self, batch_size, motion=None):
+        """The next masks: context ``[B,Ke]`` and predicted ``[B,Kp]``."""
         self.counter += 1
         size = self.sample_block_size(self.counter)
         tokens = self.duration * self.height * self.width
@@ -148,6 +151,7 @@ class MaskCollator:
         self.generators = [MaskGenerator(grid=self.grid, **config) for config in configs]
 
     def __call__(self, clip):
+        """Masks of ``clip [B,3,F,Y,X]``."""
         motion = None
         if any(generator.motion_guided for generator in self.generators):
             motion = motion_map(clip.float(), self.grid, self.per_sample_motion)

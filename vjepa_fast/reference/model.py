@@ -45,6 +45,8 @@ def rotate(x, positions, variant: str):
 
 
 class Attention(nn.Module):
+    """Self-attention with rotary positions along time, rows and columns."""
+
     def __init__(self, dim, num_heads, patch_size, grid_size, interpolate_rope, rope_variant):
         super().__init__()
         self.num_heads = num_heads
@@ -58,6 +60,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, positions, height, width):
+        """``x [B,K,E]`` at token ids ``positions [K]`` or ``[B,K]`` -> ``[B,K,E]``."""
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
@@ -84,6 +87,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Feed-forward with GELU."""
+
     def __init__(self, dim, hidden):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
@@ -91,10 +96,13 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x):
+        """``[...,E]`` -> ``[...,E]``."""
         return self.fc2(self.act(self.fc1(x)))
 
 
 class SwiGLU(nn.Module):
+    """Gated feed-forward."""
+
     def __init__(self, dim, hidden, wide):
         super().__init__()
         if wide:
@@ -104,10 +112,13 @@ class SwiGLU(nn.Module):
         self.fc3 = nn.Linear(hidden, dim)
 
     def forward(self, x):
+        """``[...,E]`` -> ``[...,E]``."""
         return self.fc3(F.silu(self.fc1(x)) * self.fc2(x))
 
 
 class Block(nn.Module):
+    """Pre-norm transformer block."""
+
     def __init__(self, dim, num_heads, use_silu, wide_silu, **rope):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
@@ -116,17 +127,21 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, 4 * dim, wide_silu) if use_silu else MLP(dim, 4 * dim)
 
     def forward(self, x, positions, height, width):
+        """As ``Attention``."""
         x = x + self.attn(self.norm1(x), positions, height, width)
         return x + self.mlp(self.norm2(x))
 
 
 class PatchEmbed(nn.Module):
+    """Every tubelet of a clip to a token."""
+
     def __init__(self, dim, patch_size, tubelet_size):
         super().__init__()
         size = (tubelet_size, patch_size, patch_size)
         self.proj = nn.Conv3d(3, dim, kernel_size=size, stride=size)
 
     def forward(self, clip):
+        """``[B,3,F,Y,X]`` -> ``[B,N,E]``."""
         return self.proj(clip).flatten(2).transpose(1, 2)
 
 
@@ -135,6 +150,7 @@ def initialise(module, blocks):
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Conv3d)):
             nn.init.trunc_normal_(part.weight, std=0.02)
+            assert part.bias is not None
             nn.init.zeros_(part.bias)
     with torch.no_grad():
         for i, block in enumerate(blocks):
@@ -190,14 +206,17 @@ class Encoder(nn.Module):
             self.video_mod_embed = nn.Parameter(1e-6 * torch.randn(1, 1, embed_dim))
 
     def is_image(self, clip) -> bool:
+        """Whether the clip has the number of frames of a still image."""
         return self.img_temporal_dim_size is not None and clip.shape[2] == self.img_temporal_dim_size
 
     def grid(self, clip) -> tuple[int, int, int]:
+        """(T,H,W) of the clip's tokens."""
         frames, height, width = clip.shape[2:]
         duration = frames if self.is_image(clip) else frames // self.tubelet_size
         return duration, height // self.patch_size, width // self.patch_size
 
     def forward(self, clip, masks=None, hierarchical=True):
+        """See the class."""
         duration, height, width = self.grid(clip)
         if self.is_image(clip):
             x = self.patch_embed_img(clip)
@@ -285,6 +304,7 @@ class Predictor(nn.Module):
                 nn.init.trunc_normal_(token, std=0.02)
 
     def forward(self, z, mask_enc, mask_pred, modality="video", mask_index=0):
+        """See the class."""
         context = self.predictor_embed(z)
         batch, num_context, _ = context.shape
         token = self.mask_tokens[mask_index % len(self.mask_tokens)]

@@ -15,6 +15,7 @@ class WarmupCosineLR:
         self.count = 0
 
     def step(self) -> float:
+        """The learning rate of the next step."""
         self.count += 1
         if self.count < self.warmup:
             lr = self.start + self.count / max(1, self.warmup) * (self.ref - self.start)
@@ -35,6 +36,7 @@ class LinearDecayLR:
         self.count = 0
 
     def step(self) -> float:
+        """The learning rate of the next step."""
         self.count += 1
         lr = self.ref + self.count / max(1, self.total) * (self.final - self.ref)
         for group in self.optimizer.param_groups:
@@ -51,6 +53,7 @@ class CosineWD:
         self.count = 0
 
     def step(self) -> float:
+        """The weight decay of the next step."""
         self.count += 1
         wd = self.final + (self.ref - self.final) * 0.5 * (1.0 + math.cos(math.pi * self.count / self.total))
         wd = max(self.final, wd) if self.final <= self.ref else min(self.final, wd)
@@ -66,7 +69,7 @@ def momentum(ema, ipe: int, epochs: int, ipe_scale: float):
         yield min(ema[0] + i * (ema[1] - ema[0]) / (ipe * epochs * ipe_scale), ema[1])
 
 
-def context_weight(value: float, step: int, start: int = 15000, end: int = 30000) -> float:
+def context_weight(value: float, step: int, start: float = 15000, end: float = 30000) -> float:
     """Lambda: 0 until ``start``, linear to ``value`` at ``end``."""
     if step < start:
         return 0.0
@@ -74,4 +77,5 @@ def context_weight(value: float, step: int, start: int = 15000, end: int = 30000
 
 
 def kinematic_anneal(coeff: float, epoch: int, epochs: int) -> float:
+    """Cosine from ``coeff`` to 0."""
     return coeff * 0.5 * (1.0 + math.cos(math.pi * epoch / epochs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -81,6 +82,7 @@ class ReferenceStep:
         self.step = 0
 
     def autocast(self):
+        """The context that the forward pass runs in."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -94,11 +96,13 @@ class ReferenceStep:
         return (clip.float() / 255.0 - mean) / std
 
     def forward_target(self, clips):
+        """``h [B,N,D]`` of each group, normalised per level."""
         encoder = self.encoder if self.disable_ema else self.target_encoder
         with torch.set_grad_enabled(self.disable_ema):
             return [normalize_levels(encoder(clip), encoder.levels) for clip in clips]
 
     def forward_context(self, clips, masks_enc, masks_pred):
+        """``z [B,Ke,D]``, ``z_pred [B,Kp,D]`` and ``z_context [B,Ke,D]`` of each group and mask."""
         z, z_pred, z_context = [], [], []
         for clip, enc_i, pred_i in zip(clips, masks_enc, masks_pred):
             modality = "image" if self.encoder.is_image(clip) else "video"
@@ -149,9 +153,11 @@ class ReferenceStep:
         momentum = next(self.momentum_schedule)
         if not self.disable_ema:
             with torch.no_grad():
-                target, online = list(self.target_encoder.parameters()), list(self.encoder.parameters())
-                torch._foreach_mul_(target, momentum)
-                torch._foreach_add_(target, online, alpha=1 - momentum)
+                target: list[torch.Tensor] = list(self.target_encoder.parameters())
+                online: list[torch.Tensor] = list(self.encoder.parameters())
+                # as published; pyright: torch has no public names for these
+                torch._foreach_mul_(target, momentum)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_add_(target, online, alpha=1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
         self.step += 1
         return {
             "loss": float(total.detach()),
@@ -195,16 +201,15 @@ def build_reference(
 ) -> ReferenceStep:
     """The published step from plain values (defaults: ViT-B/16 at 16 x 224 x 224, as in all published recipes).
 
-    Args:
-        objectives: {term: {field: value}}, names and fields of ``vjepa_fast.objectives``; default: pred and context 0.5
-            with the published warm-up from step 15000 to 30000.
-        ld_grad: let LD train under hard weighting (the intended behaviour); as published it does not.
-        seed: of the initial weights and of SIGReg's directions.
-        optimization: the keyword arguments of ``ReferenceStep``.
+    Arguments up to ``use_activation_checkpointing`` are those of ``Encoder`` and ``Predictor`` (``pred_...``;
+    ``predict_all`` is ``return_all_tokens``). ``objectives``: {term: {field: value}}, names and fields of
+    ``vjepa_fast.objectives``; default: pred and context 0.5 with the published warm-up from step 15000 to 30000.
+    ``ld_grad``: let LD train under hard weighting (the intended behaviour); as published it does not. ``seed``: of the
+    initial weights and of SIGReg's directions. ``optimization``: the keyword arguments of ``ReferenceStep``.
     """
     if objectives is None:
         objectives = {"pred": {}, "context": {"coeff": 0.5, "warmup": (15000, 30000)}}
-    shared = dict(
+    shared: dict[str, Any] = dict(
         crop_size=crop_size,
         patch_size=patch_size,
         tubelet_size=tubelet_size,
@@ -232,5 +237,4 @@ def build_reference(
             **shared,
         )
         losses = Losses(objectives, levels * embed_dim, ld_grad=ld_grad, seed=seed)
-    modules = [module.to(device) for module in (encoder, predictor, losses)]
-    return ReferenceStep(*modules, **optimization)
+    return ReferenceStep(encoder.to(device), predictor.to(device), losses.to(device), **optimization)

@@ -32,11 +32,13 @@ class Losses(nn.Module):
 
     @staticmethod
     def first_channel(fields: dict, dim: int) -> int:
+        """Where the channels begin that a term with ``channels: dynamics`` reads."""
         if fields.get("channels", "all") == "all":
             return 0
         return losses.appearance_width(dim, fields.get("app_ratio", 0.5))
 
     def coefficient(self, term, fields, step, total_steps, epoch, epochs) -> float:
+        """The term's coefficient at this step."""
         coeff = fields.get("coeff", 1.0)
         if term == "context":
             start, end = (
@@ -49,6 +51,7 @@ class Losses(nn.Module):
         return coeff
 
     def value(self, term, fields, grids, clips, h, z, z_pred, z_context, masks_enc, masks_pred, step):
+        """The term's value, before its coefficient."""
         exponent = fields.get("loss_exp", 1.0)
         ratio = fields.get("app_ratio", 0.5)
         on_grid = (z, grids, masks_enc)
@@ -104,6 +107,7 @@ class Losses(nn.Module):
         epoch=0,
         epochs=100,
     ):
+        """See the class; lists are nested as in ``reference.losses``."""
         total, values, coefficients = 0.0, {}, {}
         for term, fields in self.objectives.items():
             values[term] = self.value(term, fields, grids, clips, h, z, z_pred, z_context, masks_enc, masks_pred, step)

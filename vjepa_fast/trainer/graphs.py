@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers import attention
 
 _log = logging.getLogger("vjepa_fast")
 MOST = 4  # graphs kept; each keeps the memory of its intermediate tensors
@@ -33,8 +34,9 @@ def objections(cfg: Config, device: torch.device, target_grad: bool) -> list[str
         reasons.append(f"it needs CUDA, the run is on {device.type}")
     if target_grad:
         reasons.append("the target takes part in the backward pass")
-    if cfg.runtime.attention in ("varlen", "xformers"):  # a replay would read tables that may be gone
-        reasons.append(f"runtime.attention: {cfg.runtime.attention} does not keep its tables")
+    backend = attention.find(cfg.runtime.attention)
+    if backend is not None and not backend.graph:  # a replay would read tables that may be gone
+        reasons.append(f"runtime.attention: {backend.name} does not keep its tables")
     return reasons
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,9 @@ def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> l
 
 
 class Average:
-    """Who follows whom: parameters of ``target`` those of ``source`` (`models.ema_update`), and ``low`` the target.
+    """Who follows whom: parameters of ``target`` those of ``source``, and ``low`` the target.
+
+    target <- momentum * target + (1 - momentum) * source, as one ``lerp``: equal parameters stay equal to the last bit.
 
     Args:
         low: the copy of the target in the dtype it computes in, or None.
@@ -46,13 +48,9 @@ class Average:
         self.pairs = dict(zip(source.parameters(), target.parameters(), strict=True))
         self.lows = dict(zip(low.full, low.low)) if low is not None else {}
 
-    def follow(self, momentum: float) -> None:
-        """The update as a pass of its own."""
-        models.ema_update(self.target, self.source, momentum, self.low)
-
     @torch.no_grad()
-    def follow_rest(self, done: set[Tensor], momentum: float) -> None:
-        """The update of parameters that are not among ``done`` (they had no gradient), and of buffers."""
+    def follow(self, momentum: float, done: Set[Tensor] = frozenset()) -> None:
+        """The update of the parameters of ``source`` that are not among ``done``, and of buffers."""
         rest = [(t, p) for p, t in self.pairs.items() if p not in done]
         if rest:
             torch._foreach_lerp_(*map(list, zip(*rest)), 1.0 - momentum)
@@ -105,7 +103,7 @@ class AdamW(torch.optim.AdamW):
                 )
                 done.update(params)
         if average is not None:
-            average.follow_rest(done, momentum)
+            average.follow(momentum, done)
 
     def _count(self, p: Tensor) -> int:
         state = self.state[p]

@@ -12,6 +12,7 @@ from torch import nn
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers import attention
 
 _log = logging.getLogger("vjepa_fast")
 CHOICES = ("auto", "blocks", "target")  # and true, false
@@ -47,8 +48,9 @@ def objections(cfg: Config) -> list[str]:
         reasons.append("the package triton is not installed")
     if not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):
         reasons.append("no C compiler (gcc) is found, which Triton needs")
-    if cfg.runtime.attention in ("varlen", "xformers"):
-        reasons.append(f"runtime.attention: {cfg.runtime.attention} makes its tables outside of the compiled graph")
+    backend = attention.find(cfg.runtime.attention)
+    if backend is not None and not backend.graph:
+        reasons.append(f"runtime.attention: {backend.name} makes its tables outside of the compiled graph")
     return reasons
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.layers import segments
+from vjepa_fast.layers.block import use_attention
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
@@ -105,6 +105,7 @@ class TrainStep:
         self.encoder, self.predictor = encoder.to(self.device), predictor.to(self.device)
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
+        use_attention(cfg.runtime.attention, self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -130,7 +131,6 @@ class TrainStep:
         self.params = optim.parameters(self.optimizer)
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
-        segments.choose(cfg.runtime.attention)
         self._build_target(cfg)
 
     def _build_target(self, cfg: Config) -> None:
@@ -349,10 +349,10 @@ def check_needs(cfg: Config, plan: nn.Module) -> None:
 
 
 def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
-    """Mask samplers for video and for images (the same masks unless ``img_masks`` is given)."""
+    """Mask samplers (`masks.STRATEGIES`) for video and for images (the same masks unless ``img_masks`` is given)."""
 
-    def build(masks_cfg, data):
-        return masks.MaskSampler(
+    def build(masks_cfg, data, section):
+        return masks.STRATEGIES.get_named(masks_cfg.strategy, f"{section}.strategy")(
             masks_cfg,
             crop_size=data.crop_size,
             patch_size=data.patch_size,
@@ -361,9 +361,11 @@ def build_samplers(cfg: Config) -> tuple[Sampler, Sampler]:
             mean=cfg.data_aug.mean,
             std=cfg.data_aug.std,
             compat=cfg.compat,
+            section=section,
         )
 
-    video = build(cfg.masks, cfg.data)
+    video = build(cfg.masks, cfg.data, "masks")
     if cfg.img_data is None and cfg.img_masks is None:
         return video, video
-    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data)
+    section = "masks" if cfg.img_masks is None else "img_masks"
+    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data, section)

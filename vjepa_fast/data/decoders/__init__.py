@@ -1,1 +1,72 @@
-"""Reading frames out of files."""
+"""Decoders of videos by name (``data.decoder``), and reading one clip, video or image.
+
+Adding a decoder: derive from `Decoder`, register it (``@DECODERS.register("mine")``) in a module of this folder or in a
+plugin, and ``data.decoder: mine`` uses it; tests/data/test_decoders.py checks every registered one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from vjepa_fast.data.decoders.api import DECODERS, Decoder, Video, VideoInfo, WholeVideo, choose_decoder
+from vjepa_fast.data.decoders.image import read_image
+from vjepa_fast.data.sampling import Sampling
+
+__all__ = [
+    "DECODERS",
+    "Decoder",
+    "Video",
+    "VideoInfo",
+    "WholeVideo",
+    "choose_decoder",
+    "probe_video",
+    "read_clip",
+    "read_image",
+]
+
+
+def read_clip(
+    path: str | os.PathLike[str],
+    num_frames: int,
+    frame_step: int | None = None,
+    *,
+    fps: int | None = None,
+    duration: float | None = None,
+    start: str | float = "random",
+    size: int | tuple[int, int] | None = None,
+    generator: np.random.Generator | None = None,
+    sampling: Sampling | None = None,
+    decoder: str = "auto",
+) -> np.ndarray:
+    """Read one clip of a video.
+
+    Args:
+        path: of the video.
+        num_frames: frames of the clip.
+        frame_step: at most one of this and the next two, see ``Sampling``.
+        fps: see ``Sampling``.
+        duration: see ``Sampling``.
+        start: where the clip begins, see ``Sampling.indices``.
+        size: (height, width) to scale to (bilinear); one number for a square. None: the video's own.
+        generator: draws a random start.
+        sampling: replaces ``frame_step``, ``fps`` and ``duration``.
+        decoder: as ``data.decoder``.
+
+    Returns:
+        uint8 ``[F, H, W, 3]``, RGB.
+
+    Raises:
+        DataError: a missing, empty, truncated, audio-only or too short file, or one that is no video.
+        ConfigError: there is no such decoder, or it cannot be used here.
+    """
+    size = (size, size) if isinstance(size, int) else size
+    sampling = sampling or Sampling(frame_step, fps, duration)
+    reader = choose_decoder(decoder, "decoder")
+    return reader.read_clip(os.fspath(path), num_frames, sampling, start, generator, size)
+
+
+def probe_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoInfo:
+    """``{"frames", "fps", "height", "width", "codec"}`` from the header, without decoding. Errors as `read_clip`."""
+    return choose_decoder(decoder, "decoder").probe(os.fspath(path))

@@ -10,33 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa_fast.data.media import is_image_path
 from vjepa_fast.errors import DataError
-
-VIDEO_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".mpg",
-        ".mpeg",
-        ".wmv",
-        ".flv",
-        ".ts",
-        ".mts",
-        ".3gp",
-        ".ogv",
-        ".gif",
-    ]
-)
-IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"])
-
-
-def is_image_path(path: str) -> bool:
-    """By its suffix; anything that is not an image's is taken for a video."""
-    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +33,6 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.paths)
 
-    @property
-    def num_classes(self) -> int:
-        return int(self.labels.max()) + 1
-
     @cached_property
     def hash(self) -> str:
         """Changes with the list, the labels, and the size or time of any file."""
@@ -76,7 +47,7 @@ class Manifest:
         return digest.hexdigest()
 
 
-def load_manifest(path: str | os.PathLike) -> Manifest:
+def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read a manifest.
 
     Lines are ``<path> <label>``; ``::``, a tab or a comma separate as well, paths may hold blanks, and quotes around

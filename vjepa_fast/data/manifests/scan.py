@@ -1,31 +1,39 @@
-"""From folders to manifests, and checking what a manifest lists. Needs no torch."""
+"""From folders to manifests. Needs no torch."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
-from vjepa_fast.data.decoders.pyav import Sampling, probe_video, read_clip, read_image
-from vjepa_fast.data.manifests.manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Manifest, is_image_path
+from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import write_json, write_text
 
 SPLITS = ("train", "val", "test")
+Row = tuple[Path, int]  # file and label
+
+
+class Written(TypedDict):
+    """One manifest that was written: its path, and the numbers of its samples and of the classes among them."""
+
+    path: str
+    samples: int
+    classes: int
 
 
 def scan_folder(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
-    out: str | os.PathLike | None = None,
+    out: str | os.PathLike[str] | None = None,
     val_fraction: float = 0.0,
     test_fraction: float = 0.0,
     absolute: bool = False,
     seed: int = 0,
-) -> dict[str, dict]:
+) -> dict[str, Written]:
     """Write manifests for a folder of class folders.
 
     ``FOLDER/<class>/<file>`` gives one manifest, of which ``val_fraction`` and ``test_fraction`` of every class may be
@@ -33,15 +41,20 @@ def scan_folder(
     directly in FOLDER give one manifest with label 0. Classes are numbered in the order of their names, over all parts.
 
     Args:
-        out: the (training) manifest; default FOLDER/train.csv. Other parts lie beside it as ``val.csv``, ``test.csv``,
+        folder: to look through.
+        out: the (training) manifest; default FOLDER/train.csv. Other parts go beside it as ``val.csv``, ``test.csv``,
             or ``<stem>_val.csv`` when ``out`` is given; class names as ``classes.json`` or ``<stem>_classes.json``.
+        val_fraction: share of every class that goes to ``val``.
+        test_fraction: share of every class that goes to ``test``.
         absolute: write absolute paths; otherwise relative to the manifest.
+        seed: of the split.
 
     Returns:
-        Part -> {"path", "samples", "classes"}.
+        Part (train, val, test) -> what was written.
 
     Raises:
-        DataError: no such folder, no video or image in it, videos and images in one part, or nothing can be written.
+        DataError: no such folder, no video or image in it, or videos and images in one part.
+        UserError: a manifest cannot be written.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -67,7 +80,8 @@ def scan_folder(
     if not split_folders:
         parts = _split(parts["train"], val_fraction, test_fraction, seed)
     target = Path(out) if out is not None else folder / "train.csv"
-    written = {}
+    hint = "choose another place with --out"
+    written: dict[str, Written] = {}
     for part, rows in parts.items():
         images = sum(is_image_path(str(path)) for path, _ in rows)
         if images not in (0, len(rows)):
@@ -76,17 +90,17 @@ def scan_folder(
                 "put them in folders of their own and mix the two manifests by weight"
             )
         path = target if part == "train" else _beside(target, part, out is not None)
-        _write(path, "".join(f"{_name(p, path, absolute)} {label}\n" for p, label in rows))
+        write_text(path, "".join(f"{_name(p, path, absolute)} {label}\n" for p, label in rows), hint)
         written[part] = {"path": str(path), "samples": len(rows), "classes": len({label for _, label in rows})}
     names_path = target.with_name(f"{target.stem}_classes.json" if out is not None else "classes.json")
-    _write(names_path, json.dumps(names, indent=1) + "\n")
+    write_json(names_path, names, hint)
     return written
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:
     """Class -> its files, sorted; files in folders below a class folder belong to it."""
 
-    def media(paths):
+    def media(paths: Iterable[Path]) -> list[Path]:
         return sorted(p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and p.is_file())
 
     classes = {d.name: media(d.rglob("*")) for d in sorted(folder.iterdir()) if d.is_dir()}
@@ -94,8 +108,8 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     return classes or ({folder.name: loose} if (loose := media(folder.iterdir())) else {})
 
 
-def _split(rows: list, val_fraction: float, test_fraction: float, seed: int) -> dict[str, list]:
-    parts = {"train": [], "val": [], "test": []}
+def _split(rows: Sequence[Row], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[Row]]:
+    parts: dict[str, list[Row]] = {"train": [], "val": [], "test": []}
     labels = np.array([label for _, label in rows])
     for label in np.unique(labels):
         members = np.random.default_rng([seed, int(label)]).permutation(np.nonzero(labels == label)[0])
@@ -118,50 +132,3 @@ def _name(path: Path, manifest: Path, absolute: bool) -> str:
     if "\n" in name:
         raise DataError(f"{name!r}: a path with a line break cannot be in a manifest; rename it")
     return name
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot write ({error.strerror}); choose another place with --out") from None
-
-
-def check_manifest(
-    manifest: Manifest,
-    *,
-    num_frames: int = 16,
-    sampling: Sampling | None = None,
-    full: bool = False,
-    workers: int = 2,
-    on_progress: Callable[[int], None] | None = None,
-) -> list[tuple[str, str]]:
-    """Read a clip of every sample (every frame if ``full``); (path, reason) of those that cannot be read."""
-    sampling = sampling or Sampling()
-
-    def problem(path: str) -> str | None:
-        try:
-            if manifest.kind == "image":
-                read_image(path)
-                return None
-            read_clip(path, num_frames, start="center", sampling=sampling)
-            if full:
-                read_clip(path, probe_video(path)["frames"], start=0)
-            return None
-        except DataError as error:
-            return str(error)
-
-    def reasons() -> Iterator[str | None]:
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            yield from pool.map(problem, manifest.paths)
-
-    bad = []
-    for number, (path, reason) in enumerate(zip(manifest.paths, reasons()), start=1):
-        if reason is not None:
-            bad.append((path, reason))
-        if on_progress is not None:
-            on_progress(number)
-    return bad

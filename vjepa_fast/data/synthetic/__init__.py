@@ -1,10 +1,10 @@
 """Synthetic suites: videos and images whose appearance and motion vary apart, rendered to real files.
 
-``render_clip`` gives arrays; ``render_suite`` writes .mp4 / .jpg with manifests.
+``SUITES`` has them by name; ``render_clip`` returns arrays, ``render_suite`` writes .mp4 / .jpg with manifests.
 """
 
-from vjepa_fast.data.synthetic.render import render_clip
-from vjepa_fast.data.synthetic.suites import SUITES, Dive, FewShot, Motion8, Objects, Order, Suite, TextureConfig
+from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
+from vjepa_fast.data.synthetic.suites import Dive, FewShot, Motion8, Objects, Order, TextureConfig
 from vjepa_fast.data.synthetic.write import render_suite
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Fast drawing in numpy: band-limited textures, panning windows, antialiased textured shapes.
 
 Coordinates are pixels, (y, x), float32; colours are 0..1. Nothing here knows about classes or labels.
-Textures are periodic, so a window may be read from them at any offset and every offset looks alike.
+Textures are periodic, so a window can be read from them at any offset and every offset looks alike.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ def texture(
     """Random coloured periodic texture, float32 ``[side, side, 3]`` in 0..1.
 
     Args:
-        coarse, fine: longest and shortest wavelength in pixels; between them amplitude goes as the wavelength, as in
-            photographs.
+        rng: draws everything.
+        side: pixels of each side.
+        coarse: longest wavelength in pixels.
+        fine: shortest wavelength in pixels; between the two amplitude goes as the wavelength, as in photographs.
         contrast: standard deviation of each channel about a random mean colour.
         grey: one field for all channels about a mean of 0.5, so that every texture has the same first statistics.
     """
@@ -115,8 +117,13 @@ def draw(
     """Draw one moving object into ``frames`` ``[F, size, size, 3]`` in place.
 
     Args:
-        centre_F2, radius_F, angle_F: pose in every frame: pixels, pixels, radians.
-        colours: two colours ``[3]`` that ``pattern_name`` alternates.
+        frames: float32 in 0..1; changed in place.
+        shape: one of ``SHAPES``.
+        centre_F2: (y, x) in every frame, pixels.
+        radius_F: in every frame, pixels.
+        angle_F: in every frame, radians.
+        colours: two colours ``[3]`` that the pattern alternates.
+        pattern_name: one of ``PATTERNS``; None: solid.
         skin: a texture fixed to the object instead, 16 of its pixels to one radius.
         gain_F: brightness of the object in every frame.
     """
@@ -156,4 +163,5 @@ def random_colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def to_uint8(frames: np.ndarray) -> np.ndarray:
+    """Frames in 0..1 (clipped to it) as uint8, rounded."""
     return (np.clip(frames, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

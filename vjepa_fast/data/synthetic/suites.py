@@ -1,14 +1,19 @@
-"""The suites' parameters: one frozen dataclass each. Lengths are pixels of a 64-pixel frame and scale with the frame.
+"""The suites that come with the package: parameters, classes and drawing of each. Pure numpy, milliseconds a clip.
 
-Every suite names its classes, and for every split the labels that occur in it. Appearance is drawn apart from the
-label wherever the label is a motion, and motion wherever it is an appearance.
+Lengths are pixels of a 64-pixel frame and scale with the frame. Appearance is drawn apart from the label wherever the
+label is a motion, and motion wherever it is an appearance.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
+from vjepa_fast.data.synthetic import raster
+from vjepa_fast.data.synthetic.api import SUITES, Rendered, Suite
 from vjepa_fast.data.synthetic.raster import PATTERNS, SHAPES
 
 DIRECTIONS = ("E", "SE", "S", "SW", "W", "NW", "N", "NE")
@@ -33,27 +38,37 @@ class TextureConfig:
     contrast: float = 0.18
     grey: bool = False  # one field for all three channels about mid-grey: every texture has the same mean and contrast
 
+    def draw(self, rng: np.random.Generator, size: int, side: int) -> np.ndarray:
+        """Float32 ``[side, side, 3]`` in 0..1 for frames of ``size`` pixels."""
+        unit = size / 64.0
+        return raster.texture(rng, side, self.coarse * unit, self.fine * unit, self.contrast, self.grey)
 
-class Suite:
-    """What every suite offers beside its parameters."""
 
-    name: str
-    modality = "video"
+def _skin(rng: np.random.Generator) -> np.ndarray:
+    return raster.texture(rng, 48, coarse=24.0, fine=6.0, contrast=0.3)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        raise NotImplementedError
 
-    def split_labels(self, split: str) -> tuple[int, ...]:
-        """Labels that occur in a split: all of them, unless classes are split."""
-        return tuple(range(len(self.classes)))
+def _still(background: np.ndarray, frames: int) -> np.ndarray:
+    return np.repeat(background[None], frames, axis=0)
+
+
+def _ramp(frames: int, start: float, end: float) -> np.ndarray:
+    """0 before ``start``, 1 after ``end`` (fractions of the clip), a straight line between."""
+    t = np.arange(frames) / max(1, frames - 1)
+    return np.clip((t - start) / max(1e-6, end - start), 0.0, 1.0)
+
+
+def _jittered(rng: np.random.Generator, name: str, amount: float) -> tuple[np.ndarray, np.ndarray]:
+    """A named colour with its own random cast, and a dark companion for patterns."""
+    colour = np.clip(np.array(COLOURS[name]) + amount * rng.standard_normal(3), 0, 1)
+    return colour.astype(np.float32), (0.25 * colour).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Motion8(Suite):
     """Eight directions: a whole textured scene pans in the direction of the label, as a random-dot kinematogram does.
 
-    The texture is new in every clip and grey, of one mean and one contrast: what tells clips apart is the motion, not a
+    The texture is new in every clip and grey, of one mean and one contrast: clips differ in their motion, not in a
     palette. ``sprites`` shapes in random colours can ride on it.
     """
 
@@ -66,14 +81,34 @@ class Motion8(Suite):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Compass directions, clockwise from east."""
         return DIRECTIONS
+
+    def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
+        """As `Suite.render`; the attribute is the speed in pixels per frame."""
+        unit, side = size / 64.0, 2 * size
+        canvas = self.background.draw(rng, size, side)[None]
+        for _ in range(self.sprites):
+            shape = raster.SHAPES[int(rng.integers(len(raster.SHAPES)))]
+            name = raster.PATTERNS[int(rng.integers(len(raster.PATTERNS)))]
+            radius = rng.uniform(*self.sprite_radius, 1) * unit
+            centre = rng.uniform(radius, side - radius, (1, 2)) if side > 2 * radius else np.full((1, 2), side / 2)
+            raster.draw(canvas, shape, centre, radius, rng.uniform(0, 2 * math.pi, 1), raster.random_colours(rng), name)
+        speed = rng.uniform(*self.speed)
+        start = rng.uniform(0, side, 2)
+        gain = 1.0 + self.brightness_jitter * rng.standard_normal((frames, 1, 1, 1), dtype=np.float32)
+        angle = label * math.pi / 4
+        velocity = speed * unit * np.array([math.sin(angle), math.cos(angle)])
+        offsets = start - np.arange(frames)[:, None] * velocity  # the window moves against the scene
+        clip = raster.pan(canvas[0], offsets, size)
+        return (clip * gain if self.brightness_jitter else clip), {"speed": float(speed * unit)}
 
 
 @dataclass(frozen=True)
 class Dive(Suite):
     """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, and for
     ``rotation_senses = 2`` turning clockwise or anticlockwise: 12 classes. Every class holds the same
-    primitives with the same amounts, so that no single frame tells it. Directions of translation and
+    primitives with the same amounts, so that no single frame shows which. Directions of translation and
     whether the object grows or shrinks are drawn apart from the label.
     """
 
@@ -88,12 +123,40 @@ class Dive(Suite):
 
     @property
     def triples(self) -> tuple[tuple[str, ...], ...]:
+        """The three primitives of each class in their order."""
         turns = ("rotate",) if self.rotation_senses == 1 else ("rotate-cw", "rotate-ccw")
         return tuple(t for turn in turns for t in itertools.permutations(("translate", turn, "scale")))
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The triples, joined by ``>``."""
         return tuple(">".join(t) for t in self.triples)
+
+    def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
+        """As `Suite.render`; attributes: shape, growing or shrinking, direction (radians), the two times of change."""
+        unit = size / 64.0
+        clip = _still(self.background.draw(rng, size, size), frames)
+        skin, shape = _skin(rng), raster.SHAPES[int(rng.integers(len(raster.SHAPES)))]
+        growth = math.log(self.scale) * rng.choice([-1.0, 1.0])
+        radius = rng.uniform(*self.radius) * unit
+        heading, angle = rng.uniform(0, 2 * math.pi, 2)
+        sense = rng.choice([-1.0, 1.0])
+        cuts = np.array([1, 2]) / 3 + rng.uniform(-1, 1, 2) * self.boundary_jitter
+        step = self.translate * unit * np.array([math.sin(heading), math.cos(heading)])
+        room = np.maximum(0.0, size / 2 - radius * math.exp(abs(growth) / 2) - np.abs(step) / 2)
+        middle = size / 2 + rng.uniform(-1, 1, 2) * room
+
+        edges = (0.0, *cuts, 1.0)
+        ramps = {
+            name.split("-")[0]: _ramp(frames, edges[i], edges[i + 1]) for i, name in enumerate(self.triples[label])
+        }
+        if self.rotation_senses == 2:
+            sense = 1.0 if "rotate-cw" in self.triples[label] else -1.0
+        centre = middle + (ramps["translate"] - 0.5)[:, None] * step
+        angles = angle + sense * math.radians(self.rotate) * ramps["rotate"]
+        radii = radius * np.exp(growth * (ramps["scale"] - 0.5))
+        raster.draw(clip, shape, centre, radii, angles, raster.random_colours(rng), skin=skin)
+        return clip, {"shape": shape, "grows": bool(growth > 0), "heading": float(heading), "cuts": cuts.tolist()}
 
 
 @dataclass(frozen=True)
@@ -115,11 +178,46 @@ class Order(Suite):
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The two events of each class in their order."""
         return tuple(itertools.permutations(self.events, 2))
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The pairs, joined by ``>``."""
         return tuple(">".join(p) for p in self.pairs)
+
+    def pose(self, pair: tuple[str, str], times: np.ndarray, frames: int) -> dict[str, np.ndarray]:
+        """Strength 0..1 of every event in every frame, for the pair's events centred at ``times`` (of the clip's
+        length). An event is a symmetric bump, so that the pose of the reversed pair at 1 - times is the pose reversed.
+        """
+        t = np.arange(frames) / max(1, frames - 1)
+        bumps = {}
+        for name, centre in zip(pair, times, strict=True):
+            phase = np.clip((t - centre) / self.length, -0.5, 0.5)
+            bumps[name] = 0.5 + 0.5 * np.cos(2 * math.pi * phase)
+        return bumps
+
+    def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
+        """As `Suite.render`; attributes: shape and the middles of the two events (of the clip's length)."""
+        unit = size / 64.0
+        clip = _still(self.background.draw(rng, size, size), frames)
+        skin, shape = _skin(rng), raster.SHAPES[int(rng.integers(len(raster.SHAPES)))]
+        radius = rng.uniform(*self.radius) * unit
+        heading, angle = rng.uniform(0, 2 * math.pi, 2)
+        sense = rng.choice([-1.0, 1.0])
+        times = np.array([0.25, 0.75]) + rng.uniform(-1, 1, 2) * self.time_jitter
+        step = self.hop * unit * np.array([math.sin(heading), math.cos(heading)])
+        room = np.maximum(0.0, size / 2 - radius * (1 + self.pulse) - np.abs(step) / 2)
+        middle = size / 2 + rng.uniform(-1, 1, 2) * room - step / 2
+
+        bumps = self.pose(self.pairs[label], times, frames)
+        rest = np.zeros(frames)
+        centre = middle + bumps.get("hop", rest)[:, None] * step
+        radii = radius * (1 + self.pulse * bumps.get("pulse", rest))
+        angles = angle + sense * math.radians(self.wiggle) * bumps.get("wiggle", rest)
+        gain = 1 + self.flash * bumps.get("flash", rest)
+        raster.draw(clip, shape, centre, radii, angles, raster.random_colours(rng), skin=skin, gain_F=gain)
+        return clip, {"shape": shape, "times": times.tolist()}
 
 
 @dataclass(frozen=True)
@@ -137,11 +235,24 @@ class Objects(Suite):
 
     @property
     def combinations(self) -> tuple[tuple[str, str, str], ...]:
+        """Shape, pattern and colour of each class."""
         return tuple(itertools.product(self.shapes, self.patterns, self.colours))
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Shape, pattern and colour, joined by hyphens."""
         return tuple("-".join(c) for c in self.combinations)
+
+    def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
+        """As `Suite.render`; one frame. Attributes: shape, texture, colour and radius in pixels."""
+        unit = size / 64.0
+        shape, name, colour = self.combinations[label]
+        clip = _still(self.background.draw(rng, size, size), 1)
+        radius = rng.uniform(*self.radius, 1) * unit
+        centre = size / 2 + rng.uniform(-1, 1, (1, 2)) * np.maximum(0.0, size / 2 - radius)
+        angle = rng.uniform(0, 2 * math.pi, 1)
+        raster.draw(clip, shape, centre, radius, angle, _jittered(rng, colour, self.colour_jitter), name)
+        return clip, {"shape": shape, "texture": name, "colour": colour, "radius": float(radius[0])}
 
 
 @dataclass(frozen=True)
@@ -170,14 +281,37 @@ class FewShot(Suite):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """Shape, colour and motion, joined by hyphens."""
         return tuple(f"{shape}-{colour}-{motion}" for shape, colour in self.appearances for motion in self.motions)
 
     def split_labels(self, split: str) -> tuple[int, ...]:
+        """All motions of the split's own appearances."""
         part = {"train": (0, 2, 4, 7, 9, 11), "val": (1, 8), "test": (3, 5, 6, 10)}.get(split)
         if part is None:
             raise ValueError(f"fewshot has the splits train (base), val and test (novel), not {split!r}")
         m = len(self.motions)
         return tuple(a * m + i for a in part for i in range(m))
 
+    def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
+        """As `Suite.render`; attributes: shape, colour, texture and motion."""
+        unit = size / 64.0
+        (shape, colour), motion = self.appearances[label // len(self.motions)], self.motions[label % len(self.motions)]
+        clip = _still(self.background.draw(rng, size, size), frames)
+        name = raster.PATTERNS[1 + int(rng.integers(len(raster.PATTERNS) - 1))]
+        radius, angle = rng.uniform(*self.radius) * unit, rng.uniform(0, 2 * math.pi)
+        spread, sense = rng.uniform(-1, 1, 2), rng.choice([-1.0, 1.0])
+        colours = _jittered(rng, colour, self.colour_jitter)
 
-SUITES: dict[str, Suite] = {s.name: s for s in (Motion8(), Dive(), Order(), Objects(), FewShot())}
+        ramp = _ramp(frames, 0.0, 1.0) - 0.5
+        heading = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}.get(motion, (0, 0))
+        step = self.travel * unit * np.array(heading)
+        room = np.maximum(0.0, size / 2 - radius * math.sqrt(self.grow) - self.travel * unit / 2)
+        centre = size / 2 + spread * room + ramp[:, None] * step
+        angles = angle + (sense * math.radians(self.rotate) * ramp if motion == "rotate" else np.zeros(frames))
+        radii = radius * (self.grow**ramp if motion == "grow" else np.ones(frames))
+        raster.draw(clip, shape, centre, radii, angles, colours, name)
+        return clip, {"shape": shape, "colour": colour, "texture": name, "motion": motion}
+
+
+for _suite in (Motion8(), Dive(), Order(), Objects(), FewShot()):
+    SUITES.add(_suite.name, _suite)

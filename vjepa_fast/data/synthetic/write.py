@@ -6,8 +6,8 @@
     FOLDER/train_attributes.json  what each clip was drawn with, in the manifest's order
     FOLDER/train/000000.mp4 ...
 
-Every clip is a function of (seed, suite, split, index), whatever the number of workers. Clips are written to a
-temporary name and renamed, manifests after their last clip, so an interrupted rendering is completed by repeating it.
+Every clip is a function of (seed, suite, split, index), for any number of workers. Files appear whole or not at
+all, manifests after their last clip, so an interrupted rendering is completed by repeating it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from vjepa_fast.data.synthetic.render import render_clip
-from vjepa_fast.data.synthetic.suites import SUITES, Suite
+from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import atomic_path, write_json, write_text
 
 FORMAT = 1  # to be raised when the same parameters give other clips
 _CHUNK = 32
+_HINT = "choose a writable folder with free space"
+Row = tuple[str, int, dict[str, Any]]  # path relative to the suite's folder, label, attributes
 
 
 def render_suite(
     name: str | Suite,
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     splits: Mapping[str, int],
     size: int = 64,
@@ -48,10 +51,14 @@ def render_suite(
     """Render a suite, or what is missing of it.
 
     Args:
-        name: motion8, dive, order, objects or fewshot, or a suite's dataclass with other parameters.
+        name: a registered name (`SUITES`), or a suite's dataclass with other parameters.
+        folder: to write; made if it is not there.
         splits: number of clips of each split, for example ``{"train": 1000, "val": 200, "test": 400}``. Labels are
             balanced. A split of 0 clips is left out. No clip is in two splits.
-        size: pixels of each side, even. frames, fps: of each video; images have one frame.
+        size: pixels of each side, even.
+        frames: of each video; images have one frame.
+        fps: frames per second of each video.
+        seed: of everything random.
         workers: processes.
         on_progress: called with (clips done, clips in all).
 
@@ -59,9 +66,11 @@ def render_suite(
         Split -> path of its manifest.
 
     Raises:
-        DataError: unknown suite, odd size, folder not writable or full, or one that holds another rendering.
+        ConfigError: no suite of that name.
+        DataError: odd size, folder not writable, or one that holds another rendering.
+        UserError: a file cannot be written.
     """
-    suite = _find(name)
+    suite = SUITES.get_named(name, "suite") if isinstance(name, str) else name
     _check(suite, splits, size, frames, fps)
     folder = Path(folder)
     parameters = {
@@ -77,20 +86,10 @@ def render_suite(
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, json.loads(json.dumps(parameters)))
         _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress or (lambda done, total: None))
-        _write_json(folder / "classes.json", list(suite.classes))
+        write_json(folder / "classes.json", list(suite.classes), _HINT)
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot write the suite ({error.strerror or error}); choose a writable folder with free space"
-        ) from None
+        raise DataError(f"{folder}: cannot write the suite ({error.strerror or error}); {_HINT}") from None
     return {split: str(folder / f"{split}.csv") for split, count in splits.items() if count}
-
-
-def _find(name: str | Suite) -> Suite:
-    if isinstance(name, Suite):
-        return name
-    if name not in SUITES:
-        raise DataError(f"unknown suite {name!r}: choose one of {', '.join(SUITES)}")
-    return SUITES[name]
 
 
 def _check(suite: Suite, splits: Mapping[str, int], size: int, frames: int, fps: int) -> None:
@@ -108,7 +107,7 @@ def _check(suite: Suite, splits: Mapping[str, int], size: int, frames: int, fps:
             raise DataError(f"synthetic {error}") from None
 
 
-def _claim(folder: Path, parameters: dict) -> None:
+def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     """Note the parameters, or refuse a folder that was rendered with others."""
     path = folder / "suite.json"
     if path.exists():
@@ -124,10 +123,20 @@ def _claim(folder: Path, parameters: dict) -> None:
                 "choose another folder or remove this one"
             )
     else:
-        _write_json(path, parameters)
+        write_json(path, parameters, _HINT)
 
 
-def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress) -> None:
+def _render_all(
+    suite: Suite,
+    folder: Path,
+    splits: Mapping[str, int],
+    size: int,
+    frames: int,
+    fps: int,
+    seed: int,
+    workers: int,
+    on_progress: Callable[[int, int], None],
+) -> None:
     chunks = [
         (split, start, min(start + _CHUNK, count))
         for split, count in splits.items()
@@ -137,7 +146,8 @@ def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_prog
         if count:
             (folder / split).mkdir(exist_ok=True)
     job = partial(_render_chunk, suite, folder, size, frames, fps, seed)
-    total, done, rows = sum(splits.values()), 0, {split: [] for split in splits}
+    total, done = sum(splits.values()), 0
+    rows: dict[str, list[Row]] = {split: [] for split in splits}
     workers = min(workers, len(chunks))
     if workers > 1:
         # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
@@ -155,8 +165,8 @@ def _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_prog
             on_progress(done, total)
     for split, part in rows.items():
         if part:
-            _write_json(folder / f"{split}_attributes.json", [attributes for _, _, attributes in part])
-            _write_text(folder / f"{split}.csv", "".join(f"{path} {label}\n" for path, label, _ in part))
+            write_json(folder / f"{split}_attributes.json", [attributes for _, _, attributes in part], _HINT)
+            write_text(folder / f"{split}.csv", "".join(f"{path} {label}\n" for path, label, _ in part), _HINT)
 
 
 def _leave_with_parent() -> None:
@@ -164,15 +174,16 @@ def _leave_with_parent() -> None:
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        parent.join()
-        os._exit(1)
+        if parent is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_chunk(
     suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int, chunk: tuple[str, int, int]
-) -> list[tuple[str, int, dict]]:
+) -> list[Row]:
     split, start, end = chunk
     labels = suite.split_labels(split)
     suffix = "mp4" if suite.modality == "video" else "jpg"
@@ -182,20 +193,18 @@ def _render_chunk(
         rng = np.random.default_rng([seed, zlib.crc32(suite.name.encode()), zlib.crc32(split.encode()), index])
         clip, label, attributes = render_clip(suite, rng, size, frames, label=labels[index % len(labels)])
         name = f"{split}/{index:06d}.{suffix}"
-        if not (folder / name).exists():
-            write(folder / name, clip)
+        path = folder / name
+        if not path.exists() or path.stat().st_size == 0:  # a power cut may leave empty files
+            write(path, clip)
         rows.append((name, label, attributes))
     return rows
 
 
-def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = 8, crf: int = 18, gop: int = 8) -> None:
-    """Write uint8 RGB frames ``[F, H, W, 3]`` as H.264 (yuv420p), through a temporary name. The same frames give the
-    same file.
-    """
+def write_video(path: str | Path, clip: np.ndarray, fps: int = 8, crf: int = 18, gop: int = 8) -> None:
+    """Write uint8 RGB frames ``[F, H, W, 3]`` as H.264 (yuv420p). The same frames give the same file."""
     import av
 
-    temporary = f"{path}.tmp.mp4"
-    with av.open(temporary, "w", format="mp4") as container:
+    with atomic_path(path, _HINT, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width, stream.pix_fmt = clip.shape[1], clip.shape[2], "yuv420p"
         stream.codec_context.gop_size = gop
@@ -205,23 +214,11 @@ def write_video(path: str | os.PathLike, clip: np.ndarray, fps: int = 8, crf: in
             frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="yuv420p", threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    os.replace(temporary, path)
 
 
-def write_image(path: str | os.PathLike, clip: np.ndarray, quality: int = 95) -> None:
-    """Write the first frame of uint8 RGB ``[1, H, W, 3]`` as JPEG, through a temporary name."""
+def write_image(path: str | Path, clip: np.ndarray, quality: int = 95) -> None:
+    """Write the first frame of uint8 RGB ``[1, H, W, 3]`` as JPEG."""
     from PIL import Image
 
-    temporary = f"{path}.tmp"
-    Image.fromarray(clip[0]).save(temporary, format="JPEG", quality=quality)
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, value) -> None:
-    _write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_path(path, _HINT, sync=False) as temporary:
+        Image.fromarray(clip[0]).save(temporary, format="JPEG", quality=quality)

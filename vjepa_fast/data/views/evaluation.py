@@ -15,28 +15,32 @@ from functools import partial
 import numpy as np
 import torch
 
-from vjepa_fast.data.bad import BadSamples
-from vjepa_fast.data.decoders.pyav import Sampling
-from vjepa_fast.data.manifests.manifest import Manifest, is_image_path
+from vjepa_fast.data.bad_samples import BadSamples
+from vjepa_fast.data.decoders import choose_decoder
+from vjepa_fast.data.manifests.manifest import Manifest
+from vjepa_fast.data.media import is_image_path
+from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
 from vjepa_fast.data.views.augment import apply_view, centre_view, crop_views
 from vjepa_fast.errors import DataError
 
 
 def eval_clip(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     num_frames: int,
     crop_size: int,
     *,
     frame_step: int | None = None,
     fps: int | None = None,
     duration: float | None = None,
-    start: str | int = "center",
+    start: str | float = "center",
+    decoder: str = "auto",
 ) -> torch.Tensor:
     """One clip of a video, or an image repeated, as uint8 ``[3, F, S, S]``: middle frames, centre view
-    (``augment.centre_view``). ``start`` is "center" or the first frame's number. DataError if it cannot be read.
+    (``augment.centre_view``). ``start`` is "center" or the first frame's number; ``decoder`` as ``data.decoder``.
+    DataError if it cannot be read.
     """
-    reader = SourceReader(Sampling(frame_step, fps, duration))
+    reader = SourceReader(Sampling(frame_step, fps, duration), decoder=choose_decoder(decoder, "decoder"))
     path = os.fspath(path)
     return _view(reader, "image" if is_image_path(path) else "video", num_frames, crop_size, path, start)
 
@@ -55,15 +59,24 @@ def eval_batches(
     workers: int = 0,
     max_bad_fraction: float = 0.05,
     bad: BadSamples | None = None,
+    decoder: str = "auto",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """All samples of a manifest, once, in order.
 
     Args:
+        manifest: whose samples are read.
         num_frames: frames per clip; images are repeated, 1 gives single frames.
-        frame_step, fps, duration, spread, short: see ``Sampling``.
+        crop_size: pixels of each side of the view (``augment.centre_view``).
+        batch_size: samples per batch.
+        frame_step: see ``Sampling``, as for the next four.
+        fps: frames per second to read at.
+        duration: seconds that a clip spans.
+        spread: of the frames.
+        short: what happens to a video shorter than the clip.
         workers: reading threads; the result does not depend on them.
         max_bad_fraction: unreadable samples are left out up to this share of the manifest.
         bad: collects the unreadable samples.
+        decoder: as ``data.decoder``.
 
     Yields:
         (clip uint8 ``[B, 3, F, S, S]``, labels int64 ``[B]``, indices int64 ``[B]`` into the manifest), batches of
@@ -72,7 +85,8 @@ def eval_batches(
     Raises:
         DataError: too many samples cannot be read.
     """
-    reader = SourceReader(Sampling(frame_step, fps, duration, spread, short))
+    sampling = Sampling(frame_step, fps, duration, spread, short)
+    reader = SourceReader(sampling, decoder=choose_decoder(decoder, "decoder"))
     bad = bad if bad is not None else BadSamples([manifest], max_bad_fraction)
     read = partial(_view, reader, manifest.kind, num_frames, crop_size)
     yield from _batches(manifest, range(len(manifest)), read, batch_size, workers, bad)
@@ -95,6 +109,7 @@ def eval_views(
     workers: int = 0,
     max_bad_fraction: float = 0.05,
     bad: BadSamples | None = None,
+    decoder: str = "auto",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """As :func:`eval_batches` with several views of each sample: uint8 ``[B, V, 3, F, S, S]``, view = clip * crops +
     crop.
@@ -102,7 +117,8 @@ def eval_views(
     The clips start at (2i + 1) / 2k of what fits, so that one clip is the middle one; crops as ``augment.crop_views``.
     Images have one clip. ``first``: the sample of the manifest to begin with.
     """
-    reader = SourceReader(Sampling(frame_step, fps, duration, spread, short))
+    sampling = Sampling(frame_step, fps, duration, spread, short)
+    reader = SourceReader(sampling, decoder=choose_decoder(decoder, "decoder"))
     bad = bad if bad is not None else BadSamples([manifest], max_bad_fraction)
     clips = 1 if manifest.kind == "image" else clips
     read = partial(_views, reader, manifest.kind, num_frames, crop_size, clips, crops)
@@ -110,7 +126,7 @@ def eval_views(
 
 
 def _view(
-    reader: SourceReader, kind: str, num_frames: int, crop_size: int, path: str, start: str | int = "center"
+    reader: SourceReader, kind: str, num_frames: int, crop_size: int, path: str, start: str | float = "center"
 ) -> torch.Tensor:
     frames = reader.read(path, kind, num_frames, start)
     return _lasting(apply_view(frames, centre_view(frames.shape[1], frames.shape[2], crop_size), crop_size), num_frames)

@@ -12,20 +12,10 @@ import torch
 from vjepa_fast.errors import CheckpointError
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_settings
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vjepa_fast.models.interop import encoder_hash
 from vjepa_fast.models.vit import VisionTransformer
 
 HINT = "choose another cache folder, or keep no features"
-
-
-def encoder_hash(encoder: VisionTransformer) -> str:
-    """sha256 over the layout and weights of an encoder, its checkpoint's hash included where it has one."""
-    digest = hashlib.sha256(str(encoder).encode())
-    digest.update(str(getattr(encoder, "checkpoint_hash", "")).encode())
-    for name, value in sorted(encoder.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -21,10 +21,11 @@ from torch import Tensor
 from vjepa_fast.data.views.evaluation import eval_views
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
-from vjepa_fast.evaluation.extract.cache import cache_key, cache_stem, encoder_hash, refuse_other
+from vjepa_fast.evaluation.extract.cache import cache_key, cache_stem, refuse_other
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, is_still
 from vjepa_fast.evaluation.extract.features import IMAGES, encode, frozen, place_of
 from vjepa_fast.evaluation.extract.shards import MAX_BAD, SHARD_BYTES, Shard, ShardStore, read_index
+from vjepa_fast.models.interop import encoder_hash
 from vjepa_fast.models.vit import VisionTransformer
 
 FORMAT = 1  # raise it when the numbers that this file computes change: old caches are then refused

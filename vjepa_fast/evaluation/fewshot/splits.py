@@ -72,7 +72,8 @@ def manifest_from_list(path: str | os.PathLike, root: str | os.PathLike):
     without suffix, or by its YouTube id. Raises DataError where ``root`` is missing or videos are not found or not
     unique, with the first of them.
     """
-    from vjepa_fast.data.manifests.manifest import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Manifest, is_image_path
+    from vjepa_fast.data.manifests.manifest import Manifest
+    from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path
 
     entries, root = read_list(path), Path(root)
     if not root.is_dir():

@@ -1,22 +1,10 @@
-"""Several views of a video: where clips start, where crops lie, and what short videos give."""
+"""Which frames a clip takes: steps, starts, spreads, and what short videos give."""
 
 import numpy as np
 import pytest
 
 from vjepa_fast.data import Sampling
-from vjepa_fast.data.views.augment import centre_view, crop_views
 from vjepa_fast.errors import DataError
-
-
-def test_crops_go_along_the_longer_side():
-    wide = crop_views(100, 180, 64, 3)
-    assert [(v.top, v.left, v.height, v.width) for v in wide] == [
-        (0, 0, 100, 100),
-        (0, 40, 100, 100),
-        (0, 80, 100, 100),
-    ]
-    assert [(v.top, v.left) for v in crop_views(180, 100, 64, 3)] == [(0, 0), (40, 0), (80, 0)]
-    assert crop_views(100, 180, 64, 1) == [centre_view(100, 180, 64)]
 
 
 def frames(total, start="center", count=4, **sampling):
@@ -42,3 +30,17 @@ def test_whole_spans_the_video():
     assert frames(31, spread="whole", frame_step=2) == [0, 10, 20, 30]
     assert frames(2, spread="whole") == [0, 0, 0, 1]
     assert np.all(np.diff(frames(300, count=16, spread="whole")) >= 19)
+
+
+@pytest.mark.parametrize(
+    ("fps", "video_fps", "step"),
+    [(16, 25.0, 1), (16, 29.97, 1), (10, 29.97, 3), (8, 25.0, 3), (30, 24.0, 1), (12, 24.0, 2), (4, 29.97, 7)],
+)
+def test_step_of_a_frame_rate(fps, video_fps, step):
+    assert Sampling(fps=fps).step(video_fps, 16) == step
+
+
+def test_published_spread():
+    frames = Sampling(2, spread="published").indices("x", 100, 25.0, 16, 10, None)
+    assert frames.tolist() == [10, 12, 14, 16, 18, 20, 22, 24, 27, 29, 31, 33, 35, 37, 39, 41]
+    assert Sampling(1, spread="published").indices("x", 16, 25.0, 16, "random", None).tolist() == list(range(16))

@@ -14,9 +14,15 @@ _log = logging.getLogger("vjepa_fast.data")
 
 
 class BadSamples:
-    """Attributes:
-    samples: (path, reason) of each unreadable file, in the order met.
-    tried: number of different samples tried.
+    """The unreadable samples of a run; raises when there are too many.
+
+    Args:
+        manifests: the data sets.
+        max_fraction: unreadable share that is accepted (``data.max_bad_fraction``).
+
+    Attributes:
+        samples: (path, reason) of each unreadable file, in the order met.
+        tried: number of different samples tried.
     """
 
     def __init__(self, manifests: list[Manifest], max_fraction: float):
@@ -28,12 +34,8 @@ class BadSamples:
 
     @property
     def count(self) -> int:
+        """Number of unreadable samples."""
         return len(self.samples)
-
-    @property
-    def fraction(self) -> float:
-        """Unreadable share of the different samples tried."""
-        return self.count / max(1, self.tried)
 
     def add(self, dataset: int, index: int, path: str, reason: str | None) -> None:
         """Note that a sample was tried; ``reason`` is None for one that could be read.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vjepa_fast import ops
-from vjepa_fast.layers import fused_block
+from vjepa_fast.layers import cpu_block
 from vjepa_fast.layers.block import Block, run_block
 from vjepa_fast.models import rope
 from vjepa_fast.ops import _cpp
@@ -36,7 +36,7 @@ def run(block, x, table, lengths, grad, dtype=torch.float32, plain=False):
     block = block.to(dtype)
     x = x.to(dtype).requires_grad_()
     with ops.use_backend("eager" if plain else "auto"):
-        assert fused_block.serves(x, table) is not plain
+        assert cpu_block.supports(x, table) is not plain
         out = block(x, table, lengths)
         grads = torch.autograd.grad(out, [x, *block.parameters()], grad.to(dtype))
     block.float()
@@ -76,7 +76,7 @@ def test_values_and_gradients(change, lengths):
 def test_portions_of_rows(rows, monkeypatch):
     block, x, table, grad = make()  # 46 rows
     exact = run(block, x, table, [10, 13], grad, torch.float64, plain=True)
-    monkeypatch.setattr(fused_block, "_PORTION", rows)
+    monkeypatch.setattr(cpu_block, "_PORTION", rows)
     for n, (e, o) in enumerate(zip(exact, run(block, x, table, [10, 13], grad))):
         assert (o - e).abs().max() <= 1e-5 * e.abs().max(), f"output {n}"
 
@@ -170,17 +170,17 @@ def test_a_second_derivative_is_refused():
         dx.sum().backward()
 
 
-def test_who_is_served():
+def test_what_it_supports():
     x = torch.zeros(1, 2, 12)
-    assert fused_block.serves(x, None)
-    assert not fused_block.serves(x.double(), None)
-    assert not fused_block.serves(x.bfloat16(), None)
-    assert not fused_block.serves(x[:, :0], None)
-    assert not fused_block.serves(x, torch.zeros(2, 6, dtype=torch.complex64))
+    assert cpu_block.supports(x, None)
+    assert not cpu_block.supports(x.double(), None)
+    assert not cpu_block.supports(x.bfloat16(), None)
+    assert not cpu_block.supports(x[:, :0], None)
+    assert not cpu_block.supports(x, torch.zeros(2, 6, dtype=torch.complex64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not fused_block.serves(x, None)
+        assert not cpu_block.supports(x, None)
     with ops.use_backend("eager"):
-        assert not fused_block.serves(x, None)
+        assert not cpu_block.supports(x, None)
 
 
 def test_weights_that_are_not_contiguous():
@@ -197,9 +197,9 @@ def test_weights_that_are_not_contiguous():
 
 
 def test_first_used_in_inference_mode():
-    """What is made once and kept must serve training too."""
+    """What is made once and kept must do for training too."""
     block, x, _, grad = make(tokens=17, positions=False)
-    fused_block._nowhere.cache_clear(), fused_block._lengths.cache_clear(), fused_block._nothing_kept.cache_clear()
+    cpu_block._nowhere.cache_clear(), cpu_block._lengths.cache_clear(), cpu_block._nothing_kept.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         block(x, None, [8, 9])
     run(block, x, None, [8, 9], grad)
@@ -249,13 +249,13 @@ def test_replaced_layers_are_called(path):
 
 def test_hooks_are_called():
     block, x, table, _ = make()
-    assert fused_block.fits(block)
+    assert cpu_block.fits(block)
     seen = []
     handle = block.mlp.register_forward_hook(lambda *_: seen.append("mlp"))
     block(x, table)
     handle.remove()
     block(x, table)
-    assert seen == ["mlp"] and fused_block.fits(block)
+    assert seen == ["mlp"] and cpu_block.fits(block)
 
 
 @pytest.mark.parametrize("lengths", [[10, 12], [24], [-1, 24]])

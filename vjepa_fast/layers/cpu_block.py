@@ -13,24 +13,30 @@ Kernels: csrc/attention.cpp, linear.cpp, outer.cpp, layer_norm.cpp.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from vjepa_fast import ops
+from vjepa_fast.layers.attention import Lengths
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.linear import add_outer
 
+if TYPE_CHECKING:
+    from vjepa_fast.layers.block import Block
+
 _PORTION = 512  # rows of the feed-forward's backward at a time: the gradient of the hidden layer is never there for all
 
 
-def fits(block) -> bool:
+def fits(block: Block) -> bool:
     """Whether ``apply`` computes what this block does, its feed-forward being the plain one: all layers have a bias,
-    and none was replaced (as adapters do) or hooked.
+    none was replaced (as adapters do) or hooked, and no attention backend is forced.
     """
     attn, mlp = block.attn, block.mlp
+    if attn.backend is not None:
+        return False
     layers = {Linear: (attn.qkv, attn.proj, mlp.fc1, mlp.fc2), nn.LayerNorm: (block.norm1, block.norm2)}
     if any(type(x) is not kind or x.weight is None or x.bias is None for kind, own in layers.items() for x in own):
         return False
@@ -39,7 +45,7 @@ def fits(block) -> bool:
     return not any(getattr(x, name) for x in parts for name in hooks)
 
 
-def serves(x: Tensor, rope: Tensor | None) -> bool:
+def supports(x: Tensor, rope: Tensor | None) -> bool:
     """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, and our C++.
 
     Autograd through it works once, not twice.
@@ -51,30 +57,17 @@ def serves(x: Tensor, rope: Tensor | None) -> bool:
     return (rope is None or not rope.is_complex()) and _cpp.LOADED
 
 
-def apply(block, x: Tensor, rope: Tensor | None, lengths: Sequence[int] | None) -> Tensor:
+def apply(block: Block, x: Tensor, rope: Tensor | None, lengths: Lengths) -> Tensor:
     """``Block`` with a plain feed-forward: x [B,K,E] float32 -> [B,K,E]. ``rope``: rows of the table, or None."""
     attn, mlp = block.attn, block.mlp
     rope = _nowhere() if rope is None else rope.contiguous()
-    lengths = _lengths((x.shape[1],) if lengths is None else tuple(lengths))
-    weights = (
-        block.norm1.weight,
-        block.norm1.bias,
-        attn.qkv.weight,
-        attn.qkv.bias,
-        attn.proj.weight,
-        attn.proj.bias,
-        block.norm2.weight,
-        block.norm2.bias,
-        mlp.fc1.weight,
-        mlp.fc1.bias,
-        mlp.fc2.weight,
-        mlp.fc2.bias,
-    )
-    weights = tuple(w.contiguous() for w in weights)  # the kernels read plain arrays
+    sizes = _lengths((x.shape[1],) if lengths is None else tuple(lengths))
+    layers = (block.norm1, attn.qkv, attn.proj, block.norm2, mlp.fc1, mlp.fc2)
+    weights = tuple(w.contiguous() for m in layers for w in (m.weight, m.bias))  # the kernels read plain arrays
     eps = block.norm1.eps, block.norm2.eps
     if torch.is_grad_enabled():
-        return _Block.apply(x, rope, lengths, attn.num_heads, eps, *weights)
-    return _attended(x.contiguous(), rope, lengths, attn.num_heads, eps, weights)
+        return _Block.apply(x, rope, sizes, attn.num_heads, eps, *weights)
+    return _attended(x.contiguous(), rope, sizes, attn.num_heads, eps, weights)
 
 
 # Made once and kept, so whatever mode or default device the first call is under: plain tensors on the CPU.
@@ -146,31 +139,11 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx, *grads: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]  # the decorator's types
         cpp = torch.ops.vjepa_fast_cpp
-        (
-            x,
-            mean_1,
-            rstd_1,
-            qkv,
-            attended,
-            lse,
-            y,
-            mean_2,
-            rstd_2,
-            rope,
-            lengths,
-            n1w,
-            n1b,
-            wqkv,
-            wp,
-            n2w,
-            n2b,
-            w1,
-            w2,
-            hidden,
-        ) = ctx.saved_tensors
-        grad = grad.contiguous()
+        x, mean_1, rstd_1, qkv, attended, lse, y, mean_2, rstd_2, rope, lengths, *weights, hidden = ctx.saved_tensors
+        n1w, n1b, wqkv, wp, n2w, n2b, w1, w2 = weights
+        grad = grads[0].contiguous()
 
         # feed-forward: out = y + gelu(norm2(y) W1^T + b1) W2^T + b2, some rows at a time, which stay in the cache
         normed, dv = torch.empty_like(x), torch.empty_like(x)

@@ -1,0 +1,172 @@
+"""Attention within segments: every registered backend, and the choice of one."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers import attention, block
+from vjepa_fast.layers.attention import BACKENDS, Backend, Call, Segments, attend
+from vjepa_fast.layers.attention.sdpa import SDPA
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADS = 2
+
+
+def packed_qkv(tokens, dtype=torch.float64, device="cpu", head_dim=8, batch=3):
+    g = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, tokens, 3 * HEADS * head_dim, generator=g, dtype=torch.float64)
+    return qkv.to(device, dtype).requires_grad_()
+
+
+def plain(qkv, lengths):
+    """Softmax in float64, segment by segment."""
+    outs = []
+    for part in qkv.double().split(list(lengths), 1):
+        q, k, v = part.unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        outs.append((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+    return torch.cat(outs, 1)
+
+
+def compare(qkv, lengths, backend, tolerance):
+    out, want = attend(qkv, None, HEADS, lengths, backend), plain(qkv, lengths)
+    assert out.dtype == qkv.dtype and out.shape == want.shape
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    found, exact = (torch.autograd.grad(o, qkv, c)[0] for o, c in ((out, g), (want, g.double())))
+    for a, b in ((out, want), (found, exact)):
+        assert (a.double() - b).abs().max() <= tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("lengths", [[7], [5, 2], [1, 3, 3]])
+def test_segments_do_not_see_each_other(lengths):
+    compare(packed_qkv(7), lengths, None, 1e-12)
+
+
+# What every registered backend must do, those of plugins too.
+@pytest.mark.parametrize("wrap", [list, Segments])
+@pytest.mark.parametrize("lengths", [[150], [101, 1, 48], [50, 50, 50]])
+@pytest.mark.parametrize("head_dim", [24, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend(name, dtype, head_dim, lengths, wrap):
+    backend = attention.find(name)
+    assert backend.name == name
+    qkv = packed_qkv(150, dtype, DEVICE, head_dim)
+    reasons = backend.objections(Call(qkv.device, dtype, head_dim, len(lengths)))
+    if not reasons:
+        compare(qkv, wrap(lengths), backend, 1e-4 if dtype == torch.float32 else 3e-2)
+        return
+    with pytest.raises(ConfigError) as error:
+        attend(qkv, None, HEADS, wrap(lengths), backend)
+    assert f"runtime.attention: {name}" in str(error.value) and all(reason in str(error.value) for reason in reasons)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_copied_model_has_the_same_backend(name):
+    backend = attention.find(name)
+    assert copy.deepcopy(backend) is backend and pickle.loads(pickle.dumps(backend)) is backend
+
+
+def test_objections_name_the_call():
+    on_cpu = Call(torch.device("cpu"), torch.float32, 64)
+    reasons = BACKENDS["varlen"].objections(on_cpu)
+    assert any("CUDA" in r and "cpu" in r for r in reasons) and any("got float32" in r for r in reasons)
+    assert any("CUDA" in r for r in BACKENDS["xformers"].objections(on_cpu)) and not SDPA.objections(on_cpu)
+    with pytest.raises(ConfigError, match="runtime.attention: unknown .*'spda'; accepted: auto, .*did you mean sdpa"):
+        attention.find("spda")
+
+
+class Named(Backend):
+    """Counts its calls; its result, a multiple of the right one, is recognised."""
+
+    def __init__(self, name, reasons=(), factor=1.0):
+        self.name, self.reasons, self.factor, self.calls = name, list(reasons), factor, 0
+
+    def objections(self, call):
+        return self.reasons
+
+    def __call__(self, q, k, v, segments):
+        self.calls += 1
+        return self.factor * SDPA(q, k, v, segments)
+
+
+def test_the_quickest_is_measured_once_and_kept(monkeypatch):
+    timed, seconds = [], {"a": 2.0, "b": 1.0}
+    some = {n: Named(n, ["no"] * (n == "c")) for n in "abc"}
+    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: timed.append(backend.name) or seconds[backend.name])
+    monkeypatch.setattr(attention, "_measured", {})
+    monkeypatch.setattr(attention, "BACKENDS", some)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    q = torch.zeros(1, 200, 1, 8)
+    for lengths in ((120, 80), (100, 90), (101, 99)):
+        assert attention._fastest(q, q, q, Segments(lengths)) is some["b"]
+    assert timed == ["a", "b"]
+    assert attention._fastest(q, q, q, Segments([200])) is SDPA
+
+
+def test_models_of_one_process_have_their_own_backends():
+    """Also compiled, and in turns; and a forced one is not passed over by the block written for CPUs."""
+    models = [block.Block(48, 2, 4.0, False, True) for _ in range(3)]
+    for m, factor in zip(models, (2.0, -3.0)):
+        m.load_state_dict(models[2].state_dict())
+        m.attn.backend = Named("scaled", factor=factor)
+    x = torch.randn(2, 10, 48)
+    want = [m(x, None, [4, 6]) for m in models]
+    assert [m.attn.backend.calls for m in models[:2]] == [1, 1]
+    assert all((want[i] - want[j]).abs().max() > 0.1 for i, j in ((0, 1), (1, 2), (0, 2)))
+    torch._dynamo.reset()
+    compiled = [torch.compile(m, backend="aot_eager") for m in models]
+    for i in (0, 1, 2, 0, 1):
+        torch.testing.assert_close(compiled[i](x, None, [4, 6]), want[i])
+
+
+def test_use_attention_refuses_before_anything_runs():
+    cpu, m = torch.device("cpu"), block.Block(48, 2, 4.0, False, True)
+    with pytest.raises(ConfigError, match="runtime.attention: varlen .*CUDA.*float32"):
+        block.use_attention("varlen", cpu, torch.float32, m)
+    assert m.attn.backend is None
+    block.use_attention("sdpa", cpu, torch.float32, m)
+    assert copy.deepcopy(m).attn.backend is SDPA
+    block.use_attention("auto", cpu, torch.float32, m)
+    assert m.attn.backend is None
+
+
+@pytest.mark.parametrize(("backend", "lengths"), [(None, [6, 4]), (SDPA, [6, 4]), (SDPA, None)])
+def test_one_graph_for_lengths_of_masks(backend, lengths):
+    torch._dynamo.reset()
+    m = block.Attention(48, 2)
+    m.backend = backend
+    x = torch.randn(2, 10, 48)
+    compiled = torch.compile(m, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.testing.assert_close(compiled(x, None, lengths), m(x, None, lengths))
+
+
+def test_a_backend_that_makes_tables_leaves_the_graph():
+    compiling = []
+
+    class Tables(Named):
+        graph = False
+
+        def __call__(self, q, k, v, segments):
+            compiling.append(torch.compiler.is_compiling())
+            assert segments.offsets(q.shape[0], q.device).tolist() == [0, 6, 10, 16, 20]
+            return super().__call__(q, k, v, segments)
+
+    torch._dynamo.reset()
+    m = block.Attention(48, 2)
+    m.backend, x = Tables("tables"), torch.randn(2, 10, 48)
+    torch.testing.assert_close(torch.compile(m, backend="aot_eager")(x, None, [6, 4]), m(x, None, [6, 4]))
+    assert compiling == [False, False]
+
+
+def test_segments_of_one_length_are_one_batch(monkeypatch):
+    """As the predictor's are where nothing is truncated: context and hidden tokens fill every sample's grid."""
+    functional = torch.nn.functional
+    calls, sdpa = [], functional.scaled_dot_product_attention
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: calls.append(a) or sdpa(*a))
+    compare(packed_qkv(12, batch=2), [4, 4, 4], None, 1e-12)
+    assert len(calls) == 1 and calls[0][0].shape == (6, HEADS, 4, 8)

@@ -1,0 +1,171 @@
+"""What a decoder is: it opens a video and returns the frames asked for by their numbers.
+
+Which frames make a clip is `Sampling`'s business and the same for all decoders. F frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from vjepa_fast.data.sampling import Sampling
+from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.registry import Registry
+
+AUTO = "pyav"  # what ``data.decoder: auto`` uses
+
+
+class VideoInfo(TypedDict):
+    """What a video's header says."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+    codec: str
+
+
+class Video(ABC):
+    """An open video.
+
+    Attributes:
+        path: its file.
+        info: from the header; ``info["frames"]`` may be an estimate, which `recount` puts right.
+    """
+
+    def __init__(self, path: str, info: VideoInfo) -> None:
+        self.path, self.info = path, info
+
+    @abstractmethod
+    def read(self, numbers: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
+        """The frames of these numbers.
+
+        Args:
+            numbers: int64 ``[F]``, ascending, repeats allowed; they count from 0 in the order shown.
+            size: (height, width) to scale to, bilinear; None: the video's own.
+
+        Returns:
+            uint8 ``[F, H, W, 3]``, RGB.
+
+        Raises:
+            DataError: a frame cannot be decoded.
+        """
+
+    def recount(self) -> bool:
+        """Whether ``info["frames"]`` was an estimate that proved too high and is now lower. Called if `read` failed."""
+        return False
+
+
+@dataclass(frozen=True)
+class WholeVideo:
+    """A decoded video, from which ``clip`` takes the same frames as ``Decoder.read_clip`` does from the file.
+
+    Attributes:
+        frames: uint8 ``[F, H, W, 3]``. fps: frames per second. claimed: number of frames before a recount.
+    """
+
+    frames: np.ndarray
+    fps: float
+    claimed: int
+
+    def clip(
+        self, path: str, num_frames: int, sampling: Sampling, start: str | float, generator: np.random.Generator | None
+    ) -> np.ndarray:
+        """uint8 ``[num_frames, H, W, 3]``; arguments and errors as ``Sampling.indices``."""
+        numbers = sampling.indices(path, self.claimed, self.fps, num_frames, start, generator)
+        if numbers[-1] >= len(self.frames):
+            numbers = sampling.indices(path, len(self.frames), self.fps, num_frames, start, generator)
+        return self.frames[numbers]
+
+
+class Decoder(ABC):
+    """Reads videos from files. Stateless or locked: one instance is called from several threads at once."""
+
+    @classmethod
+    def objections(cls) -> list[str]:
+        """Why it cannot be used on this machine (a library that is missing, say); empty if it can."""
+        return []
+
+    @abstractmethod
+    def open(self, path: str) -> AbstractContextManager[Video]:
+        """Open a video for the ``with`` block.
+
+        Raises:
+            DataError: the file is missing, empty, damaged or no video, in one line that begins with the path.
+        """
+
+    def probe(self, path: str) -> VideoInfo:
+        """What the header says, without decoding. Errors as `open`."""
+        with self.open(path) as video:
+            return video.info
+
+    def read_clip(
+        self,
+        path: str,
+        num_frames: int,
+        sampling: Sampling,
+        start: str | float = "random",
+        generator: np.random.Generator | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> np.ndarray:
+        """One clip, uint8 ``[num_frames, H, W, 3]``; arguments as ``Sampling.indices`` and ``Video.read``.
+
+        Raises:
+            DataError: the video cannot be read or is too short.
+        """
+        with self.open(path) as video:
+
+            def choose(total: int) -> np.ndarray:
+                return sampling.indices(path, total, video.info["fps"], num_frames, start, generator)
+
+            return _read(video, choose, size)
+
+    def read_video(self, path: str, max_bytes: int) -> WholeVideo | None:
+        """All frames; None if they would take more than ``max_bytes``. Errors as `read_clip`."""
+        with self.open(path) as video:
+            info, claimed = video.info, video.info["frames"]
+            if claimed * info["height"] * info["width"] * 3 > max_bytes:
+                return None
+            return WholeVideo(_read(video, lambda total: np.arange(total), None), info["fps"], claimed)
+
+
+def _read(video: Video, choose: Callable[[int], np.ndarray], size: tuple[int, int] | None) -> np.ndarray:
+    """The frames chosen among the video's; chosen again if there turn out to be fewer."""
+    numbers = choose(video.info["frames"])
+    try:
+        return video.read(numbers, size)
+    except DataError:
+        if not video.recount():
+            raise
+    return video.read(choose(video.info["frames"]), size)
+
+
+def _check(name: str, kind: type[Decoder]) -> None:
+    if not (isinstance(kind, type) and issubclass(kind, Decoder)):
+        raise TypeError(f"decoder {name!r} must be a class derived from vjepa_fast.data.decoders.Decoder, not {kind!r}")
+
+
+DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data.decoders", check=_check)
+
+
+def choose_decoder(name: str = "auto", key: str = "data.decoder") -> Decoder:
+    """The decoder of that name; ``auto`` is PyAV.
+
+    Args:
+        name: as registered, or ``auto``.
+        key: where the name came from, for the error text.
+
+    Raises:
+        ConfigError: there is no such decoder, or it cannot be used here.
+    """
+    name = AUTO if name == "auto" else name
+    kind = DECODERS.get_named(name, key)
+    if reasons := kind.objections():
+        usable = ", ".join(["auto", *(other for other, k in DECODERS.items() if not k.objections())])
+        raise ConfigError(f"{key}: decoder {name} cannot be used here: {'; '.join(reasons)}; usable: {usable}")
+    return kind()
