@@ -51,7 +51,7 @@ def test_shuffled_labels_give_chance(name):
 
 
 @EVERY
-def test_same_inputs_same_result_and_another_test_part_moves_no_choice(name):
+def test_same_inputs_same_result(name):
     train, val, test = (planted(64, seed=s, signal=2.0) for s in (1, 2, 3))
     options = replace(FEW, epochs=1)
     a, b = (read(name, train, val, test, options=options) for _ in range(2))
