@@ -46,7 +46,7 @@ def evaluate(f: Features, shot: int, classifier: str, options: dict, episodes: i
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--episodes", type=int, default=10_000)
     parser.add_argument("--classes", type=int, default=24)
     parser.add_argument("--per-class", type=int, default=100)

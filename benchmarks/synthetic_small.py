@@ -22,10 +22,10 @@ HERE = Path(__file__).resolve().parent
 SUITES = ("motion8", "objects")
 PARTS = {"train": 4000, "val": 600, "test": 2000}
 POOLINGS = ("mean", "meanstd")
-PROBE = ["--level", "all", "--which", "target_encoder", "--probe", "linear", "--workers", "0"]
+PROBE = ["--level", "all", "--which", "target_encoder", "--probes", "linear", "--workers", "0"]
 NOTE = (
     "Linear probes of frozen features, all four levels, pooled over all tokens: mean, or mean and standard "
-    "deviation (meanstd). Minutes are those of the last call of the command."
+    "deviation (meanstd). Minutes are of the last call of the command."
 )
 
 
@@ -66,7 +66,7 @@ def probe(folder: Path, seed: int, threads: int) -> dict[str, list[Path]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/synthetic_small"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
@@ -96,13 +96,16 @@ def main() -> None:
     report(args, runs, probes, (time.time() - started) / 60)
 
 
-def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: float) -> None:
+def report(
+    args: argparse.Namespace, runs: dict[int, Path], probes: dict[int, dict[str, list[Path]]], minutes: float
+) -> None:
     import json
 
+    from vjepa_fast.files import write_json
     from vjepa_fast.study.demo.records import collect, read_metrics
 
     about = json.loads((runs[args.seeds[0]] / "versions.json").read_text())
-    rows = []
+    found, rows = {}, []
     for pooling in POOLINGS:
         files = {seed: of_seed[pooling] for seed, of_seed in probes.items()}
         found = collect(
@@ -118,8 +121,7 @@ def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: 
         )
         rows += [{**row, "probe": f"linear, {pooling}"} for row in found["rows"]]
     found["rows"] = sorted(rows, key=lambda r: (r["suite"], r["probe"], r["seed"]))
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(args.json, found)
     for row in found["rows"]:
         low, high = row["difference_ci95"]
         print(

@@ -39,7 +39,7 @@ INSIDE = {
     "models": ("ema rope", "vit", "predictor timm_names", "build", "interop"),
     "data": ("media sampling mixing synthetic", "decoders", "manifests", "bad_samples source", "views", "loader"),
     "masks": ("drawn", "api", "blocks", "motion"),
-    "evaluation": ("extract", "probes", "fewshot", "run"),
+    "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
     "study": ("jobs", "run demo", "report", "claims"),
 }
 REFERENCE_USERS = {"bench/step.py"}

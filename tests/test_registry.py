@@ -1,6 +1,7 @@
 """Registries and how plugins are found."""
 
 import sys
+from fractions import Fraction
 
 import pytest
 
@@ -50,6 +51,10 @@ def test_the_same_name_twice_is_an_error_and_the_same_thing_twice_is_not():
     kinds.add("a", one)
     with pytest.raises(ValueError, match=r"kind 'a' is registered twice: .*one and .*other"):
         kinds.add("a", other)
+    kinds.add("b", Fraction(1, 2))
+    kinds.add("b", Fraction(2, 4))
+    with pytest.raises(ValueError, match=r"kind 'b' is registered twice: .*1, 2.* and .*1, 3"):
+        kinds.add("b", Fraction(1, 3))
 
 
 def test_a_check_sees_every_entry():

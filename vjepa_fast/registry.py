@@ -80,7 +80,8 @@ class Registry(Mapping[str, T], Generic[T]):
         if self._check is not None:
             self._check(name, entry)
         taken = self._entries.get(name)
-        if taken is not None and _origin(taken) != _origin(entry):  # the same module imported anew may register again
+        # the same module imported anew may register again
+        if taken is not None and taken != entry and _origin(taken) != _origin(entry):
             raise ValueError(f"{self.kind} {name!r} is registered twice: {_origin(taken)} and {_origin(entry)}")
         self._entries[name] = entry
 
@@ -118,8 +119,10 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def _origin(entry: object) -> str:
-    module = getattr(entry, "__module__", type(entry).__module__)
-    return f"{module}.{getattr(entry, '__qualname__', type(entry).__qualname__)}"
+    """Where a class or function is defined; type and content of anything else."""
+    if hasattr(entry, "__qualname__"):
+        return f"{entry.__module__}.{entry.__qualname__}"  # pyright: ignore[reportAttributeAccessIssue]  # it has one
+    return f"{type(entry).__module__}.{entry!r}"
 
 
 _loaded: dict[str, str] = {}  # module -> where it was named

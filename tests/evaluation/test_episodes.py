@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 
 from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.evaluation import Features, sample_episodes
+from vjepa_fast.evaluation import Features, against, episode_rows, sample_episodes
 from vjepa_fast.evaluation.fewshot import (
     PROTOCOLS,
     episode_protocol,
@@ -35,6 +35,22 @@ def clouds(classes=12, per_class=25, d=16, spread=1.0, seed=0):
 
 
 # ---------------------------------------------------------------- drawing
+
+
+def test_episodes_are_well_formed_and_seeded():
+    labels = np.array([5, 5, 5, 5, 7, 7, 7, 7, 7, 9, 9, 9, 9, 11, 11, 11, 11, 11])
+    e = sample_episodes(labels, way=3, shot=1, queries=3, episodes=200, seed=4)
+    assert e.support.shape == (200, 3, 1) and e.query.shape == (200, 3, 3)
+    both = np.concatenate([e.support, e.query], axis=2)
+    drawn = labels[both]
+    assert (drawn == drawn[:, :, :1]).all()  # a row is one class
+    assert all(len(set(row[:, 0])) == 3 for row in drawn)  # distinct classes
+    assert all(len(set(row)) == 4 for episode in both for row in episode)  # distinct samples
+    again = sample_episodes(labels, 3, 1, 3, 200, 4)
+    assert np.array_equal(again.support, e.support)
+    assert not np.array_equal(sample_episodes(labels, 3, 1, 3, 200, 5).support, e.support)
+    counts = np.unique(drawn[:, :, 0], return_counts=True)[1]
+    assert counts.min() > 110 and counts.sum() == 600  # every class about equally often (150 each)
 
 
 def test_draws_are_uniform_over_ordered_choices():
@@ -264,10 +280,11 @@ def test_shuffled_labels_are_at_chance_within_the_interval(classify):
     assert abs(np.mean(means) - 0.2) < 3 * 0.18 / np.sqrt(20 * 300)
 
 
-def test_nearest_centroid_of_scikit_learn_with_all_of_its_options():
+@pytest.mark.parametrize("l2", [False, True])
+def test_nearest_centroid_of_scikit_learn(l2):
     f = clouds(spread=2.5)
-    x = f.x / np.linalg.norm(f.x, axis=1, keepdims=True)
-    r = prototype_episodes(f, 5, 5, 10, 30, seed=7, metric="euclidean", l2=True)
+    x = f.x / np.linalg.norm(f.x, axis=1, keepdims=True) if l2 else f.x
+    r = prototype_episodes(f, 5, 5, 10, 30, seed=7, metric="euclidean", l2=l2, chunk=16)
     drawn = sample_episodes(f.y, 5, 5, 10, 30, seed=7)
     for e in range(30):
         s, q = drawn.support[e].ravel(), drawn.query[e].ravel()
@@ -291,7 +308,7 @@ def test_bad_features_and_settings_are_refused(classify):
         classify(f, shot=0, queries=4)
     with pytest.raises(ConfigError, match="needs their features"):
         classify(f, queries=2, center="base")
-    with pytest.raises(ConfigError, match="center must be one of"):
+    with pytest.raises(ConfigError, match="unknown center 'mean'; choose from none, base, shots"):
         classify(f, queries=2, center="mean")
     with pytest.raises(DataError, match="base: 3 features per sample, but features has 16"):
         classify(f, queries=2, center="base", base=Features(np.ones((4, 3)), np.zeros(4), "base"))
@@ -305,8 +322,39 @@ def test_settings_of_one_classifier():
         logistic_episodes(f, queries=2, c=0)
     with pytest.raises(ConfigError, match="at least 2 ways"):
         logistic_episodes(f, way=1, queries=2)
-    with pytest.raises(ConfigError, match="metric must be cosine or euclidean"):
+    with pytest.raises(ConfigError, match="unknown metric 'manhattan'; choose from cosine, euclidean"):
         prototype_episodes(f, queries=2, metric="manhattan")
+
+
+def test_accuracy_by_sample_adds_up():
+    f = clouds(spread=2.5)
+    r = prototype_episodes(f, 5, 1, 4, 60, seed=1, chunk=7)
+    drawn = sample_episodes(f.y, 5, 1, 4, 60, seed=1)
+    asked = np.bincount(drawn.query.ravel(), minlength=len(f.y))
+    assert np.isnan(r.by_sample).tolist() == (asked == 0).tolist()
+    assert np.nansum(r.by_sample * asked) / asked.sum() == pytest.approx(r.mean)
+
+
+def test_interval_shrinks_with_episodes_and_shots_help():
+    f = clouds(spread=2.5)
+    few, many = prototype_episodes(f, episodes=100), prototype_episodes(f, episodes=1600)
+    assert many.ci95 == pytest.approx(few.ci95 / 4, rel=0.25)
+    assert prototype_episodes(f, shot=5, episodes=400).mean > many.mean + 0.05
+
+
+def test_a_difference_between_few_shot_rows_is_judged_over_clips_not_episodes():
+    f = clouds(spread=2.5)
+    worse = Features(f.x + np.random.default_rng(5).standard_normal(f.x.shape), f.y)
+    widths, spans = [], []
+    for count in (300, 3000):
+        a = episode_rows("a", "pretrained", "s", f, shots=(1,), episodes=count)
+        b = episode_rows("b", "random", "s", worse, shots=(1,), episodes=count)
+        row = against(a, b)[0]
+        assert row.difference["value"] == pytest.approx(a[0].accuracy - b[0].accuracy)
+        widths.append(row.difference["high"] - row.difference["low"])
+        spans.append(row.high - row.low)
+    assert spans[1] < 0.5 * spans[0]
+    assert widths[1] > 0.6 * widths[0]  # ten times the episodes do not make it three times as narrow
 
 
 # ---------------------------------------------------------------- protocols
@@ -361,8 +409,8 @@ def test_intervals_cover_the_mean_93_to_97_percent(many, name):
         ({"way": 0}, "way: 0 is not a positive number"),
         ({"shots": ()}, "shots"),
         ({"shots": (1, 0)}, "shots"),
-        ({"interval": "bootstrap"}, "interval must be one of"),
-        ({"rounds": 3}, "unknown field 'rounds'"),
+        ({"interval": "bootstrap"}, "unknown interval 'bootstrap'"),
+        ({"rounds": 3}, "unknown field of an episode protocol 'rounds'"),
     ],
 )
 def test_impossible_protocols_are_refused(change, message):

@@ -3,30 +3,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from tests.evaluation.cases import Toy
 from vjepa_fast.errors import CheckpointError, DataError, TrainingError, UserError
 from vjepa_fast.evaluation import ClipSet, Features, extract_features, pixel_features, pool_tokens, train_supervised
-
-
-class Toy(nn.Module):
-    """A patch embedding and nothing else, with the interface of an encoder."""
-
-    def __init__(self, seed=0, width=6):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.proj = nn.Conv3d(3, width, (2, 8, 8), stride=(2, 8, 8))
-        self.calls = 0
-
-    def grid(self, shape):
-        return (max(1, shape[2] // 2), shape[3] // 8, shape[4] // 8)
-
-    def forward(self, clip, masks=None, hierarchical=True):
-        self.calls += 1
-        if clip.shape[2] == 1:
-            clip = clip.repeat(1, 1, 2, 1, 1)
-        z = self.proj(clip).flatten(2).mT
-        return torch.cat([z, z + 1], -1) if hierarchical else z
 
 
 def clip_set(n=10, seed=0, name="toy", images=False):

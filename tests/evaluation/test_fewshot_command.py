@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from vjepa_fast import config, models
+from tests.evaluation.cases import SMALL, error_of, small_run
+from vjepa_fast import config
 from vjepa_fast.cli import main
 from vjepa_fast.data import load_manifest
 from vjepa_fast.data.synthetic import render_suite
@@ -13,16 +14,6 @@ from vjepa_fast.evaluation import Features, against, fewshot_rows, random_encode
 from vjepa_fast.evaluation.extract.features import extract_features
 from vjepa_fast.evaluation.fewshot import episode_protocol
 from vjepa_fast.evaluation.run.fewshot import fewshot_checkpoint
-
-SMALL = [
-    "data.crop_size=32",
-    "data.patch_size=16",
-    "data.dataset_fpcs=[4]",
-    "data.frame_sample_rate=2",
-    "model.embed_dim=24",
-    "model.depth=4",
-    "model.num_heads=2",
-]
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +25,9 @@ def suites(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory, suites):
-    """A run folder whose target and student differ, with weights unlike the seed's, trained on the novel classes."""
-    cfg = config.load(
-        "demo_baseline_single", [*SMALL, f"data.datasets=[{suites['test']},gone.csv]", "data.datasets_weights=null"]
-    )
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "checkpoints").mkdir()
-    states = {
-        name: models.to_fair(random_encoder(cfg, seed=100 + i).state_dict())
-        for i, name in enumerate(("encoder", "target_encoder"))
-    }
-    torch.save({**states, "config": config.to_dict(cfg), "step": 3}, folder / "checkpoints" / "step-00000003.pt")
-    return folder
+    """A run folder, trained on the novel classes."""
+    overrides = [f"data.datasets=[{suites['test']},gone.csv]", "data.datasets_weights=null"]
+    return small_run(tmp_path_factory.mktemp("run"), *overrides)
 
 
 def arguments(suites, run_folder, *more):
@@ -161,8 +143,7 @@ def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, 
     (tmp_path / "EMPTY.csv").write_text("")
     more = [str(tmp_path / m) if m.startswith("EMPTY") else suites["test"] if m == "NOVEL" else m for m in more]
     assert main(arguments(suites, run_folder, *more)) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and message in errors[0]
+    assert message in error_of(capsys)
 
 
 # ---------------------------------------------------------------- methods that train
@@ -244,22 +225,8 @@ def test_leakage_into_base_classes_is_stated(suites, run_folder, base_classes, t
     copy = tmp_path / Path(clip).name
     copy.write_bytes(Path(clip).read_bytes())
     (tmp_path / "copies.csv").write_text(Path(base).read_text() + f"\n{copy} 0")
-    command = [
-        "--method",
-        "meta-baseline",
-        "--base",
-        str(tmp_path / "copies.csv"),
-        "--val",
-        val,
-        *QUICK,
-        "--trunk",
-        "head",
-        "--meta-way",
-        "3",
-        "--no-random",
-        "--meta-queries",
-        "1",
-    ]
+    command = ["--method", "meta-baseline", "--base", str(tmp_path / "copies.csv"), "--val", val, *QUICK]
+    command += ["--trunk", "head", "--meta-way", "3", "--no-random", "--meta-queries", "1"]
     assert main(arguments(suites, run_folder, *command)) == 0
     text = capsys.readouterr().out
     assert "found; tuning reads their labels, so these are not novel to the encoder" in text
@@ -292,5 +259,4 @@ def test_leakage_into_base_classes_is_stated(suites, run_folder, base_classes, t
 def test_bad_input_of_methods_that_train(suites, run_folder, base_classes, capsys, more, message):
     files = {"NOVEL": suites["test"], "BASE": base_classes[0], "VAL": base_classes[1]}
     assert main(arguments(suites, run_folder, *(files.get(m, m) for m in more))) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and message in errors[0]
+    assert message in error_of(capsys)

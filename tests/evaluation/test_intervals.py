@@ -29,7 +29,7 @@ def test_mean_ci95_formula():
     mean, half = mean_ci95([0.2, 0.4, 0.6, 0.8])
     assert mean == pytest.approx(0.5)
     assert half == pytest.approx(1.96 * np.sqrt(0.05) / 2)
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="at least one value"):
         mean_ci95([])
 
 

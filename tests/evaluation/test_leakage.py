@@ -8,8 +8,8 @@ import pytest
 
 from vjepa_fast.data import load_manifest
 from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.evaluation.fewshot.leakage import class_keys, class_names, find_leakage, source_ids
 from vjepa_fast.evaluation.fewshot.splits import class_split, manifest_from_list, read_list, select_part, split_names
-from vjepa_fast.evaluation.leakage import class_keys, class_names, find_leakage, source_ids
 
 
 def manifest(folder, rows, classes=None, name="list"):
@@ -255,7 +255,7 @@ def test_a_published_split_of_a_manifest(tmp_path):
         select_part(few, "hmdb51", "test")
     with pytest.raises(DataError, match="class names unknown"):
         select_part(manifest(tmp_path / "bare", [("1.avi", 0), ("2.avi", 1)]), "hmdb51")
-    with pytest.raises(ConfigError, match="parts train, val, test, not 'novel'"):
+    with pytest.raises(ConfigError, match="'novel'; choose from train, val, test"):
         select_part(whole, "hmdb51", "novel")
 
 

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.tuning_cases import planted_features, planted_parts, shuffled, tiny_encoder
+from tests.evaluation.cases import planted_features, planted_parts, shuffled, tiny_encoder
 from vjepa_fast.data import load_manifest
 from vjepa_fast.errors import ConfigError, DataError, TrainingError
 from vjepa_fast.evaluation import ClipSet, Features, extract_features, mean_ci95, prototype_episodes
-from vjepa_fast.evaluation.fewshot import meta_baseline as module
-from vjepa_fast.evaluation.fewshot import tuning
-from vjepa_fast.evaluation.fewshot.meta_baseline import (
+from vjepa_fast.evaluation.extract import clips as clips_module
+from vjepa_fast.evaluation.fewshot.tuning import meta_baseline as module
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, identity_projection
+from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import (
     MetaBaselineSettings,
     episode_logits,
     episode_loss,
@@ -21,16 +22,9 @@ from vjepa_fast.evaluation.fewshot.meta_baseline import (
     meta_train,
     train_classifier,
 )
-from vjepa_fast.evaluation.fewshot.tuning import (
-    Embedder,
-    FitSettings,
-    MetaSettings,
-    build_embedder,
-    identity_projection,
-    parse_trunk,
-    part_of,
-    parts_of,
-)
+from vjepa_fast.evaluation.fewshot.tuning.methods import METHODS
+from vjepa_fast.evaluation.fewshot.tuning.parts import part_of, parts_of
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, parse_trunk
 
 QUICK = MetaBaselineSettings(
     trunk="head",
@@ -249,7 +243,7 @@ def test_a_manifest_is_read(tiny_suites, monkeypatch):
     held = part_of(source, "base", encoder)
     whole = held.fetch(np.array([5, 0]))
     assert whole.shape == (2, 3, 4, 32, 32) and held.classes == len(set(source.labels.tolist()))
-    monkeypatch.setattr(tuning, "IN_MEMORY", 0)  # larger than memory: read per batch
+    monkeypatch.setattr(clips_module, "IN_MEMORY", 0)  # larger than memory: read per batch
     for workers in (0, 2):
         assert torch.equal(part_of(source, "base", encoder, workers).fetch(np.array([5, 0])), whole)
 
@@ -286,7 +280,12 @@ BASE, VAL, NOVEL = features()
         ((planted_features(9, 2, per_class=9), VAL, NOVEL), {}, DataError, "base.*1 shots.*15 queries.*has 9"),
         ((BASE, VAL, Features(np.zeros((0, 24)), [], "none")), {}, DataError, "novel part none: no samples"),
         ((Features(BASE.x, np.zeros(len(BASE.y)), "one"), VAL, NOVEL), {}, DataError, "base part one: one class"),
-        ((Features(BASE.x * [*[1] * 23, np.nan], BASE.y, "sick"), VAL, NOVEL), {}, DataError, "base.*480 of 480.*NaN"),
+        (
+            (Features(BASE.x * [*[1] * 23, np.nan], BASE.y, "sick"), VAL, NOVEL),
+            {},
+            DataError,
+            "base.*480 of 480.*not finite",
+        ),
         ((BASE, VAL, Features(NOVEL.x[:, :9], NOVEL.y, "thin")), {}, DataError, "unequal shape.*novel \\(9,\\)"),
         ((BASE, NOVEL, NOVEL), {}, DataError, "val and novel part are the same data"),
         ((NOVEL, VAL, NOVEL), {}, DataError, "base and novel part are the same data"),
@@ -337,15 +336,15 @@ def test_bad_settings():
 def test_arguments_of_the_command_line():
     from argparse import ArgumentParser
 
-    from vjepa_fast.cli._fewshot_tune import METHODS, add_arguments, settings_of
-    from vjepa_fast.evaluation.fewshot.tune import METHODS as BUILT
+    from vjepa_fast.cli import _fewshot_tune
+    from vjepa_fast.cli._fewshot_tune import add_arguments, settings_of
 
-    assert tuple(BUILT) == METHODS
+    assert tuple(METHODS) == _fewshot_tune.METHODS
     parser = ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args([])
     assert settings_of("meta-baseline", args) == MetaBaselineSettings()
-    assert settings_of("sun", args) == BUILT["sun"][1]()
+    assert settings_of("sun", args) == METHODS["sun"][1]()
     args = parser.parse_args(
         [
             "--trunk",
@@ -367,5 +366,5 @@ def test_arguments_of_the_command_line():
     assert mb.classifier == FitSettings(30, lr=0.01, milestones=(27,))
     assert sun.augment.flip == 0 and sun.teacher.epochs == sun.student.epochs == 30 and not sun.meta.reduce_way
     assert sun.teacher.warmup == pytest.approx(0.5) and sun.student.warmup == pytest.approx(5 * 30 / 800)
-    with pytest.raises(ConfigError, match="accepted: meta-baseline, sun"):
+    with pytest.raises(ConfigError, match="choose from meta-baseline, sun"):
         settings_of("maml", SimpleNamespace())

@@ -2,24 +2,23 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests.evaluation.cases import SMALL, error_of, small_run
 from vjepa_fast import config, models
 from vjepa_fast.cli import main
+from vjepa_fast.cli.probe import notes
 from vjepa_fast.data.synthetic import render_suite
+from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation import random_encoder
-from vjepa_fast.evaluation.run.checkpoint import Protocol, cache_folder, checkpoint_config, probe_checkpoint
-
-SMALL = [
-    "data.crop_size=32",
-    "data.patch_size=16",
-    "data.dataset_fpcs=[4]",
-    "data.frame_sample_rate=2",
-    "model.embed_dim=24",
-    "model.depth=4",
-    "model.num_heads=2",
-]
+from vjepa_fast.evaluation.extract import clips
+from vjepa_fast.evaluation.probes import PROBES, Probe, result_of
+from vjepa_fast.evaluation.run import encoders, probe, sources
+from vjepa_fast.evaluation.run.encoders import cache_folder, checkpoint_config
+from vjepa_fast.evaluation.run.probe import ProbeProtocol, probe_checkpoint
+from vjepa_fast.evaluation.tasks import TASKS, Task
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,7 @@ def suites(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A run folder whose target and student differ, with weights unlike the seed's."""
-    cfg = config.load("demo_baseline_single", SMALL)
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "checkpoints").mkdir()
-    states = {}
-    for i, name in enumerate(("encoder", "target_encoder")):
-        states[name] = models.to_fair(random_encoder(cfg, seed=100 + i).state_dict())
-    torch.save({**states, "config": config.to_dict(cfg), "step": 3}, folder / "checkpoints" / "step-00000003.pt")
-    return folder
+    return small_run(tmp_path_factory.mktemp("run"))
 
 
 def arguments(suites, run_folder, *more):
@@ -74,12 +65,10 @@ def test_probe_prints_and_writes_every_encoder_beside_random_init(suites, run_fo
 
 
 def test_novel_clips_that_pretraining_saw_are_stated(suites, run_folder, monkeypatch, capsys):
-    from vjepa_fast.evaluation.run import checkpoint as run
-
     cfg, novel = checkpoint_config(run_folder), suites[1]
     seen = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=(novel,), datasets_weights=None))
-    monkeypatch.setattr(run, "checkpoint_config", lambda path: seen)
-    monkeypatch.setattr(run, "probe_checkpoint", lambda *a, **k: [])
+    monkeypatch.setattr(encoders, "checkpoint_config", lambda path: seen)
+    monkeypatch.setattr(probe, "probe_checkpoint", lambda *a, **k: [])
     assert main(["probe", str(run_folder), "--fewshot", novel, "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "96 samples (100.0 %) are the same file" in text
@@ -94,13 +83,11 @@ def test_random_init_is_the_start_of_the_run(run_folder):
 
 
 def test_memory_or_disk_gives_the_same_rows(suites, run_folder, monkeypatch):
-    from vjepa_fast.evaluation.run import checkpoint as module
-
     motion, _ = suites
     parts = {k: motion[k] for k in ("train", "val", "test")}
-    one = probe_checkpoint(run_folder, **parts, protocol=Protocol(batch_size=5))
-    monkeypatch.setattr(module, "IN_MEMORY", 0)
-    two = probe_checkpoint(run_folder, **parts, protocol=Protocol(batch_size=7))
+    one = probe_checkpoint(run_folder, **parts, protocol=ProbeProtocol(batch_size=5))
+    monkeypatch.setattr(clips, "IN_MEMORY", 0)
+    two = probe_checkpoint(run_folder, **parts, protocol=ProbeProtocol(batch_size=7))
     assert [r.hits for r in one] == [r.hits for r in two]
 
 
@@ -141,6 +128,7 @@ def test_weights_without_configuration_need_one(suites, run_folder, tmp_path, ca
         ({"--pooling": "max"}, "invalid choice"),
         ({"--device": "cuda:77"}, "cuda:77"),
         ({"--batch-size": "0"}, "not a positive number"),
+        ({"--probes": "linear,lineer"}, "unknown probe 'lineer'; accepted: attentive, knn, linear, published"),
         ({"--test": "EMPTY.csv"}, "empty"),
     ],
 )
@@ -160,8 +148,7 @@ def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, 
         else:
             command += [key, value]
     assert main(command) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and message in errors[0]
+    assert message in error_of(capsys)
 
 
 def test_cache_folder_of_a_run_and_of_a_file(tmp_path):
@@ -175,10 +162,85 @@ def test_cache_folder_of_a_run_and_of_a_file(tmp_path):
 def test_parts_that_share_files_are_refused(suites, run_folder, tmp_path, capsys, one, other):
     motion, _ = suites
     mixed = tmp_path / f"{other}.csv"  # a part with one clip of another
-    lines = {p: [line.rsplit(maxsplit=1) for line in open(motion[p])] for p in (one, other)}
+    lines = {p: [line.rsplit(maxsplit=1) for line in Path(motion[p]).read_text().splitlines()] for p in (one, other)}
     root = str(Path(motion[one]).parent)
     mixed.write_text("".join(f"{root}/{p} {y}\n" for p, y in (*lines[other], lines[one][0])))
     parts = {**motion, other: str(mixed)}
     command = ["probe", str(run_folder), *(v for p in ("train", "val", "test") for v in (f"--{p}", parts[p]))]
     assert main([*command, "--no-cache"]) == 2
     assert f"1 files are in the {one} part as well" in " ".join(capsys.readouterr().err.split())
+
+
+# ---------------------------------------------------------------- probes, tasks and the published protocol
+
+
+def probing(suites, run_folder, *more):
+    parts = [w for p in ("train", "val", "test") for w in (f"--{p}", suites[0][p])]
+    return ["probe", str(run_folder), "--which", "target_encoder", *parts, "--device", "cpu", *more]
+
+
+def test_command_with_all_probes_and_a_task(suites, run_folder, tmp_path, capsys):
+    out = tmp_path / "probe.json"
+    more = ["--probe", "all", "--task", "motion8", "--clips", "2", "--crops", "2", "--epochs", "1", "--json", str(out)]
+    assert main(probing(suites, run_folder, *more, "--cache", str(tmp_path / "features"))) == 0
+    found = json.loads(out.read_text())
+    rows = {(r["label"], r["probe"]): r for r in found["rows"]}
+    assert set(rows) == {(e, p) for e in ("random init", "target_encoder") for p in ("linear", "knn", "attentive")}
+    r = rows["target_encoder", "attentive"]
+    assert r["n"] == 24 and len(r["hits"]) == 24 and r["difference"] is not None
+    assert r["chosen"]["max_over_heads_on_test"] >= r["accuracy"] and r["chosen"]["heads"] == 20
+    text = " ".join(capsys.readouterr().out.split())
+    shown = f"max over 20 heads on the test set {100 * r['chosen']['max_over_heads_on_test']:.1f}"
+    assert f"target_encoder, motion8, attentive: {shown} (the published way of scoring" in text
+    assert found["protocol"]["clips"] == 2 and found["protocol"]["short"] == "hold"
+    folders = [p for p in (tmp_path / "features").iterdir() if p.is_dir()]
+    assert len(folders) == 6 and all("-tokens-" in p.name for p in folders)  # two encoders, three parts
+
+
+def test_a_probe_and_a_task_that_others_register(suites, run_folder, tmp_path, monkeypatch):
+    class First(Probe):
+        needs = "tokens"
+
+        def __call__(self, train, val, test, options):
+            assert (train.views, options.task.title, options.epochs) == ((2, 1), "mine", 3)
+            return result_of(np.full(len(test), train.y[0]), test.y, {"label": int(train.y[0])})
+
+    monkeypatch.setitem(PROBES._entries, "first", First)
+    monkeypatch.setitem(TASKS._entries, "mine", Task("mine", "mine", 8, clips=2, epochs=3))
+    out = tmp_path / "probe.json"
+    more = ["--probes", "first, knn", "--task", "mine", "--no-cache", "--json", str(out)]
+    assert main(probing(suites, run_folder, *more)) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["probe"] for r in rows] == ["first", "knn"] * 2 and rows[0]["accuracy"] == 0.125
+
+
+def test_command_with_the_published_protocol(suites, run_folder, tmp_path, monkeypatch, capsys):
+    asked = []
+    extract = sources.extract_features
+    monkeypatch.setattr(sources, "extract_features", lambda *a, **kw: asked.append(kw) or extract(*a, **kw))
+    monkeypatch.setattr(clips, "IN_MEMORY", 0)
+    out = tmp_path / "probe.json"
+    more = ["--protocol", "published", "--num-frames", "4", "--epochs", "2", "--no-cache", "--json", str(out)]
+    assert main(probing(suites, run_folder, *more)) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [r["probe"] for r in rows] == ["published", "published"] and rows[1]["difference"] is not None
+    assert {(k["pooling"], k["level"], k["spread"], k["num_frames"]) for k in asked} == {("mean", "last", "whole", 4)}
+    assert "nothing chosen" in capsys.readouterr().out
+    assert notes([]) == []
+
+
+def test_command_refuses_labels_that_do_not_fit(suites, run_folder, tmp_path, capsys):
+    assert main(probing(suites, run_folder, "--task", "dive")) == 2
+    assert "synthetic dives, ordered triples has 12 classes, found 8" in capsys.readouterr().err
+    assert main(probing(suites, run_folder, "--task", "nothing")) == 2
+    assert "task: unknown evaluation task 'nothing'; accepted: diving48" in capsys.readouterr().err
+    gap = tmp_path / "gap.csv"
+    lines = [line.rsplit(maxsplit=1) for line in Path(suites[0]["train"]).read_text().splitlines()]
+    root = suites[0]["train"].rsplit("/", 1)[0]
+    gap.write_text("".join(f"{root}/{p} {label}\n" for p, label in lines if label != "3"))
+    with pytest.raises(DataError, match="gap.csv: no sample of label 3"):
+        probe_checkpoint(run_folder, train=str(gap), test=suites[0]["test"])
+    few = tmp_path / "few.csv"
+    few.write_text("".join(f"{root}/{p} {label}\n" for p, label in lines if int(label) < 4))
+    with pytest.raises(DataError, match="test.csv: label .* is none of the training part, which has 0 to 3"):
+        probe_checkpoint(run_folder, train=str(few), test=suites[0]["test"])

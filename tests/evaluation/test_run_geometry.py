@@ -1,16 +1,17 @@
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from vjepa_fast import config, models
+from tests.evaluation.cases import error_of, small_run
 from vjepa_fast.cli import main
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.evaluation import ClipSet, random_encoder
+from vjepa_fast.evaluation import ClipSet
 from vjepa_fast.evaluation.run.geometry import METRICS, checkpoint_geometry, geometry_rows, view_of
 from vjepa_fast.layers.channels import subspaces
 from vjepa_fast.metrics import geometry
@@ -177,28 +178,9 @@ def test_bad_input_is_refused():
         geometry_rows(Toy(), clips_of(), max_clips=1)
 
 
-SMALL = [
-    "data.crop_size=32",
-    "data.patch_size=16",
-    "data.dataset_fpcs=[4]",
-    "data.frame_sample_rate=2",
-    "model.embed_dim=24",
-    "model.depth=4",
-    "model.num_heads=2",
-]
-
-
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    cfg = config.load("demo_baseline_single", SMALL)
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "checkpoints").mkdir()
-    states = {
-        name: models.to_fair(random_encoder(cfg, seed=100 + i).state_dict())
-        for i, name in enumerate(("encoder", "target_encoder"))
-    }
-    torch.save({**states, "config": config.to_dict(cfg), "step": 3}, folder / "checkpoints" / "step-00000003.pt")
-    return folder
+    return small_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -233,14 +215,13 @@ def test_command_prints_and_writes_every_encoder_beside_random_init(run_folder, 
 )
 def test_bad_arguments_are_one_line(run_folder, manifest, capsys, change, message):
     assert main(["geometry", str(run_folder), "--data", manifest, "--device", "cpu", *change]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(errors) == 1 and message in errors[0]
+    assert message in error_of(capsys)
 
 
 def test_a_manifest_of_one_clip_is_refused(run_folder, manifest, tmp_path, capsys):
     one = tmp_path / "one.csv"
-    path, label = open(manifest).readline().rsplit(None, 1)
+    path, label = Path(manifest).read_text().splitlines()[0].rsplit(None, 1)
     full = path if path.startswith("/") else f"{manifest.rsplit('/', 1)[0]}/{path}"
     one.write_text(f"{full} {label}\n")
     assert main(["geometry", str(run_folder), "--data", str(one), "--device", "cpu"]) == 2
-    assert "at least 2, got 1" in capsys.readouterr().err
+    assert "at least 2, got 1" in error_of(capsys)

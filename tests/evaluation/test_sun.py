@@ -7,18 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from tests.evaluation.tuning_cases import (
-    planted_clips,
-    planted_features,
-    planted_parts,
-    shuffled,
-    tiny_encoder,
-)
+from tests.evaluation.cases import planted_clips, planted_features, planted_parts, shuffled, tiny_encoder
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation import Features, against, mean_ci95, pool_tokens, prototype_episodes
-from vjepa_fast.evaluation.fewshot import sun as module
-from vjepa_fast.evaluation.fewshot.meta_baseline import MetaBaselineSettings
-from vjepa_fast.evaluation.fewshot.sun import (
+from vjepa_fast.evaluation.fewshot.tuning import sun as module
+from vjepa_fast.evaluation.fewshot.tuning import tune
+from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views, weak_views
+from vjepa_fast.evaluation.fewshot.tuning.embedder import build_embedder
+from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import MetaBaselineSettings
+from vjepa_fast.evaluation.fewshot.tuning.parts import part_of
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings
+from vjepa_fast.evaluation.fewshot.tuning.sun import (
     SunSettings,
     background_tokens,
     label_clips,
@@ -28,9 +27,7 @@ from vjepa_fast.evaluation.fewshot.sun import (
     token_logits,
     train_student,
 )
-from vjepa_fast.evaluation.fewshot.tune import tune, tune_rows
-from vjepa_fast.evaluation.fewshot.tuning import FitSettings, MetaSettings, build_embedder, part_of
-from vjepa_fast.evaluation.fewshot.views import Augment, paired_views, weak_views
+from vjepa_fast.evaluation.run.rows import tune_rows
 
 FIT = FitSettings(9, 24, "adamw", 8e-3, schedule="cosine", warmup=1)
 META = MetaSettings(epochs=1, steps=2, way=10, queries=3, val_queries=3, val_episodes=50, reduce_way=True)
@@ -263,7 +260,7 @@ def test_deterministic_and_the_way_is_reduced():
         sun(tiny_encoder(), *parts, settings=replace(ONCE, meta=replace(META, reduce_way=False)))
 
 
-def test_one_door_and_rows():
+def test_a_method_by_its_name_and_its_rows():
     base, val, novel = planted_parts()
     few = {"trunk": "head", "episodes": 30, "shots": (1,), "queries": 2}
     r = tune("sun", tiny_encoder(), base, val, novel, settings=replace(ONCE, **few), seed=1)
@@ -275,7 +272,7 @@ def test_one_door_and_rows():
     assert rows[3].accuracy == r.test["meta"][1].mean and rows[3].chance == 0.2 and len(rows[3].hits) == len(novel)
     control = [replace(row, kind="random") for row in rows]
     assert [row.difference["value"] for row in against(rows, control)] == [0.0] * 4
-    with pytest.raises(ConfigError, match="'protonet'; accepted: meta-baseline, sun"):
+    with pytest.raises(ConfigError, match="'protonet'; choose from meta-baseline, sun"):
         tune("protonet", None, base, val, novel)
     with pytest.raises(ConfigError, match="settings must be SunSettings, got MetaBaselineSettings"):
         tune("sun", tiny_encoder(), base, val, novel, settings=MetaBaselineSettings())

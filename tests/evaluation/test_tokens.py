@@ -1,32 +1,15 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
+from tests.evaluation.cases import Toy
 from vjepa_fast import data
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation import ClipSet, extract_tokens, open_tokens
 from vjepa_fast.evaluation.extract import tokens as module
-
-
-class Toy(nn.Module):
-    """A patch embedding and nothing else, with the interface of an encoder."""
-
-    def __init__(self, seed=0, width=6):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.proj = nn.Conv3d(3, width, (2, 8, 8), stride=(2, 8, 8))
-        self.calls = 0
-
-    def grid(self, shape):
-        return (shape[2] // 2, shape[3] // 8, shape[4] // 8)
-
-    def forward(self, clip, masks=None, hierarchical=True):
-        self.calls += 1
-        z = self.proj(clip).flatten(2).mT
-        return torch.cat([z, z + 1], -1) if hierarchical else z
 
 
 def clip_set(n=10, seed=0):
@@ -144,7 +127,7 @@ def test_bad_arguments(tmp_path, monkeypatch):
     blocked.write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         extract_tokens(Toy(), clip_set(), cache_dir=blocked)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(UserError, match="its tokens take 0.0 GB, the disk of .* has 0.0 GB; take fewer views"):
         extract_tokens(Toy(), clip_set(), cache_dir=tmp_path)
 

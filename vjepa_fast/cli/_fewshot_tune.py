@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
+
+from vjepa_fast.cli import _arguments as arguments
+
+if TYPE_CHECKING:
+    from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, TuneSettings
+
 METHODS = ("meta-baseline", "sun")
-
-
 SHARED = (
     "val",
     "trunk",
@@ -24,7 +30,7 @@ SHARED = (
 SUN = ("flip", "top_k", "background")
 
 
-def check(args) -> None:
+def check(args: Namespace) -> None:
     """ConfigError for arguments that ``args.method`` does not read, and for base classes that it lacks."""
     from vjepa_fast.errors import ConfigError
 
@@ -44,12 +50,13 @@ def check(args) -> None:
         raise ConfigError(f"--method {args.method} trains on base classes: give --base, or --split")
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """Add the group; what is left out has the value of the method's paper."""
     group = parser.add_argument_group("methods that train (meta-baseline, sun); default: as in the papers")
     group.add_argument(
         "--val",
         metavar="CSV",
+        type=arguments.manifest_file,
         help="validation classes, which choose the epoch (default: some of --base; with --split alone, its val part)",
     )
     group.add_argument(
@@ -72,18 +79,15 @@ def add_arguments(parser) -> None:
     group.add_argument("--background", type=int, metavar="N", help="sun: tubelets of a clip labelled background")
 
 
-def settings_of(method: str, args, **test):
+def settings_of(method: str, args: Namespace, **test: Any) -> TuneSettings:
     """The settings of ``method`` from parsed ``args``. ``test``: further fields of ``TuneSettings``, such as ``way``,
     ``shots``, ``queries``, ``episodes``, ``pooling``. Raises ConfigError for values that cannot be used.
     """
     from dataclasses import replace
 
-    from vjepa_fast.errors import ConfigError
-    from vjepa_fast.evaluation.fewshot.tune import METHODS as BUILT
+    from vjepa_fast.evaluation.fewshot.tuning.methods import method_named
 
-    if method not in BUILT:
-        raise ConfigError(f"few-shot method {method!r}; accepted: {', '.join(BUILT)}")
-    default = BUILT[method][1]()
+    default: Any = method_named(method)[1]()
     meta = _given(
         args,
         epochs="meta_epochs",
@@ -109,12 +113,12 @@ def settings_of(method: str, args, **test):
     return replace(default, **fields)
 
 
-def _given(args, **names) -> dict:
+def _given(args: Namespace, **names: str) -> dict:
     """{field: value} of the arguments that were given."""
     return {field: getattr(args, name) for field, name in names.items() if getattr(args, name) is not None}
 
 
-def _scaled(default, given: dict):
+def _scaled(default: FitSettings, given: dict) -> FitSettings:
     """With another number of epochs, warm-up and milestones keep their share of the run."""
     from dataclasses import replace
 

@@ -19,14 +19,14 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from vjepa_fast.cli.probe import _device
+    from vjepa_fast.cli._arguments import device_of
     from vjepa_fast.errors import UserError
 
     if args.minutes is not None and not 0 < args.minutes <= 24 * 60:
         raise UserError(f"--minutes: {args.minutes} is not a number of minutes between 0 and a day")
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers: {args.workers} is not a positive number")
-    device = "cpu" if args.device == "cpu" else str(_device(args.device))
+    device = "cpu" if args.device == "cpu" else str(device_of(args.device))
 
     import time
 

@@ -2,43 +2,56 @@
 
 from __future__ import annotations
 
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING
+
+from vjepa_fast.cli import _arguments as arguments
+from vjepa_fast.cli._console import new_table, table_console
+
+if TYPE_CHECKING:
+    from vjepa_fast.evaluation.fewshot.leakage import Leakage
+    from vjepa_fast.evaluation.run.probe import ProbeProtocol
+    from vjepa_fast.evaluation.run.rows import Row
+
 HELP = "frozen evaluation: linear, kNN and attentive probes, few-shot episodes, beside random init"
 
-PROBES = {
-    "linear": ("linear",),
-    "knn": ("knn",),
-    "attentive": ("attentive",),
-    "both": ("linear", "knn"),
-    "all": ("linear", "knn", "attentive"),
-}
-VIEWS = ("clips", "crops", "epochs", "probe_batch")
+GROUPS = {"both": ["linear", "knn"], "all": ["linear", "knn", "attentive"]}
 
 
-def add_arguments(parser) -> None:
+def probe_names(text: str) -> list[str]:
+    """Names of probes with commas between; ``both`` and ``all`` stand for several."""
+    found = [name for word in arguments.some_names(text) for name in GROUPS.get(word, [word])]
+    return list(dict.fromkeys(found))
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the flags."""
+    arguments.add_encoders(parser)
+    manifest = arguments.manifest_file
+    parser.add_argument("--train", metavar="CSV", type=manifest, help="manifest the probe is fitted on")
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
+        "--val", metavar="CSV", type=manifest, help="manifest that chooses penalty and k (default: 20 %% of --train)"
     )
-    parser.add_argument("--train", metavar="CSV", help="manifest the probe is fitted on")
-    parser.add_argument("--val", metavar="CSV", help="manifest that chooses penalty and k (default: 20 %% of --train)")
-    parser.add_argument("--test", metavar="CSV", help="manifest the accuracy is measured on")
-    parser.add_argument("--fewshot", metavar="CSV", help="manifest of novel classes for few-shot episodes")
+    parser.add_argument("--test", metavar="CSV", type=manifest, help="manifest the accuracy is measured on")
     parser.add_argument(
-        "--which",
-        choices=("both", "target_encoder", "encoder"),
-        default="both",
-        help="EMA target, student, or both (default)",
+        "--fewshot", metavar="CSV", type=manifest, help="manifest of novel classes for few-shot episodes"
     )
     parser.add_argument(
+        "--probes",
         "--probe",
-        choices=tuple(PROBES),
-        default="both",
-        help="both: linear and knn (default); all: attentive as well",
+        metavar="A,B",
+        type=probe_names,
+        default=GROUPS["both"],
+        help="linear, knn, attentive, or what a plugin adds; both: linear and knn (default); all: attentive as well",
     )
     parser.add_argument(
         "--task",
         metavar="NAME",
         help="frames, views and epochs of a task, and the classes there must be: diving48, ssv2, k400, imagenet100, "
-        "ucf101, motion8, dive, order, objects",
+        "ucf101, motion8, dive, order, objects, or what a plugin adds",
     )
     parser.add_argument(
         "--protocol",
@@ -46,78 +59,49 @@ def add_arguments(parser) -> None:
         default="vjepa_fast",
         help="published: the probe behind the published accuracies, for comparison (default %(default)s)",
     )
-    parser.add_argument("--clips", type=int, help="clips per video of the attentive probe; default: the task's, or 1")
-    parser.add_argument("--crops", type=int, help="crops per clip of the attentive probe; default: the task's, or 1")
-    parser.add_argument("--epochs", type=int, help="of the attentive or published probe; default: the task's, or 20")
-    parser.add_argument("--probe-batch", type=int, default=64, help="samples per step of it (default %(default)s)")
+    positive = arguments.positive
+    parser.add_argument(
+        "--clips", type=positive, help="clips per video of the attentive probe; default: the task's, or 1"
+    )
+    parser.add_argument(
+        "--crops", type=positive, help="crops per clip of the attentive probe; default: the task's, or 1"
+    )
+    parser.add_argument(
+        "--epochs", type=positive, help="of the attentive or published probe; default: the task's, or 20"
+    )
+    parser.add_argument("--probe-batch", type=positive, default=64, help="samples per step of it (default %(default)s)")
     parser.add_argument(
         "--storage",
         choices=("bfloat16", "float16", "float32"),
         default="bfloat16",
         help="of the attentive probe's tokens in the cache (default %(default)s)",
     )
+    arguments.add_features(parser)
+    arguments.add_clips(parser)
+    parser.add_argument("--way", type=positive, default=5, help="classes per episode (default %(default)s)")
+    parser.add_argument("--shots", type=positive, nargs="+", default=[1, 5], help="default 1 5")
+    parser.add_argument("--queries", type=positive, default=15, help="per class and episode (default %(default)s)")
+    parser.add_argument("--episodes", type=positive, default=1000, help="default %(default)s")
     parser.add_argument(
-        "--pooling",
-        choices=("mean", "time", "meanstd"),
-        default="time",
-        help="over all tokens; over space with time steps side by side (default); mean and std",
+        "--seed", type=arguments.at_least(0), default=0, help="of held-out parts and episodes (default %(default)s)"
     )
-    parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
-    parser.add_argument(
-        "--images",
-        choices=("repeat", "single"),
-        default="repeat",
-        help="still images as standing clips (default) or through the image embedding",
-    )
-    parser.add_argument("--num-frames", type=int, help="default: as trained")
-    parser.add_argument("--crop-size", type=int, help="pixels; default: as trained")
-    parser.add_argument("--frame-step", type=int, help="default: as trained")
-    parser.add_argument("--way", type=int, default=5, help="classes per episode (default %(default)s)")
-    parser.add_argument("--shots", type=int, nargs="+", default=[1, 5], help="default 1 5")
-    parser.add_argument("--queries", type=int, default=15, help="queries per class and episode (default %(default)s)")
-    parser.add_argument("--episodes", type=int, default=1000, help="default %(default)s")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips at once (default %(default)s)")
-    parser.add_argument("--workers", type=int, default=0, help="decoding processes (default %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of held-out parts and episodes (default %(default)s)")
-    parser.add_argument("--config", help="recipe or YAML of a checkpoint that holds no configuration (FAIR weights)")
-    parser.add_argument("--no-random", action="store_true", help="leave the random-init control out")
-    parser.add_argument("--cache", metavar="DIR", help="folder for features (default: features/ in the run folder)")
-    parser.add_argument("--no-cache", action="store_true", help="keep no features")
-    parser.add_argument("--json", metavar="PATH", help="also write the rows to a file")
+    arguments.add_device(parser)
+    arguments.add_json(parser)
 
 
-def run(args) -> int:
+def run(args: Namespace) -> int:
+    """Probe every encoder and print the table."""
     _check(args)
     from rich.console import Console
 
     from vjepa_fast import config as configs
-    from vjepa_fast.evaluation.run.checkpoint import WHICH, Protocol, cache_folder, probe_checkpoint
+    from vjepa_fast.evaluation.run.encoders import cache_folder
+    from vjepa_fast.evaluation.run.probe import ProbeProtocol, probe_checkpoint
 
     console = Console(stderr=True)
-    protocol = Protocol(
-        pooling=args.pooling,
-        level=args.level,
-        probes=PROBES[args.probe],
-        batch_size=args.batch_size,
-        num_frames=args.num_frames,
-        crop_size=args.crop_size,
-        frame_step=args.frame_step,
-        images=args.images,
-        way=args.way,
-        shots=tuple(args.shots),
-        queries=args.queries,
-        episodes=args.episodes,
-        seed=args.seed,
-        workers=args.workers,
-        name=args.protocol,
-        task=args.task,
-        clips=args.clips,
-        crops=args.crops,
-        epochs=args.epochs,
-        probe_batch=args.probe_batch,
-        storage=args.storage,
-    ).settled()
+    given = {f.name: getattr(args, f.name) for f in fields(ProbeProtocol) if hasattr(args, f.name)}
+    given |= {"probes": tuple(args.probes), "shots": tuple(args.shots), "name": args.protocol}
+    protocol = ProbeProtocol(**given).settled()
     with console.status("reading") as status:
         rows = probe_checkpoint(
             args.checkpoint,
@@ -125,11 +109,11 @@ def run(args) -> int:
             val=args.val,
             test=args.test,
             fewshot=args.fewshot,
-            which=WHICH if args.which == "both" else (args.which,),
+            which=arguments.encoders_of(args.which),
             protocol=protocol,
             config=configs.load(args.config) if args.config else None,
             random=not args.no_random,
-            device=_device(args.device),
+            device=arguments.device_of(args.device),
             cache_dir=None if args.no_cache else args.cache or cache_folder(args.checkpoint),
             on_progress=status.update,
         )
@@ -142,23 +126,21 @@ def run(args) -> int:
     return 0
 
 
-def _leakage(args):
+def _leakage(args: Namespace) -> Leakage:
     """What pretraining has seen of the novel classes, by the data sets that the checkpoint's configuration names."""
     from vjepa_fast import config as configs
-    from vjepa_fast import data
-    from vjepa_fast.evaluation.leakage import find_leakage
-    from vjepa_fast.evaluation.run.checkpoint import checkpoint_config
+    from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.evaluation.fewshot.leakage import find_leakage
+    from vjepa_fast.evaluation.run.encoders import checkpoint_config
     from vjepa_fast.evaluation.run.fewshot import pretraining_manifests
 
     found = configs.load(args.config) if args.config else checkpoint_config(args.checkpoint)
     pretrain, gaps = pretraining_manifests(found)
-    return find_leakage(data.load_manifest(args.fewshot), pretrain, gaps=gaps)
+    return find_leakage(load_manifest(args.fewshot), pretrain, gaps=gaps)
 
 
-def _check(args) -> None:
-    import os
-
-    from vjepa_fast.errors import DataError, UserError
+def _check(args: Namespace) -> None:
+    from vjepa_fast.errors import UserError
 
     if args.protocol == "published" and args.train is None:
         raise UserError("--protocol published probes: give --train and --test manifests")
@@ -166,51 +148,12 @@ def _check(args) -> None:
         raise UserError("--train and --test go together: one fits the probe, the other measures it")
     if args.train is None and args.fewshot is None:
         raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
-    for name in ("num_frames", "crop_size", "frame_step", "batch_size", "way", "queries", "episodes", *VIEWS):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {value} is not a positive number")
-    for path in (args.train, args.val, args.test, args.fewshot):
-        if path and not os.path.isfile(path):
-            raise DataError(f"{path}: no such manifest; `vjepa-fast data manifest DIR` writes one")
-    if args.json:
-        folder = os.path.dirname(os.path.abspath(args.json))
-        if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(args.json):
-            raise UserError(f"{args.json}: cannot be written; choose a file in a folder that exists and is writable")
 
 
-def _device(name: str):
-    import torch
-
-    from vjepa_fast.errors import UserError
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: cannot be used here ({str(error).splitlines()[0]})") from None
-    return device
-
-
-def print_table(rows, title: str = "Frozen evaluation, accuracy in %") -> None:
+def print_table(rows: Sequence[Row], title: str = "Frozen evaluation, accuracy in %") -> None:
     """Rows as a table on stdout, with the difference from random init and its 95 % interval."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for name, justify in (
-        ("encoder", "left"),
-        ("suite", "left"),
-        ("probe", "left"),
-        ("accuracy", "right"),
-        ("95 % interval", "right"),
-        ("n", "right"),
-        ("against random", "right"),
-        ("", "left"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name != "encoder")
+    numbers = ("accuracy", "95 % interval", "n", "against random")
+    table = new_table(title, ("encoder", "suite", "probe", *numbers, ""), right=numbers)
     marks = {"above": "[green]above", "below": "[red]below", "level": "level", "": ""}
     for i, r in enumerate(rows):
         d = r.difference
@@ -226,15 +169,13 @@ def print_table(rows, title: str = "Frozen evaluation, accuracy in %") -> None:
             marks[r.verdict],
             end_section=i + 1 < len(rows) and rows[i + 1].label != r.label,
         )
-    # a pipe has no width: give it one that wraps nothing
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
+    console = table_console()
     console.print(table)
     for line in notes(rows):
         console.print(line, highlight=False)
 
 
-def notes(rows) -> list[str]:
+def notes(rows: Sequence[Row]) -> list[str]:
     """What stands beside the table: the published way of scoring an attentive probe, which chose nothing here."""
     lines = []
     for r in rows:
@@ -248,10 +189,10 @@ def notes(rows) -> list[str]:
     return lines
 
 
-def _write_json(args, protocol, rows, leakage=None) -> None:
+def _write_json(args: Namespace, protocol: ProbeProtocol, rows: Sequence[Row], leakage: Leakage | None) -> None:
     import json
-    import os
-    from dataclasses import asdict
+
+    from vjepa_fast.files import write_text
 
     content = {
         "checkpoint": os.path.abspath(args.checkpoint),
@@ -260,7 +201,4 @@ def _write_json(args, protocol, rows, leakage=None) -> None:
         "rows": [r.to_dict() for r in rows],
         "leakage": leakage.to_dict() if leakage else None,
     }
-    temporary = args.json + ".tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-    os.replace(temporary, args.json)
+    write_text(args.json, json.dumps(content, indent=1))

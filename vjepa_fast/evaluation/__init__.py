@@ -1,14 +1,8 @@
 """Frozen evaluation: features, probes, few-shot episodes, controls, and honest intervals."""
 
 from vjepa_fast.evaluation.controls import Supervised, pixel_features, random_encoder, train_supervised
-from vjepa_fast.evaluation.extract.features import (
-    ClipSet,
-    Features,
-    decode_clips,
-    encode,
-    extract_features,
-    pool_tokens,
-)
+from vjepa_fast.evaluation.extract.clips import ClipSet, decode_clips
+from vjepa_fast.evaluation.extract.features import Features, encode, extract_features, pool_tokens
 from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens, open_tokens
 from vjepa_fast.evaluation.fewshot import (
     EpisodeProtocol,
@@ -19,10 +13,12 @@ from vjepa_fast.evaluation.fewshot import (
     prototype_episodes,
     sample_episodes,
 )
+from vjepa_fast.evaluation.fewshot.leakage import Leakage, find_leakage
 from vjepa_fast.evaluation.intervals import PairedResult, mean_ci95, paired_difference, student_ci95, wilson
-from vjepa_fast.evaluation.leakage import Leakage, find_leakage
 from vjepa_fast.evaluation.probes.attentive import AttentiveHeads, attentive_probe
-from vjepa_fast.evaluation.probes.frozen import ProbeResult, knn_probe, linear_probe, split_validation
+from vjepa_fast.evaluation.probes.knn import knn_probe
+from vjepa_fast.evaluation.probes.linear import linear_probe
+from vjepa_fast.evaluation.probes.probe import PROBES, ProbeResult, split_validation
 from vjepa_fast.evaluation.probes.published import published_probe
 from vjepa_fast.evaluation.run.geometry import checkpoint_geometry, geometry_rows
 from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, fewshot_rows, probe_rows
@@ -35,6 +31,7 @@ __all__ = [
     "EpisodeResult",
     "Features",
     "Leakage",
+    "PROBES",
     "PairedResult",
     "ProbeResult",
     "Row",

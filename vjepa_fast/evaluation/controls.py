@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.evaluation.extract.features import ClipSet, Features, _batches, encode, pool_tokens
-from vjepa_fast.evaluation.probes.frozen import ProbeResult, result_of
+from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_batches
+from vjepa_fast.evaluation.extract.features import Features, encode, pool_tokens
+from vjepa_fast.evaluation.probes import ProbeResult, result_of
 from vjepa_fast.evaluation.tasks import check_labels, check_within
+from vjepa_fast.models.vit import VisionTransformer
 
 
-def random_encoder(config, seed: int | None = None) -> nn.Module:
+def random_encoder(config: Config, seed: int | None = None) -> VisionTransformer:
     """The encoder of ``config`` with the weights that ``seed`` draws, in eval mode, untrained.
 
     With the default, the config's own seed, these are the weights that a run of ``config`` starts from.
@@ -45,7 +48,7 @@ def random_encoder(config, seed: int | None = None) -> nn.Module:
 
 
 def pixel_features(
-    source,
+    source: Source,
     *,
     frames: int = 4,
     size: int = 8,
@@ -60,7 +63,7 @@ def pixel_features(
     size^2.
     """
     rows, labels = [], []
-    for clip, label in _batches(source, batch_size, {"num_frames": num_frames, "crop_size": crop_size}, workers):
+    for clip, label in clip_batches(source, batch_size, {"num_frames": num_frames, "crop_size": crop_size}, workers):
         small = nn.functional.adaptive_avg_pool3d(clip.float() / 255, (min(frames, clip.shape[2]), size, size))
         rows.append(small.flatten(1))
         labels.append(label)
@@ -71,7 +74,7 @@ def pixel_features(
 class Supervised:
     """A supervised model after training: the encoder, its linear head, and how it came out."""
 
-    encoder: nn.Module
+    encoder: VisionTransformer
     head: nn.Module
     result: ProbeResult | None  # on the test part, if one was given
     val_accuracy: float
@@ -88,16 +91,18 @@ def _shift(clip: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
 
 
 @torch.no_grad()
-def _predict(encoder: nn.Module, head: nn.Module, clips: ClipSet, pooling: str, device, batch_size: int) -> np.ndarray:
+def _predict(
+    encoder: VisionTransformer, head: nn.Module, clips: ClipSet, pooling: str, device: torch.device, batch_size: int
+) -> np.ndarray:
     out = []
-    for clip, _ in _batches(clips, batch_size, {}, 0):
+    for clip, _ in clip_batches(clips, batch_size, {}):
         z, grid = encode(encoder, clip.to(device))
         out.append(head(pool_tokens(z.float(), grid, pooling)).argmax(1).cpu())
     return torch.cat(out).numpy()
 
 
 def train_supervised(
-    encoder: nn.Module,
+    encoder: VisionTransformer,
     train: ClipSet,
     val: ClipSet,
     test: ClipSet | None = None,
@@ -135,7 +140,8 @@ def train_supervised(
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
     first = max(1, int(warmup * steps))
     labels = torch.as_tensor(train.labels)
-    best, kept, losses = -1.0, None, []
+    best, losses = -1.0, []
+    kept = encoder.state_dict(), head.state_dict()  # replaced at the last step at the latest
     order = torch.empty(0, dtype=torch.int64)
     for step in range(steps):
         if len(order) < min(batch_size, len(labels)):

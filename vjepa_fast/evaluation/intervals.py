@@ -1,4 +1,9 @@
-"""Confidence intervals of accuracies, episode means and paired differences."""
+"""Confidence intervals of accuracies, episode means and paired differences.
+
+Wilson's interval and McNemar's test are a few lines each and the same as ``scipy.stats.binomtest`` (tests hold them to
+it), which would compute a p-value for every interval and takes a second to import. ``scipy.stats.bootstrap`` resamples
+samples one by one, where one multinomial draw is enough.
+"""
 
 from __future__ import annotations
 

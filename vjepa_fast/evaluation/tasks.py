@@ -7,20 +7,26 @@ others have is this package's choice and marked so. A synthetic suite is read as
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 
-from vjepa_fast.errors import DataError, UserError
+from vjepa_fast.data.manifests.manifest import Manifest
+from vjepa_fast.errors import DataError
+from vjepa_fast.registry import Registry
+
+Labels: TypeAlias = np.ndarray | Sequence[int]
 
 
 @dataclass(frozen=True)
 class Task:
     """``classes``: how many labels there must be, 0 to classes - 1. ``num_frames`` and ``frame_step``: of a clip, None
     as the encoder was trained. ``clips`` x ``crops``: views of a video. ``epochs``: of the attentive probe.
-    ``class_list``: its classes in label order, a file in ``evaluation/data``.
+    ``class_list``: its classes in label order, one a line, a file in ``evaluation/data`` or an absolute path.
     """
 
     name: str
@@ -35,54 +41,56 @@ class Task:
     ours: bool = False  # frames and views are not from a publication
 
 
-TASKS = {
-    t.name: t
-    for t in (
-        Task("diving48", "Diving-48", 48, 32, 2, 4, 3, epochs=100, class_list="diving48.txt"),
-        Task("ssv2", "Something-Something V2", 174, 16, 4, 2, 3, class_list="ssv2.txt"),
-        Task("k400", "Kinetics-400", 400, 16, 4, 8, 3, class_list="k400.txt"),
-        Task("imagenet100", "ImageNet-100", 100, 16, class_list="imagenet100.txt", ours=True),
-        Task("ucf101", "UCF-101", 101, 16, 4, 4, 3, ours=True),
-        Task("motion8", "synthetic motion, eight directions", 8, ours=True),
-        Task("dive", "synthetic dives, ordered triples", 12, ours=True),
-        Task("order", "synthetic order of two events", 12, ours=True),
-        Task("objects", "synthetic still objects", 48, ours=True),
-    )
-}
+def _check(name: str, task: Task) -> None:
+    if not isinstance(task, Task) or task.name != name:
+        raise TypeError(f"evaluation task {name!r} must be a Task of that name, got {task!r}")
+
+
+TASKS: Registry[Task] = Registry("evaluation task", check=_check)
+for _task in (
+    Task("diving48", "Diving-48", 48, 32, 2, 4, 3, epochs=100, class_list="diving48.txt"),
+    Task("ssv2", "Something-Something V2", 174, 16, 4, 2, 3, class_list="ssv2.txt"),
+    Task("k400", "Kinetics-400", 400, 16, 4, 8, 3, class_list="k400.txt"),
+    Task("imagenet100", "ImageNet-100", 100, 16, class_list="imagenet100.txt", ours=True),
+    Task("ucf101", "UCF-101", 101, 16, 4, 4, 3, ours=True),
+    Task("motion8", "synthetic motion, eight directions", 8, ours=True),
+    Task("dive", "synthetic dives, ordered triples", 12, ours=True),
+    Task("order", "synthetic order of two events", 12, ours=True),
+    Task("objects", "synthetic still objects", 48, ours=True),
+):
+    TASKS.add(_task.name, _task)
 
 
 def get_task(name: str) -> Task:
-    """The task of a name; UserError lists the names."""
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
-    return TASKS[name]
+    """The task of a name; ConfigError lists the names."""
+    return TASKS.get_named(name, "task")
 
 
 def class_names(task: Task) -> list[str]:
-    """The classes in label order, where a list is known, else an empty list. ImageNet ids count in sorted order."""
+    """The classes in label order, where a list is known, else an empty list."""
     if task.class_list is None:
         return []
-    text = files("vjepa_fast.evaluation").joinpath("data", task.class_list).read_text(encoding="utf-8")
-    names = [line for line in text.splitlines() if line and not line.startswith("#")]
-    return sorted(names) if task.name == "imagenet100" else names
+    text = files("vjepa_fast.evaluation").joinpath("data").joinpath(task.class_list).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def check_labels(labels, where: str, *, classes: int | None = None, task: Task | None = None) -> int:
+def check_labels(
+    labels: Labels, where: str | os.PathLike, *, classes: int | None = None, task: Task | None = None
+) -> int:
     """The number of classes of a training part's ``labels`` int ``[n]``.
 
     Raises DataError for no samples, for labels outside 0 to classes - 1 and for labels that do not occur (gaps);
     ``classes`` is the task's number, else the argument, else the highest label + 1. ``where`` names the manifest.
     """
-    labels = np.asarray(labels)
-    if labels.size == 0:
+    known = np.unique(np.asarray(labels))
+    if known.size == 0:
         raise DataError(f"{where}: no samples")
-    known = np.unique(labels)
     expected = task.classes if task else classes
     what = f"{task.title} has {expected} classes" if task else f"{expected} classes are expected"
     if known[0] < 0 or (expected is not None and known[-1] >= expected):
         strange = known[0] if known[0] < 0 else known[-1]
-        raise DataError(f"{where}: label {strange} is out of range; {what}, labels 0 to {expected - 1}"
-                        if expected else f"{where}: label {strange} is negative; labels count from 0")  # fmt: skip
+        rule = f"out of range; {what}, labels 0 to {expected - 1}" if expected else "negative; labels count from 0"
+        raise DataError(f"{where}: label {strange} is {rule}")
     count = expected or int(known[-1]) + 1
     missing = np.setdiff1d(np.arange(count), known)
     if missing.size:
@@ -94,17 +102,17 @@ def check_labels(labels, where: str, *, classes: int | None = None, task: Task |
     return count
 
 
-def check_within(labels, where: str, classes: int) -> None:
+def check_within(labels: Labels, where: str | os.PathLike, classes: int) -> None:
     """Labels of a validation or test part: some, and none that the training part does not have. DataError."""
-    labels = np.asarray(labels)
-    if labels.size == 0:
+    y = np.asarray(labels)
+    if y.size == 0:
         raise DataError(f"{where}: no samples")
-    strange = labels[(labels < 0) | (labels >= classes)]
+    strange = y[(y < 0) | (y >= classes)]
     if strange.size:
         raise DataError(f"{where}: label {strange[0]} is none of the training part, which has 0 to {classes - 1}")
 
 
-def check_apart(manifests: dict) -> None:
+def check_apart(manifests: Mapping[str, Manifest]) -> None:
     """DataError where two of the Manifests (by role) list the same file: what is fitted or chosen on one part would be
     measured on it.
     """
@@ -117,7 +125,7 @@ def check_apart(manifests: dict) -> None:
             )
 
 
-def check_manifests(manifests: dict, task: Task | None = None) -> int:
+def check_manifests(manifests: Mapping[str, Manifest], task: Task | None = None) -> int:
     """The number of classes of the parts "train", "val" (optional) and "test" of Manifests; DataError as
     :func:`check_labels`, :func:`check_within` and :func:`check_apart`.
     """

@@ -1,5 +1,8 @@
 """Frozen features of a manifest or of clips in memory, pooled over the token grid, cached on disk.
 
+    CACHE/<name>-<24 hex digits of the key>.safetensors     x [n, d], y [n]
+    CACHE/<name>-<...>.json                                 the key, and the sha256 of the other file
+
 Shapes: n samples, B batch, F frames, grid (T, H, W), N = T*H*W tokens, L levels, E embed_dim, D = E (last) or L*E
 (all).
 """
@@ -9,21 +12,24 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vjepa_fast import ops
-from vjepa_fast.errors import CheckpointError, DataError, UserError
-from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vjepa_fast.models.interop import encoder_hash
+from vjepa_fast import files, ops
+from vjepa_fast.errors import DataError
+from vjepa_fast.evaluation.choices import check_choice
+from vjepa_fast.evaluation.extract.cache import HINT, cache_key, cache_stem, normalisation, refuse_other
+from vjepa_fast.evaluation.extract.clips import Source, clip_batches, clip_view, is_still
+from vjepa_fast.models.vit import VisionTransformer
 
 LEVELS = ("last", "all")
+IMAGES = ("repeat", "single")
 FORMAT = 1  # raise it when the numbers that this file computes change: old caches are then recomputed
 
 
@@ -42,25 +48,30 @@ class Features:
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y)
 
-    def take(self, index) -> Features:
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def dim(self) -> int:
+        """The width d."""
+        return self.x.shape[1]
+
+    def take(self, index: np.ndarray) -> Features:
         """The samples of an index or bool mask ``[n]``."""
         return Features(self.x[index], self.y[index], self.name)
 
+    def same_samples(self, other: Features) -> bool:
+        """Whether both hold the same features."""
+        return np.array_equal(self.x, other.x)
 
-@dataclass(frozen=True)
-class ClipSet:
-    """Decoded clips in memory: ``clips`` uint8 ``[n, 3, F, H, W]``, ``labels`` int64 ``[n]``; ``hash`` names the
-    content.
-    """
-
-    clips: Tensor
-    labels: np.ndarray
-    hash: str
-    name: str = "clips"
-    images: bool = False  # still images repeated over the frames
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    def check_finite(self) -> None:
+        """DataError where a feature is NaN or infinite; the message counts them."""
+        bad = int((~np.isfinite(self.x).all(axis=1)).sum())
+        if bad:
+            raise DataError(
+                f"{self.name}: features of {bad} of {len(self)} samples are not finite; the encoder gives "
+                "NaN or infinity"
+            )
 
 
 # ---------------------------------------------------------------- pooling
@@ -88,97 +99,58 @@ def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
     "mean": over all tokens, ``[B, D]``; "time": over space only, the time steps side by side, ``[B, T*D]`` (a mean over
     time hides motion); "meanstd": mean and standard deviation over all tokens, ``[B, 2*D]``.
     """
-    if pooling not in POOLINGS:
-        raise UserError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
+    check_choice("pooling", pooling, POOLINGS)
     return POOLINGS[pooling](z.unflatten(1, tuple(grid)))
 
 
-# ---------------------------------------------------------------- encoders
+# ---------------------------------------------------------------- encoding
 
 
-def clip_settings(encoder: nn.Module) -> dict:
-    """``encoder.clip_settings`` (crop_size, num_frames, frame_step or fps or duration, mean, std); may be empty."""
-    return dict(getattr(encoder, "clip_settings", None) or {})
-
-
-def encode(encoder: nn.Module, clips: Tensor, *, level: str = "last", mean=None, std=None) -> tuple[Tensor, tuple]:
+def encode(
+    encoder: VisionTransformer,
+    clips: Tensor,
+    *,
+    level: str = "last",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Tensor, tuple[int, int, int]]:
     """Tokens ``[B, N, D]`` and grid ``(T, H, W)`` of uint8 clips ``[B, 3, F, H, W]`` on the encoder's device."""
-    if level not in LEVELS:
-        raise UserError(f"unknown level {level!r}; choose from {', '.join(LEVELS)}")
-    settings = clip_settings(encoder)
-    clip = ops.normalize_clip(
-        clips, mean or settings.get("mean", IMAGENET_MEAN), std or settings.get("std", IMAGENET_STD)
-    )
+    check_choice("level", level, LEVELS)
+    known_mean, known_std = normalisation(encoder)
+    clip = ops.normalize_clip(clips, mean or known_mean, std or known_std)
     z = encoder(clip, hierarchical=level == "all")
-    return z, tuple(encoder.grid(clip.shape))
+    return z, encoder.grid(clip.shape)
 
 
-# ---------------------------------------------------------------- extraction
+@contextmanager
+def frozen(encoder: VisionTransformer, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """``encoder`` on ``device``, in eval mode and under autocast to ``dtype`` (float32: none); its mode is restored."""
+    was_training = encoder.training
+    encoder.to(device).eval()
+    try:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            yield
+    finally:
+        encoder.train(was_training)
 
 
-def data_hash(source) -> str:
-    """What a feature cache is bound to: the hash of a manifest (its lines and each file's size and time) or of the
-    clips.
-    """
-    return str(source.hash)
+def amp(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on CUDA, nothing elsewhere."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
-def _still(source) -> bool:
-    return source.images if isinstance(source, ClipSet) else source.kind == "image"
-
-
-def _view(encoder, num_frames, crop_size, frame_step, **more) -> dict:
-    """The clip that the encoder was trained on, where the caller does not say otherwise; ``more``: spread, short."""
-    known = clip_settings(encoder)
-    view = {
-        "num_frames": num_frames or known.get("num_frames") or 16,
-        "crop_size": crop_size or known.get("crop_size") or 224,
-    }
-    if frame_step:
-        view["frame_step"] = frame_step
-    else:
-        view.update({k: known[k] for k in ("frame_step", "fps", "duration") if known.get(k)})
-    view.update({k: v for k, v in more.items() if v})
-    return view
-
-
-def decode_clips(manifest, *, num_frames: int, crop_size: int, batch_size: int = 32, **view) -> ClipSet:
-    """Decode a whole manifest's centre views into memory once (small data sets); arguments as
-    :func:`extract_features`.
-    """
-    from vjepa_fast import data
-
-    clips, labels = [], []
-    for clip, label, _ in data.eval_batches(manifest, num_frames, crop_size, batch_size, **view):
-        clips.append(clip)
-        labels.append(torch.as_tensor(label))
-    if not clips:
-        raise DataError(f"{manifest.path}: no readable sample")
-    clips = torch.cat(clips)
-    digest = hashlib.sha256(
-        f"{data_hash(manifest)} {num_frames} {crop_size} {sorted(view.items())}".encode()
-    ).hexdigest()
-    return ClipSet(clips, torch.cat(labels).numpy().astype(np.int64), digest, manifest.name, manifest.kind == "image")
-
-
-def _batches(source, batch_size: int, view: dict, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(source, ClipSet):
-        for start in range(0, len(source), batch_size):
-            rows = slice(start, start + batch_size)
-            yield source.clips[rows], torch.as_tensor(source.labels[rows])
-        return
-    from vjepa_fast import data
-
-    view = dict(view)
-    frames, crop = view.pop("num_frames"), view.pop("crop_size")
-    for clip, label, _ in data.eval_batches(source, frames, crop, batch_size, workers=workers, **view):
-        yield clip, torch.as_tensor(label)
+def place_of(
+    encoder: VisionTransformer, device: str | torch.device | None, dtype: torch.dtype | None
+) -> tuple[torch.device, torch.dtype]:
+    """(device, autocast type): where the encoder is, bfloat16 on CUDA and float32 elsewhere, unless given."""
+    device = torch.device(device or next(encoder.parameters()).device)
+    return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
 @torch.no_grad()
 def extract_features(
-    encoder: nn.Module,
-    manifest,
+    encoder: VisionTransformer,
+    manifest: Source,
     *,
     pooling: str = "time",
     level: str = "last",
@@ -196,49 +168,37 @@ def extract_features(
 ) -> Features:
     """Pooled frozen features of every readable sample of ``manifest`` (a data.Manifest or a :class:`ClipSet`).
 
-    ``pooling`` as :func:`pool_tokens`; ``level="all"`` concatenates all levels of the encoder. The view is the centre
-    clip with the frames, size and step of ``encoder.clip_settings`` unless given here. ``images="single"`` passes
-    still images as one frame through the image patch embedding, "repeat" as a clip that stands still. ``dtype``:
-    autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as ``data.Sampling``. With
-    ``cache_dir`` the result is kept as safetensors + json under a key of encoder weights, data and settings; a file
-    that holds another key is refused with CheckpointError.
+    The view is the centre clip with the frames, size and step of ``encoder.clip_settings`` unless given here.
+
+    ``pooling`` as `pool_tokens`; ``level="all"`` takes all levels of the encoder side by side. ``images="single"``
+    passes still images as one frame through the image patch embedding, "repeat" as a clip that stands still.
+    ``dtype``: autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as ``data.Sampling``.
+    With ``cache_dir`` the result is kept there, under a key of encoder weights, data and settings.
+
+    Raises:
+        CheckpointError: the cache file of this key holds another one.
+        DataError: no readable sample.
+        UserError: unknown pooling, level or images, or a cache folder that cannot be written.
     """
-    if images not in ("repeat", "single"):
-        raise UserError(f"images must be repeat or single, got {images!r}")
-    if pooling not in POOLINGS:
-        raise UserError(f"unknown pooling {pooling!r}; choose from {', '.join(POOLINGS)}")
-    device = torch.device(device or next(encoder.parameters()).device)
-    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-    view = _view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
-    key, path = None, None
+    check_choice("images", images, IMAGES)
+    check_choice("pooling", pooling, POOLINGS)
+    device, dtype = place_of(encoder, device, dtype)
+    view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
+    key, path = {}, None
     if cache_dir is not None:
-        key = {
-            "format": FORMAT,
-            "encoder": encoder_hash(encoder),
-            "data": data_hash(manifest),
-            "pooling": pooling,
-            "level": level,
-            "view": {} if isinstance(manifest, ClipSet) else view,
-            "images": images,
-            "dtype": str(dtype),
-            "mean_std": [
-                list(clip_settings(encoder).get(k) or d) for k, d in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-            ],
-        }
+        how = {"pooling": pooling, "level": level, "view": view, "images": images, "dtype": dtype}
+        key = cache_key(encoder, manifest, format=FORMAT, **how)
         path = cache_path(cache_dir, manifest.name, key)
         if (cached := load_cache(path, key, manifest.name)) is not None:
             return cached
-    was_training = encoder.training
-    encoder.to(device).eval()
     rows, labels = [], []
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        for clip, label in _batches(manifest, batch_size, view, workers):
-            if images == "single" and _still(manifest):
+    with frozen(encoder, device, dtype):
+        for clip, label in clip_batches(manifest, batch_size, view, workers):
+            if images == "single" and is_still(manifest):
                 clip = clip[:, :, :1]
             z, grid = encode(encoder, clip.to(device, non_blocking=True), level=level)
             rows.append(pool_tokens(z.float(), grid, pooling).cpu())
             labels.append(label)
-    encoder.train(was_training)
     if not rows:
         raise DataError(f"{manifest.name}: no readable sample to take features of")
     features = Features(torch.cat(rows).numpy(), torch.cat(labels).numpy(), manifest.name)
@@ -250,10 +210,10 @@ def extract_features(
 # ---------------------------------------------------------------- cache
 
 
-def cache_path(cache_dir, name: str, key: dict) -> Path:
-    """Where the features of ``key`` lie: ``<cache_dir>/<name>-<24 hex digits of the key>.safetensors``."""
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return Path(cache_dir) / f"{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}-{digest}.safetensors"
+def cache_path(cache_dir: str | os.PathLike, name: str, key: dict) -> Path:
+    """Where the features of ``key`` lie."""
+    stem = cache_stem(cache_dir, name, key)
+    return stem.with_name(f"{stem.name}.safetensors")
 
 
 def load_cache(path: Path, key: dict, name: str) -> Features | None:
@@ -268,10 +228,7 @@ def load_cache(path: Path, key: dict, name: str) -> Features | None:
         held = stored["key"]
     except (ValueError, KeyError, TypeError):
         return None
-    if held != key:
-        differs = [k for k in key if held.get(k) != key[k]] or ["key"]
-        what = "another checkpoint" if "encoder" in differs else f"other settings ({', '.join(differs)})"
-        raise CheckpointError(f"{path}: this feature cache belongs to {what}; delete it or use another cache folder")
+    refuse_other(path, held, {**dict.fromkeys(held), **key})
     blob = path.read_bytes()
     if hashlib.sha256(blob).hexdigest() != stored.get("sha256"):
         return None
@@ -282,29 +239,10 @@ def load_cache(path: Path, key: dict, name: str) -> Features | None:
 
 
 def save_cache(path: Path, key: dict, features: Features) -> None:
-    """Write both files under temporary names and rename them, the json last; UserError where the folder cannot be
-    written.
-    """
+    """Write both files, the json last; UserError where the folder cannot be written."""
     from safetensors.numpy import save
 
     blob = save({"x": np.ascontiguousarray(features.x), "y": np.ascontiguousarray(features.y)})
-    meta = {"key": key, "sha256": hashlib.sha256(blob).hexdigest(), "n": len(features.y), "d": features.x.shape[1]}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, blob)
-        _replace(path.with_suffix(".json"), json.dumps(meta, indent=1).encode())
-    except OSError as error:
-        raise UserError(
-            f"{path.parent}: the feature cache cannot be written ({error.strerror}); choose another folder"
-        ) from None
-
-
-def _replace(path: Path, blob: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(blob)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    meta = {"key": key, "sha256": hashlib.sha256(blob).hexdigest(), "n": len(features), "d": features.dim}
+    files.write_bytes(path, blob, HINT)
+    files.write_text(path.with_suffix(".json"), json.dumps(meta, indent=1), HINT)

@@ -2,8 +2,15 @@
 
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, Episodes, centred, sample_episodes
 from vjepa_fast.evaluation.fewshot.logistic import logistic_episodes
-from vjepa_fast.evaluation.fewshot.protocols import PROTOCOLS, EpisodeProtocol, episode_protocol, evaluate_episodes
+from vjepa_fast.evaluation.fewshot.protocols import (
+    EPISODE_PROTOCOLS,
+    EpisodeProtocol,
+    episode_protocol,
+    evaluate_episodes,
+)
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
+
+PROTOCOLS = EPISODE_PROTOCOLS
 
 __all__ = [
     "PROTOCOLS",

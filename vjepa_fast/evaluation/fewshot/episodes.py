@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.intervals import mean_ci95
 
@@ -45,8 +47,18 @@ class EpisodeResult:
     way: int
     shot: int
     queries: int
-    accuracies: np.ndarray = field(default=None, repr=False)  # float64 [E], in the order the episodes were drawn
-    by_sample: np.ndarray = field(default=None, repr=False)  # float64 [n], accuracy as a query; NaN: never one
+    accuracies: np.ndarray = field(repr=False)  # float64 [E], in the order the episodes were drawn
+    by_sample: np.ndarray = field(repr=False)  # float64 [n], accuracy as a query; NaN: never one
+
+
+class EpisodeOptions(TypedDict, total=False):
+    """Options of every classifier, as `run_episodes` reads them."""
+
+    base: Features | None
+    center: str
+    l2: bool
+    interval: Callable[[np.ndarray], tuple[float, float]]
+    chunk: int | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ class Products:
     qq: Tensor
 
     def double(self) -> Products:
+        """In float64."""
         return Products(self.ss.double(), self.qs.double(), self.qq.double())
 
     def centred(self) -> Products:
@@ -144,12 +157,7 @@ def finite(features: Features) -> Features:
     """``features``, or DataError where there are none or one is NaN or infinite."""
     if len(features.y) == 0:
         raise DataError(f"{features.name}: no samples to draw episodes from")
-    bad = ~np.isfinite(features.x).all(1)
-    if bad.any():
-        raise DataError(
-            f"{features.name}: features of {int(bad.sum())} of {len(bad)} samples are not finite; the encoder gives "
-            "NaN or infinity"
-        )
+    features.check_finite()
     return features
 
 
@@ -158,8 +166,7 @@ def prepare(features: Features, base: Features | None, center: str, l2: bool, an
 
     ``any_origin``: the classifier's answer does not depend on the origin, so it may be put where rounding is least.
     """
-    if center not in CENTERS:
-        raise ConfigError(f"center must be one of {', '.join(CENTERS)}, got {center!r}")
+    check_choice("center", center, CENTERS)
     if center == "base":
         if base is None:
             raise ConfigError("centring by the base classes needs their features (--base); or centre by the shots")
@@ -192,7 +199,7 @@ def run_episodes(
     center: str = "none",
     l2: bool = False,
     any_origin: bool = False,
-    interval: Callable = mean_ci95,
+    interval: Callable[[np.ndarray], tuple[float, float]] = mean_ci95,
     chunk: int | None = None,
 ) -> EpisodeResult:
     """Accuracy over random episodes of the classifier ``scores(products) -> [e, M, W]``, the largest score winning.
@@ -225,7 +232,7 @@ def run_episodes(
 
 
 def _table(x: Tensor, drawn: int) -> Tensor | None:
-    """All inner products ``[n, n]``, where they fit and cost less than taking those of the ``drawn`` rows anew."""
+    """All inner products ``[n, n]``, where they fit and cost less than products of the ``drawn`` rows."""
     n = len(x)
     return x @ x.T if 4 * n * n <= TABLE_BYTES and n * n <= 128 * drawn else None
 

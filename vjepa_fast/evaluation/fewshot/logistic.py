@@ -7,15 +7,17 @@ Shapes: e episodes, W ways, S shots, N = W*S, M queries of an episode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.extract.features import Features
-from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, Products, run_episodes
-from vjepa_fast.evaluation.intervals import mean_ci95
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeOptions, EpisodeResult, Products, run_episodes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -39,12 +41,13 @@ def fit_dual(
     # b weighs on a constant feature of 1; thought of as large as the others, it is no harder to find than w
     unit = gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1.0).view(-1, 1, 1)
 
-    def loss(a, ka, b):
+    def loss(a: Tensor, ka: Tensor, b: Tensor) -> Tensor:
         f = ka + b
         misfit = (f.logsumexp(2, keepdim=True) - (y * f).sum(2, keepdim=True)).sum(1, keepdim=True)
         return c * misfit + 0.5 * _inner(a, ka)
 
-    value = loss(a, ka, b)
+    value = tried = loss(a, ka, b)
+    going = torch.ones_like(value, dtype=torch.bool)
     for _ in range(max_iter):
         p = (ka + b).softmax(2)
         gap = c * (p - y)
@@ -113,12 +116,7 @@ def logistic_episodes(
     episodes: int = 1000,
     seed: int = 0,
     c: float = 1.0,
-    chunk: int | None = None,
-    *,
-    base: Features | None = None,
-    center: str = "none",
-    l2: bool = False,
-    interval: Callable = mean_ci95,
+    **options: Unpack[EpisodeOptions],
 ) -> EpisodeResult:
     """Accuracy over random episodes of multinomial logistic regression fitted on each episode's shots.
 
@@ -134,15 +132,7 @@ def logistic_episodes(
     return run_episodes(
         features,
         lambda products: logistic_scores(products, way, c),
-        way,
-        shot,
-        queries,
-        episodes,
-        seed,
-        base=base,
-        center=center,
-        l2=l2,
+        *(way, shot, queries, episodes, seed),
         any_origin=True,
-        interval=interval,
-        chunk=chunk,
+        **options,
     )

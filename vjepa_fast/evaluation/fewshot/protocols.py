@@ -8,13 +8,14 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.logistic import logistic_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 from vjepa_fast.evaluation.intervals import mean_ci95, student_ci95
 
-CLASSIFIERS = {"prototype": prototype_episodes, "logistic": logistic_episodes}
+CLASSIFIERS: dict[str, Callable[..., EpisodeResult]] = {"prototype": prototype_episodes, "logistic": logistic_episodes}
 INTERVALS = ("normal", "student")
 
 
@@ -41,8 +42,7 @@ class EpisodeProtocol:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not a positive number")
         if not self.shots or min(self.shots) < 1:
             raise ConfigError(f"shots: needs positive numbers, got {self.shots}")
-        if self.interval not in INTERVALS:
-            raise ConfigError(f"interval must be one of {', '.join(INTERVALS)}, got {self.interval!r}")
+        check_choice("interval", self.interval, INTERVALS)
         if self.episodes % self.group:
             raise ConfigError(f"episodes: {self.episodes} cannot be averaged in groups of {self.group}")
         if self.interval == "student" and self.episodes // self.group < 2:
@@ -64,7 +64,7 @@ class EpisodeProtocol:
         )
 
 
-PROTOCOLS = {
+EPISODE_PROTOCOLS = {
     # what OTAM, TRX, HyRSM and MoLo report on
     "action": EpisodeProtocol(),
     # arXiv:2003.04390, test_few_shot.py: 10 x 200 batches of four episodes
@@ -76,39 +76,18 @@ PROTOCOLS = {
 
 def episode_protocol(name: str = "action", **changes) -> EpisodeProtocol:
     """The protocol ``name`` with those ``changes`` to its fields that are not None. ConfigError for unknown names."""
-    if name not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {name!r}; choose from {', '.join(PROTOCOLS)}")
-    known = {f.name for f in fields(EpisodeProtocol)}
+    check_choice("protocol", name, EPISODE_PROTOCOLS)
     for key in changes:
-        if key not in known:
-            raise ConfigError(f"unknown field {key!r} of an episode protocol; it has {', '.join(sorted(known))}")
-    return replace(PROTOCOLS[name], **{k: v for k, v in changes.items() if v is not None})
-
-
-def classifier_named(name: str) -> Callable[..., EpisodeResult]:
-    """``prototype_episodes`` or ``logistic_episodes``; ConfigError for another name."""
-    if name not in CLASSIFIERS:
-        raise ConfigError(f"unknown few-shot classifier {name!r}; choose from {', '.join(CLASSIFIERS)}")
-    return CLASSIFIERS[name]
+        check_choice("field of an episode protocol", key, [f.name for f in fields(EpisodeProtocol)])
+    return replace(EPISODE_PROTOCOLS[name], **{k: v for k, v in changes.items() if v is not None})
 
 
 def evaluate_episodes(
-    novel: Features, protocol: EpisodeProtocol = PROTOCOLS["action"], classifier: str = "prototype", **options
+    novel: Features, protocol: EpisodeProtocol = EPISODE_PROTOCOLS["action"], classifier: str = "prototype", **options
 ) -> list[EpisodeResult]:
     """One result per number of shots of ``protocol``. ``options`` go to the classifier: base, center, l2, and metric
     (prototype) or c (logistic). Raises DataError and ConfigError as the classifier does.
     """
-    run = classifier_named(classifier)
-    return [
-        run(
-            novel,
-            protocol.way,
-            shot,
-            protocol.queries,
-            protocol.episodes,
-            protocol.seed,
-            interval=protocol.ci95,
-            **options,
-        )
-        for shot in protocol.shots
-    ]
+    check_choice("few-shot classifier", classifier, CLASSIFIERS)
+    p, run = protocol, CLASSIFIERS[classifier]
+    return [run(novel, p.way, shot, p.queries, p.episodes, p.seed, interval=p.ci95, **options) for shot in p.shots]

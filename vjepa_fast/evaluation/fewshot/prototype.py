@@ -5,15 +5,17 @@ Shapes: e episodes, W ways, S shots, N = W*S, M queries of an episode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.features import Features
-from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, Products, run_episodes
-from vjepa_fast.evaluation.intervals import mean_ci95
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeOptions, EpisodeResult, Products, run_episodes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 METRICS = ("cosine", "euclidean")
 
@@ -40,12 +42,7 @@ def prototype_episodes(
     episodes: int = 1000,
     seed: int = 0,
     metric: str = "cosine",
-    chunk: int | None = None,
-    *,
-    base: Features | None = None,
-    center: str = "none",
-    l2: bool = False,
-    interval: Callable = mean_ci95,
+    **options: Unpack[EpisodeOptions],
 ) -> EpisodeResult:
     """Accuracy of nearest-prototype classification over random episodes, with its 95 % interval.
 
@@ -56,20 +53,11 @@ def prototype_episodes(
     ``base``, "shots" the mean of the episode's shots. Episodes: :func:`sample_episodes`. All of a chunk are one
     batched product. Raises DataError and ConfigError as :func:`~.episodes.run_episodes`.
     """
-    if metric not in METRICS:
-        raise ConfigError(f"metric must be {' or '.join(METRICS)}, got {metric!r}")
+    check_choice("metric", metric, METRICS)
     return run_episodes(
         features,
         lambda products: prototype_scores(products, way, metric),
-        way,
-        shot,
-        queries,
-        episodes,
-        seed,
-        base=base,
-        center=center,
-        l2=l2,
+        *(way, shot, queries, episodes, seed),
         any_origin=metric == "euclidean",
-        interval=interval,
-        chunk=chunk,
+        **options,
     )

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.evaluation.leakage import class_keys, class_names, source_ids
+from vjepa_fast.errors import DataError
+from vjepa_fast.evaluation.choices import check_choice
+from vjepa_fast.evaluation.fewshot.leakage import class_keys, class_names, source_ids
 
 PARTS = ("train", "val", "test")
 _FILE = Path(__file__).parents[1] / "data" / "fewshot_classes.json"
@@ -34,8 +35,7 @@ def split_names() -> tuple[str, ...]:
 
 def class_split(name: str) -> dict[str, tuple[str, ...]]:
     """Class names of the parts train, val, test of a published split. ConfigError for an unknown one."""
-    if name not in _all_splits():
-        raise ConfigError(f"unknown few-shot split {name!r}; choose from {', '.join(split_names())}")
+    check_choice("few-shot split", name, split_names())
     return _all_splits()[name]
 
 
@@ -117,13 +117,12 @@ def _find(root: Path, found: dict[str, list[str]], name: str, video: str) -> str
 def select_part(manifest, split: str, part: str = "test"):
     """The samples of ``manifest`` whose classes are in ``part`` of a published split, with its own labels.
 
-    Class names are those of :func:`~vjepa_fast.evaluation.leakage.class_names`, compared without case and spelling.
+    Class names as `leakage.class_names` reads them, compared without case and spelling.
     Raises DataError where they are unknown, a class of the split is missing or fits two of the manifest's.
     """
     from vjepa_fast.data.manifests.manifest import Manifest
 
-    if part not in PARTS:
-        raise ConfigError(f"a few-shot split has the parts {', '.join(PARTS)}, not {part!r}")
+    check_choice("part of a few-shot split", part, PARTS)
     wanted = class_split(split)[part]
     names = class_names(manifest)
     if not names:

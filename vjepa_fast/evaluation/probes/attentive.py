@@ -2,7 +2,7 @@
 
 A head: self-attention blocks over all tokens, then one cross-attention block in which one learnt query reads them, then
 a linear classifier. The heads of a grid of learning rates and weight decays have their weights stacked along a first
-axis, so one batched product serves all of them; each has its own AdamW settings and none touches another. The head is
+axis, so one batched product computes all of them; each has its own AdamW settings and none touches another. The head is
 chosen on the validation part; the test part is read once, after that.
 
 Legend: G heads, b samples, V views (clips * crops), N tokens, D width, C classes.
@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vjepa_fast.errors import DataError, TrainingError, UserError
+from vjepa_fast.errors import TrainingError, UserError
+from vjepa_fast.evaluation.extract.features import amp
 from vjepa_fast.evaluation.extract.tokens import Tokens
-from vjepa_fast.evaluation.probes.frozen import ProbeResult, held_out, result_of
-from vjepa_fast.evaluation.tasks import check_labels, check_within
+from vjepa_fast.evaluation.probes.probe import PROBES, Probe, ProbeOptions, ProbeResult, checked_parts, result_of
 
 LRS = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4)
 WEIGHT_DECAYS = (0.01, 0.1, 0.4, 0.8)
+EPOCHS = 20
 ACTIVATIONS = 2 * 2**30  # bytes of activations up to which heads go side by side; the others follow on the same batch
 
 
@@ -57,9 +60,18 @@ class _Norm(nn.Module):
 class _Block(nn.Module):
     """A pre-norm block; with ``cross`` the query reads the tokens (V-JEPA 2 has no output projection there)."""
 
-    def __init__(self, heads: int, width: int, num_heads: int, mlp_ratio: float, layer: int, cross: bool, generator):
+    def __init__(
+        self,
+        heads: int,
+        width: int,
+        num_heads: int,
+        mlp_ratio: float,
+        layer: int,
+        cross: bool,
+        generator: torch.Generator,
+    ):
         super().__init__()
-        self.num_heads, self.cross, hidden = num_heads, cross, int(width * mlp_ratio)
+        self.num_heads, hidden = num_heads, int(width * mlp_ratio)
         std = 0.02 / math.sqrt(2.0 * layer)  # of the layers that end a branch
         self.norm1, self.norm2 = _Norm(heads, width), _Norm(heads, width)
         if cross:
@@ -79,14 +91,14 @@ class _Block(nn.Module):
     def forward(self, x_GMD: Tensor, batch: int, query: Tensor | None = None) -> Tensor:
         """Tokens [G, b*N, D] (and query [G, b, D]) -> the same shape as what is updated."""
         heads, y = len(x_GMD), self.norm1(x_GMD)
-        if self.cross:
+        if query is None:
+            q, k, v = self._split(self.qkv(y), batch, 3)
+        else:
             x_GMD = query
             (q,), (k, v) = self._split(self.q(query), batch, 1), self._split(self.kv(y), batch, 2)
-        else:
-            q, k, v = self._split(self.qkv(y), batch, 3)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         y = y.unflatten(0, (heads, batch)).flatten(1, 2)
-        x_GMD = x_GMD + (y if self.cross else self.proj(y))
+        x_GMD = x_GMD + (self.proj(y) if query is None else y)
         return x_GMD + self.fc2(F.gelu(self.fc1(self.norm2(x_GMD))))
 
 
@@ -99,9 +111,16 @@ class AttentiveHeads(nn.Module):
     """
 
     def __init__(
-        self, heads: int, width: int, classes: int, *, depth: int = 4, num_heads: int = 16, mlp_ratio: float = 4.0,
+        self,
+        heads: int,
+        width: int,
+        classes: int,
+        *,
+        depth: int = 4,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
         seed: int = 0,
-    ):  # fmt: skip
+    ):
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
         self.heads, self.depth = heads, depth
@@ -117,6 +136,7 @@ class AttentiveHeads(nn.Module):
         self.linear = _Linear(heads, width, classes, generator)
 
     def forward(self, x_bND: Tensor) -> Tensor:
+        """Logits ``[G, b, C]`` of tokens ``[b, N, D]``."""
         batch = len(x_bND)
         if not self.depth:
             return self.linear(x_bND.mean(1).expand(self.heads, -1, -1))
@@ -130,32 +150,37 @@ class _Trainer:
     """Heads of one setting each, in groups that go side by side, all of them on every batch."""
 
     def __init__(
-        self, grid: Sequence[tuple[float, float]], width: int, classes: int, at_once: int, device, seed: int, **shape
+        self,
+        grid: Sequence[tuple[float, float]],
+        width: int,
+        classes: int,
+        at_once: int,
+        device: str | torch.device,
+        seed: int,
+        **shape: int,
     ):
         self.groups = []
         for start in range(0, len(grid), at_once):
             part = grid[start : start + at_once]
             model = AttentiveHeads(len(part), width, classes, seed=seed, **shape).to(device)
-            for p in model.parameters():
-                p.grad = torch.zeros_like(p)
+            grads = [torch.zeros_like(p) for p in model.parameters()]
             settings = []  # one optimiser group per head, over views of the stacked weights and gradients
             for g, (lr, decay) in enumerate(part):
                 own = []
-                for p in model.parameters():
+                for p, grad in zip(model.parameters(), grads):
                     view = nn.Parameter(p.data[g])
-                    view.grad = p.grad[g]
+                    p.grad, view.grad = grad, grad[g]
                     own.append(view)
                 settings.append({"params": own, "lr": lr, "weight_decay": decay, "peak": lr})
             fused = torch.device(device).type in ("cpu", "cuda")
             self.groups.append((model, torch.optim.AdamW(settings, betas=(0.9, 0.999), eps=1e-8, fused=fused)))
 
-    def step(self, x: Tensor, y: Tensor, rate: float, amp) -> np.ndarray:
+    def step(self, x: Tensor, y: Tensor, rate: float, autocast: Callable[[], AbstractContextManager]) -> Tensor:
         """One update at ``rate`` of the peak rates; losses [G]."""
         losses = []
         for model, optimizer in self.groups:
-            for p in model.parameters():
-                p.grad.zero_()
-            with amp():
+            optimizer.zero_grad(set_to_none=False)
+            with autocast():
                 logits = model(x)
             loss = F.cross_entropy(logits.float().flatten(0, 1), y.repeat(len(logits)), reduction="none")
             loss = loss.unflatten(0, (len(logits), -1)).mean(1)
@@ -167,11 +192,11 @@ class _Trainer:
         return torch.cat(losses)
 
     @torch.no_grad()
-    def probabilities(self, views: list[Tensor], amp) -> Tensor:
+    def probabilities(self, views: list[Tensor], autocast: Callable[[], AbstractContextManager]) -> Tensor:
         """Softmax averaged over views ``[b, N, D]`` each: [G, b, C]."""
         out = []
         for model, _ in self.groups:
-            with amp():
+            with autocast():
                 logits = [model(x) for x in views]
             out.append(torch.stack([one.float().softmax(-1) for one in logits]).mean(0))
         return torch.cat(out)
@@ -185,26 +210,21 @@ def split_views(x_bVND: Tensor, views: tuple[int, int], join: bool) -> Tensor:
     return x_bVND.unflatten(1, (clips, crops)).transpose(1, 2).flatten(2, 3)
 
 
-def check_parts(parts: dict[str, Tokens], classes: int | None = None) -> int:
-    """The number of classes; DataError for an empty part, unequal widths, label gaps and labels out of range."""
-    train = parts["train"]
-    for role, part in parts.items():
-        if len(part) == 0:
-            raise DataError(f"{part.name}: no samples to probe (the {role} part is empty)")
-        if part.dim != train.dim:
-            raise DataError(f"{part.name}: {part.dim} features per token, but {train.name} has {train.dim}")
-    classes = check_labels(train.y, train.name, classes=classes)
-    if classes < 2:
-        raise DataError(f"{train.name}: a probe needs at least two classes in the training part")
-    for part in parts.values():
-        check_within(part.y, part.name, classes)
-    return classes
-
-
 def train_heads(
-    train: Tokens, classes: int, grid: Sequence[tuple[float, float]], *, epochs: int, batch_size: int, depth: int,
-    num_heads: int, join: bool, seed: int, device, heads_at_once: int | None, on_progress=None,
-):  # fmt: skip
+    train: Tokens,
+    classes: int,
+    grid: Sequence[tuple[float, float]],
+    *,
+    epochs: int,
+    batch_size: int,
+    depth: int,
+    num_heads: int,
+    join: bool,
+    seed: int,
+    device: str | torch.device,
+    heads_at_once: int | None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[Callable[[Tokens], np.ndarray], np.ndarray]:
     """Train a head per (lr, weight decay) of ``grid`` on all of ``train``; returns ``predict(tokens)`` -> int [G, n]
     and the last losses [G] (not finite: that head diverged).
 
@@ -212,17 +232,14 @@ def train_heads(
     shows one of them per epoch. Order and crops depend on ``seed`` alone.
     """
     device = torch.device(device)
-
-    def amp():
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
-
+    autocast = partial(amp, device)
     shown = split_views(train.rows([0]), train.views, join)
     if heads_at_once is None:  # about 16 tensors of tokens times width per block live until the backward pass
         each = 4 * 16 * max(1, depth) * min(batch_size, len(train)) * shown.shape[2] * train.dim
         heads_at_once = max(1, min(len(grid), ACTIVATIONS // each))
     trainer = _Trainer(grid, train.dim, classes, heads_at_once, device, seed, depth=depth, num_heads=num_heads)
     steps_each = math.ceil(len(train) / batch_size)
-    steps, step, losses = epochs * steps_each, 0, None
+    steps, step, losses = epochs * steps_each, 0, np.zeros(len(grid))
     for epoch in range(epochs):
         generator = np.random.default_rng((seed, epoch))
         order = generator.permutation(len(train))
@@ -232,7 +249,7 @@ def train_heads(
             views = split_views(train.rows(rows), train.views, join)
             x = views[torch.arange(len(rows)), torch.from_numpy(crop[rows])].to(device).float()
             y = torch.from_numpy(train.y[rows]).to(device)
-            total += trainer.step(x, y, 0.5 * (1 + math.cos(math.pi * step / steps)), amp)
+            total += trainer.step(x, y, 0.5 * (1 + math.cos(math.pi * step / steps)), autocast)
             step += 1
         losses = (total / steps_each).cpu().numpy()
         if on_progress:
@@ -242,18 +259,30 @@ def train_heads(
         found = []
         for rows in np.array_split(np.arange(len(part)), math.ceil(len(part) / batch_size)):
             views = split_views(part.rows(rows), part.views, join).to(device).float()
-            found.append(trainer.probabilities(list(views.unbind(1)), amp).argmax(-1).cpu().numpy())
+            found.append(trainer.probabilities(list(views.unbind(1)), autocast).argmax(-1).cpu().numpy())
         return np.concatenate(found, axis=1)
 
     return predict, losses
 
 
 def attentive_probe(
-    train: Tokens, val: Tokens | None, test: Tokens, *, lrs: Sequence[float] = LRS,
-    weight_decays: Sequence[float] = WEIGHT_DECAYS, epochs: int = 20, batch_size: int = 64, depth: int = 4,
-    num_heads: int = 16, join: bool = True, classes: int | None = None, seed: int = 0, device="cpu",
-    heads_at_once: int | None = None, on_progress=None,
-) -> ProbeResult:  # fmt: skip
+    train: Tokens,
+    val: Tokens | None,
+    test: Tokens,
+    *,
+    lrs: Sequence[float] = LRS,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    epochs: int = EPOCHS,
+    batch_size: int = 64,
+    depth: int = 4,
+    num_heads: int = 16,
+    join: bool = True,
+    classes: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    heads_at_once: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ProbeResult:
     """V-JEPA 2's attentive probe (arXiv:2506.09985): 4 blocks, 16 heads, a grid of 5 learning rates x 4 weight decays.
 
     ``val`` chooses the head (ties: the smaller lr, then the larger weight decay); None holds out 20 % of ``train`` by
@@ -264,22 +293,28 @@ def attentive_probe(
     ``chosen``: lr, wd, val_accuracy, epochs, heads (tried), diverged (of them), and max_over_heads_on_test, the best
     test accuracy of any head: the published way of scoring, not used to choose.
 
-    Raises DataError for empty parts, unequal widths, label gaps, features that are not finite; TrainingError where
-    every head diverged.
+    Raises:
+        DataError: as `checked_parts`.
+        TrainingError: every head diverged.
     """
     grid = list(itertools.product(lrs, weight_decays))
     if not grid or epochs < 1 or batch_size < 1:
         raise UserError("an attentive probe needs a learning rate, a weight decay, and at least 1 epoch and batch size")
-    classes = check_parts({"train": train, **({} if val is None else {"validation": val}), "test": test}, classes)
-    if val is not None and val.same_samples(test):
-        raise DataError(f"{val.name}: validation and test part are the same samples; the choice would see the test")
-    if val is None:
-        held = held_out(train.y, train.name, seed=seed)
-        train, val = train.take(~held), train.take(held)
+    train, val, test, classes = checked_parts(train, val, test, classes=classes, seed=seed)
     predict, losses = train_heads(
-        train, classes, grid, epochs=epochs, batch_size=batch_size, depth=depth, num_heads=num_heads, join=join,
-        seed=seed, device=device, heads_at_once=heads_at_once, on_progress=on_progress,
-    )  # fmt: skip
+        train,
+        classes,
+        grid,
+        epochs=epochs,
+        batch_size=batch_size,
+        depth=depth,
+        num_heads=num_heads,
+        join=join,
+        seed=seed,
+        device=device,
+        heads_at_once=heads_at_once,
+        on_progress=on_progress,
+    )
     fine = np.isfinite(losses)
     if not fine.any():
         raise TrainingError(f"{train.name}: all {len(grid)} heads diverged; lower the learning rates")
@@ -297,3 +332,15 @@ def attentive_probe(
         "epochs": epochs,
     }
     return result_of(predicted[best], test.y, chosen)
+
+
+@PROBES.register("attentive")
+class AttentiveProbe(Probe):
+    """V-JEPA 2's attentive probe; one of 20 heads is chosen on the validation part."""
+
+    needs = "tokens"
+
+    def __call__(self, train: Tokens, val: Tokens | None, test: Tokens, options: ProbeOptions) -> ProbeResult:
+        """`attentive_probe` with its defaults; epochs as the options or the task say, else 20."""
+        epochs = options.epochs or (options.task.epochs if options.task else EPOCHS)
+        return attentive_probe(train, val, test, epochs=epochs, **options.training)

@@ -10,13 +10,16 @@ Legend: n samples, D embed_dim.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from vjepa_fast.errors import DataError, TrainingError
+import torch
+
+from vjepa_fast.errors import TrainingError
 from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.extract.tokens import from_array
-from vjepa_fast.evaluation.probes.attentive import check_parts, train_heads
-from vjepa_fast.evaluation.probes.frozen import ProbeResult, result_of
+from vjepa_fast.evaluation.probes.attentive import train_heads
+from vjepa_fast.evaluation.probes.probe import PROBES, Probe, ProbeOptions, ProbeResult, check_parts, result_of
 from vjepa_fast.evaluation.tasks import Task
 
 ASSUMED = (
@@ -46,8 +49,11 @@ class Published:
 
 
 # 50 epochs in 3 of the 29 Diving-48 rows and in 3 of the 21 SSv2 rows
-SETTINGS = {"ssv2": Published("attention", 100), "diving48": Published("linear", 100)}
-SETTINGS["imagenet100"] = Published("linear", 50)
+SETTINGS = {
+    "ssv2": Published("attention", 100),
+    "diving48": Published("linear", 100),
+    "imagenet100": Published("linear", 50),
+}
 OTHER = Published("linear", 100)  # no setting is published for the other tasks
 
 
@@ -65,26 +71,35 @@ def published_probe(
     epochs: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
-    device="cpu",
-    on_progress=None,
+    device: str | torch.device = "cpu",
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ProbeResult:
     """Train the published probe on all of ``train`` and score it on ``test`` after the last epoch.
 
     Features are mean-pooled, ``[n, D]``: the probe sees one token per sample. ``epochs`` overrides the published
-    number. ``chosen`` holds the settings, "selection": "none", and what had to be assumed. Errors as
-    :func:`attentive_probe`.
+    number. ``chosen`` holds the settings, "selection": "none", and what had to be assumed.
+
+    Raises:
+        DataError: as `check_parts`.
+        TrainingError: the loss is not finite.
     """
-    for part in (train, test):
-        if part.x.ndim != 2 or not len(part.y):
-            raise DataError(f"{part.name}: the published protocol needs mean-pooled features of at least one sample")
-    train, test = (from_array(part.x[:, None], part.y, part.name) for part in (train, test))
     classes = check_parts({"train": train, "test": test}, classes)
+    shown, asked = (from_array(part.x[:, None], part.y, part.name) for part in (train, test))
     epochs = epochs or settings.epochs
     predict, losses = train_heads(
-        train, classes, [(settings.lr, settings.weight_decay)], epochs=epochs, batch_size=batch_size,
-        depth=1 if settings.head == "attention" else 0, num_heads=16, join=True, seed=seed, device=device,
-        heads_at_once=1, on_progress=on_progress,
-    )  # fmt: skip
+        shown,
+        classes,
+        [(settings.lr, settings.weight_decay)],
+        epochs=epochs,
+        batch_size=batch_size,
+        depth=1 if settings.head == "attention" else 0,
+        num_heads=16,
+        join=True,
+        seed=seed,
+        device=device,
+        heads_at_once=1,
+        on_progress=on_progress,
+    )
     if not losses[0] < float("inf"):
         raise TrainingError(f"{train.name}: the published probe diverged")
     chosen = {
@@ -96,4 +111,14 @@ def published_probe(
         "selection": "none",
         "assumed": list(ASSUMED),
     }
-    return result_of(predict(test)[0], test.y, chosen)
+    return result_of(predict(asked)[0], test.y, chosen)
+
+
+@PROBES.register("published")
+class PublishedProbe(Probe):
+    """The probe behind the published accuracies; nothing is chosen."""
+
+    def __call__(self, train: Features, val: Features | None, test: Features, options: ProbeOptions) -> ProbeResult:
+        """`published_probe` with the settings of the task; the validation part is not used."""
+        settings = published_settings(options.task)
+        return published_probe(train, test, settings, epochs=options.epochs, **options.training)

@@ -5,21 +5,32 @@ Shapes: n clips, q views of a clip, F frames, S pixels, L levels, E embed_dim, D
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vjepa_fast.config.schema import AugmentConfig, Config
+from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.evaluation.extract.features import ClipSet, clip_settings, extract_features
+from vjepa_fast.evaluation.choices import check_choice
+from vjepa_fast.evaluation.extract.clips import ClipSet, clip_settings, clip_view, decode_clips
+from vjepa_fast.evaluation.extract.features import extract_features
+from vjepa_fast.evaluation.run.encoders import WHICH, Say, encoders_of
 from vjepa_fast.layers import channels
 from vjepa_fast.metrics import geometry
+from vjepa_fast.models.vit import VisionTransformer
 
 METRICS = ("rankme", "lidar", "alpha_req", "feature_std", "mean_cosine")
 SPLITS = ("depth", "channel")
 
 
 def geometry_rows(
-    encoder: nn.Module,
+    encoder: VisionTransformer,
     clips: ClipSet,
     *,
     label: str = "target_encoder",
@@ -33,21 +44,20 @@ def geometry_rows(
 ) -> list[dict]:
     """Collapse figures of the mean-pooled features of ``clips``, one row per level and half.
 
-    At most ``max_clips`` clips, drawn by ``seed``. RankMe, alpha-ReQ, standard deviation and mean cosine are those of
+    At most ``max_clips`` clips, drawn by ``seed``. RankMe, alpha-ReQ, standard deviation and mean cosine describe
     the clips as they are; LiDAR takes ``views`` views of each (``view_of``). ``split``: which channels are appearance
     and which dynamics, "depth" (halves of the concatenated levels, as FWM is published) or "channel" (halves of every
     level). ``num_frames``: what the encoder sees of a longer clip (None: as it was trained, or all).
 
     Rows are dicts: encoder (``label``), level (from 0, or "all"), subspace ("all", "appearance", "dynamics"), the five
-    ``METRICS`` as floats, None where ``why`` (metric: reason) says that there is none; clips, views, dim, split,
+    ``METRICS`` as floats, None where ``why`` (metric: reason) explains that there is none; clips, views, dim, split,
     alpha_range, the eigenvalues that alpha-ReQ was fitted to, and warnings, what a figure should be read with.
 
     Raises:
         DataError: fewer than two clips, shorter clips than ``num_frames``, or features that are not finite.
         UserError: an unknown split, or numbers below their least.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
+    check_choice("split", split, SPLITS)
     if views < 0 or max_clips < 2:
         raise UserError(f"geometry needs views >= 0 and max_clips >= 2, got {views} and {max_clips}")
     if len(clips) < 2:
@@ -109,7 +119,7 @@ def _figures(x: Tensor, views: Tensor | None, number: int) -> tuple[dict, dict]:
     return found, why
 
 
-def _frames(encoder: nn.Module, clips: ClipSet, wanted: int | None) -> int:
+def _frames(encoder: VisionTransformer, clips: ClipSet, wanted: int | None) -> int:
     """Frames of a view: as asked, as trained, at most those that there are."""
     there = clips.clips.shape[2]
     if wanted is not None and not 1 <= wanted <= there:
@@ -123,7 +133,6 @@ def view_of(clip: Tensor, frames: int, view: int | None, key: tuple[int, int]) -
     None: the middle ``frames`` frames as they are. Otherwise the crop and flip of training (``data.augment``, its
     defaults), and where the clip is longer than ``frames``, a start drawn from all.
     """
-    from vjepa_fast.config.schema import AugmentConfig
     from vjepa_fast.data.views import augment
 
     spare = clip.shape[1] - frames
@@ -136,11 +145,11 @@ def view_of(clip: Tensor, frames: int, view: int | None, key: tuple[int, int]) -
 
 
 def checkpoint_geometry(
-    path,
+    path: str | os.PathLike,
     manifest: str,
     *,
-    which: tuple[str, ...] = ("target_encoder", "encoder"),
-    config=None,
+    which: Sequence[str] = WHICH,
+    config: Config | None = None,
     random: bool = True,
     device: str | torch.device = "cpu",
     num_frames: int | None = None,
@@ -148,51 +157,32 @@ def checkpoint_geometry(
     frame_step: int | None = None,
     extra_frames: int = 0,
     max_clips: int = 256,
+    views: int = 8,
     seed: int = 0,
-    on_progress=None,
-    **how,
+    on_progress: Say | None = None,
+    **how: Any,
 ) -> list[dict]:
-    """:func:`geometry_rows` of the encoders in a checkpoint file or run folder, first the random-init control.
+    """`geometry_rows` of the encoders in a checkpoint file or run folder, first the random-init control.
 
     ``manifest``: path of a CSV, of which only the chosen clips are read, each with ``extra_frames`` more than the
-    encoder sees. ``how``: split, views, batch_size. Raises CheckpointError and DataError as ``evaluation.run`` does.
+    encoder sees. ``how``: split, batch_size.
+
+    Raises:
+        CheckpointError: as `encoders_of`.
+        DataError: as `geometry_rows`, or an unreadable manifest.
     """
-    from dataclasses import replace
-
-    from vjepa_fast import data, models
-    from vjepa_fast.errors import CheckpointError
-    from vjepa_fast.evaluation.controls import random_encoder
-    from vjepa_fast.evaluation.extract.features import _view, decode_clips
-    from vjepa_fast.evaluation.run.checkpoint import checkpoint_config
-
     say = on_progress or (lambda text: None)
-    listed = data.load_manifest(manifest)
-    found = config or checkpoint_config(path)
-    if random and found is None:
-        raise CheckpointError(
-            f"{path}: holds no configuration, so the random-init control cannot be built; give --config or --no-random"
-        )
-    encoders = []
-    for name in which:
-        try:
-            encoders.append((name, models.load_encoder(path, which=name, config=config)))
-        except CheckpointError as error:
-            if len(which) == 1 or "holds no" not in str(error):
-                raise
-            say(f"{error}; left out")
-    if not encoders:
-        raise CheckpointError(f"{path}: holds none of {', '.join(which)}")
-    if random:
-        encoders.insert(0, ("random init", random_encoder(found)))
-    view = _view(encoders[0][1], num_frames, crop_size, frame_step)
-    frames, crop = view.pop("num_frames"), view.pop("crop_size")
+    listed = load_manifest(manifest)
+    encoders = encoders_of(path, which, config=config, random=random, say=say)
+    view = clip_view(encoders[0][2], num_frames, crop_size, frame_step)
+    frames = view["num_frames"]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(listed))[:max_clips])
     few = replace(listed, paths=[listed.paths[i] for i in chosen], labels=listed.labels[chosen])
     say(f"decoding {len(few)} clips")
-    clips = decode_clips(few, num_frames=frames + extra_frames, crop_size=crop, **view)
+    clips = decode_clips(few, **{**view, "num_frames": frames + extra_frames})
     rows = []
-    for label, encoder in encoders:
-        say(f"{label}: features of {len(clips)} clips, {how.get('views', 8)} views")
-        how |= {"max_clips": max_clips, "seed": seed, "num_frames": frames, "device": device}
+    for label, _, encoder in encoders:
+        say(f"{label}: features of {len(clips)} clips, {views} views")
+        how |= {"max_clips": max_clips, "views": views, "seed": seed, "num_frames": frames, "device": device}
         rows += geometry_rows(encoder.to(device), clips, label=label, **how)
     return rows

@@ -4,17 +4,19 @@ samples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from vjepa_fast.evaluation.extract.features import Features
+from vjepa_fast.evaluation.extract.tokens import Tokens
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol, evaluate_episodes
+from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
 from vjepa_fast.evaluation.intervals import mean_ci95, paired_difference
-from vjepa_fast.evaluation.probes.frozen import ProbeResult, knn_probe, linear_probe
-
-PROBES = {"linear": linear_probe, "knn": knn_probe}
-KINDS = ("pretrained", "random", "pixels", "supervised")
+from vjepa_fast.evaluation.probes import PROBES, ProbeOptions, ProbeResult
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Row:
     """
 
     label: str
-    kind: str  # one of KINDS
+    kind: str  # pretrained | random | pixels | supervised
     suite: str
-    probe: str  # linear | knn | attentive | published | supervised | 1-shot | 5-shot
+    probe: str  # name of a probe, "supervised", or e.g. "5-shot"
     accuracy: float
     low: float
     high: float
@@ -57,6 +59,23 @@ def row_of(result: ProbeResult, *, label: str, kind: str, suite: str, probe: str
     return Row(label, kind, suite, probe, result.accuracy, *result.ci95, result.n, chance, dict(result.chosen), hits)
 
 
+def probe_row(
+    name: str,
+    train: Features | Tokens,
+    val: Features | Tokens | None,
+    test: Features | Tokens,
+    options: ProbeOptions,
+    *,
+    label: str,
+    kind: str,
+    suite: str,
+) -> Row:
+    """The Row of the probe ``name``. Chance is the share of the commonest class in the test part."""
+    result = PROBES[name]()(train, val, test, options)
+    chance = float(np.unique(test.y, return_counts=True)[1].max() / len(test.y))
+    return row_of(result, label=label, kind=kind, suite=suite, probe=name, chance=chance)
+
+
 def probe_rows(
     label: str,
     kind: str,
@@ -65,17 +84,12 @@ def probe_rows(
     val: Features | None,
     test: Features,
     *,
-    probes=tuple(PROBES),
+    probes: Sequence[str] = ("linear", "knn"),
     seed: int = 0,
 ) -> list[Row]:
-    """Linear and kNN rows of one encoder on one suite. Chance is the share of the commonest class in the test part."""
-    chance = float(np.unique(test.y, return_counts=True)[1].max() / len(test.y))
-    return [
-        row_of(
-            PROBES[name](train, val, test, seed=seed), label=label, kind=kind, suite=suite, probe=name, chance=chance
-        )
-        for name in probes
-    ]
+    """Rows of one encoder on one suite, one per probe of pooled features."""
+    options = ProbeOptions(seed=seed)
+    return [probe_row(name, train, val, test, options, label=label, kind=kind, suite=suite) for name in probes]
 
 
 def episode_rows(
@@ -85,7 +99,7 @@ def episode_rows(
     novel: Features,
     *,
     way: int = 5,
-    shots=(1, 5),
+    shots: Sequence[int] = (1, 5),
     queries: int = 15,
     episodes: int = 1000,
     seed: int = 0,
@@ -103,17 +117,41 @@ def fewshot_rows(
     novel: Features,
     protocol: EpisodeProtocol,
     classifier: str = "prototype",
-    **options,
+    **options: Any,
 ) -> list[Row]:
-    """One row per number of shots of ``protocol``; ``options`` as :func:`~.fewshot.protocols.evaluate_episodes`."""
-    told = {k: v for k, v in options.items() if k != "base"}
+    """One row per number of shots of ``protocol``; ``options`` as `evaluate_episodes`."""
+    shown = {k: v for k, v in options.items() if k != "base"}
     rows = []
     for r in evaluate_episodes(novel, protocol, classifier, **options):
-        low, high = max(0.0, r.mean - r.ci95), min(1.0, r.mean + r.ci95)
-        chosen = {"protocol": protocol.name, "way": r.way, "queries": r.queries, "classifier": classifier, **told}
-        hits = tuple(None if np.isnan(a) else round(float(a), 6) for a in r.by_sample)
-        rows.append(Row(label, kind, suite, f"{r.shot}-shot", r.mean, low, high, r.episodes, 1 / r.way, chosen, hits))
+        chosen = {"protocol": protocol.name, "way": r.way, "queries": r.queries, "classifier": classifier, **shown}
+        rows.append(_episode_row(r, label, kind, suite, f"{r.shot}-shot", chosen))
     return rows
+
+
+def tune_rows(result: TuneResult, *, label: str, kind: str, suite: str) -> list[Row]:
+    """Rows of a tuned model, one per stage and number of shots; ``probe`` is e.g. "sun meta 5-shot", so that `against`
+    pairs the same stage of another encoder.
+    """
+    chosen = {"method": result.method, "trunk": result.settings.trunk, "best_epoch": result.best_epoch}
+    chosen |= {"temperature": result.temperature, "notes": list(result.notes)}
+    return [
+        _episode_row(
+            r,
+            label,
+            kind,
+            suite,
+            f"{result.method} {stage} {shot}-shot",
+            {**chosen, "way": r.way, "queries": r.queries},
+        )
+        for stage, by_shot in result.test.items()
+        for shot, r in by_shot.items()
+    ]
+
+
+def _episode_row(r: EpisodeResult, label: str, kind: str, suite: str, probe: str, chosen: dict) -> Row:
+    low, high = max(0.0, r.mean - r.ci95), min(1.0, r.mean + r.ci95)
+    hits = tuple(None if np.isnan(a) else round(float(a), 6) for a in r.by_sample)
+    return Row(label, kind, suite, probe, r.mean, low, high, r.episodes, 1 / r.way, chosen, hits)
 
 
 def against(rows: list[Row], controls: list[Row], seed: int = 0) -> list[Row]:

@@ -1,6 +1,6 @@
 """Views of clips for fine-tuning: one crop and flip per clip, then light or strong colour changes on that same crop.
 
-All changes after the crop are of colour only, and one draw serves all frames, so that a tubelet of the weak view and
+All changes after the crop are of colour only, and one draw holds for all frames, so that a tubelet of the weak view and
 the tubelet of the same index in the strong one show the same place at the same time. Shapes: B clips, F frames, S
 pixels.
 """
@@ -23,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)
 class Augment:
     """How clips are varied. Source of the pairing: SUN, arXiv:2203.07057, section 3.2.
 
-    ``flip`` is a probability: 0 where left and right tell classes apart. ``weak`` and ``strong`` are the largest
+    ``flip`` is a probability: 0 where left and right distinguish classes. ``weak`` and ``strong`` are the largest
     relative changes of brightness, contrast and saturation; ``grey`` and ``blur`` are probabilities of the strong view.
     """
 

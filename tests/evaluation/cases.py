@@ -1,9 +1,11 @@
-"""Data with a planted label for the few-shot methods that train, and a tiny encoder."""
+"""Data with a planted label, tiny encoders, and a run folder as training leaves it."""
 
 import numpy as np
 import torch
+from torch import nn
 
-from vjepa_fast.evaluation import ClipSet, Features
+from vjepa_fast import config, models
+from vjepa_fast.evaluation import ClipSet, Features, random_encoder
 from vjepa_fast.models import build_encoder
 
 
@@ -59,3 +61,50 @@ def tiny_encoder():
             .eval()
             .requires_grad_(False)
         )
+
+
+SMALL = [
+    "data.crop_size=32",
+    "data.patch_size=16",
+    "data.dataset_fpcs=[4]",
+    "data.frame_sample_rate=2",
+    "model.embed_dim=24",
+    "model.depth=4",
+    "model.num_heads=2",
+]
+
+
+def small_run(folder, *overrides, encoders=("encoder", "target_encoder")):
+    """A run folder whose target and student differ, with weights unlike the seed's."""
+    cfg = config.load("demo_baseline_single", [*SMALL, *overrides])
+    (folder / "checkpoints").mkdir()
+    states = {name: models.to_fair(random_encoder(cfg, seed=100 + i).state_dict()) for i, name in enumerate(encoders)}
+    torch.save({**states, "config": config.to_dict(cfg), "step": 3}, folder / "checkpoints" / "step-00000003.pt")
+    return folder
+
+
+def error_of(capsys):
+    """The one error line that a command printed."""
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+class Toy(nn.Module):
+    """A patch embedding and nothing else, with the interface of an encoder."""
+
+    def __init__(self, seed=0, width=6):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.proj = nn.Conv3d(3, width, (2, 8, 8), stride=(2, 8, 8))
+        self.calls = 0
+
+    def grid(self, shape):
+        return (max(1, shape[2] // 2), shape[3] // 8, shape[4] // 8)
+
+    def forward(self, clip, masks=None, hierarchical=True):
+        self.calls += 1
+        if clip.shape[2] == 1:
+            clip = clip.repeat(1, 1, 2, 1, 1)
+        z = self.proj(clip).flatten(2).mT
+        return torch.cat([z, z + 1], -1) if hierarchical else z

@@ -6,7 +6,6 @@ encoder has been trained on are not novel to it, and a few-shot accuracy has to 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.errors import DataError
+from vjepa_fast.evaluation.extract.cache import file_hash
 
 EXAMPLES = 5  # named per finding
 KINDS = {
@@ -60,6 +61,7 @@ class Leakage:
 
     @property
     def found(self) -> bool:
+        """Whether anything is shared."""
         return bool(self.overlaps)
 
     @property
@@ -95,15 +97,20 @@ def _indent(lines: Iterable[str]) -> list[str]:
 
 
 def find_leakage(
-    novel, pretrain: Sequence, *, content: bool = True, gaps: Sequence[str] = (), labelled: bool = False
+    novel: Manifest,
+    pretrain: Sequence[Manifest],
+    *,
+    content: bool = True,
+    gaps: Sequence[str] = (),
+    labelled: bool = False,
 ) -> Leakage:
-    """Compare a data.Manifest of novel samples with those of pretraining, or (``labelled``) of base classes.
+    """Compare a manifest of novel samples with manifests of pretraining, or (``labelled``) of base classes.
 
     Looked for: the same file (path, links followed), another file of the same content (sha256; only files of equal size
     are read; ``content=False`` leaves it out), the same source video (:func:`source_ids`), and classes of the same name
     (:func:`class_names`, :func:`class_keys`). What cannot be compared goes to ``gaps``, after those given.
     """
-    overlaps, gaps = [], list(gaps)
+    overlaps, gaps = [], [*gaps]
     real = [_real(p) for p in novel.paths]
     ids = [source_ids(p) for p in novel.paths]
     names = class_names(novel)
@@ -143,7 +150,7 @@ def find_leakage(
     )
 
 
-def _label(manifest) -> str:
+def _label(manifest: Manifest) -> str:
     path = Path(manifest.path)
     return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
 
@@ -169,7 +176,7 @@ def _size(path: str) -> int | None:
         return None
 
 
-def _sizes(manifest) -> dict[int, list[int]]:
+def _sizes(manifest: Manifest) -> dict[int, list[int]]:
     """Size in bytes -> samples whose file has it."""
     sizes: dict[int, list[int]] = {}
     for i, path in enumerate(manifest.paths):
@@ -178,18 +185,17 @@ def _sizes(manifest) -> dict[int, list[int]]:
     return sizes
 
 
-def _sha256(path: str) -> str | None:
-    digest = hashlib.sha256()
+def _content(path: str) -> str | None:
+    """The hash of a file; None where it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            while part := file.read(1 << 20):
-                digest.update(part)
+        return file_hash(path)
     except OSError:
         return None
-    return digest.hexdigest()
 
 
-def _same_content(novel, sizes: dict, manifest, skip: set[int]) -> tuple[dict[int, str], int]:
+def _same_content(
+    novel: Manifest, sizes: dict[int, list[int]], manifest: Manifest, skip: set[int]
+) -> tuple[dict[int, str], int]:
     """(novel sample -> file name in ``manifest`` of the same content, number of the manifest's files not found)."""
     wanted, missing, hits = {}, 0, {}
     for path in manifest.paths:
@@ -201,9 +207,9 @@ def _same_content(novel, sizes: dict, manifest, skip: set[int]) -> tuple[dict[in
         mine = [i for i in sizes[size] if i not in skip]
         if not mine:
             continue
-        theirs = {_sha256(path): os.path.basename(path) for path in paths}
+        theirs = {_content(path): os.path.basename(path) for path in paths}
         for i in mine:
-            if (digest := _sha256(novel.paths[i])) is not None and digest in theirs:
+            if (digest := _content(novel.paths[i])) is not None and digest in theirs:
                 hits[i] = theirs[digest]
     return hits, missing
 
@@ -212,7 +218,7 @@ def _same_content(novel, sizes: dict, manifest, skip: set[int]) -> tuple[dict[in
 
 
 def source_ids(path: str) -> set[tuple[str, str]]:
-    """(data set's way of naming, id of the video that a clip was cut from), as far as the file name tells.
+    """(data set's way of naming, id of the video that a clip was cut from), as far as the file name shows.
 
     YouTube ids: ``<id>_000012_000022`` (Kinetics); ``<id>_00012`` (Diving-48) and ``<id>`` where that looks like one.
     UCF-101: ``v_X_gYY_cZZ`` are cuts of the video ``v_X_gYY``. HMDB-51: what comes before class and tags.
@@ -237,9 +243,9 @@ def source_ids(path: str) -> set[tuple[str, str]]:
 # ---------------------------------------------------------------- classes
 
 
-def class_names(manifest) -> dict[int, str]:
+def class_names(manifest: Manifest) -> dict[int, str]:
     """Label -> class name: from ``<name>_classes.json`` or ``classes.json`` beside the manifest (as `vjepa-fast data
-    manifest` writes them), else from the files' folders where each class has its own; empty where neither tells.
+    manifest` writes them), else from the files' folders where each class has its own; empty where neither is there.
 
     Raises DataError where a class file is no list of names or has fewer than there are labels.
     """

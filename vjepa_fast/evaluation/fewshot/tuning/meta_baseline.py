@@ -14,28 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vjepa_fast.evaluation.extract.clips import Source
+from vjepa_fast.evaluation.extract.features import Features, amp
 from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
-from vjepa_fast.evaluation.fewshot.tuning import (
-    Embedder,
-    FitSettings,
-    MetaSettings,
-    Part,
-    TuneResult,
-    TuneSettings,
-    amp,
-    build_embedder,
-    embed,
-    finite_loss,
-    fit,
-    new_head,
-    novel_episodes,
-    parse_trunk,
-    part_of,
-    parts_of,
-    trained,
-)
-from vjepa_fast.evaluation.fewshot.views import Augment, weak_views
+from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, weak_views
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, embed, new_head, trained
+from vjepa_fast.evaluation.fewshot.tuning.fit import finite_loss, fit
+from vjepa_fast.evaluation.fewshot.tuning.parts import Part, part_of, parts_of
+from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult, novel_episodes
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, TuneSettings, parse_trunk
+from vjepa_fast.models.vit import VisionTransformer
 
 
 @dataclass(frozen=True)
@@ -87,7 +76,7 @@ def train_classifier(
     head = new_head(width, base.classes, seed, device)
     labels, generator = torch.from_numpy(base.labels), np.random.default_rng(seed)
 
-    def loss_of(rows):
+    def loss_of(rows: np.ndarray) -> Tensor:
         x = base.fetch(rows)
         if augment is not None and not base.features:
             x = weak_views(x, generator, augment)
@@ -100,7 +89,7 @@ def train_classifier(
     return head, losses
 
 
-def validate(model: Embedder, val: Part, meta: MetaSettings, chunk: int, device) -> float:
+def validate(model: Embedder, val: Part, meta: MetaSettings, chunk: int, device: torch.device) -> float:
     """Mean few-shot accuracy on the validation classes, always on the same episodes."""
     features = embed(model, val, chunk, device)
     return prototype_episodes(features, meta.val_way, meta.shot, meta.val_queries, meta.val_episodes, seed=0).mean
@@ -173,10 +162,10 @@ def _seed(seed: int, epoch: int) -> int:
 
 
 def meta_baseline(
-    encoder: nn.Module | None,
-    base,
-    val,
-    novel,
+    encoder: VisionTransformer | None,
+    base: Source | Features,
+    val: Source | Features | None,
+    novel: Source | Features,
     *,
     settings: MetaBaselineSettings = MetaBaselineSettings(),
     seed: int = 0,
@@ -189,22 +178,23 @@ def meta_baseline(
     ``base``, ``val``, ``novel``: ClipSets or manifests, or Features, which train a projection over them and need no
     encoder. With ``trunk="head"`` clips are encoded once. ``val`` None sets base classes aside. Deterministic for a
     seed on a CPU. The novel classes choose nothing. Raises DataError, ConfigError and TrainingError as
-    ``tuning.parts_of``, ``build_embedder`` and ``fit``.
+    `parts_of`, `build_embedder` and `fit`.
     """
     device, say = torch.device(device), on_progress or (lambda text: None)
-    base, val, novel, notes = parts_of(encoder, base, val, novel, settings, seed)
-    model = build_embedder(encoder, base, settings, device)
-    if not base.features and parse_trunk(settings.trunk) == "head":
+    *parts, notes = parts_of(encoder, base, val, novel, settings, seed)
+    model = build_embedder(encoder, parts[0], settings, device)
+    if not parts[0].features and parse_trunk(settings.trunk) == "head":
         say("features of the frozen encoder")
         frozen = Embedder(model.encoder, None, settings.pooling, settings.level)
-        base, val, novel = (part_of(embed(frozen, p, settings.chunk, device), p.role, None) for p in (base, val, novel))
+        parts = [part_of(embed(frozen, p, settings.chunk, device), p.role, None) for p in parts]
         if settings.augment is not None:
             notes.append("augment: features of a frozen encoder are taken once, so clips were not varied")
-    validation = {"start": [validate(model, val, settings.meta, settings.chunk, device)]}
-    test = {"start": novel_episodes(model, novel, settings, seed, device)}
+    base_part, val_part, novel_part = parts
+    validation = {"start": [validate(model, val_part, settings.meta, settings.chunk, device)]}
+    test = {"start": novel_episodes(model, novel_part, settings, seed, device)}
     _, losses = train_classifier(
         model,
-        base,
+        base_part,
         settings.classifier,
         augment=settings.augment,
         chunk=settings.chunk,
@@ -212,7 +202,9 @@ def meta_baseline(
         device=device,
         on_epoch=lambda epoch, loss: say(f"classifier: epoch {epoch + 1}, loss {loss:.4f}"),
     )
-    result = meta_stage("meta-baseline", "classifier", model, (base, val, novel), settings, seed, device, say)
+    result = meta_stage(
+        "meta-baseline", "classifier", model, (base_part, val_part, novel_part), settings, seed, device, say
+    )
     result.notes = notes
     result.losses = {"classifier": losses, **result.losses}
     result.validation = {**validation, **result.validation}
@@ -221,7 +213,14 @@ def meta_baseline(
 
 
 def meta_stage(
-    method: str, before: str, model: Embedder, parts: tuple[Part, Part, Part], settings, seed: int, device, say
+    method: str,
+    before: str,
+    model: Embedder,
+    parts: tuple[Part, Part, Part],
+    settings: TuneSettings,
+    seed: int,
+    device: torch.device,
+    say: Callable[[str], None],
 ) -> TuneResult:
     """``meta_train``, with validation and test ``before`` (the name of that stage) and after it, as a TuneResult."""
     base, val, novel = parts

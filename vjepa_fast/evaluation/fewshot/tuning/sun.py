@@ -15,38 +15,24 @@ from torch.nn import functional as F
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.evaluation.extract.features import IMAGENET_MEAN, IMAGENET_STD, clip_settings
-from vjepa_fast.evaluation.fewshot.meta_baseline import meta_stage, train_classifier, validate
-from vjepa_fast.evaluation.fewshot.tuning import (
-    Embedder,
-    FitSettings,
-    MetaSettings,
-    Part,
-    TuneResult,
-    TuneSettings,
-    amp,
-    build_embedder,
-    fit,
-    new_head,
-    novel_episodes,
-    parts_of,
-    trained,
-)
-from vjepa_fast.evaluation.fewshot.views import Augment, paired_views
+from vjepa_fast.evaluation.extract.cache import normalisation
+from vjepa_fast.evaluation.extract.clips import Source
+from vjepa_fast.evaluation.extract.features import Features, amp
+from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, new_head, trained
+from vjepa_fast.evaluation.fewshot.tuning.fit import fit
+from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import meta_stage, train_classifier, validate
+from vjepa_fast.evaluation.fewshot.tuning.parts import Part, parts_of
+from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult, novel_episodes
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, TuneSettings
+from vjepa_fast.models.vit import VisionTransformer
 
 POOLINGS = ("mean", "time")  # linear in the tokens: a classifier of the pooled feature is one of each token as well
 # Of the released code; there lr is per 512 samples of a batch.
 TEACHER = FitSettings(300, 512, "adamw", 5e-4, weight_decay=0.05, schedule="cosine", warmup=5)
 STUDENT = FitSettings(800, 512, "adamw", 5e-4, weight_decay=0.05, schedule="cosine", warmup=5)
 SUN_M = MetaSettings(
-    epochs=100,
-    steps=100,
-    episodes_per_step=8,
-    way=10,
-    shot=1,
-    queries=5,
-    milestones=(20, 40, 60, 80),
-    reduce_way=True,
+    epochs=100, steps=100, episodes_per_step=8, way=10, shot=1, queries=5, milestones=(20, 40, 60, 80), reduce_way=True
 )
 
 
@@ -80,7 +66,7 @@ def background_tokens(logits: Tensor, saliency: Tensor | None = None, *, lowest:
 
     The ``lowest`` ones of each clip by confidence, the largest of the teacher's logits ``[B, N, C]``, and those whose
     ``saliency`` (float ``[B, N]`` in [0, 1], ``ops.motion_saliency``) is below ``still``; a clip without any motion
-    says nothing by it. Raises ConfigError unless 0 <= ``lowest`` < N.
+    is judged by confidence alone. Raises ConfigError unless 0 <= ``lowest`` < N.
     """
     if not 0 <= lowest < logits.shape[1]:
         raise ConfigError(f"sun: background {lowest} of {logits.shape[1]} tubelets; expected fewer than all")
@@ -114,7 +100,7 @@ def location_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_logits(head: nn.Linear, z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
-    """What a linear ``head`` of pooled features says of each token of ``z`` ``[B, N, D]``: ``[B, N, C]``.
+    """The answers of a linear ``head`` of pooled features for each token of ``z`` ``[B, N, D]``: ``[B, N, C]``.
 
     Their mean over all tokens is the head's answer for the clip: class activation maps (arXiv:1512.04150). With
     pooling "time" a token meets the part of the head that reads its time step.
@@ -136,8 +122,7 @@ def label_clips(teacher: Embedder, head: nn.Linear, weak: Tensor, settings: SunS
     with amp(weak.device):
         z, grid = teacher.tokens(weak)
     logits = token_logits(head, z.float(), grid, teacher.pooling)
-    known = clip_settings(teacher.encoder)
-    mean, std = known.get("mean") or IMAGENET_MEAN, known.get("std") or IMAGENET_STD
+    mean, std = normalisation(teacher.encoder)
     saliency = ops.motion_saliency(weak, grid, mean, std, mode="area").flatten(1)
     chosen = background_tokens(logits, saliency, lowest=settings.background, still=settings.still)
     return soft_labels(logits, chosen, top_k=settings.top_k, smoothing=settings.smoothing)
@@ -168,7 +153,7 @@ def train_student(
     labels, generator = torch.from_numpy(base.labels), np.random.default_rng(seed)
     location, seen = [], []
 
-    def loss_of(rows):
+    def loss_of(rows: np.ndarray) -> Tensor:
         weak, strong = paired_views(base.fetch(rows), generator, settings.augment)
         soft = label_clips(teacher, head, weak.to(device), settings)
         with amp(device):
@@ -178,7 +163,7 @@ def train_student(
         seen.append((local_loss.detach(), len(rows)))
         return F.cross_entropy(logits.float(), labels[rows].to(device)) + settings.location_weight * local_loss
 
-    def closed(epoch, loss):
+    def closed(epoch: int, loss: float) -> None:
         location.append(float(sum(value * n for value, n in seen) / sum(n for _, n in seen)))
         seen.clear()
         if on_epoch is not None:
@@ -199,10 +184,10 @@ def train_student(
 
 
 def sun(
-    encoder: nn.Module,
-    base,
-    val,
-    novel,
+    encoder: VisionTransformer,
+    base: Source | Features,
+    val: Source | Features | None,
+    novel: Source | Features,
     *,
     settings: SunSettings = SunSettings(),
     seed: int = 0,
@@ -218,24 +203,24 @@ def sun(
     of tubelets, a pooling that is not linear) and TrainingError.
     """
     device, say = torch.device(device), on_progress or (lambda text: None)
-    base, val, novel, notes = parts_of(encoder, base, val, novel, settings, seed)
-    if base.features:
-        raise DataError(f"base part {base.name}: sun labels tubelets and needs clips; features have none")
-    teacher, student = (build_embedder(encoder, base, settings, device, per_token=True) for _ in range(2))
+    base_part, val_part, novel_part, notes = parts_of(encoder, base, val, novel, settings, seed)
+    if base_part.features:
+        raise DataError(f"base part {base_part.name}: sun labels tubelets and needs clips; features have none")
+    teacher, student = (build_embedder(encoder, base_part, settings, device, per_token=True) for _ in range(2))
     with torch.no_grad():  # refuses top_k and background before hours of training
-        z, grid = teacher.tokens(base.fetch(np.array([0])).to(device))
-        blank = z.new_zeros(1, z.shape[1], base.classes)
+        z, grid = teacher.tokens(base_part.fetch(np.array([0])).to(device))
+        blank = z.new_zeros(1, z.shape[1], base_part.classes)
         soft_labels(blank, background_tokens(blank, lowest=settings.background), top_k=settings.top_k)
 
-    def look(name, model):
-        validation[name] = [validate(model, val, settings.meta, settings.chunk, device)]
-        test[name] = novel_episodes(model, novel, settings, seed, device)
+    def look(name: str, model: Embedder) -> None:
+        validation[name] = [validate(model, val_part, settings.meta, settings.chunk, device)]
+        test[name] = novel_episodes(model, novel_part, settings, seed, device)
 
     validation, test = {}, {}
     look("start", teacher)
     head, teacher_losses = train_classifier(
         teacher,
-        base,
+        base_part,
         settings.teacher,
         augment=settings.augment,
         chunk=settings.chunk,
@@ -250,13 +235,13 @@ def sun(
         student,
         teacher,
         head,
-        base,
+        base_part,
         settings,
         seed=seed + 1,
         device=device,
         on_epoch=lambda epoch, loss: say(f"student: epoch {epoch + 1}, loss {loss:.4f}"),
     )
-    result = meta_stage("sun", "student", student, (base, val, novel), settings, seed, device, say)
+    result = meta_stage("sun", "student", student, (base_part, val_part, novel_part), settings, seed, device, say)
     result.notes = notes
     result.losses = {"teacher": teacher_losses, "student": student_losses, "location": location, **result.losses}
     result.validation = {**validation, **result.validation}

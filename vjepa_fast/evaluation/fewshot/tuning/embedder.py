@@ -1,0 +1,129 @@
+"""The model of features that is tuned, and what of it is trained.
+
+Shapes: B batch, F frames, S pixels, N tokens of grid (T, H, W), D token width, d feature width.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.evaluation.extract.features import Features, amp, encode, pool_tokens
+from vjepa_fast.evaluation.fewshot.tuning.parts import Part
+from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings, parse_trunk
+from vjepa_fast.models.vit import VisionTransformer
+
+
+class Embedder(nn.Module):
+    """The features that prototypes are made of: encoder, projection and pooling.
+
+    ``per_token``: the projection acts on tokens ``[B, N, D]``, not on pooled features ``[B, d]``. Called with features
+    ``[B, d]`` instead of clips it leaves the encoder out.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer | None = None,
+        projection: nn.Module | None = None,
+        pooling: str = "time",
+        level: str = "last",
+        per_token: bool = False,
+    ):
+        super().__init__()
+        self.encoder, self.projection = encoder, projection
+        self.pooling, self.level, self.per_token = pooling, level, per_token
+
+    def tokens(self, clips: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """Tokens float32 ``[B, N, D]`` and their grid, of clips uint8 ``[B, 3, F, S, S]``."""
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: it takes features [B, d]")
+        z, grid = encode(self.encoder, clips, level=self.level)
+        z = z.float()
+        return (self.projection(z) if self.per_token and self.projection is not None else z), grid
+
+    def pooled(self, z: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """Features ``[B, d]`` of tokens."""
+        x = pool_tokens(z, grid, self.pooling)
+        return x if self.per_token or self.projection is None else self.projection(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``[B, d]`` of clips or of features."""
+        if x.dim() == 2:
+            return x if self.projection is None else self.projection(x)
+        return self.pooled(*self.tokens(x))
+
+
+def identity_projection(width: int) -> nn.Linear:
+    """A linear layer of ``width`` that changes nothing yet."""
+    layer = nn.Linear(width, width)
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(width))
+        layer.bias.zero_()
+    return layer
+
+
+def build_embedder(
+    encoder: VisionTransformer | None,
+    base: Part,
+    settings: TuneSettings,
+    device: torch.device,
+    *,
+    per_token: bool = False,
+) -> Embedder:
+    """A copy of ``encoder`` (the caller's stays as it is) in an Embedder, with gradients for ``settings.trunk`` alone.
+
+    ConfigError: more last blocks than there are, or a trunk of an encoder where features were given.
+    """
+    trunk = parse_trunk(settings.trunk)
+    if base.features:
+        if encoder is not None and trunk != "head":
+            raise ConfigError(f"trunk: {trunk!r} cannot be trained on frozen features; use head, or give clips")
+        return Embedder(None, identity_projection(base.fetch(np.array([0])).shape[1])).to(device)
+    if encoder is None:
+        raise DataError(f"{base.role} part {base.name}: clips need an encoder; without one give Features")
+    encoder = copy.deepcopy(encoder).to(device).float().eval().requires_grad_(trunk == "all")
+    if hasattr(encoder, "pos_embed"):
+        encoder.pos_embed.requires_grad_(False)  # fixed sine-cosine positions
+    model = Embedder(encoder, None, settings.pooling, settings.level, per_token)
+    if trunk == "head":
+        with torch.no_grad():
+            z, grid = model.tokens(base.fetch(np.array([0])).to(device))
+            width = z.shape[-1] if per_token else model.pooled(z, grid).shape[-1]
+        model.projection = identity_projection(width)
+    elif isinstance(trunk, int):
+        blocks = getattr(encoder, "blocks", ())
+        if trunk > len(blocks):
+            raise ConfigError(f"trunk: last {trunk} blocks of an encoder with {len(blocks)}")
+        norms = encoder.norms_block if settings.level == "all" else encoder.norms_block[-1:]
+        for module in (*blocks[-trunk:], *norms):
+            module.requires_grad_(True)
+    return model.to(device)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of ``model`` with gradients."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def new_head(width: int, classes: int, seed: int, device: torch.device) -> nn.Linear:
+    """A linear classifier whose weights ``seed`` draws; the caller's random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(width, classes).to(device)
+
+
+@torch.no_grad()
+def embed(model: Embedder, part: Part, chunk: int, device: torch.device) -> Features:
+    """Features of all samples of a part, in order. DataError where they are not finite."""
+    rows = []
+    for index in np.array_split(np.arange(len(part.labels)), max(1, math.ceil(len(part.labels) / chunk))):
+        with amp(device):
+            rows.append(model(part.fetch(index).to(device)).float().cpu())
+    x = torch.cat(rows).numpy()
+    Features(x, part.labels, f"{part.role} part {part.name}").check_finite()
+    return Features(x, part.labels, part.name)

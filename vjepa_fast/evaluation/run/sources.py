@@ -1,0 +1,74 @@
+"""How features are taken for a whole comparison: the same view, pooling and level for every encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vjepa_fast.data.manifests.manifest import Manifest
+from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, decode_clips, fits_in_memory
+from vjepa_fast.evaluation.extract.features import Features, extract_features
+from vjepa_fast.evaluation.run.encoders import Say
+from vjepa_fast.models.vit import VisionTransformer
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """Arguments of `extract_features` that one comparison has in common; None: as the encoder was trained."""
+
+    pooling: str = "time"
+    level: str = "last"
+    batch_size: int = 16
+    num_frames: int | None = None
+    crop_size: int | None = None
+    frame_step: int | None = None
+    images: str = "repeat"
+    workers: int = 0
+    spread: str | None = None
+    short: str | None = None
+
+    def take(
+        self,
+        encoder: VisionTransformer,
+        source: Source,
+        device: str | torch.device,
+        cache_dir: str | os.PathLike | None,
+    ) -> Features:
+        """The pooled features of ``source``."""
+        return extract_features(encoder, source, device=device, cache_dir=cache_dir, **vars(self))
+
+
+AS_TRAINED = FeatureSettings()
+
+
+def open_sources(
+    manifests: Mapping[str, Manifest], encoder: VisionTransformer, settings: FeatureSettings, say: Say
+) -> dict[str, Manifest] | dict[str, ClipSet]:
+    """Small manifests decoded once into memory; large ones stay on disk and are decoded per encoder."""
+    view = clip_view(
+        encoder,
+        settings.num_frames,
+        settings.crop_size,
+        settings.frame_step,
+        spread=settings.spread,
+        short=settings.short,
+    )
+    if not fits_in_memory(sum(map(len, manifests.values())), view):
+        return dict(manifests)
+    sources = {}
+    for part, manifest in manifests.items():
+        say(f"decoding {part} ({len(manifest)} clips)")
+        sources[part] = decode_clips(manifest, **view)
+        if len(sources[part]) < len(manifest):
+            say(f"{manifest.path}: {len(manifest) - len(sources[part])} unreadable samples left out")
+    return sources
+
+
+def suite_name(manifest: Manifest) -> str:
+    """The folder's name for ``motion8/test.csv``, the file's own name otherwise."""
+    stem, folder = Path(manifest.path).stem, Path(manifest.path).resolve().parent.name
+    return folder if stem in ("train", "val", "test", "base", "novel") and folder else stem
