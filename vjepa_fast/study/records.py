@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.errors import DataError
-from vjepa_fast.evaluation.run.rows import Row
+from vjepa_fast.evaluation import Row
+from vjepa_fast.files import atomic_file
 
 FORMAT = 1
 BASELINE, RANDOM = "baseline", "random_init"
@@ -117,6 +118,22 @@ class Study:
             for c in sorted(self.cells.values(), key=lambda c: c.seed)
             if (c.variant, c.regime, c.compat) == (variant, regime, compat)
         }
+
+
+def read_metrics(folder: str | os.PathLike) -> list[dict]:
+    """The rows of a run's ``metrics.jsonl`` by step; a torn last line is left out; a step that was run twice counts
+    once, as it came out last.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    rows: dict[int, dict] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+    return [rows[step] for step in sorted(rows)]
 
 
 def is_fewshot(outcome: tuple[str, str]) -> bool:
@@ -340,14 +357,10 @@ def table_rows(study: Study) -> list[dict]:
     return out
 
 
-def write_csv(path: str | os.PathLike, rows: list[dict]) -> Path:
-    """Write flat dicts of equal keys as CSV (None is empty); to a temporary name first, then renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> Path:
+    """Write flat dicts of equal keys as CSV (None is empty). Raises UserError where the file cannot be written."""
+    with atomic_file(path, newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
-    return path
+    return Path(path)
