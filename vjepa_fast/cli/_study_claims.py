@@ -14,13 +14,13 @@ def add_arguments(parser) -> None:
 
 def run(args) -> int:
     _check(args.json, args.markdown)
-    from vjepa_fast.study.claims.claims import TOLERANCE_TEXT, check_claims, load_claims
+    from vjepa_fast.study.claims.check import TOLERANCE_TEXT, check_claims
     from vjepa_fast.study.claims.published import load_published
 
     published, claims = load_published(), load_claims()
     study = None
     if args.study is not None:
-        from vjepa_fast.study.claims.study import STUDY_TEXT, mapping_text, recompute
+        from vjepa_fast.study.claims.measured import STUDY_TEXT, mapping_text, recompute
 
         study = recompute(args.study, claims, published)
     entries = check_claims(published, claims)
@@ -41,7 +41,7 @@ def run(args) -> int:
 
         _write(args.json, json.dumps(content, indent=1, allow_nan=False))
     if args.markdown:
-        from vjepa_fast.study.claims.claims import markdown_table
+        from vjepa_fast.study.claims.check import markdown_table
 
         _write(args.markdown, markdown_table(entries))
     return 0
@@ -89,7 +89,7 @@ def _colour(status: str) -> str:
 
 
 def _print(entries: list[dict], rounding: str) -> None:
-    from vjepa_fast.study.claims.claims import same_seed_text, value_text
+    from vjepa_fast.study.claims.check import same_seed_text, value_text
 
     names = ("claim", "status", "computed", "against two baseline seeds", "against the baseline of the same seed")
     table = _table("The claims, from the published figures (top-1 in %, differences in points)", names)

@@ -17,7 +17,7 @@ def add_arguments(parser) -> None:
 
 
 def run(args) -> int:
-    from vjepa_fast.study.report.report import FILES, write_study_report
+    from vjepa_fast.study.report.write import FILES, write_study_report
 
     paths = {kind: getattr(args, kind) for kind in FILES if getattr(args, kind)}
     made, written = write_study_report(args.folder, paths or None, partial=args.partial)

@@ -28,9 +28,7 @@ def figure(
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A matplotlib figure of ``rows x cols`` axes in the style of the reports; yields (figure, axes row by row).
 
-    Args:
-        width: inches, as ``height``.
-        options: for ``Figure.subplots``, such as ``sharey``.
+    ``width`` and ``height`` are in inches; ``options`` go to ``Figure.subplots`` (such as ``sharey``).
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -13,10 +13,8 @@ def render(
 ) -> str:
     """The page of a Jinja template, which may include ``templates/style.css`` beside this module.
 
-    Args:
-        content: values of the template; ``created``, the time of writing, is added.
-        filters: by name; text that is put in is escaped.
-        functions: what the template's macros may call.
+    ``content``: the template's values, to which ``created``, the time of writing, is added; text is escaped.
+    ``functions``: what its macros may call.
     """
     import jinja2
 

@@ -86,11 +86,13 @@ class Study:
 
     @property
     def regimes(self) -> list[str]:
+        """Regimes that have a cell: single, mixed, then any other."""
         found = [c.regime for c in self.cells.values()]
         return [r for r in dict.fromkeys(["single", "mixed", *sorted(found)]) if r in found and r != "none"]
 
     @property
     def compats(self) -> list[str]:
+        """Modes that have a cell of a trained run, intended first."""
         found = {c.compat for c in self.cells.values() if c.variant != RANDOM}
         return [c for c in COMPATS if c in found]
 
@@ -101,6 +103,7 @@ class Study:
 
     @property
     def seeds(self) -> list[int]:
+        """Seeds that have a cell."""
         return sorted({c.seed for c in self.cells.values()})
 
     @property
@@ -142,6 +145,7 @@ def is_fewshot(outcome: tuple[str, str]) -> bool:
 
 
 def cell_key(variant: str, regime: str, compat: str, seed: int) -> str:
+    """The key of a run: ``<variant>-<regime>-<compat>-s<seed>``."""
     return f"{variant}-{regime}-{compat}-s{seed}"
 
 
@@ -275,12 +279,14 @@ def _row(path: Path, r: dict) -> Row:
     if bad:
         raise DataError(f"{path}: {r['suite']}, {r['probe']}: {bad[0]} is not an accuracy in [0, 1]")
     row = Row(**{f.name: r[f.name] for f in fields(Row) if f.name in r} | {"hits": tuple(hits)})
-    if hits and not is_fewshot((row.suite, row.probe)):
-        if len(hits) != row.n or abs(float(np.mean(hits)) - row.accuracy) > 1e-6:
-            raise DataError(
-                f"{path}: {row.suite}, {row.probe}: accuracy {row.accuracy:.6f} of {row.n} samples, "
-                f"but {len(hits)} hits of mean {float(np.mean(hits)):.6f}"
-            )
+    if not hits or is_fewshot((row.suite, row.probe)):
+        return row
+    mean = float(np.mean(hits))
+    if len(hits) != row.n or abs(mean - row.accuracy) > 1e-6:
+        raise DataError(
+            f"{path}: {row.suite}, {row.probe}: accuracy {row.accuracy:.6f} of {row.n} samples, "
+            f"but {len(hits)} hits of mean {mean:.6f}"
+        )
     return row
 
 

@@ -63,6 +63,7 @@ class Comparison:
 
     @property
     def outcome(self) -> tuple[str, str]:
+        """(suite, probe)."""
         return self.suite, self.probe
 
     @property

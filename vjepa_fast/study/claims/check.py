@@ -1,12 +1,4 @@
-"""The 17 claims about the published results, each computed again from the published figures.
-
-A claim is *confirmed* if the figures give what it states, *contradicted* if they give something else, *not computable*
-if a figure is missing or the claim names nothing that can be computed. Nothing is adjusted to make a claim hold; where
-its words allow a second reading, that one is computed beside it (``other_reading``) and does not change the status.
-
-Rounding: a single difference must equal the claimed one to the two decimals that the figures have. The ends of a range
-are taken as rounded, so that values count as inside up to half a unit of the last digit that the claim gives
-(-2.5: 0.05, -16: 0.5). Counts and thresholds are exact.
+"""All claims about the published results, computed again and set against what the seeds differ by.
 
 A confirmed difference is not yet an effect. Each is therefore set against what two seeds of the published baseline
 differ by, and computed again with the baseline that has the variants' own seed.
@@ -14,256 +6,24 @@ differ by, and computed again with the baseline that has the variants' own seed.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 
-from vjepa_fast.errors import DataError
-from vjepa_fast.study.claims.published import BASELINES, DATA, SAME_SEED, Delta, Published, load_published
+from vjepa_fast.study.claims.evaluate import NAMES, Claim, Outcome, evaluate, load_claims, tolerance
+from vjepa_fast.study.claims.published import SAME_SEED, Delta, Published, load_published
 
-CONFIRMED, CONTRADICTED, NOT_COMPUTABLE = "confirmed", "contradicted", "not computable"
-WIDTH_RECIPE = "mixed_4gpu_baseline"
-NAMES = {"diving48": "Diving-48", "imagenet100": "ImageNet-100", "ssv2": "SSv2", "synth": "synthetic motion"}
-REGIMES = {"mixed": "mixed", "ucf101": "UCF-101"}
 TOLERANCE_TEXT = (
     "Rounding: one difference must equal the claimed one to two decimals; the ends of a range hold up to half a unit "
     "of the last digit that the claim gives; counts and thresholds are exact."
 )
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A claim as data. ``read_as`` replaces its data set or method where words must be read as names of figures;
-    ``directions`` and ``value_on`` say which data sets a pattern lets go up or down, and which has the value.
-    """
+def check_claims(published: Published | None = None, claims: Sequence[Claim] | None = None) -> list[dict]:
+    """Every claim as a plain dict.
 
-    id: int
-    kind: str  # delta_top1 | delta_top1_range | count_below | pattern | embedding_dim
-    dataset: str
-    regime: str
-    method: str
-    value: object
-    verified_by_source: bool
-    confidence_by_source: float
-    read_as: dict = field(default_factory=dict)
-    directions: dict = field(default_factory=dict)
-    value_on: str | None = None
-    other_reading: dict = field(default_factory=dict)
-    caveat: str = ""
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """Published data sets that the claim speaks of."""
-        return tuple(self.directions) or (self.read_as.get("dataset", self.dataset),)
-
-    @property
-    def methods(self) -> str:
-        """Pattern of the methods that the claim speaks of, as :meth:`Published.methods` takes it."""
-        return self.read_as.get("method", self.method)
-
-    @property
-    def statement(self) -> str:
-        """The claim in one line."""
-        where = f"{REGIMES.get(self.regime, self.regime)}, {self.method}"
-        name = NAMES.get(self.datasets[0], self.datasets[0])
-        if self.kind == "delta_top1":
-            return f"{where}: {name} {self.value:+.2f}"
-        if self.kind == "delta_top1_range":
-            return f"{where}: {name} {self.value[0]:+g} to {self.value[1]:+g}"
-        if self.kind == "count_below":
-            return f"{where}: {self.value['count']} of {self.value['of']} below {self.value['threshold']:+g} on {name}"
-        if self.kind == "embedding_dim":
-            return f"the encoder's embedding has {self.value} dimensions"
-        if not self.directions:
-            return self.dataset
-        changes = [
-            f"{NAMES[d]} {way}" + (f" {self.value:+.2f}" if d == self.value_on else "")
-            for d, way in self.directions.items()
-        ]
-        return f"{where}: {', '.join(changes)}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the figures give: ``computed`` has the form of the claim's value, ``arithmetic`` is how, as text."""
-
-    status: str
-    computed: object
-    arithmetic: str
-    deltas: tuple[Delta, ...] = ()
-    missing: tuple[str, ...] = ()  # what was not published, as "method on data set"
-
-
-def load_claims(path=None) -> list[Claim]:
-    """The claims (default: those in the package). DataError where the file is something else."""
-    path = DATA / "claims.json" if path is None else Path(path)
-    try:
-        return [Claim(**c) for c in json.loads(path.read_text(encoding="utf-8"))["claims"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a file of claims ({error})") from None
-
-
-# ------------------------------------------------------------ one claim
-
-
-def evaluate(
-    claim: Claim, published: Published, baseline: str | None = None, also_measured_on: tuple[str, ...] = ()
-) -> Outcome:
-    """Compute a claim from the published figures.
-
-    ``baseline``: the run to compare with (default: the paper's); ``also_measured_on``: only methods that have figures
-    on these data sets too. DataError for a claim of an unknown kind.
-    """
-    if claim.kind == "embedding_dim":
-        return _width(claim, published)
-    if claim.kind == "pattern" and not claim.directions:
-        return _open_pattern(published)
-    judge = {"delta_top1": _single, "delta_top1_range": _range, "count_below": _count, "pattern": _pattern}
-    if claim.kind not in judge:
-        raise DataError(f"claim {claim.id}: unknown kind {claim.kind!r}; expected one of {', '.join(judge)}")
-    base = baseline or BASELINES[claim.regime]
-    methods = published.methods(claim.regime, claim.methods, also_measured_on)
-    if not methods:
-        return Outcome(NOT_COMPUTABLE, None, f"no published run of {claim.methods} in the regime {claim.regime}")
-    no_base = tuple(f"{base} on {d}" for d in claim.datasets if not published.has(base, d))
-    pairs = [(m, d) for m in methods for d in claim.datasets if published.has(base, d)]
-    found = {p: published.has(f"{claim.regime}_4gpu_{p[0]}", p[1]) for p in pairs}
-    deltas = tuple(published.delta(claim.regime, m, d, base) for (m, d), there in found.items() if there)
-    missing = no_base + tuple(f"{m} on {d}" for (m, d), there in found.items() if not there)
-    # A range or a count speaks of the methods that were tested; a difference or a pattern needs all its figures.
-    needs_all = claim.kind == "delta_top1" or (claim.kind == "pattern" and not _refuted(claim, deltas))
-    if not deltas or (needs_all and missing):
-        text = "; ".join([*(_named(x, deltas) for x in deltas), f"no published figure: {', '.join(missing)}"])
-        return Outcome(NOT_COMPUTABLE, None, text, deltas, missing)
-    return judge[claim.kind](claim, deltas, missing)
-
-
-def tolerance(claim: Claim) -> float:
-    """Half a unit of the last digit: of the figures for one difference, of the claim for the ends of a range."""
-    if claim.kind != "delta_top1_range":
-        return 0.005
-    decimals = max(len(str(end).partition(".")[2]) for end in claim.value)
-    return 0.5 * 10**-decimals
-
-
-def _named(delta: Delta, deltas) -> str:
-    """The arithmetic, with what tells it from the others in front."""
-    parts = []
-    if len({x.method for x in deltas}) > 1:
-        parts.append(delta.method)
-    if len({x.dataset for x in deltas}) > 1:
-        parts.append(NAMES[delta.dataset])
-    return f"{' '.join(parts)}: {delta.arithmetic}" if parts else delta.arithmetic
-
-
-def _equal(a: float, b: float, tol: float) -> bool:
-    return abs(a - b) <= tol + 1e-9
-
-
-def _status(holds: bool) -> str:
-    return CONFIRMED if holds else CONTRADICTED
-
-
-def _single(claim, deltas, missing) -> Outcome:
-    (delta,) = deltas
-    return Outcome(_status(_equal(delta.value, claim.value, tolerance(claim))), delta.value, delta.arithmetic, deltas)
-
-
-def _range(claim, deltas, missing) -> Outcome:
-    low, high = claim.value
-    tol = tolerance(claim)
-    outside = [x for x in deltas if not low - tol - 1e-9 <= x.value <= high + tol + 1e-9]
-    computed = [min(x.value for x in deltas), max(x.value for x in deltas)]
-    text = "; ".join(_named(x, deltas) for x in deltas) + f"; from {computed[0]:+.2f} to {computed[1]:+.2f}"
-    if outside:
-        names = ", ".join(f"{x.method} {x.value:+.2f}" for x in outside)
-        text += f"; outside {low:+g} to {high:+g} by more than rounding ({tol:g}): {names}"
-    if missing:
-        text += f"; no published figure: {', '.join(missing)}"
-    return Outcome(_status(not outside), computed, text, deltas, missing)
-
-
-def _count(claim, deltas, missing) -> Outcome:
-    threshold = claim.value["threshold"]
-    below = [x for x in deltas if x.value < threshold]
-    computed = {"count": len(below), "of": len(deltas), "threshold": threshold}
-    text = "; ".join(_named(x, deltas) for x in deltas) + f"; {len(below)} of {len(deltas)} below {threshold:+g}"
-    if missing:
-        text += f"; no published figure: {', '.join(missing)}"
-    return Outcome(_status(computed == claim.value), computed, text, deltas, missing)
-
-
-def _pattern(claim, deltas, missing) -> Outcome:
-    text = "; ".join(_named(x, deltas) for x in deltas)
-    if missing:
-        text += f"; no published figure: {', '.join(missing)}"
-    computed = {x.dataset: x.value for x in deltas}
-    return Outcome(_status(not _refuted(claim, deltas)), computed, text, deltas, missing)
-
-
-def _refuted(claim: Claim, deltas) -> bool:
-    """Whether one of a pattern's figures is not as claimed; one is enough, whatever the others would be."""
-    for x in deltas:
-        as_claimed = x.value > 0 if claim.directions[x.dataset] == "up" else x.value < 0
-        if not as_claimed or (x.dataset == claim.value_on and not _equal(x.value, claim.value, tolerance(claim))):
-            return True
-    return False
-
-
-def _width(claim: Claim, published: Published) -> Outcome:
-    width, text = encoder_width(WIDTH_RECIPE)
-    from vjepa_fast import config
-
-    sizes = sorted({config.load(run).model.model_name for run in published.runs})
-    text += f"; the recipes of all {len(published.runs)} published runs name {', '.join(sizes)}"
-    holds = width == claim.value and sizes == [config.load(WIDTH_RECIPE).model.model_name]
-    return Outcome(_status(holds), width, text)
-
-
-def encoder_width(recipe: str) -> tuple[int, str]:
-    """Channels of a token in the encoder that ``recipe`` builds, read off its weights (torch's meta device: shapes
-    without memory), and where they were read.
-    """
-    import torch
-
-    from vjepa_fast import config
-    from vjepa_fast.models import encoder_from_config
-
-    cfg = config.load(recipe)
-    with torch.device("meta"):
-        weight = encoder_from_config(cfg).patch_embed.proj.weight  # [embed_dim, 3, tubelet, patch, patch]
-    shape = list(weight.shape)
-    return shape[0], f"the patch embedding of {recipe} ({cfg.model.model_name}) has weights of shape {shape}"
-
-
-def _open_pattern(published: Published) -> Outcome:
-    """Claim 17. What two data sets say together is added as information; it decides nothing."""
-    from scipy.stats import spearmanr
-
-    text = (
-        "it names no objectives, no measure of temporal stress or appearance, and no threshold for 'often' or "
-        "'weaker', so no figure can confirm or contradict it"
-    )
-    methods = published.methods("mixed", "*", ("ssv2", "imagenet100"))
-    if len(methods) > 2:
-        ssv2, images = ([published.top1(f"mixed_4gpu_{m}", d) for m in methods] for d in ("ssv2", "imagenet100"))
-        rho = spearmanr(ssv2, images).statistic
-        text += (
-            f". For information: over the {len(methods)} mixed methods the rank correlation (Spearman) of SSv2 and "
-            f"ImageNet-100 accuracy is {rho:+.2f}; a trade-off between the two would make it negative"
-        )
-    return Outcome(NOT_COMPUTABLE, None, text)
-
-
-# ------------------------------------------------------------ all claims, set against the seeds
-
-
-def check_claims(published: Published | None = None, claims: list[Claim] | None = None) -> list[dict]:
-    """Every claim as a plain dict: id, statement, status, published (the claimed value), computed, arithmetic, and
-
-    ``figures`` used, ``deltas`` with their sampling error, ``spread`` and ``placement`` (against the seeds of the
-    baseline), ``same_seed`` (the claim against the baseline of the variants' own seed; None: it is the same run),
-    ``other_reading``, ``notes``.
+    Keys: id, statement, kind, status, published (the claimed value), computed, arithmetic, ``figures`` used, ``deltas``
+    with their sampling error, ``spread`` and ``placement`` (against the seeds of the baseline), ``same_seed`` (the claim
+    against the baseline of the variants' own seed; None: it is the same run), ``other_reading``, ``notes``.
     """
     published = published or load_published()
     return [_entry(claim, published) for claim in (load_claims() if claims is None else claims)]
@@ -293,7 +53,7 @@ def _entry(claim: Claim, published: Published) -> dict:
     }
 
 
-def _against_spread(claim: Claim, deltas, published: Published) -> list[dict]:
+def _against_spread(claim: Claim, deltas: Sequence[Delta], published: Published) -> list[dict]:
     """Per data set: the distance of the two baseline seeds, and which methods' deltas are within or beyond it."""
     out = []
     for dataset in dict.fromkeys(x.dataset for x in deltas):
@@ -312,7 +72,7 @@ def _against_spread(claim: Claim, deltas, published: Published) -> list[dict]:
     return out
 
 
-def _placement(spread: list[dict], deltas) -> str:
+def _placement(spread: Sequence[dict], deltas: Sequence[Delta]) -> str:
     """One line for the table: within or beyond the distance of the seeds; without one, the error of the test part."""
     parts = []
     for s in spread:
@@ -373,10 +133,7 @@ def _notes(claim: Claim, outcome: Outcome) -> list[str]:
     return [*notes, *([claim.caveat] if claim.caveat else [])]
 
 
-# ------------------------------------------------------------ as text
-
-
-def value_text(value) -> str:
+def value_text(value: object) -> str:
     """A computed value in a table's cell."""
     if value is None:
         return "-"
@@ -397,7 +154,7 @@ def same_seed_text(entry: dict) -> str:
     return same["verdict"] if same["computed"] is None else f"{value_text(same['computed'])}, {same['verdict']}"
 
 
-def markdown_table(entries: list[dict]) -> str:
+def markdown_table(entries: Sequence[dict]) -> str:
     """The entries of :func:`check_claims` as a Markdown table, a line per claim."""
     head = ("id", "claim", "status", "computed", "arithmetic", "two baseline seeds", "baseline of the same seed")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

@@ -92,10 +92,9 @@ def write_report(
 ) -> Path:
     """Write the report to ``path`` and return the path. Sections without material say so.
 
-    Args:
-        rows: with their differences from the control (`vjepa_fast.evaluation.against`).
-        committed: what ``records.load_committed`` returns.
-        motion: the suite on the vertical axis of the trade-off; ``appearance`` is on the horizontal one.
+    ``rows`` have their differences from the control (`vjepa_fast.evaluation.against`); ``committed`` is what
+    `load_committed` returns. The trade-off has the suite ``motion`` on its vertical axis and ``appearance`` on its
+    horizontal one.
 
     Raises:
         UserError: ``path`` cannot be written.

@@ -58,11 +58,9 @@ def run_tasks(
     on_event: Callable[[str, str], None],
     on_tick: Callable[[set], None] = lambda running: None,
 ) -> dict[str, object]:
-    """Run the tasks, ``at_once`` processes of ``threads`` CPU threads; returns the results by name.
+    """Run the tasks in ``at_once`` processes of ``threads`` CPU threads each; returns the results by name.
 
-    Args:
-        on_event: gets ("start" | "done" | "kept", name).
-        on_tick: gets the names of the running tasks about twice a second.
+    ``on_event`` gets ("start" | "done" | "kept", name), ``on_tick`` the names of the running tasks about twice a second.
 
     Raises:
         UserError: a worker process was killed. What a task raises is raised too.

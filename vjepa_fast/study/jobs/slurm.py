@@ -20,11 +20,10 @@ def run_slurm(
     on_event: Event,
     poll: float = 10.0,
 ) -> None:
-    """Submit the jobs and wait for them; Ctrl-C leaves them running.
+    """Submit the jobs and wait for them, looking every ``poll`` seconds; Ctrl-C leaves them running.
 
-    Args:
-        options: for submitit's ``update_parameters``: slurm_partition, timeout_min, gpus_per_node, cpus_per_task, ...
-        at_once: jobs of the array that may run at the same time (None: as many as SLURM allows).
+    ``options`` go to submitit's ``update_parameters``: slurm_partition, timeout_min, gpus_per_node, cpus_per_task, ...
+    ``at_once``: jobs of the array that may run at the same time (None: as many as SLURM allows).
 
     Raises:
         UserError: submitit is not installed, or refuses the options.

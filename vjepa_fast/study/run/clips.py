@@ -130,8 +130,8 @@ def load_clips(path: str, name: str) -> dict[str, ClipSet]:
 
     found = {}
     with safe_open(path, "pt") as file:
-        meta = file.metadata()
-        for part in sorted({k.split(".")[0] for k in file}):
+        meta, names = file.metadata(), file.keys()
+        for part in sorted({name.split(".")[0] for name in names}):
             found[part] = ClipSet(
                 file.get_tensor(f"{part}.clips"),
                 file.get_tensor(f"{part}.labels").numpy(),

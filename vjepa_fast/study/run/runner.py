@@ -26,11 +26,9 @@ def run_study(
 ) -> list[str]:
     """Run what is missing of ``study``; keys of the runs that failed (the others went on).
 
-    Args:
-        launcher: ``processes``, ``slurm``, or ``inline`` (in this process, one after the other).
-        places: with ``processes``, per slot a GPU or None.
-        slurm: with ``slurm``, options for submitit; ``at_once``: jobs of the array that may run at the same time.
-        on_event: gets what happened (prepare, start, done, failed, kept, elsewhere) and the job or a text.
+    ``launcher``: ``processes`` (``places``: per slot a GPU or None), ``slurm`` (``slurm``: options for submitit,
+    ``at_once``: jobs that may run at the same time), or ``inline`` (in this process, one after the other). ``on_event``
+    gets what happened (prepare, start, done, failed, kept, elsewhere) and the job or a text.
     """
     study.claim()
     jobs = study.missing()

@@ -78,8 +78,7 @@ def train(config: dict, key: str, device: str) -> dict:
 def train_under_torchrun(config: dict, key: str, processes: int, yaml: Path) -> str:
     """As `train`, on ``processes`` GPUs of this machine; returns the path of the checkpoint.
 
-    Args:
-        yaml: where the configuration is written for the trainers.
+    The configuration is written to ``yaml`` for the trainers.
 
     Raises:
         TrainingError: the command failed; names it and its exit code.
