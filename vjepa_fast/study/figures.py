@@ -34,7 +34,7 @@ def figure(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {
+    style: dict[Any, Any] = {
         "font.size": 10,
         "axes.edgecolor": "#c3c8d0",
         "axes.labelcolor": INK,

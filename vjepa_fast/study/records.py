@@ -20,6 +20,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -255,7 +256,7 @@ def _cell(path: Path) -> Cell:
         raise DataError(f"{path}: key {found['key']} and its parts {cell_key(*identity)} disagree")
     if not found["rows"]:
         raise DataError(f"{path}: no accuracy row")
-    rows, students = _rows(path, found["rows"]), _rows(path, found.get("student_rows") or ())
+    rows, students = _rows(path, found["rows"]), _rows(path, found.get("student_rows") or [])
     names = {f.name for f in fields(Cell)} - {"rows", "student_rows"}
     return Cell(**{k: v for k, v in found.items() if k in names and v is not None}, rows=rows, student_rows=students)
 
@@ -278,7 +279,8 @@ def _row(path: Path, r: dict) -> Row:
     bad = [h for h in (r["accuracy"], *(h for h in hits if h is not None)) if not 0 <= h <= 1]
     if bad:
         raise DataError(f"{path}: {r['suite']}, {r['probe']}: {bad[0]} is not an accuracy in [0, 1]")
-    row = Row(**{f.name: r[f.name] for f in fields(Row) if f.name in r} | {"hits": tuple(hits)})
+    values: dict[str, Any] = {f.name: r[f.name] for f in fields(Row) if f.name in r}
+    row = Row(**{**values, "hits": tuple(hits)})
     if not hits or is_fewshot((row.suite, row.probe)):
         return row
     mean = float(np.mean(hits))
@@ -365,8 +367,9 @@ def table_rows(study: Study) -> list[dict]:
 
 def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> Path:
     """Write flat dicts of equal keys as CSV (None is empty). Raises UserError where the file cannot be written."""
+    path = Path(path)
     with atomic_file(path, newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    return Path(path)
+    return path

@@ -97,7 +97,8 @@ def paired_t(deltas: Sequence[float]) -> tuple[float, float | None, float | None
         return mean, None, None, None, "the same difference in every seed: no spread to test against"
     test = stats.ttest_1samp(d, 0.0)
     interval = test.confidence_interval(1 - ALPHA)
-    return mean, float(interval.low), float(interval.high), float(test.pvalue), ""
+    p = test.pvalue  # pyright: ignore[reportAttributeAccessIssue]  # scipy has no types
+    return mean, float(interval.low), float(interval.high), float(p), ""
 
 
 def holm(p_values: Sequence[float | None], family: int | None = None) -> list[float | None]:
@@ -122,7 +123,8 @@ def holm(p_values: Sequence[float | None], family: int | None = None) -> list[fl
 def _draws(seeds: int, samples: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each seed [R,S] and each sample [R,N] is drawn."""
     rng = np.random.default_rng([seed, seeds, samples])
-    return tuple(rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) for n in (seeds, samples))
+    drawn = [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) for n in (seeds, samples)]
+    return drawn[0], drawn[1]
 
 
 def bootstrap(
@@ -183,15 +185,16 @@ def _rows(study: Study, variant: str, regime: str, compat: str, outcome: tuple[s
     return {s: c.rows[outcome] for s, c in study.runs(variant, regime, compat).items() if outcome in c.rows}
 
 
-def _corrected(found: list[Comparison], planned: int) -> list[Comparison]:
-    m = max(planned, len(found))
-    return [replace(c, p_holm=p, family=m) for c, p in zip(found, holm([c.p for c in found], m))]
+def _corrected(found: Sequence[Comparison | None], planned: int) -> list[Comparison]:
+    """The comparisons that there are, corrected in a family of at least ``planned``."""
+    made = [c for c in found if c is not None]
+    m = max(planned, len(made))
+    return [replace(c, p_holm=p, family=m) for c, p in zip(made, holm([c.p for c in made], m))]
 
 
-def _families(found: list[Comparison | None], planned: list[str]) -> list[Comparison]:
+def _families(found: Sequence[Comparison | None], planned: list[str]) -> list[Comparison]:
     """Counted variants corrected among themselves, any other over all planned ones; those without a result count."""
-    found = [c for c in found if c is not None]
-    counted = _corrected([c for c in found if c.variant in COUNTED], sum(v in COUNTED for v in planned))
+    counted = _corrected([c for c in found if c and c.variant in COUNTED], sum(v in COUNTED for v in planned))
     others = [c for c in _corrected(found, len(planned)) if c.variant not in COUNTED]
     return sorted(counted + others, key=lambda c: planned.index(c.variant))
 
@@ -234,7 +237,7 @@ def to_random(study: Study) -> list[Comparison]:
                     )
                     for v in planned
                 ]  # fmt: skip
-                out += _corrected([c for c in found if c is not None], len(planned))
+                out += _corrected(found, len(planned))
     return out
 
 
@@ -253,7 +256,7 @@ def mixed_minus_single(study: Study) -> list[Comparison]:
             identity = {"regime": "mixed", "compat": compat, "suite": outcome[0], "probe": outcome[1]}
             sides = {v: [_rows(study, v, r, compat, outcome) for r in ("mixed", "single")] for v in ran}
             found = [compare("regime", *sides[v], variant=v, against="single", **identity) for v in ran]
-            out += _corrected([c for c in found if c is not None], len(planned))
+            out += _corrected(found, len(planned))
             if len(ran) > 1:
                 out += [c for c in [_mean(sides, identity)] if c is not None]
     return out
@@ -290,7 +293,7 @@ def published_minus_intended(study: Study) -> list[Comparison]:
                 )
                 for name, rows in sides.items()
             ]  # fmt: skip
-            out += _corrected([c for c in found if c is not None], len(both))
+            out += _corrected(found, len(both))
     return out
 
 
@@ -309,7 +312,7 @@ def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw"
                     compat=compat, suite=outcome[0], probe=outcome[1],
                     against=control if own == compat else f"{control}, {own}",
                 )  # fmt: skip
-                out += _corrected([made], 1) if made else []
+                out += _corrected([made], 1)
     return out
 
 
@@ -321,7 +324,7 @@ def all_comparisons(study: Study) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def answer(comparisons: list[Comparison], compat: str) -> dict:
+def answer(comparisons: Sequence[Comparison], compat: str) -> dict:
     """The answer to the study's question, as numbers: {"mean": [Comparison per few-shot outcome], "baseline": [...],
     "variants": {outcome: {"above", "below", "undecided", "of"}}}.
     """

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vjepa_fast.errors import DataError
 from vjepa_fast.study.claims.published import BASELINES, DATA, Delta, Published
@@ -37,7 +38,7 @@ class Claim:
     dataset: str
     regime: str
     method: str
-    value: object
+    value: Any
     verified_by_source: bool
     confidence_by_source: float
     read_as: dict = field(default_factory=dict)
@@ -239,7 +240,7 @@ def _open_pattern(published: Published) -> Outcome:
     methods = published.methods("mixed", "*", ("ssv2", "imagenet100"))
     if len(methods) > 2:
         ssv2, images = ([published.top1(f"mixed_4gpu_{m}", d) for m in methods] for d in ("ssv2", "imagenet100"))
-        rho = spearmanr(ssv2, images).statistic
+        rho = spearmanr(ssv2, images).statistic  # pyright: ignore[reportAttributeAccessIssue]  # scipy has no types
         text += (
             f". For information: over the {len(methods)} mixed methods the rank correlation (Spearman) of SSv2 and "
             f"ImageNet-100 accuracy is {rho:+.2f}; a trade-off between the two would make it negative"

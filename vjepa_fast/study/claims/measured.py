@@ -64,7 +64,7 @@ class SeedDelta:
     @property
     def direction(self) -> str:
         """up, down or open, by the interval."""
-        if self.low is None or self.low <= 0 <= self.high:
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
             return OPEN
         return "up" if self.low > 0 else "down"
 

@@ -131,5 +131,6 @@ def write_report(
         "committed_svg": figures.committed_curves(committed.get("curves", [])) if committed else None,
     }
     page = pages.render(TEMPLATE, content, {"percent": percent, "points": points})
+    path = Path(path)
     write_text(path, page, hint="choose another folder")
-    return Path(path)
+    return path

@@ -90,6 +90,7 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
         return [r.to_dict() for r in rows]
     labels = parts["test"].labels.tolist()
     chance = max(map(labels.count, set(labels))) / len(labels)
+    assert model.result is not None  # there was a test part
     return [
         row_of(model.result, label=label, kind="supervised", suite=suite, probe="supervised", chance=chance).to_dict()
     ]

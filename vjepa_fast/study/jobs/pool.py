@@ -60,7 +60,7 @@ def run_tasks(
 ) -> dict[str, object]:
     """Run the tasks in ``at_once`` processes of ``threads`` CPU threads each; returns the results by name.
 
-    ``on_event`` gets ("start" | "done" | "kept", name), ``on_tick`` the names of the running tasks about twice a second.
+    ``on_event`` gets ("start" | "done" | "kept", name), ``on_tick`` about twice a second the names of running tasks.
 
     Raises:
         UserError: a worker process was killed. What a task raises is raised too.

@@ -31,8 +31,8 @@ def slots(device: str, jobs: int | None, per_gpu: int, runs: int) -> tuple[list[
     if device == "cpu":
         count = jobs or min(cores, max(1, runs))
         return [None] * count, max(1, cores // count)
-    found: list[str | None] = [gpu for _ in range(per_gpu) for gpu in visible_gpus()][: jobs or None]
-    return found, max(1, cores // len(found))
+    found = (visible_gpus() * per_gpu)[: jobs or None]
+    return [*found], max(1, cores // len(found))
 
 
 def visible_gpus() -> list[str]:

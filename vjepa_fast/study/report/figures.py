@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,11 +76,11 @@ def _limits(found: Sequence[Comparison]) -> tuple[float, float]:
 
 
 def _interval(axis: Axes, c: Comparison, y: float, colour: str, limits: tuple[float, float]) -> None:
-    if c.boot_low is not None:
+    if c.boot_low is not None and c.boot_high is not None:
         axis.plot(
             [100 * c.boot_low, 100 * c.boot_high], [y, y], color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt"
         )
-    if c.low is not None:
+    if c.low is not None and c.high is not None:
         low, high = max(100 * c.low, limits[0]), min(100 * c.high, limits[1])
         axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
         for x, cut, arrow in ((low, 100 * c.low < limits[0], "<"), (high, 100 * c.high > limits[1], ">")):
@@ -171,9 +171,8 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
     """
     from matplotlib.patheffects import withStroke
 
-    drawn = axis.figure
-    renderer = drawn.canvas.get_renderer()
-    frame, scale = axis.get_window_extent(renderer), drawn.dpi / 72
+    renderer = axis.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]  # Agg, by _settle
+    frame, scale = axis.get_window_extent(renderer), axis.figure.dpi / 72
     dots = {name: axis.transData.transform(xy) for name, xy in points.items()}
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in dots.values()]
     boxes = {}
@@ -181,27 +180,27 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
         text = axis.annotate(name, (0, 0), fontsize=size, color=INK, annotation_clip=False)
         extent = text.get_window_extent(renderer)
         text.remove()
-        best = None
-        for distance in (8, 14, 22, 32, 44, 60, 80):
+        best, box, distance = math.inf, (0.0, 0.0, 0.0, 0.0), 0
+        for reach in (8, 14, 22, 32, 44, 60, 80):
             for turn in range(16):
                 angle = 2 * math.pi * turn / 16
-                dx, dy = distance * scale * math.cos(angle), distance * scale * math.sin(angle)
+                dx, dy = reach * scale * math.cos(angle), reach * scale * math.sin(angle)
                 left = x + dx - extent.width * (1 - math.cos(angle)) / 2
                 bottom = y + dy - extent.height / 2
-                box = (left, bottom, left + extent.width, bottom + extent.height)
-                outside = left < frame.x0 or box[2] > frame.x1 or bottom < frame.y0 or box[3] > frame.y1
-                cost = sum(_overlap(box, t) for t in taken) + (1e4 if outside else 0)
-                if best is None or cost < best[0]:
-                    best = (cost, box, distance)
-            if best[0] == 0:
+                place = (left, bottom, left + extent.width, bottom + extent.height)
+                outside = left < frame.x0 or place[2] > frame.x1 or bottom < frame.y0 or place[3] > frame.y1
+                cost = sum(_overlap(place, t) for t in taken) + (1e4 if outside else 0)
+                if cost < best:
+                    best, box, distance = cost, place, reach
+            if best == 0:
                 break
-        _, box, distance = best
         taken.append(box)
         boxes[name] = box
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axis.annotate(
-            name, points[name], axis.transData.inverted().transform(middle), fontsize=size, color=INK, ha="center",
-            va="center", arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
+            name, points[name], tuple(axis.transData.inverted().transform(middle)), fontsize=size, color=INK,
+            ha="center", va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     return boxes
@@ -297,7 +296,7 @@ def geometry(study: Study) -> str | None:
                 if t[key] is None or t["regime"] not in (regime, "none"):
                     continue
                 y = len(order) - 1 - order.index(t["variant"])
-                style = {"marker": "D", "markerfacecolor": "none", "color": INK}
+                style: dict[str, Any] = {"marker": "D", "markerfacecolor": "none", "color": INK}
                 if t["level"] != "all":
                     style = {"marker": "o", "color": shades[levels.index(t["level"])]}
                 axis.plot(t[key], y, markersize=4.5, linewidth=0, **style)

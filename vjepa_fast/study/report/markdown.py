@@ -81,7 +81,7 @@ def _cell(c: Comparison | None) -> str:
     return f"{points(c.value)} ({span(c.low, c.high)}){verdict}"
 
 
-def _halves(texts: tuple[str, str, str]) -> str:
+def _halves(texts: tuple[str, ...]) -> str:
     return f"{texts[0]} ({texts[1]}, {texts[2]})"
 
 

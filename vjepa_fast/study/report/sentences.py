@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from vjepa_fast.study.records import RANDOM, Study, is_fewshot
 from vjepa_fast.study.report import tables
@@ -121,16 +121,16 @@ def chance_lines(study: Study) -> list[str]:
     for outcome in filter(is_fewshot, study.outcomes):
         at = study.outcomes.index(outcome)
         found = {
-            (variant, regime): line[at][0]
+            (variant, regime): cell[0]
             for regime in study.regimes
             for variant, _, line in tables.accuracy_lines(study, regime, study.compat)
-            if line[at] is not None
+            if (cell := line[at]) is not None
         }
         runs = {k: v for k, v in found.items() if k[0] != RANDOM}
         if not runs:
             continue
         chance = tables.chances(study)[outcome]
-        ends = [f"{100 * runs[k]:.1f} ({', '.join(k)})" for k in (min(runs, key=runs.get), max(runs, key=runs.get))]
+        ends = [f"{100 * runs[k]:.1f} ({', '.join(k)})" for k in _ends(runs)]
         near = sum(abs(v - chance) < NEAR for v in runs.values())
         random = next((f", random init {100 * v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
         out.append(
@@ -139,6 +139,11 @@ def chance_lines(study: Study) -> list[str]:
             + (", where a difference tells little of recognition." if near else ".")
         )
     return out
+
+
+def _ends(values: Mapping[tuple[str, str], float]) -> tuple[tuple[str, str], tuple[str, str]]:
+    """The keys of the least and of the greatest value."""
+    return min(values, key=values.__getitem__), max(values, key=values.__getitem__)
 
 
 def rank_lines(table: Sequence[dict]) -> list[str]:
@@ -151,7 +156,7 @@ def rank_lines(table: Sequence[dict]) -> list[str]:
     runs = {k: v for k, v in found.items() if k[0] != RANDOM}
     if not runs:
         return []
-    low, high = (f"{runs[k]:.1f} ({', '.join(k)})" for k in (min(runs, key=runs.get), max(runs, key=runs.get)))
+    low, high = (f"{runs[k]:.1f} ({', '.join(k)})" for k in _ends(runs))
     random = next((f"; random init {v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
     return [f"Directions that the features use (RankMe, 1 is full collapse): {low} to {high}{random}."]
 

@@ -109,11 +109,14 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict]:
     ]  # fmt: skip
 
 
-def tradeoff_axes(outcomes: list[tuple[str, str]]) -> tuple[list, list]:
+def tradeoff_axes(outcomes: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """The (temporal, appearance) outcomes among those of a study, by linear probe where there is one."""
     probes = [p for _, p in outcomes]
     probe = "linear" if "linear" in probes else next((p for p in probes if not p.endswith("-shot")), None)
-    return tuple([o for o in outcomes if o[0] in group and o[1] == probe] for group in (TEMPORAL, APPEARANCE))
+    temporal, appearance = (
+        [o for o in outcomes if o[0] in group and o[1] == probe] for group in (TEMPORAL, APPEARANCE)
+    )
+    return temporal, appearance
 
 
 def cost_table(study: Study) -> list[dict]:
@@ -133,11 +136,15 @@ def cost_table(study: Study) -> list[dict]:
                 continue
             base = mean if variant == BASELINE else base
             more = {
-                name: None if base is None or None in (mean[k], base[k]) else mean[k] - base[k]
+                name: None if base is None else _minus(mean[k], base[k])
                 for name, k in (("ms_more", "step_ms"), ("mb_more", "peak_mb"))
             }
             out.append({"variant": variant, "regime": regime, **mean, **more, "values": values})
     return out
+
+
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
 def geometry_table(study: Study) -> list[dict]:
@@ -157,7 +164,7 @@ def geometry_table(study: Study) -> list[dict]:
     return out
 
 
-def geometry_lines(table: Sequence[dict]) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+def geometry_lines(table: Sequence[dict]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """(variant, regime, [text of (whole, appearance half, dynamics half) per figure]), all levels together."""
     found = {(r["variant"], r["regime"], r["subspace"]): r for r in table if r["level"] == "all"}
 

@@ -127,9 +127,10 @@ def write_study_report(
     made = content(study)
     written = [write_csv(study.folder / "results.csv", table_rows(study))]
     for kind, path in (paths or {k: Path(folder) / name for k, name in FILES.items()}).items():
+        path = Path(path)
         if kind == "csv":
             write_csv(path, tables.comparison_rows(made["comparisons"]))
         else:
             write_text(path, {"html": html, "md": markdown, "latex": latex}[kind](made))
-        written.append(Path(path))
+        written.append(path)
     return made, written

@@ -194,7 +194,8 @@ class Paper(Suite):
     def weights(self, regime: str) -> dict[str, float]:  # noqa: D102
         from vjepa_fast import config
 
-        return dict(zip(self.trained[regime], config.load(PUBLISHED[regime]).data.datasets_weights, strict=True))
+        weights = config.load(PUBLISHED[regime]).data.datasets_weights or (1.0,)
+        return dict(zip(self.trained[regime], weights, strict=True))
 
     def baseline(self, regime: str, compat: str, seed: int) -> Config:
         """The published baseline recipe on the user's manifests."""
