@@ -1,0 +1,154 @@
+"""Arguments that several commands share: types that check one value, and groups of flags with one meaning.
+
+A type raises ``argparse.ArgumentTypeError``; the parser puts the name of the flag before its text.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+ENCODERS = ("target_encoder", "encoder")
+POOLINGS = ("mean", "time", "meanstd")
+
+# ---------------------------------------------------------------- types
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An integer of at least ``low``."""
+
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < low:
+            raise ArgumentTypeError(f"{value} is not a positive number" if low == 1 else f"{value} is less than {low}")
+        return value
+
+    return integer
+
+
+positive = at_least(1)
+
+
+def positive_real(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def names(text: str) -> list[str]:
+    """Names with commas between, such as ``a,b``; blanks around them do not count."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def some_names(text: str) -> list[str]:
+    """As `names`, at least one."""
+    if not (found := names(text)):
+        raise ArgumentTypeError("expected names with commas between, got none")
+    return found
+
+
+def writable_file(text: str) -> str:
+    """The path of a file that can be written, since what it is for takes long."""
+    folder = os.path.dirname(os.path.abspath(text))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(text):
+        raise ArgumentTypeError(f"{text}: cannot be written; choose a file in a folder that exists and is writable")
+    return text
+
+
+def manifest_file(text: str) -> str:
+    """The path of a manifest that exists."""
+    if not os.path.isfile(text):
+        raise ArgumentTypeError(f"{text}: no such manifest; `vjepa-fast data manifest DIR` writes one")
+    return text
+
+
+# ---------------------------------------------------------------- flags
+
+
+def add_device(parser: ArgumentParser, default: str = "auto") -> None:
+    """``--device``, to be read with `device_of`."""
+    parser.add_argument("--device", default=default, help="auto, cpu, cuda, cuda:N or mps (default %(default)s)")
+
+
+def add_json(parser: ArgumentParser, what: str = "the rows") -> None:
+    """``--json PATH``."""
+    parser.add_argument("--json", metavar="PATH", type=writable_file, help=f"also write {what} to a file")
+
+
+def add_encoders(parser: ArgumentParser) -> None:
+    """The checkpoint, which of its encoders, and their control; `encoders_of` reads ``--which``."""
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
+    )
+    parser.add_argument(
+        "--which", choices=("both", *ENCODERS), default="both", help="EMA target, student, or both (default)"
+    )
+    parser.add_argument("--config", help="recipe or YAML of a checkpoint that holds no configuration (FAIR weights)")
+    parser.add_argument("--no-random", action="store_true", help="leave the random-init control out")
+
+
+def add_clips(parser: ArgumentParser) -> None:
+    """How clips are read: frames, size and step, and how many at once."""
+    parser.add_argument("--num-frames", type=positive, help="default: as trained")
+    parser.add_argument("--crop-size", type=positive, help="pixels; default: as trained")
+    parser.add_argument("--frame-step", type=positive, help="default: as trained")
+    parser.add_argument("--batch-size", type=positive, default=16, help="clips at once (default %(default)s)")
+
+
+def add_features(parser: ArgumentParser) -> None:
+    """What features are taken of the clips, and where they are kept."""
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="time",
+        help="over all tokens; over space with time steps side by side (default); mean and std",
+    )
+    parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
+    parser.add_argument(
+        "--images",
+        choices=("repeat", "single"),
+        default="repeat",
+        help="still images as standing clips (default) or through the image embedding",
+    )
+    parser.add_argument("--workers", type=at_least(0), default=0, help="decoding processes (default %(default)s)")
+    parser.add_argument("--cache", metavar="DIR", help="folder for features (default: features/ in the run folder)")
+    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+
+
+# ---------------------------------------------------------------- what the flags say
+
+
+def encoders_of(which: str) -> tuple[str, ...]:
+    """The encoders that ``--which`` names."""
+    return ENCODERS if which == "both" else (which,)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that ``--device`` names; UserError where it cannot be used here."""
+    import torch
+
+    from vjepa_fast.errors import UserError
+    from vjepa_fast.files import first_line
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: cannot be used here ({first_line(error)})") from None
+    return device
