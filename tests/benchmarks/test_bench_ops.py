@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import bench_ops
 
-op_cases, timing = bench_ops.op_cases, bench_ops.timing
+op_cases, memory = bench_ops.op_cases, bench_ops.memory
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_peak_memory_counts_what_a_call_takes_at_most():
         return fn
 
     cpu = torch.device("cpu")
-    one, three = (timing.peak_bytes(takes(n), cpu) for n in (1, 3))
+    one, three = (memory.peak_bytes(takes(n), cpu) for n in (1, 3))
     assert 31 << 20 < one < 40 << 20 and 95 << 20 < three < 110 << 20
 
 
