@@ -6,7 +6,7 @@ Two intervals stand beside each other, for two sources of chance:
 
 * ``low, high``: Student t over the S paired differences (df = S - 1). It treats the seed as the unit, which is what a
   claim about an objective is about, and is the one that verdicts go by. With 3 seeds it is wide, and rightly so.
-* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It tells what the choice of test samples
+* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It shows what the choice of test samples
   adds; with few seeds it is too narrow, since S values cannot show how far seeds really spread.
 
 Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and outcome.

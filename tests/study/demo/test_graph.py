@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from tests.study.run.tiny import ENCODER
 from vjepa_fast import config
 from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
@@ -21,20 +22,7 @@ TINY = DemoPlan(
         DemoRun("baseline single", "baseline", "single", "demo_baseline_single", {"motion8": 1.0}),
         DemoRun("fwm_hw_ld mixed", "fwm_hw_ld", "mixed", "demo_fwm_hw_ld_mixed", {"motion8": 0.8, "objects": 0.2}),
     ),
-    overrides=(
-        "data.crop_size=32",
-        "data.patch_size=16",
-        "data.batch_size=4",
-        "optimization.epochs=1",
-        "optimization.ipe=4",
-        "optimization.warmup=0.5",
-        "model.embed_dim=24",
-        "model.num_heads=2",
-        "model.pred_embed_dim=24",
-        "model.pred_num_heads=2",
-        "runtime.log_every=2",
-        "runtime.monitor_every=2",
-    ),
+    overrides=(*ENCODER, "runtime.log_every=2", "runtime.monitor_every=2"),
     supervised_steps=2,
     supervised_batch=4,
     episodes=20,

@@ -11,7 +11,7 @@ SIZES = {
     "dive": {"train": 24},
     "fewshot": {"train": 36, "test": 144},
 }
-SMALL = (
+ENCODER = (
     "data.crop_size=32",
     "data.patch_size=16",
     "data.batch_size=4",
@@ -22,6 +22,9 @@ SMALL = (
     "model.num_heads=2",
     "model.pred_embed_dim=24",
     "model.pred_num_heads=2",
+)
+SMALL = (
+    *ENCODER,
     "runtime.log_every=1",
     "runtime.save_every=100",
     "runtime.peak_tflops=1",

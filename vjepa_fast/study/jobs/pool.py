@@ -128,7 +128,7 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
             "seconds": round(time.perf_counter() - wall, 2),
             "cpu_seconds": round(time.process_time() - cpu, 2),
         }
-    except SystemExit:  # the trainer was told to stop and has saved
+    except SystemExit:  # the trainer was stopped and has saved
         if not workers.parent_is_alive():
             os._exit(0)  # nobody is left to take a result
         raise KeyboardInterrupt from None

@@ -1,7 +1,7 @@
 """Jobs in processes of their own on this machine, and on others that run the same command on the same folder.
 
-Each command takes a job by its lock, which only one can hold. The job of a command that died goes on from its last
-checkpoint in the hands of another.
+Each command takes a job by its lock, which only one can hold. The job of a command that died is taken over by
+another, and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _child(work: Work, job: dict) -> None:
 
 
 def _next(work: Work, waiting: list[dict], reported: set[str], on_event: Event) -> tuple[dict, Lock] | None:
-    """The first job that is neither done nor in another process's hands, and its lock; what is done leaves the list."""
+    """The first job that is neither done nor held by another process, and its lock; what is done leaves the list."""
     for job in list(waiting):
         if work.done(job):
             waiting.remove(job)

@@ -219,7 +219,7 @@ def environment_of(study: Study) -> dict[str, str]:
             out[key] = _plain(plan[key])
     for key in sorted({k for c in study.cells.values() for k in c.versions if k in VERSIONS}):
         seen = sorted({str(c.versions[key]) for c in study.cells.values() if key in c.versions})
-        if key in ("commit", "device"):  # of the runs: the plan has those of the last command
+        if key in ("commit", "device"):  # of the runs, not of the last command as in the plan
             out[key] = ", ".join(seen) + (" (+: with changes not committed)" if "+" in "".join(seen) else "")
         if len(seen) > 1:
             out[f"runs differ in {key}"] = ", ".join(seen)

@@ -1,4 +1,4 @@
-"""Which runs a study has, what is done of them, and ``study.json``, which says so.
+"""Which runs a study has, what is done of them, and ``study.json``, which records them.
 
 A study's folder also has ``runs/<key>/``, the trainer's folders, ``cells/<key>.json``, the evaluated runs
 (``<key>.error.txt`` where one failed), and ``locks/`` and ``logs/`` of what is at work. The key of a run is
