@@ -20,6 +20,10 @@ from vjepa_fast.bench.results import describe
 from vjepa_fast.config import Config
 from vjepa_fast.metrics import hardware, profile
 
+_MEASURED = (
+    "median_ms min_ms max_ms steps_per_s clips_per_s mfu gflop_per_clip first_loss peak_bytes peak_after_imports "
+    "launches_per_step syncs_per_step"
+).split()
 TURN = {"cuda": 4, "cpu": 1}  # steps timed together: on CUDA without waiting for the device between them
 
 
@@ -158,29 +162,13 @@ def _measure_together(cfg: Config, names: Sequence[str], warmup: int, repeats: i
 
 def _row(cfg: Config, name: str, error: str | None = None) -> dict:
     """A row with nothing measured yet."""
-    empty = dict.fromkeys(
-        (
-            "median_ms",
-            "min_ms",
-            "max_ms",
-            "steps_per_s",
-            "clips_per_s",
-            "mfu",
-            "gflop_per_clip",
-            "first_loss",
-            "peak_bytes",
-            "peak_after_imports",
-            "launches_per_step",
-            "syncs_per_step",
-        )
-    )
     return {
         "op": "train_step",
         "provider": name,
         "mode": "step",
         "batch": cfg.data.batch_size,
         "dtype": cfg.runtime.dtype,
-        **empty,
+        **dict.fromkeys(_MEASURED),
         "error": error,
         "mismatch": False,
     }

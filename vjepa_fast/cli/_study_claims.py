@@ -19,10 +19,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("--study", metavar="DIR", help="also from a study's folder (of `vjepa-fast study run`)")
     parser.add_argument(
-        "--json",
-        metavar="PATH",
-        type=writable_file,
-        help="also write id, status, published, computed, arithmetic, ...",
+        "--json", metavar="PATH", type=writable_file, help="also write id, status, published, computed, arithmetic, ..."
     )
     parser.add_argument("--markdown", metavar="PATH", type=writable_file, help="also write the table as Markdown")
 

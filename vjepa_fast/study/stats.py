@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -199,45 +200,49 @@ def _families(found: Sequence[Comparison | None], planned: list[str]) -> list[Co
     return sorted(counted + others, key=lambda c: planned.index(c.variant))
 
 
+def _compared(
+    kind: str,
+    study: Study,
+    variants: Sequence[str],
+    place: tuple[str, str],
+    outcome: tuple[str, str],
+    base: dict[int, Row],
+    against: str,
+) -> list[Comparison | None]:
+    """Each variant's rows at a place (regime, compat) minus ``base``."""
+    regime, compat = place
+    identity = {"regime": regime, "compat": compat, "suite": outcome[0], "probe": outcome[1], "against": against}
+    return [compare(kind, _rows(study, v, regime, compat, outcome), base, variant=v, **identity) for v in variants]
+
+
+def _standing_in(study: Study, variant: str, regime: str, compat: str) -> tuple[str, str]:
+    """(mode in which a variant is subtracted, what it is called then): intended where it did not run in ``compat``."""
+    own = compat if study.runs(variant, regime, compat) else study.compat
+    return own, variant if own == compat else f"{variant}, {own}"
+
+
 def to_baseline(study: Study) -> list[Comparison]:
     """Each variant minus the baseline of its regime and mode, per outcome. Where the baseline did not run in a mode,
-    the intended one stands in, and ``against`` says so. Family: the counted variants planned (18 in a full study).
+    the intended one is subtracted, and ``against`` names it. Family: the counted variants planned (18 in a full study).
     """
     out = []
-    for regime in study.regimes:
-        for compat in study.compats:
-            own = compat if study.runs(BASELINE, regime, compat) else study.compat
-            planned = [v for v in study.planned((regime, compat)) if v != BASELINE]
-            for outcome in study.outcomes:
-                base = _rows(study, BASELINE, regime, own, outcome)
-                found = [
-                    compare(
-                        "baseline", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
-                        compat=compat, suite=outcome[0], probe=outcome[1],
-                        against=BASELINE if own == compat else f"{BASELINE}, {own}",
-                    )
-                    for v in planned
-                ]  # fmt: skip
-                out += _families(found, planned)
+    for place in product(study.regimes, study.compats):
+        own, against = _standing_in(study, BASELINE, *place)
+        planned = [v for v in study.planned(place) if v != BASELINE]
+        for outcome in study.outcomes:
+            base = _rows(study, BASELINE, place[0], own, outcome)
+            out += _families(_compared("baseline", study, planned, place, outcome, base, against), planned)
     return out
 
 
 def to_random(study: Study) -> list[Comparison]:
     """Each variant, baseline included, minus the random-init encoder of the same seed."""
     out = []
-    for regime in study.regimes:
-        for compat in study.compats:
-            planned = study.planned((regime, compat))
-            for outcome in study.outcomes:
-                base = _rows(study, RANDOM, "none", "intended", outcome)
-                found = [
-                    compare(
-                        "random", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
-                        compat=compat, suite=outcome[0], probe=outcome[1], against=RANDOM,
-                    )
-                    for v in planned
-                ]  # fmt: skip
-                out += _corrected(found, len(planned))
+    for place in product(study.regimes, study.compats):
+        planned = study.planned(place)
+        for outcome in study.outcomes:
+            base = _rows(study, RANDOM, "none", "intended", outcome)
+            out += _corrected(_compared("random", study, planned, place, outcome, base, RANDOM), len(planned))
     return out
 
 
@@ -302,17 +307,11 @@ def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw"
     Where the control ran in one mode only, that one is subtracted. One comparison per family: nothing to correct.
     """
     out = []
-    for regime in study.regimes:
-        for compat in study.compats:
-            own = compat if study.runs(control, regime, compat) else study.compat
-            for outcome in study.outcomes:
-                base = _rows(study, control, regime, own, outcome)
-                made = compare(
-                    "control", _rows(study, variant, regime, compat, outcome), base, variant=variant, regime=regime,
-                    compat=compat, suite=outcome[0], probe=outcome[1],
-                    against=control if own == compat else f"{control}, {own}",
-                )  # fmt: skip
-                out += _corrected([made], 1)
+    for place in product(study.regimes, study.compats):
+        own, against = _standing_in(study, control, *place)
+        for outcome in study.outcomes:
+            base = _rows(study, control, place[0], own, outcome)
+            out += _corrected(_compared("control", study, [variant], place, outcome, base, against), 1)
     return out
 
 

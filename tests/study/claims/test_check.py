@@ -154,10 +154,7 @@ def test_counts_are_exact():
 
 @pytest.mark.parametrize(
     ("claim", "status", "computed"),
-    [
-        (4, "confirmed", [-2.90, -2.54]),
-        (10, "confirmed", {"count": 10, "of": 14, "threshold": -5.0}),
-    ],
+    [(4, "confirmed", [-2.90, -2.54]), (10, "confirmed", {"count": 10, "of": 14, "threshold": -5.0})],
 )
 def test_the_other_reading_is_beside_the_status_and_does_not_change_it(claim, status, computed):
     (entry,) = check_claims(PUBLISHED, [CLAIMS[claim]])

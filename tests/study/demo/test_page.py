@@ -162,22 +162,6 @@ def test_committed_file_is_checked(tmp_path):
             records.load_committed(path)
 
 
-def test_collect_turns_probe_files_into_the_committed_form(tmp_path, rows):
-    probe = tmp_path / "probe.json"
-    probe.write_text(json.dumps({"rows": [r.to_dict() for r in rows]}))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text(
-        "".join(json.dumps(m) + "\n" for m in metrics(1.0)) + '{"step": 9, "lo'
-    )
-    found = records.collect(
-        {3: [probe]}, {3: tmp_path / "run"}, recipe="r", command="c", device="d", minutes=1.0, commit="x", versions={}
-    )
-    (tmp_path / "c.json").write_text(json.dumps(found))
-    loaded = records.load_committed(tmp_path / "c.json")
-    assert len(loaded["rows"]) == 10 and loaded["rows"][0]["seed"] == 3
-    assert loaded["curves"][0]["step"] == list(range(1, 9))
-
-
 def test_against_compares_the_same_samples(rows):
     control = next(r for r in rows if r.kind == "random" and r.suite == "motion8" and r.probe == "linear")
     other = next(r for r in rows if r.kind == "pretrained" and r.suite == "motion8" and r.probe == "linear")

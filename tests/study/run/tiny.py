@@ -23,12 +23,7 @@ ENCODER = (
     "model.pred_embed_dim=24",
     "model.pred_num_heads=2",
 )
-SMALL = (
-    *ENCODER,
-    "runtime.log_every=1",
-    "runtime.save_every=100",
-    "runtime.peak_tflops=1",
-)
+SMALL = (*ENCODER, "runtime.log_every=1", "runtime.save_every=100", "runtime.peak_tflops=1")
 TINY = Settings(sizes=SIZES, size=32, overrides=SMALL, queries=1, episodes=50)
 GRID = Grid(("baseline", "kinematic"), ("single",), (0,), published=("kinematic",))
 KEYS = [

@@ -74,9 +74,7 @@ class Demo:
                 ),
             ]
         controls = {"config": first, "clips": clips, "plan": values}
-        out.append(
-            Task("controls", tasks.controls, controls, needs=decoded, rank=25, identity=[shape, values]),
-        )
+        out.append(Task("controls", tasks.controls, controls, needs=decoded, rank=25, identity=[shape, values]))
         out += [
             Task(
                 f"supervised-{name}",

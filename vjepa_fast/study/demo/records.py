@@ -10,35 +10,21 @@ The committed file (``benchmarks/results/synthetic_small.json``; installed packa
                "difference": 0.13, "difference_ci95": [0.09, 0.17]}, ...],
      "curves": [{"seed": 0, "step": [...], "loss": [...]}, ...]}
 
-Accuracies are fractions; ``difference`` is paired by test sample. ``collect`` makes it of the files of ``vjepa-fast
-probe --json``.
+Accuracies are fractions; ``difference`` is paired by test sample. ``benchmarks/synthetic_small.py`` writes it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from vjepa_fast.errors import DataError
-from vjepa_fast.study.records import read_metrics
 
-ROW_KEYS = (
-    "suite",
-    "probe",
-    "seed",
-    "n",
-    "pretrained",
-    "pretrained_ci95",
-    "random",
-    "random_ci95",
-    "difference",
-    "difference_ci95",
-)
+ROW_KEYS = "suite probe seed n pretrained pretrained_ci95 random random_ci95 difference difference_ci95".split()
 
 
 @dataclass(frozen=True)
@@ -114,63 +100,3 @@ def load_committed(path: str | os.PathLike | None = None) -> dict | None:
             f"{found_at}: not a result file of format 1 with rows that have {', '.join(missing or ROW_KEYS)}"
         )
     return found
-
-
-def collect(
-    probe_files: Mapping[int, Sequence[str | os.PathLike]],
-    run_folders: Mapping[int, str | os.PathLike],
-    *,
-    recipe: str,
-    command: str,
-    device: str,
-    minutes: float,
-    commit: str,
-    versions: dict,
-    note: str = "",
-    points: int = 200,
-) -> dict:
-    """The committed result from ``{seed: [probe --json files]}`` and ``{seed: run folder}`` (for the curves)."""
-    rows = []
-    for seed, files in probe_files.items():
-        for file in files:
-            found = json.loads(Path(file).read_text())["rows"]
-            controls = {(r["suite"], r["probe"]): r for r in found if r["kind"] == "random"}
-            for r in found:
-                if r["kind"] != "pretrained" or r.get("difference") is None:
-                    continue
-                control = controls[r["suite"], r["probe"]]
-                rows.append(
-                    {
-                        "suite": r["suite"],
-                        "probe": r["probe"],
-                        "encoder": r["label"],
-                        "seed": seed,
-                        "n": r["n"],
-                        "chance": r["chance"],
-                        "pretrained": r["accuracy"],
-                        "pretrained_ci95": [r["low"], r["high"]],
-                        "random": control["accuracy"],
-                        "random_ci95": [control["low"], control["high"]],
-                        "difference": r["difference"]["value"],
-                        "difference_ci95": [r["difference"]["low"], r["difference"]["high"]],
-                    }
-                )
-    curves = []
-    for seed, folder in run_folders.items():
-        metrics = read_metrics(folder)
-        metrics = metrics[:: max(1, len(metrics) // points)]
-        curves.append(
-            {"seed": seed, "step": [m["step"] for m in metrics], "loss": [round(m["loss"], 5) for m in metrics]}
-        )
-    return {
-        "format": 1,
-        "recipe": recipe,
-        "command": command,
-        "device": device,
-        "minutes": minutes,
-        "commit": commit,
-        "versions": versions,
-        "note": note,
-        "rows": rows,
-        "curves": curves,
-    }

@@ -38,12 +38,7 @@ def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: 
     """Write ``results.json`` and ``report.html``; returns the path of the report."""
     plan = demo.plan
     environment = _environment(demo.workers, demo.threads, plan.device, seconds)
-    content = {
-        "format": 1,
-        "plan": asdict(plan),
-        "environment": environment,
-        "rows": [r.to_dict() for r in rows],
-    }
+    content = {"format": 1, "plan": asdict(plan), "environment": environment, "rows": [r.to_dict() for r in rows]}
     write_json(demo.folder / "results.json", content)
     masks, pcas = _pictures(results["pictures"])
     return write_report(
