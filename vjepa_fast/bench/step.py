@@ -21,9 +21,9 @@ from vjepa_fast.config import Config
 from vjepa_fast.metrics import hardware, profile
 
 _MEASURED = (
-    "median_ms min_ms max_ms steps_per_s clips_per_s mfu gflop_per_clip first_loss peak_bytes peak_after_imports "
-    "launches_per_step syncs_per_step"
-).split()
+    "median_ms", "min_ms", "max_ms", "steps_per_s", "clips_per_s", "mfu", "gflop_per_clip",
+    "first_loss", "peak_bytes", "peak_after_imports", "launches_per_step", "syncs_per_step",
+)  # fmt: skip
 TURN = {"cuda": 4, "cpu": 1}  # steps timed together: on CUDA without waiting for the device between them
 
 
