@@ -4,7 +4,8 @@
     python benchmarks/synthetic_small.py --seeds 0           # one seed
 
 Writes benchmarks/results/synthetic_small.json (format: vjepa_fast/study/demo/records.py) and synthetic_small.png. The
-probe reads one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the end.
+probe reads one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the
+end.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def probe(folder: Path, seed: int, threads: int) -> dict[str, list[Path]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/synthetic_small"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
@@ -97,11 +98,11 @@ def main() -> None:
     report(args, runs, probes, (time.time() - started) / 60)
 
 
-def report(args, runs: dict[int, Path], probes: dict[int, list[Path]], minutes: float) -> None:
+def report(args, runs: dict[int, Path], probes: dict[int, dict[str, list[Path]]], minutes: float) -> None:
     from vjepa_fast.study.records import read_metrics
 
     about = json.loads((runs[args.seeds[0]] / "versions.json").read_text())
-    rows = []
+    rows, found = [], {}
     for pooling in POOLINGS:
         files = {seed: of_seed[pooling] for seed, of_seed in probes.items()}
         found = collect(
