@@ -29,6 +29,7 @@ CXXFLAGS = "-O3 -g0 -std=c++17 -fPIC -fvisibility=hidden -fopenmp-simd -fno-math
 
 
 def find_compiler():
+    """The C++ compiler to call: ``CXX``, or the first of the usual names on the path."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         if shutil.which(name.split()[0]):
@@ -36,7 +37,8 @@ def find_compiler():
     raise RuntimeError(f"no C++ compiler found (tried {', '.join(names)})")
 
 
-def fingerprint(folder):  # the same as in vjepa_fast/ops/_cpp.py, which compares
+def fingerprint(folder):
+    """A digest of the sources, the same as in vjepa_fast/ops/_cpp.py, which compares."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".cpp", ".h"):
@@ -45,6 +47,7 @@ def fingerprint(folder):  # the same as in vjepa_fast/ops/_cpp.py, which compare
 
 
 def write_ninja(folder, compiler, sources, target):
+    """Write build.ninja: an object per source, and a stub in the place of libtorch_cpu.so to link with."""
     from ninja.ninja_syntax import Writer
 
     objects, stub = [], folder / "stub" / "libtorch_cpu.so"
@@ -78,7 +81,7 @@ class BuildExt(build_ext):
             if MODE == "1":
                 raise SystemExit(f"VJEPA_FAST_BUILD=1: the extension could not be built: {e}") from e
             self.failed = str(e)
-            print(f"warning: vjepa_fast/_C.so was not built ({e}); the eager path serves", file=sys.stderr)
+            print(f"warning: vjepa_fast/_C.so was not built ({e}); eager code runs instead", file=sys.stderr)
 
     def ninja(self, ext):
         import ninja

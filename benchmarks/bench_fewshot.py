@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
-from vjepa_fast.bench import timing  # noqa: E402
+from vjepa_fast.bench import results  # noqa: E402
 from vjepa_fast.evaluation import Features  # noqa: E402
 from vjepa_fast.evaluation.fewshot import episode_protocol, evaluate_episodes, sample_episodes  # noqa: E402
 
@@ -77,7 +77,7 @@ def main() -> int:
         more = {"cpu_s": round(statistics.median(cpu), 3), "accuracy": out if isinstance(out, float) else None}
         rows.append(
             {
-                **timing.row(
+                **results.row(
                     wall,
                     None,
                     op=f"{args.episodes} episodes",
@@ -86,7 +86,7 @@ def main() -> int:
                     mode=mode,
                     provider=name,
                     peak_bytes=None,
-                    **timing.describe(device),
+                    **results.describe(device),
                 ),
                 **more,
             }
@@ -97,7 +97,7 @@ def main() -> int:
         seconds = f"{r['median_ms'] / 1e3:.2f} | {r['cpu_s']:.2f}"
         print(f"| {r['provider']} | {r['shape']} | {r['mode']} | {seconds} | {accuracy} |")
     if args.json:
-        timing.write_json(args.json, rows)
+        results.write(args.json, rows)
     return 0
 
 

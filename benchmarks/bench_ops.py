@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.ops import CASES, Case, Inputs  # noqa: E402
-from vjepa_fast.bench import timing  # noqa: E402
+from vjepa_fast.bench import memory, results, timing  # noqa: E402
 
 PROVIDERS = ("reference", "eager", "compiled", "fused")
 
@@ -106,7 +106,7 @@ def _tensors(x) -> list[torch.Tensor]:
 def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float) -> list[dict]:
     """The rows of one op."""
     case = CASES[name](inputs)
-    where, rows = timing.describe(inputs.device), []
+    where, rows = results.describe(inputs.device), []
     for mode in modes(case):
         fns = functions(case, mode, providers)
         check(case, fns)
@@ -115,9 +115,9 @@ def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float)
             floor = {"forward": case.floor_bytes, "full": case.floor_full}.get(mode)
             if mode == "backward" and case.floor_full:
                 floor = case.floor_full - (case.floor_bytes or 0)
-            peak = timing.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
+            peak = memory.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
             rows.append(
-                timing.row(
+                results.row(
                     ms,
                     floor,
                     op=name,
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--show", metavar="PATH", help="measure nothing; print the table of rows written by --json")
     args = parser.parse_args()
     if args.show:
-        print(timing.table(json.loads(pathlib.Path(args.show).read_text(encoding="utf-8"))))
+        print(results.table(json.loads(pathlib.Path(args.show).read_text(encoding="utf-8"))))
         return 0
     names = [n for n in args.ops.split(",") if n] or list(CASES)
     for given, known in ((names, CASES), (args.providers.split(","), PROVIDERS)):
@@ -162,8 +162,8 @@ def main() -> int:
         rows += measure(name, inputs, args.providers.split(","), args.repeats, args.budget)
         print(f"{name} done", file=sys.stderr, flush=True)
         if args.json:
-            timing.write_json(args.json, rows)
-    print(timing.table(rows))
+            results.write(args.json, rows)
+    print(results.table(rows))
     return 0
 
 

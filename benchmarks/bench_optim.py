@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from vjepa_fast import models, ops  # noqa: E402
-from vjepa_fast.bench import timing  # noqa: E402
+from vjepa_fast.bench import results, timing  # noqa: E402
 from vjepa_fast.config.schema import OptimizationConfig  # noqa: E402
 from vjepa_fast.trainer import optim  # noqa: E402
 
@@ -87,7 +87,7 @@ def main() -> int:
         "fused": fused,
     }
     rows = [
-        timing.row(
+        results.row(
             ms,
             moved,
             op="optimiser",
@@ -96,13 +96,13 @@ def main() -> int:
             provider=name,
             mode="step",
             peak_bytes=None,
-            **timing.describe(device),
+            **results.describe(device),
         )
         for name, ms in timing.times(fns, device, args.repeats, 30.0).items()
     ]
-    print(timing.table(rows))
+    print(results.table(rows))
     if args.json:
-        timing.write_json(args.json, rows)
+        results.write(args.json, rows)
     return 0
 
 

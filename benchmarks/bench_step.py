@@ -17,15 +17,16 @@ Under pytest-benchmark it times ViT-tiny, 112 px, 16 frames, batch 4, float32, t
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from vjepa_fast.bench import step as _bench_step
-from vjepa_fast.cli import bench, main
+from vjepa_fast.bench.cases import config_of
+from vjepa_fast.bench.providers import Provider
+from vjepa_fast.bench.step import about, peak_memory
+from vjepa_fast.cli import main
+from vjepa_fast.files import write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ON_CUDA = [
@@ -43,27 +44,19 @@ ON_CPU = ["--providers", "vjepa_fast,reference,reference_checkpointed"]
 WARMUP, ROUNDS = 1, 5
 
 
-def settings():
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return bench.config_of(parser.parse_args(["step"]))
-
-
 @pytest.fixture(scope="module")
 def rows(request):
     found: list[dict] = []
     yield found
     path = request.config.getoption("--json")
     if path and found:
-        with open(path, "w", encoding="utf-8") as f:
-            json.dump(found, f, indent=1)
-            f.write("\n")
+        write_json(path, found)
 
 
 @pytest.mark.parametrize("name", ["vjepa_fast", "reference", "reference_checkpointed"])
 def test_step(benchmark, rows, name):
-    cfg = settings()
-    provider = _bench_step.Provider(name, cfg)
+    cfg = config_of()
+    provider = Provider(name, cfg)
     count = iter(range(1_000_000))
 
     def fresh():
@@ -72,12 +65,12 @@ def test_step(benchmark, rows, name):
 
     benchmark.pedantic(provider.step, setup=fresh, rounds=ROUNDS, warmup_rounds=WARMUP)
     row = {
-        **_bench_step.describe(cfg, provider),
+        **about(cfg, provider),
         "mode": "step",
         "median_ms": round(1e3 * benchmark.stats.stats.median, 3),
         "min_ms": round(1e3 * benchmark.stats.stats.min, 3),
         "repeats": ROUNDS,
-        **_bench_step.peak_bytes(cfg, name),
+        **peak_memory(cfg, name),
     }
     benchmark.extra_info.update(row)
     rows.append(row)

@@ -1,5 +1,6 @@
-"""Everything that needs a GPU, in one command and one JSON file: ``make gpu-check``, or
+"""Everything that needs a GPU, in one command and one JSON file.
 
+    make gpu-check
     python benchmarks/gpu_check.py --out benchmarks/results/gpu.json
 
 From the source tree; needs torch, timm and pytest and installs nothing. Parts, in this order: measured copy bandwidth;
@@ -135,7 +136,7 @@ def read_output(output: str) -> dict:
 
 
 def test_file(path: str, limit: float) -> dict:
-    """Run one file of tests. ``error`` tells of what no test of the file says: a crash, an import, the time limit."""
+    """Run one file of tests. ``error``: what no test of the file reports (a crash, an import, the time limit)."""
     began = clock()
     if limit < 1:
         return {**read_output(""), "error": "not begun: no time was left", "tail": [], "seconds": 0.0}
@@ -149,7 +150,7 @@ def test_file(path: str, limit: float) -> dict:
     return {**found, "seconds": round(clock() - began, 1)}
 
 
-test_file.__test__ = False  # for pytest: not a test
+vars(test_file)["__test__"] = False  # for pytest: not a test
 
 
 def run_tests(paths: Iterable[str], limit: float, jobs: int, report: Callable[[dict], None]) -> dict:
@@ -213,7 +214,7 @@ def rows_of_ops(command: list[str], names: list[str], limit: float, report: Call
 
 
 def over_bandwidth(rows: list[dict], bytes_per_s: float | None) -> None:
-    """Adds ``of_copy_bandwidth`` to rows that tell how many bytes they cannot avoid moving."""
+    """Adds ``of_copy_bandwidth`` to rows that have the number of bytes they cannot avoid moving."""
     for row in rows:
         floor, ms = row.get("floor_bytes"), row.get("median_ms")
         if floor and ms and bytes_per_s:
@@ -225,9 +226,7 @@ _COPY = "import torch; from vjepa_fast.bench import timing; print(timing.copy_ba
 
 def copy_bandwidth(limit: float, code: str = _COPY) -> dict:
     """Bytes per second, read and written, of ``copy_`` on a tensor of 1 GiB, in a process of its own."""
-    env = environment()
-    env["PYTHONPATH"] = os.pathsep.join((str(ROOT / "benchmarks"), env["PYTHONPATH"]))
-    status, output = run([sys.executable, "-c", code], limit, env)
+    status, output = run([sys.executable, "-c", code], limit)
     if status != 0:
         return {"ok": False, "error": outcome(status, limit), "tail": tail(output)}
     return {"ok": True, "bytes_per_s": float(output.split()[-1])}
@@ -285,10 +284,9 @@ class Results:
     def add(self, **parts) -> None:
         self.found.update(parts)
         self.found["seconds"] = round(clock() - self.began, 1)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
-        new.replace(self.path)  # whole, or not at all
+        from vjepa_fast.files import write_json
+
+        write_json(self.path, self.found)
 
     def part(self, name: str, work: Callable[[], dict]) -> dict:
         """Do ``work`` and keep its result; what it raises is its result too."""
@@ -342,7 +340,7 @@ def check(results: Results, work: dict[str, Callable[[], dict]]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benchmarks/results/gpu.json", metavar="PATH")
     parser.add_argument("--skip", action="append", default=[], choices=list(LIMITS), help="leave a part out")
     parser.add_argument("--tests", nargs="+", default=TESTS, metavar="FILE", help="these files of tests alone")

@@ -13,6 +13,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import step_floor  # noqa: E402
@@ -129,6 +130,7 @@ def plot(rows: list[dict], path: Path) -> None:
         layout="constrained",
         gridspec_kw={"width_ratios": [n + 1 for n in counts]},
     )
+    handles: dict[str, Any] = {}
     for (device, dtype, batch), upper, lower in zip(columns, *axes):
         here = {k[2]: v for k, v in found.items() if (k[0], k[1], k[3]) == (device, dtype, batch)}
         for axis, key, scale in ((upper, "clips_per_s", 1), (lower, "peak_after_imports", 1e-6)):
@@ -146,7 +148,8 @@ def plot(rows: list[dict], path: Path) -> None:
         upper.title.set_fontsize(9)
         lower.set(ylabel="peak memory, MB")
         lower.margins(y=0.15)
-        handles = {label: h for h, label in zip(*upper.get_legend_handles_labels())}
+        shown, labels = upper.get_legend_handles_labels()
+        handles = dict(zip(labels, shown))
         upper.margins(y=0.15)  # room for the numbers
     figure.legend(handles.values(), handles, fontsize=8, ncols=3, loc="outside lower center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +166,7 @@ def put(text: str, name: str, content: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="of the JSON files")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "performance.md")
     parser.add_argument("--png", type=Path, default=ROOT / "docs" / "images" / "step.png")

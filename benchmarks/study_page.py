@@ -15,8 +15,8 @@ import re
 from pathlib import Path
 
 from vjepa_fast.study.records import load_study
-from vjepa_fast.study.report.report import content, pictures
-from vjepa_fast.study.report.tables import markdown
+from vjepa_fast.study.report.markdown import markdown
+from vjepa_fast.study.report.write import content, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 # block of the page -> how the headings of its sections begin
@@ -66,7 +66,7 @@ def page(text: str, study) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--study", type=Path, default=ROOT / "benchmarks" / "results" / "study_synthetic")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "study.md")
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")

@@ -3,18 +3,20 @@
     python benchmarks/synthetic_small.py                     # everything, resumable; two runs at a time
     python benchmarks/synthetic_small.py --seeds 0           # one seed
 
-Writes benchmarks/results/synthetic_small.json (format: vjepa_fast/study/demo/records.py) and
-synthetic_small.png. The probe reads
-one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the end.
+Writes benchmarks/results/synthetic_small.json (format: vjepa_fast/study/demo/records.py) and synthetic_small.png. The
+probe reads one centre view per clip; the penalty is chosen on the validation part; the test part is read once, at the
+end.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,7 +104,7 @@ def report(
     import json
 
     from vjepa_fast.files import write_json
-    from vjepa_fast.study.demo.records import collect, read_metrics
+    from vjepa_fast.study.records import read_metrics
 
     about = json.loads((runs[args.seeds[0]] / "versions.json").read_text())
     found, rows = {}, []
@@ -130,6 +132,68 @@ def report(
         )
     plot({seed: read_metrics(folder) for seed, folder in runs.items()}, found, args.json.with_suffix(".png"))
     print(f"wrote {args.json}")
+
+
+def collect(
+    probe_files: Mapping[int, Sequence[str | os.PathLike]],
+    run_folders: Mapping[int, str | os.PathLike],
+    *,
+    recipe: str,
+    command: str,
+    device: str,
+    minutes: float,
+    commit: str,
+    versions: dict,
+    note: str = "",
+    points: int = 200,
+) -> dict:
+    """The result from ``{seed: [probe --json files]}`` and ``{seed: run folder}`` (for the curves)."""
+    from vjepa_fast.study.records import read_metrics
+
+    rows = []
+    for seed, files in probe_files.items():
+        for file in files:
+            found = json.loads(Path(file).read_text())["rows"]
+            controls = {(r["suite"], r["probe"]): r for r in found if r["kind"] == "random"}
+            for r in found:
+                if r["kind"] != "pretrained" or r.get("difference") is None:
+                    continue
+                control = controls[r["suite"], r["probe"]]
+                rows.append(
+                    {
+                        "suite": r["suite"],
+                        "probe": r["probe"],
+                        "encoder": r["label"],
+                        "seed": seed,
+                        "n": r["n"],
+                        "chance": r["chance"],
+                        "pretrained": r["accuracy"],
+                        "pretrained_ci95": [r["low"], r["high"]],
+                        "random": control["accuracy"],
+                        "random_ci95": [control["low"], control["high"]],
+                        "difference": r["difference"]["value"],
+                        "difference_ci95": [r["difference"]["low"], r["difference"]["high"]],
+                    }
+                )
+    curves = []
+    for seed, folder in run_folders.items():
+        metrics = read_metrics(folder)
+        metrics = metrics[:: max(1, len(metrics) // points)]
+        curves.append(
+            {"seed": seed, "step": [m["step"] for m in metrics], "loss": [round(m["loss"], 5) for m in metrics]}
+        )
+    return {
+        "format": 1,
+        "recipe": recipe,
+        "command": command,
+        "device": device,
+        "minutes": minutes,
+        "commit": commit,
+        "versions": versions,
+        "note": note,
+        "rows": rows,
+        "curves": curves,
+    }
 
 
 def plot(metrics: dict[int, list[dict]], found: dict, path: Path) -> None:

@@ -56,7 +56,7 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
     """Losses of each run, by turns on the same batches."""
     import torch
 
-    from vjepa_fast.bench.step import reference_of
+    from vjepa_fast.bench.providers import reference_of
     from vjepa_fast.data.loader import ClipLoader
     from vjepa_fast.trainer.step import TrainStep
 

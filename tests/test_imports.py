@@ -40,9 +40,10 @@ INSIDE = {
     "data": ("media sampling mixing synthetic", "decoders", "manifests", "bad_samples source", "views", "loader"),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
-    "study": ("jobs", "run demo", "report", "claims"),
+    "study": ("figures pages records jobs", "run", "stats", "demo report claims"),
+    "bench": ("cases memory results timing", "providers", "step"),
 }
-REFERENCE_USERS = {"bench/step.py"}
+REFERENCE_USERS = {"bench/providers.py"}
 REFERENCE_MAY_IMPORT = {"torch", "numpy"}
 LIGHT = (
     "__init__.py",
@@ -189,6 +190,8 @@ def test_every_part_of_the_package_has_a_rank():
         ("evaluation/probes/x.py", "from vjepa_fast.evaluation.run.rows import Row"),
         ("study/run/x.py", "from vjepa_fast.study.demo import plan"),
         ("study/jobs/x.py", "from vjepa_fast.study import run"),
+        ("study/report/x.py", "from vjepa_fast.study.demo.page import table"),
+        ("bench/results.py", "from vjepa_fast.bench.step import about"),
         ("study/x.py", "from vjepa_fast.cli import main"),
         ("study/x.py", "from vjepa_fast.reference import step"),
         ("reference/x.py", "from vjepa_fast.ops import mask_distance"),
@@ -213,7 +216,7 @@ def test_the_check_sees(where, text):
             "import torch\nfrom vjepa_fast.ops import _cpp\nfrom ..errors import UserError\nfrom . import norm",
         ),
         ("models/x.py", "from vjepa_fast import ops, __version__\nfrom ..config.schema import Config"),
-        ("bench/step.py", "def run(args):\n    import torch\n    from vjepa_fast.reference import step"),
+        ("bench/providers.py", "import torch\nfrom vjepa_fast.reference import step"),
         ("config/load.py", "from ..errors import ConfigError\ndef f():\n    import yaml"),
         ("reference/x.py", "import math\nimport torch.nn as nn\nfrom . import masks"),
         ("trainer/trainer.py", "\n" * 250),

@@ -77,10 +77,8 @@ def write_json(path: str | Path, value: Any, hint: str = "free space or choose a
 
 
 def _remove(path: Path) -> None:
-    try:
+    with suppress(OSError):  # the folder itself may be the trouble
         path.unlink(missing_ok=True)
-    except OSError:  # the folder itself may be the trouble
-        pass
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """The benchmark command at a tiny size: its rows, what fails in them, and that different losses are not compared."""
 
-import argparse
 import contextlib
 import functools
 import json
@@ -9,8 +8,8 @@ import math
 import pytest
 
 from vjepa_fast import config as configs
-from vjepa_fast.bench import step as _bench_step
-from vjepa_fast.cli import bench, main
+from vjepa_fast.bench import cases, providers, step
+from vjepa_fast.cli import main
 
 TINY = [
     x
@@ -31,10 +30,8 @@ TINY = [
 COMMAND = ["bench", "step", "--threads", "1", "--warmup", "1", "--repeats", "2", *TINY]
 
 
-def config_of(*extra):
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    return bench.config_of(parser.parse_args([*COMMAND[1:], *extra]))
+def config_of():
+    return cases.config_of(overrides=TINY[1::2], threads=1)
 
 
 def test_rows_and_table(tmp_path, capsys):
@@ -59,21 +56,21 @@ def test_rows_and_table(tmp_path, capsys):
 
 
 def test_peak_memory_is_measured_in_a_process_of_its_own():
-    peak = _bench_step.peak_bytes(config_of(), "reference")
-    if peak["peak_bytes"] is not None:  # else the system does not tell
+    peak = step.peak_memory(config_of(), "reference")
+    if peak["peak_bytes"] is not None:  # else the system does not report it
         assert peak["peak_after_imports"] > 1 << 20 and peak["peak_bytes"] > 1 << 20
 
 
 def test_recipes_batches_and_all_providers(tmp_path, monkeypatch):
     """Losses are compared case by case, published checkpointing is one; what fails does not stop the others."""
 
-    class NoCompiler(_bench_step.Provider):
+    class NoCompiler(step.Provider):
         def __init__(self, name, cfg):
             super().__init__(name, cfg)
             if name.endswith("compiled"):
                 raise RuntimeError("no compiler here\nat all")
 
-    monkeypatch.setattr(_bench_step, "Provider", NoCompiler)
+    monkeypatch.setattr(step, "Provider", NoCompiler)
     path = tmp_path / "rows.json"
     command = [
         "bench",
@@ -97,10 +94,10 @@ def test_recipes_batches_and_all_providers(tmp_path, monkeypatch):
     ]
     assert main(command) == 0
     rows = json.loads(path.read_text())
-    assert len(rows) == 2 * len(bench.PROVIDERS)
-    for start in range(0, len(rows), len(bench.PROVIDERS)):
-        case = {r["provider"]: r for r in rows[start : start + len(bench.PROVIDERS)]}
-        assert list(case) == list(bench.PROVIDERS)
+    assert len(rows) == 2 * len(cases.PROVIDERS)
+    for start in range(0, len(rows), len(cases.PROVIDERS)):
+        case = {r["provider"]: r for r in rows[start : start + len(cases.PROVIDERS)]}
+        assert list(case) == list(cases.PROVIDERS)
         for name, row in case.items():
             assert row["batch"] == 4
             if name.endswith("compiled"):
@@ -113,20 +110,20 @@ def test_recipes_batches_and_all_providers(tmp_path, monkeypatch):
 
 def test_short_names_are_those_of_published_recipes():
     known = configs.list_recipes()
-    assert all(bench.full_name(name) in known and name not in known for name in bench.ISSUE)
-    assert bench.full_name("mixed_4gpu_ld") == bench.full_name("ld") == "mixed_4gpu_ld"
-    assert bench.full_name("some/file.yaml") == "some/file.yaml"
+    assert all(cases.full_name(name) in known and name not in known for name in cases.ONE_PER_KIND)
+    assert cases.full_name("mixed_4gpu_ld") == cases.full_name("ld") == "mixed_4gpu_ld"
+    assert cases.full_name("some/file.yaml") == "some/file.yaml"
 
 
 def test_failure_while_running_and_budget(monkeypatch, tmp_path, capsys):
-    honest, path = _bench_step.Provider.step, tmp_path / "rows.json"
+    honest, path = step.Provider.step, tmp_path / "rows.json"
 
-    def step(self, prepared, index):
+    def failing(self, prepared, index):
         if self.theirs is not None and index == 1:
             raise MemoryError("out of memory")
         return honest(self, prepared, index)
 
-    monkeypatch.setattr(_bench_step.Provider, "step", step)
+    monkeypatch.setattr(step.Provider, "step", failing)
     assert main([*COMMAND, "--no-memory", "--json", str(path)]) == 0
     ours, theirs = json.loads(path.read_text())
     assert ours["error"] is None and ours["median_ms"] > 0
@@ -138,14 +135,14 @@ def test_failure_while_running_and_budget(monkeypatch, tmp_path, capsys):
 
 
 def test_different_losses_are_refused(monkeypatch, capsys):
-    honest = _bench_step.reference_of
+    honest = providers.reference_of
 
     def other(cfg, ours, **more):
-        step = honest(cfg, ours, **more)
-        step.encoder.norms_block[0].weight.data.mul_(1.1)
-        return step
+        made = honest(cfg, ours, **more)
+        made.encoder.norms_block[0].weight.data.mul_(1.1)
+        return made
 
-    monkeypatch.setattr(_bench_step, "reference_of", other)
+    monkeypatch.setattr(providers, "reference_of", other)
     assert main([*COMMAND, "--no-memory"]) == 2
     assert "not comparable" in capsys.readouterr().err
 
@@ -154,7 +151,7 @@ def test_different_losses_are_refused(monkeypatch, capsys):
     ("extra", "words"),
     [
         (["--providers", "ours"], "accepted: all, vjepa_fast, vjepa_fast_compiled, reference"),
-        (["--repeats", "0"], "at least one"),
+        (["--repeats", "0"], "--repeats"),
         (["--json", "/dev/null/x.json"], "cannot be written"),
         (["--batches", "8,x"], "expected positive numbers"),
         (["--recipes", "nonsense"], "nonsense"),
@@ -180,9 +177,9 @@ def test_on_a_gpu_what_compiles_comes_last(monkeypatch, tmp_path):
     def measure(cfg, names, warmup, repeats, *, deadline, memory, against):
         asked.append((cfg.data.batch_size, cfg.runtime.dtype, list(names), [r["provider"] for r in against]))
         for name in names:
-            yield [_bench_step._row(cfg, name)]
+            yield [step._row(cfg, name)]
 
-    monkeypatch.setattr(_bench_step, "measure", measure)
+    monkeypatch.setattr(step, "measure", measure)
     assert (
         main(
             [
@@ -215,7 +212,7 @@ def test_steps_are_those_of_the_trainer(monkeypatch):
     from vjepa_fast.trainer import prefetch
 
     cfg, seen = config_of(), []
-    one, other = _bench_step.Provider("vjepa_fast", cfg), _bench_step.Provider("vjepa_fast", cfg)
+    one, other = providers.Provider("vjepa_fast", cfg), providers.Provider("vjepa_fast", cfg)
     want = [float(one.step(one.prepare(i), i)) for i in range(3)]
     monkeypatch.setattr(prefetch, "Prefetcher", functools.partial(prefetch.Prefetcher, ahead=True))
 

@@ -10,7 +10,7 @@ import torch
 from benchmarks import bench_ops
 from benchmarks.ops import CASES, Inputs, distance, norm
 
-timing = bench_ops.timing
+memory = bench_ops.memory
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_peak_memory_counts_what_a_call_takes_at_most():
         return fn
 
     cpu = torch.device("cpu")
-    one, three = (timing.peak_bytes(takes(n), cpu) for n in (1, 3))
+    one, three = (memory.peak_bytes(takes(n), cpu) for n in (1, 3))
     assert 31 << 20 < one < 40 << 20 and 95 << 20 < three < 110 << 20
 
 

@@ -107,22 +107,17 @@ def test_floor():
         assert parts["step"][column] == pytest.approx(sum(v[column] for k, v in parts.items() if k != "step"), abs=0.5)
 
 
+def curves_of(steps, folder, monkeypatch):
+    """The main function of training_curves.py, on 8 clips, with its results in ``folder``."""
+    places = {"--folder": folder / "videos", "--json": folder / "curves.json", "--png": folder / "curves.png"}
+    words = ["--steps", steps, "--clips", 8, *(word for pair in places.items() for word in pair)]
+    monkeypatch.setattr(sys, "argv", ["training_curves.py", *map(str, words)])
+    return training_curves.main
+
+
 def test_curves_of_a_few_steps(tmp_path, monkeypatch):
-    command = [
-        "training_curves.py",
-        "--steps",
-        "3",
-        "--clips",
-        "8",
-        "--folder",
-        tmp_path / "videos",
-        "--json",
-        tmp_path / "curves.json",
-        "--png",
-        tmp_path / "curves.png",
-    ]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    assert training_curves.main() == 0
+    run_curves = curves_of(3, tmp_path, monkeypatch)
+    assert run_curves() == 0
     found = json.loads((tmp_path / "curves.json").read_text())
     losses = found["losses"]
     assert {len(v) for v in losses.values()} == {3} and losses["reference"][0] != losses["reference"][2]
@@ -137,7 +132,7 @@ def test_curves_of_a_few_steps(tmp_path, monkeypatch):
         return {**losses, "vjepa_fast": [1.5 * x for x in losses["vjepa_fast"]]}
 
     monkeypatch.setattr(training_curves, "curves", astray)
-    assert training_curves.main() == 1
+    assert run_curves() == 1
     assert json.loads((tmp_path / "curves.json").read_text())["steps_outside_the_spread"] == [1, 2, 3]
 
 
@@ -145,21 +140,7 @@ def test_held_to_the_largest_spread_so_far(tmp_path, monkeypatch):
     losses = {"reference": [0.0] * 4, "reference_bfloat16": [1.0, 5.0, 2.0, 2.0], "vjepa_fast": [0.5, 1.0, 4.0, 6.0]}
     monkeypatch.setattr(training_curves, "curves", lambda cfg, steps: losses)
     monkeypatch.setattr(training_curves, "WINDOW", 1)
-    command = [
-        "training_curves.py",
-        "--steps",
-        "4",
-        "--clips",
-        "8",
-        "--folder",
-        tmp_path / "videos",
-        "--json",
-        tmp_path / "curves.json",
-        "--png",
-        tmp_path / "curves.png",
-    ]
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    assert training_curves.main() == 1
+    assert curves_of(4, tmp_path, monkeypatch)() == 1
     found = json.loads((tmp_path / "curves.json").read_text())
     assert found["steps_outside_the_spread"] == [4] and found["steps_beyond_the_spread_of_that_step"] == [3, 4]
     assert found["largest_share_of_the_spread"] == 1.2

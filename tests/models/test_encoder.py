@@ -246,7 +246,10 @@ def test_compiles_in_one_graph(small, variant):
         ),
         (dict(name="vit_tiny", num_heads=5), "model.embed_dim: 192 is not a multiple of model.num_heads 5; use 190"),
         (dict(name="vit_tiny", num_heads=48), "model.num_heads: 192 channels in 48 heads"),
-        (dict(name="vit_tiny", use_rope=False, num_heads=5), "model.embed_dim: 192 is not a multiple of model.num_heads 5"),
+        (
+            dict(name="vit_tiny", use_rope=False, num_heads=5),
+            "model.embed_dim: 192 is not a multiple of model.num_heads 5",
+        ),
         (dict(name="vit_tiny", rope_variant="v3"), "model.rope_variant: unknown value 'v3'; accepted: v2, v2.1"),
         (dict(name="vit_tiny", n_registers=4), "model.n_registers: .*use 0 / false"),
         (dict(name="vit_tiny", has_cls_first=True), "model.has_cls_first: .*use 0 / false"),

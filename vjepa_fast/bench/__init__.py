@@ -1,1 +1,1 @@
-"""The engines of ``vjepa-fast bench`` and of the scripts in benchmarks/."""
+"""Measuring: whole training steps (`vjepa-fast bench step`), and the helpers of benchmarks/."""

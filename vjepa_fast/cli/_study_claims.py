@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from vjepa_fast.cli._arguments import writable_file
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
 HELP = "recompute the 17 claims about the published results, and from one's own study"
 STYLES = {"confirmed": "green", "contradicted": "red"}
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("--study", metavar="DIR", help="also from a study's folder (of `vjepa-fast study run`)")
-    parser.add_argument("--json", metavar="PATH", help="also write id, status, published, computed, arithmetic, ...")
-    parser.add_argument("--markdown", metavar="PATH", help="also write the table as Markdown")
+    parser.add_argument(
+        "--json", metavar="PATH", type=writable_file, help="also write id, status, published, computed, arithmetic, ..."
+    )
+    parser.add_argument("--markdown", metavar="PATH", type=writable_file, help="also write the table as Markdown")
 
 
-def run(args) -> int:
-    _check(args.json, args.markdown)
-    from vjepa_fast.study.claims.claims import TOLERANCE_TEXT, check_claims, load_claims
+def run(args: Namespace) -> int:
+    """Print the claims, and write what is asked for."""
+    from vjepa_fast.files import write_json, write_text
+    from vjepa_fast.study.claims.check import TOLERANCE_TEXT, check_claims, markdown_table
+    from vjepa_fast.study.claims.evaluate import load_claims
+    from vjepa_fast.study.claims.measured import STUDY_TEXT, mapping_text, recompute
     from vjepa_fast.study.claims.published import load_published
 
     published, claims = load_published(), load_claims()
-    study = None
-    if args.study is not None:
-        from vjepa_fast.study.claims.study import STUDY_TEXT, mapping_text, recompute
-
-        study = recompute(args.study, claims, published)
+    study = None if args.study is None else recompute(args.study, claims, published)
     entries = check_claims(published, claims)
     for entry in entries:
         entry["study"] = study[entry["id"]] if study else None
@@ -37,36 +48,13 @@ def run(args) -> int:
         "claims": entries,
     }
     if args.json:
-        import json
-
-        _write(args.json, json.dumps(content, indent=1, allow_nan=False))
+        write_json(args.json, content, allow_nan=False)
     if args.markdown:
-        from vjepa_fast.study.claims.claims import markdown_table
-
-        _write(args.markdown, markdown_table(entries))
+        write_text(args.markdown, markdown_table(entries) + "\n")
     return 0
 
 
-def _check(*paths) -> None:
-    import os
-
-    from vjepa_fast.errors import UserError
-
-    for path in filter(None, paths):
-        folder = os.path.dirname(os.path.abspath(path))
-        if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-            raise UserError(f"{path}: cannot be written; choose a file in a folder that exists and is writable")
-
-
-def _write(path: str, text: str) -> None:
-    import os
-
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-        file.write(text.rstrip("\n") + "\n")
-    os.replace(path + ".tmp", path)
-
-
-def _table(title: str, columns):
+def _table(title: str, columns: Iterable[str]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", show_lines=True)
@@ -76,7 +64,7 @@ def _table(title: str, columns):
     return table
 
 
-def _show(table) -> None:
+def _show(table: Table) -> None:
     from rich.console import Console
 
     console = Console()  # a pipe has no width: give it one that wraps little
@@ -88,8 +76,8 @@ def _colour(status: str) -> str:
     return f"[{style}]{status}[/{style}]"
 
 
-def _print(entries: list[dict], rounding: str) -> None:
-    from vjepa_fast.study.claims.claims import same_seed_text, value_text
+def _print(entries: Sequence[dict], rounding: str) -> None:
+    from vjepa_fast.study.claims.check import same_seed_text, value_text
 
     names = ("claim", "status", "computed", "against two baseline seeds", "against the baseline of the same seed")
     table = _table("The claims, from the published figures (top-1 in %, differences in points)", names)
@@ -115,7 +103,7 @@ def _print(entries: list[dict], rounding: str) -> None:
     print(", ".join(f"{n} {status}" for status, n in counts.items()))
 
 
-def _print_study(entries: list[dict], how: list[str]) -> None:
+def _print_study(entries: Sequence[dict], how: Sequence[str]) -> None:
     table = _table("The claims, from your own study", ("claim", "mode", "status", "arithmetic"))
     for e in entries:
         for found in e["study"]:

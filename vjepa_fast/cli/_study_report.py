@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
+
 HELP = "tables and plots of a study: HTML, Markdown, CSV, LaTeX"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("folder", metavar="DIR", help="folder of `vjepa-fast study run`")
     parser.add_argument("--html", metavar="PATH", help="self-contained page (default of all four: DIR/report.*)")
     parser.add_argument("--md", metavar="PATH", help="Markdown")
@@ -16,8 +19,9 @@ def add_arguments(parser) -> None:
     )
 
 
-def run(args) -> int:
-    from vjepa_fast.study.report.report import FILES, write_study_report
+def run(args: Namespace) -> int:
+    """Write the report and print the answer."""
+    from vjepa_fast.study.report.write import FILES, write_study_report
 
     paths = {kind: getattr(args, kind) for kind in FILES if getattr(args, kind)}
     made, written = write_study_report(args.folder, paths or None, partial=args.partial)

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from typing import TYPE_CHECKING
+
+from vjepa_fast.cli._arguments import POOLINGS, names, positive, positive_real
+
+if TYPE_CHECKING:
+    from vjepa_fast.study.run.plan import Grid, StudyPlan
+    from vjepa_fast.study.run.suites import Settings
+
 HELP = "train and evaluate the variants of a study; skips what is done, goes on where it stopped"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("folder", metavar="DIR", help="folder of the study; several machines may share it")
     parser.add_argument("--suite", choices=("synthetic", "paper"), default="synthetic", help="default %(default)s")
     parser.add_argument(
@@ -14,17 +25,21 @@ def add_arguments(parser) -> None:
         metavar="NAMES",
         help="all (the baseline, the 18 counted and the control fwm_hw; default) or a list such as baseline,fwm_hw_ld",
     )
-    parser.add_argument("--regimes", default="single,mixed", metavar="NAMES", help="default %(default)s")
-    parser.add_argument("--seeds", default="0..2", help="0..4 or 0,1,5 (default %(default)s)")
+    parser.add_argument("--regimes", type=names, default="single,mixed", metavar="NAMES", help="default %(default)s")
+    parser.add_argument("--seeds", type=seeds, default="0..2", help="0..4 or 0,1,5 (default %(default)s)")
     parser.add_argument(
-        "--compat", default="intended", metavar="MODES", help="intended (default), published, or intended,published"
+        "--compat",
+        type=names,
+        default="intended",
+        metavar="MODES",
+        help="intended (default), published, or intended,published",
     )
     parser.add_argument(
         "--published",
         metavar="NAMES",
         help="variants that also run as the published code does (with --compat published: only these do)",
     )
-    parser.add_argument("--scale", type=float, default=1.0, help="stretch or cut all runs by this (default 1)")
+    parser.add_argument("--scale", type=positive_real, default=1.0, help="stretch or cut all runs by this (default 1)")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -34,9 +49,11 @@ def add_arguments(parser) -> None:
         help="override a value of every run, such as optimization.lr=3e-4; may be repeated",
     )
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
-    parser.add_argument("--jobs", type=int, help="runs at once (default: one per core, or --jobs-per-gpu on each GPU)")
-    parser.add_argument("--jobs-per-gpu", type=int, default=1, help="runs that share a GPU (default %(default)s)")
-    parser.add_argument("--threads", type=int, help="CPU threads of each run (default: cores / runs at once)")
+    parser.add_argument(
+        "--jobs", type=positive, help="runs at once (default: one per core, or --jobs-per-gpu on each GPU)"
+    )
+    parser.add_argument("--jobs-per-gpu", type=positive, default=1, help="runs that share a GPU (default %(default)s)")
+    parser.add_argument("--threads", type=positive, help="CPU threads of each run (default: cores / runs at once)")
     parser.add_argument(
         "--launcher",
         choices=("processes", "slurm", "torchrun"),
@@ -44,7 +61,7 @@ def add_arguments(parser) -> None:
         help="processes (default; start the same command on more machines to share the work), slurm (an array through "
         "submitit), torchrun (every run on --gpus-per-run GPUs)",
     )
-    parser.add_argument("--gpus-per-run", type=int, help="with torchrun (default: all of this machine)")
+    parser.add_argument("--gpus-per-run", type=positive, help="with torchrun (default: all of this machine)")
     parser.add_argument(
         "--slurm",
         action="append",
@@ -58,39 +75,32 @@ def add_arguments(parser) -> None:
                       help="paper suite: ssv2=FOLDER or ssv2.train=FILE.csv; may be repeated")  # fmt: skip
     data.add_argument("--sizes", action="append", default=[], metavar="SUITE.PART=N",
                       help="synthetic suite: clips, such as motion8.test=2000; may be repeated")  # fmt: skip
-    data.add_argument("--evaluate", metavar="NAMES", help="evaluate on these only, such as motion8,fewshot")
-    data.add_argument("--pooling", choices=("mean", "time", "meanstd"), help="default: time; paper suite: mean")
-    data.add_argument("--way", type=int, default=5, help="classes per episode (default %(default)s)")
-    data.add_argument("--queries", type=int, default=1, help="per class and episode (default %(default)s)")
-    data.add_argument("--episodes", type=int, default=10_000, help="default %(default)s")
+    data.add_argument(
+        "--evaluate", type=names, default=[], metavar="NAMES", help="evaluate on these only, such as motion8,fewshot"
+    )
+    data.add_argument("--pooling", choices=POOLINGS, help="default: time; paper suite: mean")
+    data.add_argument("--way", type=positive, default=5, help="classes per episode (default %(default)s)")
+    data.add_argument("--queries", type=positive, default=1, help="per class and episode (default %(default)s)")
+    data.add_argument("--episodes", type=positive, default=10_000, help="default %(default)s")
 
 
-def run(args) -> int:
-    from vjepa_fast.errors import UserError
-
-    for name, value in (("jobs", args.jobs), ("jobs-per-gpu", args.jobs_per_gpu), ("threads", args.threads),
-                        ("gpus-per-run", args.gpus_per_run), ("way", args.way), ("queries", args.queries),
-                        ("episodes", args.episodes)):  # fmt: skip
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: {value} is not a positive number")
-    if not 0 < args.scale < float("inf"):
-        raise UserError(f"--scale: {args.scale} is not a positive number")
-    grid, settings = _grid(args), _settings(args)
-
+def run(args: Namespace) -> int:
+    """Run what is missing of the study, or list it; 1 where a run failed."""
     import os
 
-    from vjepa_fast.study.jobs import launch
-    from vjepa_fast.study.run.runner import Study, run_study
+    from vjepa_fast.study.jobs.processes import slots, visible_gpus
+    from vjepa_fast.study.run.plan import StudyPlan
+    from vjepa_fast.study.run.runner import run_study
 
+    grid, settings = _grid(args), _settings(args)
     places, threads, processes = [None], args.threads or 0, 1
-    runs = len(grid.runs())
     if args.launcher == "processes":
-        places, share = launch.slots(settings.device, args.jobs, args.jobs_per_gpu, runs)
+        places, share = slots(settings.device, args.jobs, args.jobs_per_gpu, len(grid.runs()))
         threads = args.threads or share
     elif args.launcher == "torchrun":
-        processes = args.gpus_per_run or (len(launch.visible_gpus()) if settings.device == "cuda" else 2)
+        processes = args.gpus_per_run or (len(visible_gpus()) if settings.device == "cuda" else 2)
         threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
-    study = Study(args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes)
+    study = StudyPlan(args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes)
     if args.dry_run:
         return _dry_run(study)
     display = _Display(study, len(places))
@@ -106,27 +116,26 @@ def run(args) -> int:
     return 1 if failed else 0
 
 
-def _grid(args):
+def _grid(args: Namespace) -> Grid:
     from vjepa_fast.errors import UserError
+    from vjepa_fast.study.records import COMPATS
     from vjepa_fast.study.run import variants
-    from vjepa_fast.study.run.runner import Grid
+    from vjepa_fast.study.run.plan import Grid
 
-    names = variants.names(args.variants)
-    modes = _list(args.compat)
-    unknown = [m for m in modes if m not in variants.COMPAT]
-    if unknown or not modes:
-        raise UserError(f"--compat: {args.compat!r}: give {', '.join(variants.COMPAT)} or both")
-    published = variants.names(args.published) if args.published else names if "published" in modes else []
+    chosen = variants.names(args.variants)
+    if not args.compat or not set(args.compat) <= set(COMPATS):
+        raise UserError(f"--compat: {','.join(args.compat)!r}: give {', '.join(COMPATS)} or both")
+    published = variants.names(args.published) if args.published else chosen if "published" in args.compat else []
     return Grid(
-        variants=tuple(names),
-        regimes=tuple(_list(args.regimes)),
-        seeds=seeds(args.seeds),
-        intended="intended" in modes,
+        variants=tuple(chosen),
+        regimes=tuple(args.regimes),
+        seeds=args.seeds,
+        intended="intended" in args.compat,
         published=tuple(published),
     )
 
 
-def _settings(args):
+def _settings(args: Namespace) -> Settings:
     from vjepa_fast.errors import UserError
     from vjepa_fast.study.run.suites import Settings
 
@@ -152,7 +161,7 @@ def _settings(args):
         device=device,
         sizes=sizes,
         data=_pairs("--data", args.data),
-        evaluate=tuple(_list(args.evaluate or "")),
+        evaluate=tuple(args.evaluate),
         pooling=args.pooling or "",
         way=args.way,
         queries=args.queries,
@@ -162,22 +171,16 @@ def _settings(args):
 
 def seeds(text: str) -> tuple[int, ...]:
     """``0..4`` or ``0,1,5``."""
-    from vjepa_fast.errors import UserError
-
     try:
         out = []
-        for part in _list(text):
+        for part in names(text):
             first, dots, last = part.partition("..")
             out += range(int(first), int(last) + 1) if dots else [int(first)]
         if not out or min(out) < 0:
             raise ValueError
     except ValueError:
-        raise UserError(f"--seeds: {text!r} is not a range such as 0..4 or a list such as 0,1,5") from None
+        raise ArgumentTypeError(f"{text!r} is not a range such as 0..4 or a list such as 0,1,5") from None
     return tuple(dict.fromkeys(out))
-
-
-def _list(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
@@ -193,7 +196,7 @@ def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
     return out
 
 
-def _dry_run(study) -> int:
+def _dry_run(study: StudyPlan) -> int:
     missing = {job["key"] for job in study.missing()}
     for job in study.jobs:
         state = "to do" if job["key"] in missing else "done"
@@ -205,20 +208,20 @@ def _dry_run(study) -> int:
 class _Display:
     """A line per finished run: its accuracies, its time, and how long the rest may take."""
 
-    def __init__(self, study, at_once: int):
-        import time
+    def __init__(self, study: StudyPlan, at_once: int):
+        self.study, self.at_once, self.start = study, at_once, time.time()
+        self.total, self.kept, self.finished = len(study.jobs), 0, 0
+        self.began: dict[str, float] = {}
+        self.seconds: list[float] = []  # of the runs that were trained here
 
-        self.study, self.at_once, self.start, self.clock = study, at_once, time.time(), time.time
-        self.total, self.kept, self.finished, self.began, self.seconds = len(study.jobs), 0, 0, {}, []
-
-    def event(self, what: str, job) -> None:
+    def event(self, what: str, job: dict | str) -> None:
         if isinstance(job, str):
             if not job.endswith((": start", ": kept")):
                 self.say(job)
             return
         key = job["key"]
         if what == "start":
-            self.began[key] = self.clock()
+            self.began[key] = time.time()
         elif what == "elsewhere":
             self.say(f"{key}: another command is at it")
         elif what in ("kept", "done"):
@@ -226,9 +229,9 @@ class _Display:
             if what == "kept":
                 self.kept += 1
                 return
+            seconds = time.time() - self.began.get(key, self.start)
             if job["kind"] != "random" and key in self.began:
-                self.seconds.append(self.clock() - self.began[key])
-            seconds = self.clock() - self.began.get(key, self.start)
+                self.seconds.append(seconds)
             self.say(f"{key}: {self.accuracies(key)}; {seconds:.0f} s{self.left()}")
         elif what == "failed":
             from vjepa_fast.study.run.cells import error_path
@@ -237,13 +240,13 @@ class _Display:
             self.say(f"{key}: FAILED: {path.read_text().strip().splitlines()[-1]} ({path})")
 
     def say(self, text: str) -> None:
-        print(f"[{self.finished:>3}/{self.total}] {self.clock() - self.start:6.0f} s  {text}", flush=True)
+        print(f"[{self.finished:>3}/{self.total}] {time.time() - self.start:6.0f} s  {text}", flush=True)
 
     def accuracies(self, key: str) -> str:
         from vjepa_fast.study.run.cells import read_cell
 
-        out = {}
-        for row in read_cell(self.study.folder, key)["rows"]:
+        out: dict[str, list[str]] = {}
+        for row in (read_cell(self.study.folder, key) or {"rows": []})["rows"]:
             out.setdefault(row["suite"], []).append(f"{row['probe']} {100 * row['accuracy']:.1f}")
         return ", ".join(f"{suite} {' '.join(found)}" for suite, found in out.items())
 
@@ -258,7 +261,7 @@ class _Display:
     def close(self, failed: list[str]) -> None:
         done = self.total - len(self.study.missing())
         kept = f" ({self.kept} not by this command)" if self.kept else ""
-        print(f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {self.clock() - self.start:.0f} s: "
+        print(f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {time.time() - self.start:.0f} s: "
               f"{self.study.folder}")  # fmt: skip
         for key in failed:
             print(f"  failed: {key}")

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+
+from vjepa_fast.bench.cases import ONE_PER_KIND, PROVIDERS, RECIPE
+from vjepa_fast.cli._arguments import names, positive, some_names, writable_file
+
 HELP = "time a whole training step against the published algorithm"
 
-RECIPE = "mixed_4gpu_fwm_hw_ld"
-SMALL = ("model.model_name=vit_tiny", "data.crop_size=112", "data.dataset_fpcs=[16]", "data.batch_size=4")
-FIXED = (
-    "data.datasets=[]",
-    "data.datasets_weights=null",
-    "loss.context_warmup=[0,0]",
-    "runtime.device=cpu",
-    "model.use_activation_checkpointing=false",
-    "runtime.dtype=float32",
-    "runtime.tensorboard=false",
-)
-PROVIDERS = {
-    "vjepa_fast": "ours as configured",
-    "vjepa_fast_compiled": "ours with runtime.compile: blocks, which is what auto takes on CUDA",
-    "reference": "the published algorithm without activation checkpointing",
-    "reference_compiled": "its encoder, predictor and target under torch.compile",
-    "reference_checkpointed": "with activation checkpointing, as published",
-}
-ISSUE = ("baseline", "motion_guided", "ld", "fwm_hw_ld", "kinematic", "spectral", "hamiltonian")
 
-
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("what", choices=["step"], help="step: target, context, predictor, loss, backward, AdamW, EMA")
     parser.add_argument(
         "--recipe",
@@ -35,10 +22,11 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--recipes",
         metavar="A,B",
-        help="several recipes, in short: ld is mixed_4gpu_ld, kinematic is "
-        f"ucf101_4gpu_kinematic; all: {','.join(ISSUE)}",
+        type=_recipes,
+        help="several recipes, in short: ld is mixed_4gpu_ld, kinematic is ucf101_4gpu_kinematic; "
+        f"all: {','.join(ONE_PER_KIND)}",
     )
-    parser.add_argument("--batches", metavar="N,N", help="several batch sizes, such as 8,32,64")
+    parser.add_argument("--batches", metavar="N,N", type=_batches, help="several batch sizes, such as 8,32,64")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -57,12 +45,13 @@ def add_arguments(parser) -> None:
         "--providers",
         default="vjepa_fast,reference",
         metavar="A,B",
+        type=_providers,
         help="all, or some of: " + "; ".join(f"{name}: {what}" for name, what in PROVIDERS.items()),
     )
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="steps before timing (default 2)")
+    parser.add_argument("--warmup", type=positive, default=2, metavar="N", help="steps before timing (default 2)")
     parser.add_argument(
         "--repeats",
-        type=int,
+        type=positive,
         default=10,
         metavar="N",
         help="timed turns of each (default 10), a turn being one step, on CUDA four",
@@ -74,67 +63,63 @@ def add_arguments(parser) -> None:
         help="seconds after which nothing more is begun; what was left out has a row that says so",
     )
     parser.add_argument("--no-memory", action="store_true", help="skip the peak-memory runs (CPU: a process each)")
-    parser.add_argument("--json", metavar="PATH", help="also write the rows as JSON, as they come")
+    parser.add_argument("--json", metavar="PATH", type=writable_file, help="also write the rows as JSON, as they come")
 
 
-def config_of(args, recipe: str | None = None, batch: int | None = None):
-    """The benchmark's configuration: the recipe, made small unless asked otherwise, then the user's overrides."""
-    from vjepa_fast import config
-
-    dtype = args.dtype or ("bfloat16" if args.device.startswith("cuda") else "float32")
-    overrides = [
-        *FIXED,
-        *(() if args.full_size else SMALL),
-        f"runtime.device={args.device}",
-        f"runtime.dtype={dtype}",
-        f"runtime.threads={args.threads}",
-        *args.overrides,
-    ]
-    if batch is not None:
-        overrides.append(f"data.batch_size={batch}")
-    return config.load(recipe or args.recipe, overrides)
+def _recipes(text: str) -> list[str]:
+    return list(ONE_PER_KIND) if text == "all" else some_names(text)
 
 
-def run(args) -> int:
+def _batches(text: str) -> list[int]:
+    sizes = [int(size) if size.isdigit() else 0 for size in names(text)]
+    if not sizes or min(sizes) < 1:
+        raise ArgumentTypeError(f"expected positive numbers with commas between, got {text!r}")
+    return sizes
+
+
+def _providers(text: str) -> list[str]:
+    chosen = list(PROVIDERS) if text == "all" else some_names(text)
+    for name in chosen:
+        if name not in PROVIDERS:
+            raise ArgumentTypeError(f"{name!r} is unknown; accepted: all, {', '.join(PROVIDERS)}")
+    return chosen
+
+
+def run(args: Namespace) -> int:
+    """Run the command: a table per case as it is through, and the JSON file as rows come."""
     import os
     import time
 
-    from vjepa_fast.bench.step import measure
+    from vjepa_fast.bench.cases import config_of, full_name
     from vjepa_fast.errors import UserError
+    from vjepa_fast.files import write_json
 
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler tells of a missing GPU as of an error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler reports a missing GPU as an error
+    same = {"full_size": args.full_size, "device": args.device, "dtype": args.dtype, "threads": args.threads}
+    cases = [
+        (recipe, config_of(recipe, args.overrides, batch=batch, **same))  # refused before anything runs
+        for recipe in map(full_name, args.recipes or [args.recipe])
+        for batch in args.batches or [None]
+    ]
+    from vjepa_fast.bench import step
 
-    chosen = list(PROVIDERS) if args.providers == "all" else _names(args.providers)
-    for name in chosen:
-        if name not in PROVIDERS:
-            raise UserError(f"--providers: {name!r} is unknown; accepted: all, {', '.join(PROVIDERS)}")
-    if not chosen or args.repeats < 1 or args.warmup < 1:
-        raise UserError("--providers, --repeats and --warmup: at least one of each is needed")
-    recipes = [full_name(r) for r in (ISSUE if args.recipes == "all" else _names(args.recipes or args.recipe))]
-    batches = [None]
-    if args.batches is not None:
-        batches = [int(b) if b.isdigit() else 0 for b in _names(args.batches)]
-        if not batches or min(batches) < 1:
-            raise UserError(f"--batches: expected positive numbers with commas between, got {args.batches!r}")
-    cases = [config_of(args, recipe, batch) for recipe in recipes for batch in batches]  # refused before anything runs
-    if args.json:
-        _check_writable(args.json)
-    deadline = float("inf") if args.budget is None else time.monotonic() + args.budget
-    passes = [chosen]
-    if len(cases) > 1 and args.device.startswith("cuda"):  # what compiles takes minutes: last, if the budget lasts
-        late = [name for name in chosen if name.endswith("_compiled")]
-        passes = [names for names in ([name for name in chosen if name not in late], late) if names]
-    found: list[list[dict]] = [[] for _ in cases]
-    for names in passes:
-        for recipe, cfg, mine in zip((r for r in recipes for _ in batches), cases, found):
-            for new in measure(
-                cfg, names, args.warmup, args.repeats, deadline=deadline, memory=not args.no_memory, against=mine
-            ):
-                mine += [{"recipe": recipe, **row} for row in new]
-                if args.json:
-                    _write(args.json, [row for rows in found for row in rows])
-            print(table(mine), flush=True)
-    rows = [row for mine in found for row in mine]
+    rows: list[dict] = []
+
+    def keep(found: list[dict]) -> None:
+        rows[:] = found
+        if args.json:
+            write_json(args.json, rows)
+
+    for case in step.measure_cases(
+        cases,
+        args.providers,
+        args.warmup,
+        args.repeats,
+        deadline=float("inf") if args.budget is None else time.monotonic() + args.budget,
+        memory=not args.no_memory,
+        on_rows=keep,
+    ):
+        print(table(case), flush=True)
     failed = [
         f"{row['provider']} ({row['recipe']}, batch {row['batch']}): {row['error']}"
         for row in rows
@@ -145,37 +130,7 @@ def run(args) -> int:
     return 0
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def full_name(name: str) -> str:
-    """``ld`` is ``mixed_4gpu_ld``, ``kinematic``, which was published on UCF-101 alone, ``ucf101_4gpu_kinematic``."""
-    from vjepa_fast import config
-
-    known = config.list_recipes()
-    return next((full for full in (name, f"mixed_4gpu_{name}", f"ucf101_4gpu_{name}") if full in known), name)
-
-
-def _check_writable(path: str) -> None:
-    from vjepa_fast.errors import UserError
-
-    try:
-        with open(path, "a", encoding="utf-8"):
-            pass
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written ({error.strerror})") from None
-
-
-def _write(path: str, rows: list[dict]) -> None:
-    import json
-
-    with open(path, "w", encoding="utf-8") as f:
-        json.dump(rows, f, indent=1)
-        f.write("\n")
-
-
-def table(rows: list[dict]) -> str:
+def table(rows: Sequence[dict]) -> str:
     """Plain text; the ratio is to the reference where it was measured."""
     base = next((r for r in rows if r["provider"] == "reference" and r["median_ms"]), None)
     head = next((r for r in rows if "shape" in r), rows[0])
@@ -183,7 +138,7 @@ def table(rows: list[dict]) -> str:
         ("provider", "median ms", "min to max ms", "clips/s", "x reference", "MFU %", "peak MB", "launches", "syncs")
     ]
 
-    def cell(value, form: str = "{:.1f}", scale: float = 1) -> str:
+    def cell(value: float | None, form: str = "{:.1f}", scale: float = 1) -> str:
         return "-" if value is None else form.format(scale * value)
 
     for r in rows:

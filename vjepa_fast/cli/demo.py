@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import time
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vjepa_fast.cli._arguments import add_device, device_of, positive, positive_real
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from vjepa_fast.evaluation import Row
+
 HELP = "render videos, pretrain, probe frozen, write a report; a few minutes on a laptop"
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument(
         "--folder", default="runs/demo", help="folder to write; a stopped demo goes on (default %(default)s)"
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=_minutes,
         help="stretch or cut training so that two cores take about so long (default: as made, 6 at most)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:N, mps or auto")
-    parser.add_argument("--workers", type=int, help="tasks at once (default: one per core, 4 at most; 1 on a GPU)")
+    add_device(parser, default="cpu")
+    parser.add_argument("--workers", type=positive, help="tasks at once (default: one per core, 4 at most; 1 on a GPU)")
 
 
-def run(args) -> int:
-    from vjepa_fast.cli._arguments import device_of
-    from vjepa_fast.errors import UserError
+def _minutes(text: str) -> float:
+    if (minutes := positive_real(text)) > 24 * 60:
+        raise ArgumentTypeError(f"{text} minutes are more than a day")
+    return minutes
 
-    if args.minutes is not None and not 0 < args.minutes <= 24 * 60:
-        raise UserError(f"--minutes: {args.minutes} is not a number of minutes between 0 and a day")
-    if args.workers is not None and args.workers < 1:
-        raise UserError(f"--workers: {args.workers} is not a positive number")
+
+def run(args: Namespace) -> int:
+    """Run the demo, or what is missing of it; print its table and the path of its report."""
     device = "cpu" if args.device == "cpu" else str(device_of(args.device))
 
-    import time
-
-    from vjepa_fast.study.demo.demo import run_demo
+    from vjepa_fast.study.demo.graph import run_demo
     from vjepa_fast.study.demo.plan import plan_for
 
     start, plan = time.time(), plan_for(args.minutes, device)
@@ -49,7 +62,9 @@ class _Display:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-        self.folder, self.start, self.bars = folder, start, {}
+        self.folder, self.start = folder, start
+        self.bars: dict[str, TaskID] = {}
+        self.totals: dict[Path, int] = {}  # steps of each run
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description:<28}"),
@@ -61,16 +76,14 @@ class _Display:
             disable=not self.console.is_terminal,
         )
 
-    def __enter__(self):
+    def __enter__(self) -> _Display:
         self.progress.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
     def event(self, kind: str, name: str) -> None:
-        import time
-
         if kind == "start":
             self.bars[name] = self.progress.add_task(name, total=None, note="")
         elif kind == "done":
@@ -86,9 +99,6 @@ class _Display:
 
     def _follow(self, name: str) -> None:
         """The last row of a run's metrics: its step and loss."""
-        import json
-        from pathlib import Path
-
         run = Path(self.folder) / "runs" / name.removeprefix("train-")
         try:
             row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -101,23 +111,21 @@ class _Display:
         except (OSError, ValueError, IndexError, KeyError):
             return
 
-    def _total(self, run) -> int | None:
+    def _total(self, run: Path) -> int:
         from vjepa_fast import config
 
-        if not hasattr(self, "totals"):
-            self.totals = {}
         if run not in self.totals:
             opt = config.load(run / "config.yaml").optimization
             self.totals[run] = int(opt.epochs * opt.ipe * opt.ipe_scale)
         return self.totals[run]
 
 
-def _table(rows) -> None:
+def _table(rows: Sequence[Row]) -> None:
     """The pivot of the report on the terminal: a line per encoder, a column per suite and probe."""
     from rich.console import Console
     from rich.table import Table
 
-    from vjepa_fast.study.demo.report import table
+    from vjepa_fast.study.demo.page import table
 
     pivot = table(rows)
     out = Table(
@@ -147,8 +155,8 @@ def _table(rows) -> None:
     (console if console.is_terminal and console.width >= 120 else Console(width=130)).print(out)
 
 
-def _verdict(rows) -> None:
-    from vjepa_fast.study.demo.report import statement
+def _verdict(rows: Sequence[Row]) -> None:
+    from vjepa_fast.study.demo.page import statement
 
     said = statement(rows)
     print(

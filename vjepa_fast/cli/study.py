@@ -5,8 +5,11 @@ Each has ``HELP``, ``add_arguments(parser)`` and ``run(args) -> int``, as a comm
 
 from __future__ import annotations
 
+import importlib
 import pkgutil
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from types import ModuleType
 
 HELP = "objectives compared over seeds: run them, report them, check published claims"
 
@@ -19,7 +22,8 @@ _found = [
 SUBCOMMANDS = sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))
 
 
-def add_arguments(parser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the subcommands."""
     commands = parser.add_subparsers(
         dest="study_command", required=True, metavar=f"{{{','.join(SUBCOMMANDS)}}}", parser_class=type(parser)
     )
@@ -30,11 +34,10 @@ def add_arguments(parser) -> None:
         )
 
 
-def run(args) -> int:
+def run(args: Namespace) -> int:
+    """Run the subcommand."""
     return _module(args.study_command).run(args)
 
 
-def _module(name: str):
-    import importlib
-
+def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{_PREFIX}{name}")

@@ -20,11 +20,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vjepa_fast.errors import DataError
-from vjepa_fast.evaluation.run.rows import Row
+from vjepa_fast.evaluation import Row
+from vjepa_fast.files import atomic_file
 
 FORMAT = 1
 BASELINE, RANDOM = "baseline", "random_init"
@@ -85,11 +87,13 @@ class Study:
 
     @property
     def regimes(self) -> list[str]:
+        """Regimes that have a cell: single, mixed, then any other."""
         found = [c.regime for c in self.cells.values()]
         return [r for r in dict.fromkeys(["single", "mixed", *sorted(found)]) if r in found and r != "none"]
 
     @property
     def compats(self) -> list[str]:
+        """Modes that have a cell of a trained run, intended first."""
         found = {c.compat for c in self.cells.values() if c.variant != RANDOM}
         return [c for c in COMPATS if c in found]
 
@@ -100,6 +104,7 @@ class Study:
 
     @property
     def seeds(self) -> list[int]:
+        """Seeds that have a cell."""
         return sorted({c.seed for c in self.cells.values()})
 
     @property
@@ -119,12 +124,29 @@ class Study:
         }
 
 
+def read_metrics(folder: str | os.PathLike) -> list[dict]:
+    """The rows of a run's ``metrics.jsonl`` by step; a torn last line is left out; a step that was run twice counts
+    once, as it came out last.
+    """
+    path = Path(folder) / "metrics.jsonl"
+    rows: dict[int, dict] = {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                row = json.loads(line)
+                rows[int(row["step"])] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+    return [rows[step] for step in sorted(rows)]
+
+
 def is_fewshot(outcome: tuple[str, str]) -> bool:
     """Whether an outcome is of few-shot episodes."""
     return outcome[1].endswith("-shot")
 
 
 def cell_key(variant: str, regime: str, compat: str, seed: int) -> str:
+    """The key of a run: ``<variant>-<regime>-<compat>-s<seed>``."""
     return f"{variant}-{regime}-{compat}-s{seed}"
 
 
@@ -234,7 +256,7 @@ def _cell(path: Path) -> Cell:
         raise DataError(f"{path}: key {found['key']} and its parts {cell_key(*identity)} disagree")
     if not found["rows"]:
         raise DataError(f"{path}: no accuracy row")
-    rows, students = _rows(path, found["rows"]), _rows(path, found.get("student_rows") or ())
+    rows, students = _rows(path, found["rows"]), _rows(path, found.get("student_rows") or [])
     names = {f.name for f in fields(Cell)} - {"rows", "student_rows"}
     return Cell(**{k: v for k, v in found.items() if k in names and v is not None}, rows=rows, student_rows=students)
 
@@ -257,13 +279,16 @@ def _row(path: Path, r: dict) -> Row:
     bad = [h for h in (r["accuracy"], *(h for h in hits if h is not None)) if not 0 <= h <= 1]
     if bad:
         raise DataError(f"{path}: {r['suite']}, {r['probe']}: {bad[0]} is not an accuracy in [0, 1]")
-    row = Row(**{f.name: r[f.name] for f in fields(Row) if f.name in r} | {"hits": tuple(hits)})
-    if hits and not is_fewshot((row.suite, row.probe)):
-        if len(hits) != row.n or abs(float(np.mean(hits)) - row.accuracy) > 1e-6:
-            raise DataError(
-                f"{path}: {row.suite}, {row.probe}: accuracy {row.accuracy:.6f} of {row.n} samples, "
-                f"but {len(hits)} hits of mean {float(np.mean(hits)):.6f}"
-            )
+    values: dict[str, Any] = {f.name: r[f.name] for f in fields(Row) if f.name in r}
+    row = Row(**{**values, "hits": tuple(hits)})
+    if not hits or is_fewshot((row.suite, row.probe)):
+        return row
+    mean = float(np.mean(hits))
+    if len(hits) != row.n or abs(mean - row.accuracy) > 1e-6:
+        raise DataError(
+            f"{path}: {row.suite}, {row.probe}: accuracy {row.accuracy:.6f} of {row.n} samples, "
+            f"but {len(hits)} hits of mean {mean:.6f}"
+        )
     return row
 
 
@@ -340,14 +365,11 @@ def table_rows(study: Study) -> list[dict]:
     return out
 
 
-def write_csv(path: str | os.PathLike, rows: list[dict]) -> Path:
-    """Write flat dicts of equal keys as CSV (None is empty); to a temporary name first, then renamed."""
+def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> Path:
+    """Write flat dicts of equal keys as CSV (None is empty). Raises UserError where the file cannot be written."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_file(path, newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["empty"], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
     return path

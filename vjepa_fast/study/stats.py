@@ -6,7 +6,7 @@ Two intervals stand beside each other, for two sources of chance:
 
 * ``low, high``: Student t over the S paired differences (df = S - 1). It treats the seed as the unit, which is what a
   claim about an objective is about, and is the one that verdicts go by. With 3 seeds it is wide, and rightly so.
-* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It tells what the choice of test samples
+* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It shows what the choice of test samples
   adds; with few seeds it is too narrow, since S values cannot show how far seeds really spread.
 
 Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and outcome.
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 
@@ -63,6 +64,7 @@ class Comparison:
 
     @property
     def outcome(self) -> tuple[str, str]:
+        """(suite, probe)."""
         return self.suite, self.probe
 
     @property
@@ -96,7 +98,8 @@ def paired_t(deltas: Sequence[float]) -> tuple[float, float | None, float | None
         return mean, None, None, None, "the same difference in every seed: no spread to test against"
     test = stats.ttest_1samp(d, 0.0)
     interval = test.confidence_interval(1 - ALPHA)
-    return mean, float(interval.low), float(interval.high), float(test.pvalue), ""
+    p = test.pvalue  # pyright: ignore[reportAttributeAccessIssue]  # scipy has no types
+    return mean, float(interval.low), float(interval.high), float(p), ""
 
 
 def holm(p_values: Sequence[float | None], family: int | None = None) -> list[float | None]:
@@ -121,7 +124,8 @@ def holm(p_values: Sequence[float | None], family: int | None = None) -> list[fl
 def _draws(seeds: int, samples: int, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each seed [R,S] and each sample [R,N] is drawn."""
     rng = np.random.default_rng([seed, seeds, samples])
-    return tuple(rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) for n in (seeds, samples))
+    drawn = [rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float32) for n in (seeds, samples)]
+    return drawn[0], drawn[1]
 
 
 def bootstrap(
@@ -182,58 +186,63 @@ def _rows(study: Study, variant: str, regime: str, compat: str, outcome: tuple[s
     return {s: c.rows[outcome] for s, c in study.runs(variant, regime, compat).items() if outcome in c.rows}
 
 
-def _corrected(found: list[Comparison], planned: int) -> list[Comparison]:
-    m = max(planned, len(found))
-    return [replace(c, p_holm=p, family=m) for c, p in zip(found, holm([c.p for c in found], m))]
+def _corrected(found: Sequence[Comparison | None], planned: int) -> list[Comparison]:
+    """The comparisons that there are, corrected in a family of at least ``planned``."""
+    made = [c for c in found if c is not None]
+    m = max(planned, len(made))
+    return [replace(c, p_holm=p, family=m) for c, p in zip(made, holm([c.p for c in made], m))]
 
 
-def _families(found: list[Comparison | None], planned: list[str]) -> list[Comparison]:
+def _families(found: Sequence[Comparison | None], planned: list[str]) -> list[Comparison]:
     """Counted variants corrected among themselves, any other over all planned ones; those without a result count."""
-    found = [c for c in found if c is not None]
-    counted = _corrected([c for c in found if c.variant in COUNTED], sum(v in COUNTED for v in planned))
+    counted = _corrected([c for c in found if c and c.variant in COUNTED], sum(v in COUNTED for v in planned))
     others = [c for c in _corrected(found, len(planned)) if c.variant not in COUNTED]
     return sorted(counted + others, key=lambda c: planned.index(c.variant))
 
 
+def _compared(
+    kind: str,
+    study: Study,
+    variants: Sequence[str],
+    place: tuple[str, str],
+    outcome: tuple[str, str],
+    base: dict[int, Row],
+    against: str,
+) -> list[Comparison | None]:
+    """Each variant's rows at a place (regime, compat) minus ``base``."""
+    regime, compat = place
+    identity = {"regime": regime, "compat": compat, "suite": outcome[0], "probe": outcome[1], "against": against}
+    return [compare(kind, _rows(study, v, regime, compat, outcome), base, variant=v, **identity) for v in variants]
+
+
+def _standing_in(study: Study, variant: str, regime: str, compat: str) -> tuple[str, str]:
+    """(mode in which a variant is subtracted, what it is called then): intended where it did not run in ``compat``."""
+    own = compat if study.runs(variant, regime, compat) else study.compat
+    return own, variant if own == compat else f"{variant}, {own}"
+
+
 def to_baseline(study: Study) -> list[Comparison]:
     """Each variant minus the baseline of its regime and mode, per outcome. Where the baseline did not run in a mode,
-    the intended one stands in, and ``against`` says so. Family: the counted variants planned (18 in a full study).
+    the intended one is subtracted, and ``against`` names it. Family: the counted variants planned (18 in a full study).
     """
     out = []
-    for regime in study.regimes:
-        for compat in study.compats:
-            own = compat if study.runs(BASELINE, regime, compat) else study.compat
-            planned = [v for v in study.planned((regime, compat)) if v != BASELINE]
-            for outcome in study.outcomes:
-                base = _rows(study, BASELINE, regime, own, outcome)
-                found = [
-                    compare(
-                        "baseline", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
-                        compat=compat, suite=outcome[0], probe=outcome[1],
-                        against=BASELINE if own == compat else f"{BASELINE}, {own}",
-                    )
-                    for v in planned
-                ]  # fmt: skip
-                out += _families(found, planned)
+    for place in product(study.regimes, study.compats):
+        own, against = _standing_in(study, BASELINE, *place)
+        planned = [v for v in study.planned(place) if v != BASELINE]
+        for outcome in study.outcomes:
+            base = _rows(study, BASELINE, place[0], own, outcome)
+            out += _families(_compared("baseline", study, planned, place, outcome, base, against), planned)
     return out
 
 
 def to_random(study: Study) -> list[Comparison]:
     """Each variant, baseline included, minus the random-init encoder of the same seed."""
     out = []
-    for regime in study.regimes:
-        for compat in study.compats:
-            planned = study.planned((regime, compat))
-            for outcome in study.outcomes:
-                base = _rows(study, RANDOM, "none", "intended", outcome)
-                found = [
-                    compare(
-                        "random", _rows(study, v, regime, compat, outcome), base, variant=v, regime=regime,
-                        compat=compat, suite=outcome[0], probe=outcome[1], against=RANDOM,
-                    )
-                    for v in planned
-                ]  # fmt: skip
-                out += _corrected([c for c in found if c is not None], len(planned))
+    for place in product(study.regimes, study.compats):
+        planned = study.planned(place)
+        for outcome in study.outcomes:
+            base = _rows(study, RANDOM, "none", "intended", outcome)
+            out += _corrected(_compared("random", study, planned, place, outcome, base, RANDOM), len(planned))
     return out
 
 
@@ -252,7 +261,7 @@ def mixed_minus_single(study: Study) -> list[Comparison]:
             identity = {"regime": "mixed", "compat": compat, "suite": outcome[0], "probe": outcome[1]}
             sides = {v: [_rows(study, v, r, compat, outcome) for r in ("mixed", "single")] for v in ran}
             found = [compare("regime", *sides[v], variant=v, against="single", **identity) for v in ran]
-            out += _corrected([c for c in found if c is not None], len(planned))
+            out += _corrected(found, len(planned))
             if len(ran) > 1:
                 out += [c for c in [_mean(sides, identity)] if c is not None]
     return out
@@ -289,7 +298,7 @@ def published_minus_intended(study: Study) -> list[Comparison]:
                 )
                 for name, rows in sides.items()
             ]  # fmt: skip
-            out += _corrected([c for c in found if c is not None], len(both))
+            out += _corrected(found, len(both))
     return out
 
 
@@ -298,17 +307,11 @@ def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw"
     Where the control ran in one mode only, that one is subtracted. One comparison per family: nothing to correct.
     """
     out = []
-    for regime in study.regimes:
-        for compat in study.compats:
-            own = compat if study.runs(control, regime, compat) else study.compat
-            for outcome in study.outcomes:
-                base = _rows(study, control, regime, own, outcome)
-                made = compare(
-                    "control", _rows(study, variant, regime, compat, outcome), base, variant=variant, regime=regime,
-                    compat=compat, suite=outcome[0], probe=outcome[1],
-                    against=control if own == compat else f"{control}, {own}",
-                )  # fmt: skip
-                out += _corrected([made], 1) if made else []
+    for place in product(study.regimes, study.compats):
+        own, against = _standing_in(study, control, *place)
+        for outcome in study.outcomes:
+            base = _rows(study, control, place[0], own, outcome)
+            out += _corrected(_compared("control", study, [variant], place, outcome, base, against), 1)
     return out
 
 
@@ -320,7 +323,7 @@ def all_comparisons(study: Study) -> list[Comparison]:
     ]  # fmt: skip
 
 
-def answer(comparisons: list[Comparison], compat: str) -> dict:
+def answer(comparisons: Sequence[Comparison], compat: str) -> dict:
     """The answer to the study's question, as numbers: {"mean": [Comparison per few-shot outcome], "baseline": [...],
     "variants": {outcome: {"above", "below", "undecided", "of"}}}.
     """

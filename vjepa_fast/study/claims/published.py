@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -45,6 +46,7 @@ class Figure:
         return self.probe.get("epochs") if self.probe else None
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return {"run": self.run, "dataset": self.dataset, "top1": self.top1, "n_val": self.n_val, "epochs": self.epochs}
 
 
@@ -58,6 +60,7 @@ class Delta:
 
     @property
     def dataset(self) -> str:
+        """The data set that both were measured on."""
         return self.figure.dataset
 
     @property
@@ -85,6 +88,7 @@ class Delta:
         return round(100 * 1.96 * math.sqrt(variance), 2)
 
     def to_dict(self) -> dict:
+        """Plain values, for JSON."""
         return {
             "method": self.method,
             "dataset": self.dataset,
@@ -105,10 +109,12 @@ class Spread:
 
     @property
     def points(self) -> float:
+        """The distance of the two, in percentage points."""
         return round(self.high.top1 - self.low.top1, 2)
 
     @property
     def arithmetic(self) -> str:
+        """Such as ``24.86 - 21.26 = 3.60``."""
         return f"{self.high.top1:.2f} - {self.low.top1:.2f} = {self.points:.2f}"
 
 
@@ -122,13 +128,11 @@ class Published:
 
     @cached_property
     def runs(self) -> tuple[str, ...]:
+        """Names of the published runs."""
         return tuple(dict.fromkeys(run for run, _ in self.figures))
 
-    @cached_property
-    def datasets(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(dataset for _, dataset in self.figures))
-
     def has(self, run: str, dataset: str) -> bool:
+        """Whether there is a figure of the run on the data set."""
         return (run, dataset) in self.figures
 
     def figure(self, run: str, dataset: str) -> Figure:
@@ -182,9 +186,9 @@ def _baseline(regime: str) -> str:
     return BASELINES[regime]
 
 
-def load_published(path=None) -> Published:
+def load_published(path: str | os.PathLike | None = None) -> Published:
     """Read and check the published results (default: those in the package). DataError names what is wrong."""
-    path = DATA / "published_results.json" if path is None else Path(path)
+    path = Path(path or DATA / "published_results.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         figures = {

@@ -1,1 +1,1 @@
-"""The laptop demo and its report."""
+"""The laptop demo: its plan, its task graph, its report."""

@@ -1,7 +1,7 @@
 """What a report is made of: runs, suites, pictures, and the committed result of a long run.
 
-The committed file (``benchmarks/results/synthetic_small.json``; a copy in ``vjepa_fast/study/data/`` serves installed
-packages) is JSON::
+The committed file (``benchmarks/results/synthetic_small.json``; installed packages have a copy in
+``vjepa_fast/study/demo/data/``) is JSON::
 
     {"format": 1, "recipe": "synthetic_small", "command": "...", "device": "...", "minutes": 55.0, "commit": "...",
      "versions": {"torch": "...", ...}, "note": "...",
@@ -10,13 +10,13 @@ packages) is JSON::
                "difference": 0.13, "difference_ci95": [0.09, 0.17]}, ...],
      "curves": [{"seed": 0, "step": [...], "loss": [...]}, ...]}
 
-Accuracies are fractions; ``difference`` is paired by test sample. ``collect`` writes it from ``vjepa-fast probe
---json`` files.
+Accuracies are fractions; ``difference`` is paired by test sample. ``benchmarks/synthetic_small.py`` writes it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,17 +25,9 @@ import numpy as np
 from vjepa_fast.errors import DataError
 
 ROW_KEYS = (
-    "suite",
-    "probe",
-    "seed",
-    "n",
-    "pretrained",
-    "pretrained_ci95",
-    "random",
-    "random_ci95",
-    "difference",
+    "suite", "probe", "seed", "n", "pretrained", "pretrained_ci95", "random", "random_ci95", "difference",
     "difference_ci95",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,20 +76,6 @@ class PcaPicture:
     maps: dict[str, np.ndarray]
 
 
-def read_metrics(folder) -> list[dict]:
-    """The rows of ``<folder>/metrics.jsonl``; a torn last line is left out; a step that was run twice counts once."""
-    path = Path(folder) / "metrics.jsonl"
-    rows: dict[int, dict] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError):
-                continue
-    return [rows[step] for step in sorted(rows)]
-
-
 def committed_path() -> Path | None:
     """The committed result file, in the package or in the repository around it; None where there is none."""
     here = Path(__file__).resolve().parent
@@ -110,76 +88,18 @@ def committed_path() -> Path | None:
     return None
 
 
-def load_committed(path=None) -> dict | None:
+def load_committed(path: str | os.PathLike | None = None) -> dict | None:
     """Read and check the committed result; None where there is none, DataError where it has another form."""
-    path = Path(path) if path is not None else committed_path()
-    if path is None:
+    found_at = committed_path() if path is None else Path(path)
+    if found_at is None:
         return None
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(found_at.read_text())
         missing = sorted({key for row in found["rows"] for key in ROW_KEYS if key not in row})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a result file of a long run ({error})") from None
+        raise DataError(f"{found_at}: not a result file of a long run ({error})") from None
     if found.get("format") != 1 or missing or not found["rows"]:
-        raise DataError(f"{path}: not a result file of format 1 with rows that have {', '.join(missing or ROW_KEYS)}")
-    return found
-
-
-def collect(
-    probe_files: dict[int, list],
-    run_folders: dict[int, str],
-    *,
-    recipe: str,
-    command: str,
-    device: str,
-    minutes: float,
-    commit: str,
-    versions: dict,
-    note: str = "",
-    points: int = 200,
-) -> dict:
-    """The committed result from ``{seed: [probe --json files]}`` and ``{seed: run folder}`` (for the curves)."""
-    rows = []
-    for seed, files in probe_files.items():
-        for file in files:
-            found = json.loads(Path(file).read_text())["rows"]
-            controls = {(r["suite"], r["probe"]): r for r in found if r["kind"] == "random"}
-            for r in found:
-                if r["kind"] != "pretrained" or r.get("difference") is None:
-                    continue
-                control = controls[r["suite"], r["probe"]]
-                rows.append(
-                    {
-                        "suite": r["suite"],
-                        "probe": r["probe"],
-                        "encoder": r["label"],
-                        "seed": seed,
-                        "n": r["n"],
-                        "chance": r["chance"],
-                        "pretrained": r["accuracy"],
-                        "pretrained_ci95": [r["low"], r["high"]],
-                        "random": control["accuracy"],
-                        "random_ci95": [control["low"], control["high"]],
-                        "difference": r["difference"]["value"],
-                        "difference_ci95": [r["difference"]["low"], r["difference"]["high"]],
-                    }
-                )
-    curves = []
-    for seed, folder in run_folders.items():
-        metrics = read_metrics(folder)
-        metrics = metrics[:: max(1, len(metrics) // points)]
-        curves.append(
-            {"seed": seed, "step": [m["step"] for m in metrics], "loss": [round(m["loss"], 5) for m in metrics]}
+        raise DataError(
+            f"{found_at}: not a result file of format 1 with rows that have {', '.join(missing or ROW_KEYS)}"
         )
-    return {
-        "format": 1,
-        "recipe": recipe,
-        "command": command,
-        "device": device,
-        "minutes": minutes,
-        "commit": commit,
-        "versions": versions,
-        "note": note,
-        "rows": rows,
-        "curves": curves,
-    }
+    return found

@@ -1,1 +1,1 @@
-"""Running many tasks: worker processes, locks, SLURM arrays."""
+"""Running jobs: locks, processes on this machine, SLURM arrays, and a pool for graphs of tasks."""

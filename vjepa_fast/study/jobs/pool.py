@@ -11,65 +11,70 @@ import hashlib
 import json
 import multiprocessing
 import os
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.files import write_json
+from vjepa_fast.study.jobs import workers
 
 FORMAT = 2  # raise it when tasks compute other results from the same arguments
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass
 class Task:
-    """``function(**arguments(results))`` once all of ``needs`` are done. Lower ``rank`` goes first."""
+    """``function(**arguments)`` once all of ``needs`` are done. Lower ``rank`` goes first.
+
+    Attributes:
+        arguments: keyword arguments of plain values, or a function that makes them of the results by task name.
+        identity: what the key is made of in place of the arguments (paths left out).
+        check: whether a remembered result still stands.
+    """
 
     name: str
     function: Callable
-    arguments: Callable[[dict], dict]  # results by task name -> keyword arguments, of plain values
+    arguments: Mapping | Callable[[dict], Mapping]
     needs: tuple[str, ...] = ()
     rank: int = 0
-    identity: object = None  # what the key is made of in place of the arguments (paths left out)
-    check: Callable[[object], bool] = field(default=lambda result: True)  # whether a remembered result still stands
+    identity: object = None
+    check: Callable[[Any], bool] = field(default=lambda result: True)
 
-
-def workers_and_threads(device: str = "cpu") -> tuple[int, int]:
-    """How many processes to run at once, and threads for each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if device != "cpu":
-        return 1, cores
-    workers = min(4, cores)
-    return workers, max(1, cores // workers)
+    def values(self, results: dict) -> dict:
+        """The keyword arguments, given the results of ``needs``."""
+        return dict(self.arguments(results) if callable(self.arguments) else self.arguments)
 
 
 def run_tasks(
-    tasks: list[Task],
+    tasks: Sequence[Task],
     folder: Path,
     *,
-    workers: int,
+    at_once: int,
     threads: int,
     on_event: Callable[[str, str], None],
     on_tick: Callable[[set], None] = lambda running: None,
 ) -> dict[str, object]:
-    """Results by name. ``on_event("start" | "done" | "kept", name)``; ``on_tick(running names)`` about twice a
-    second.
+    """Run the tasks in ``at_once`` processes of ``threads`` CPU threads each; returns the results by name.
+
+    ``on_event`` gets ("start" | "done" | "kept", name), ``on_tick`` about twice a second the names of running tasks.
+
+    Raises:
+        UserError: a worker process was killed. What a task raises is raised too.
     """
-    results, keys, running = {}, {}, {}
+    results: dict[str, object] = {}
+    keys: dict[str, str] = {}
+    running: dict[Future, Task] = {}
     others = set(multiprocessing.active_children())
     waiting = {t.name: t for t in tasks}
     (folder / "tasks").mkdir(parents=True, exist_ok=True)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with _environment({name: str(threads) for name in _THREAD_VARIABLES}):
+    with workers.environment(threads):
         pool = ProcessPoolExecutor(
-            workers,
+            at_once,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start,
             initargs=(str(folder / "logs"),),
@@ -88,8 +93,8 @@ def run_tasks(
                         del waiting[task.name]
                         on_event("kept", task.name)
                         break
-                    if len(running) < workers:
-                        running[pool.submit(_call, task.function, task.arguments(results))] = task
+                    if len(running) < at_once:
+                        running[pool.submit(_call, task.function, task.values(results))] = task
                         del waiting[task.name]
                         on_event("start", task.name)
                         break
@@ -108,7 +113,7 @@ def run_tasks(
                 raise
             raise UserError(
                 f"{folder}: a worker process was killed, perhaps for want of memory; the same command goes on "
-                f"where it stopped (what workers said is in {folder / 'logs'})"
+                f"where it stopped (the workers' output is in {folder / 'logs'})"
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -123,32 +128,19 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
             "seconds": round(time.perf_counter() - wall, 2),
             "cpu_seconds": round(time.process_time() - cpu, 2),
         }
-    except SystemExit:  # the trainer was told to stop and has saved
-        if not multiprocessing.parent_process().is_alive():
+    except SystemExit:  # the trainer was stopped and has saved
+        if not workers.parent_is_alive():
             os._exit(0)  # nobody is left to take a result
         raise KeyboardInterrupt from None
 
 
 def _start(logs: str) -> None:
-    """A worker writes what it has to say to a file of its own, so that the terminal stays the demo's."""
-    out = os.open(os.path.join(logs, f"worker-{os.getpid()}.log"), os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-    os.dup2(out, 1)
-    os.dup2(out, 2)
-    sys.stdout, sys.stderr = (
-        os.fdopen(1, "w", buffering=1, closefd=False),
-        os.fdopen(2, "w", buffering=1, closefd=False),
-    )
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A worker whose parent was killed stops too (a trainer saves first), so that a repeated command finds no rival."""
-    multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    """A worker's output goes to a file of its own, so that the terminal stays the command's."""
+    workers.start(Path(logs) / f"worker-{os.getpid()}.log")
 
 
 def _key(task: Task, results: dict, keys: dict) -> str:
-    what = task.identity if task.identity is not None else task.arguments(results)
+    what = task.identity if task.identity is not None else task.values(results)
     text = json.dumps(
         [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]], sort_keys=True, default=str
     )
@@ -163,19 +155,5 @@ def _kept(folder: Path, task: Task, key: str) -> tuple | None:
         return None
 
 
-def _remember(folder: Path, task: Task, key: str, result, spent: dict) -> None:
-    path = folder / "tasks" / f"{task.name}.json"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"key": key, **spent, "result": result}))
-    temporary.replace(path)
-
-
-@contextmanager
-def _environment(values: dict[str, str]):
-    before = {k: os.environ.get(k) for k in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for k, v in before.items():
-            os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+def _remember(folder: Path, task: Task, key: str, result: object, spent: dict) -> None:
+    write_json(folder / "tasks" / f"{task.name}.json", {"key": key, **spent, "result": result}, indent=None)

@@ -1,1 +1,1 @@
-"""The report of a study."""
+"""The report of a study: its tables, sentences and pictures, in four forms."""

@@ -1,4 +1,4 @@
-"""The pictures of a study's report, as SVG data URIs in the style of ``plots``. Nothing here computes a result.
+"""The pictures of a study's report, as SVG data URIs. Nothing here computes a result.
 
 Regimes differ by colour (single blue, mixed orange) in every picture. Differences are drawn in percentage points.
 """
@@ -6,47 +6,45 @@ Regimes differ by colour (single blue, mixed orange) in every picture. Differenc
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vjepa_fast.study.figures import COLOURS, GREY, INK, _figure, _smooth, _svg
-from vjepa_fast.study.records import BASELINE, RANDOM, Study
+from vjepa_fast.study.figures import COLOURS, GREY, INK, figure, finish_panels, panels, smooth, svg
+from vjepa_fast.study.records import RANDOM, Study
+from vjepa_fast.study.report.tables import GEOMETRY_COLUMNS, cost_table, geometry_table, tradeoff_axes
 from vjepa_fast.study.stats import MEAN, Comparison
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 REGIME_COLOURS = {"single": COLOURS[0], "mixed": COLOURS[1]}
-TEMPORAL = ("motion8", "order", "dive", "diving48", "ssv2")
-APPEARANCE = ("objects", "imagenet100")
-GEOMETRY = {"rankme": "RankMe", "lidar": "LiDAR", "feature_std": "feature std", "mean_cosine": "mean cosine"}
+GEOMETRY = {key: name for key, (name, _) in GEOMETRY_COLUMNS.items() if key != "alpha_req"}
 
 
 def _colour(name: str) -> str:
     return REGIME_COLOURS.get(name, COLOURS[2])
 
 
-def _grid(n: int, columns: int) -> tuple[int, int]:
-    """(rows, columns) for n panels."""
-    columns = min(columns, n)
-    return -(-n // columns), columns
-
-
 # ---------------------------------------------------------------- differences
 
 
-def forest(panels: dict[str, list[Comparison]], order: Sequence[str], series: str = "regime") -> str | None:
+def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str], series: str = "regime") -> str | None:
     """Differences with their intervals, one panel per title, one line per variant in ``order``, one colour per value of
     the Comparison field ``series``. Thin with caps: t interval over seeds; thick and pale: bootstrap. Filled: verdict
     after correction. A t interval that leaves the panel ends in an arrow.
     """
-    panels = {title: found for title, found in panels.items() if found}
-    if not panels:
+    shown = {title: found for title, found in by_title.items() if found}
+    if not shown:
         return None
-    order = [v for v in order if any(c.variant == v for found in panels.values() for c in found)]
-    names = list(dict.fromkeys(getattr(c, series) for found in panels.values() for c in found))
-    rows, cols = _grid(len(panels), 2)
+    order = [v for v in order if any(c.variant == v for found in shown.values() for c in found)]
+    names = list(dict.fromkeys(getattr(c, series) for found in shown.values() for c in found))
+    rows, cols = panels(len(shown), 2)
     height = rows * ((0.17 + 0.14 * len(names)) * len(order) + 0.75) + 0.5
-    with _figure(9.2, height, rows, cols, sharey=True) as (figure, axes):
-        for axis, (title, found) in zip(axes, panels.items()):
+    with figure(9.2, height, rows, cols, sharey=True) as (drawn, axes):
+        for axis, (title, found) in zip(axes, shown.items()):
             limits = _limits(found)
             axis.axvline(0, color=INK, linewidth=0.9)
             for c in found:
@@ -61,15 +59,12 @@ def forest(panels: dict[str, list[Comparison]], order: Sequence[str], series: st
             axis.set_yticks(range(len(order)), order[::-1], fontsize=9)
             axis.grid(axis="y", visible=False)
             axis.tick_params(axis="y", length=0)
-        for axis in axes[len(panels) :]:
-            axis.set_visible(False)
-        for axis in axes[max(0, len(panels) - cols) : len(panels)]:
-            axis.set_xlabel("difference, percentage points")
-        _forest_legend(figure, names)
-        return _svg(figure)
+        finish_panels(axes, len(shown), cols, "difference, percentage points")
+        _forest_legend(drawn, names)
+        return svg(drawn)
 
 
-def _limits(found: list[Comparison]) -> tuple[float, float]:
+def _limits(found: Sequence[Comparison]) -> tuple[float, float]:
     """Ends of a panel in points: zero, all values and bootstrap ends, and t intervals as far as twice that."""
     inner = [x for c in found for x in (c.value, c.boot_low, c.boot_high) if x is not None]
     low, high = min(0.0, *inner), max(0.0, *inner)
@@ -80,12 +75,12 @@ def _limits(found: list[Comparison]) -> tuple[float, float]:
     return 100 * (low - edge), 100 * (high + edge)
 
 
-def _interval(axis, c: Comparison, y: float, colour: str, limits: tuple[float, float]) -> None:
-    if c.boot_low is not None:
+def _interval(axis: Axes, c: Comparison, y: float, colour: str, limits: tuple[float, float]) -> None:
+    if c.boot_low is not None and c.boot_high is not None:
         axis.plot(
             [100 * c.boot_low, 100 * c.boot_high], [y, y], color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt"
         )
-    if c.low is not None:
+    if c.low is not None and c.high is not None:
         low, high = max(100 * c.low, limits[0]), min(100 * c.high, limits[1])
         axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
         for x, cut, arrow in ((low, 100 * c.low < limits[0], "<"), (high, 100 * c.high > limits[1], ">")):
@@ -94,7 +89,7 @@ def _interval(axis, c: Comparison, y: float, colour: str, limits: tuple[float, f
     axis.plot(100 * c.value, y, marker="o", markersize=5, color=colour, markerfacecolor=filled, zorder=3)
 
 
-def _forest_legend(figure, names: list[str]) -> None:
+def _forest_legend(drawn: Figure, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color=_colour(n), marker="o", label=n) for n in names] if len(names) > 1 else []
@@ -105,17 +100,10 @@ def _forest_legend(figure, names: list[str]) -> None:
         Line2D([], [], color=base, marker="o", linewidth=0, label="decided after correction"),
         Line2D([], [], color=base, marker="o", linewidth=0, markerfacecolor="white", label="undecided"),
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) > 4 else 4, fontsize=9)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) > 4 else 4, fontsize=9)
 
 
 # ---------------------------------------------------------------- trade-off
-
-
-def tradeoff_axes(outcomes: list[tuple[str, str]]) -> tuple[list, list]:
-    """The (temporal, appearance) outcomes among those of a study, by linear probe where there is one."""
-    probes = [p for _, p in outcomes]
-    probe = "linear" if "linear" in probes else next((p for p in probes if not p.endswith("-shot")), None)
-    return tuple([o for o in outcomes if o[0] in group and o[1] == probe] for group in (TEMPORAL, APPEARANCE))
 
 
 def _axis_points(found: list[Comparison], outcomes: list) -> dict[str, np.ndarray]:
@@ -132,21 +120,21 @@ def _axis_points(found: list[Comparison], outcomes: list) -> dict[str, np.ndarra
     return points
 
 
-def tradeoff(comparisons: list[Comparison], study: Study) -> str | None:
+def tradeoff(comparisons: Sequence[Comparison], study: Study) -> str | None:
     """Temporal against appearance deltas to the baseline, one panel per regime; bars are the range over seeds."""
     temporal, appearance = tradeoff_axes(study.outcomes)
-    panels = {}
+    shown = {}
     for regime in study.regimes:
         found = [c for c in comparisons if (c.kind, c.regime, c.compat) == ("baseline", regime, study.compat)]
         x, y = _axis_points(found, appearance), _axis_points(found, temporal)
         if temporal and appearance and set(x) & set(y):
-            panels[regime] = {v: (x[v], y[v]) for v in x if v in y}
-    if not panels:
+            shown[regime] = {v: (x[v], y[v]) for v in x if v in y}
+    if not shown:
         return None
-    crowded = max(len(points) for points in panels.values()) > 10  # one panel below the other then
-    rows, cols = (len(panels), 1) if crowded or len(panels) == 1 else (1, len(panels))
-    with _figure(9.2, 5.4 * rows, rows, cols, sharex=True, sharey=True) as (figure, axes):
-        for axis, (regime, points) in zip(axes, panels.items()):
+    crowded = max(len(points) for points in shown.values()) > 10  # one panel below the other then
+    rows, cols = (len(shown), 1) if crowded or len(shown) == 1 else (1, len(shown))
+    with figure(9.2, 5.4 * rows, rows, cols, sharex=True, sharey=True) as (drawn, axes):
+        for axis, (regime, points) in zip(axes, shown.items()):
             axis.axhline(0, color=INK, linewidth=0.9)
             axis.axvline(0, color=INK, linewidth=0.9)
             for x, y in points.values():
@@ -156,36 +144,35 @@ def tradeoff(comparisons: list[Comparison], study: Study) -> str | None:
                 axis.plot(x.mean(), y.mean(), "o", color=_colour(regime), markersize=6)
             axis.set_title(regime, loc="left")
             axis.margins(0.12)
-        figure.supylabel(f"temporal: {_names(temporal)}, delta to baseline, points", fontsize=10, color=INK)
-        figure.supxlabel(f"appearance: {_names(appearance)}, delta to baseline, points", fontsize=10, color=INK)
-        _settle(figure)
-        for axis, points in zip(axes, panels.values()):
+        drawn.supylabel(f"temporal: {_names(temporal)}, delta to baseline, points", fontsize=10, color=INK)
+        drawn.supxlabel(f"appearance: {_names(appearance)}, delta to baseline, points", fontsize=10, color=INK)
+        _settle(drawn)
+        for axis, points in zip(axes, shown.values()):
             place_labels(axis, {v: (x.mean(), y.mean()) for v, (x, y) in points.items()})
-        return _svg(figure)
+        return svg(drawn)
 
 
-def _settle(figure) -> None:
+def _settle(drawn: Figure) -> None:
     """Lay the figure out now and for good, so that what is placed by pixel stays where it was put."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure).draw()  # it can measure text, which the SVG canvas cannot
-    figure.set_layout_engine("none")
+    FigureCanvasAgg(drawn).draw()  # it can measure text, which the SVG canvas cannot
+    drawn.set_layout_engine("none")
 
 
 def _names(outcomes: list[tuple[str, str]]) -> str:
     return " and ".join(s for s, _ in outcomes) + f" ({outcomes[0][1]})"
 
 
-def place_labels(axis, points: dict[str, tuple[float, float]], size: float = 8.5) -> dict[str, tuple]:
+def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: float = 8.5) -> dict[str, tuple]:
     """Write each point's name where no other name or point is: the nearest free of 16 directions x 7 distances, with a
     line back to the point where it is far. The figure must be settled. Returns {name: (left, bottom, right, top)} in
     pixels.
     """
     from matplotlib.patheffects import withStroke
 
-    figure = axis.figure
-    renderer = figure.canvas.get_renderer()
-    frame, scale = axis.get_window_extent(renderer), figure.dpi / 72
+    renderer = axis.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]  # Agg, by _settle
+    frame, scale = axis.get_window_extent(renderer), axis.figure.dpi / 72
     dots = {name: axis.transData.transform(xy) for name, xy in points.items()}
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in dots.values()]
     boxes = {}
@@ -193,62 +180,38 @@ def place_labels(axis, points: dict[str, tuple[float, float]], size: float = 8.5
         text = axis.annotate(name, (0, 0), fontsize=size, color=INK, annotation_clip=False)
         extent = text.get_window_extent(renderer)
         text.remove()
-        best = None
-        for distance in (8, 14, 22, 32, 44, 60, 80):
+        best, box, distance = math.inf, (0.0, 0.0, 0.0, 0.0), 0
+        for reach in (8, 14, 22, 32, 44, 60, 80):
             for turn in range(16):
                 angle = 2 * math.pi * turn / 16
-                dx, dy = distance * scale * math.cos(angle), distance * scale * math.sin(angle)
+                dx, dy = reach * scale * math.cos(angle), reach * scale * math.sin(angle)
                 left = x + dx - extent.width * (1 - math.cos(angle)) / 2
                 bottom = y + dy - extent.height / 2
-                box = (left, bottom, left + extent.width, bottom + extent.height)
-                outside = left < frame.x0 or box[2] > frame.x1 or bottom < frame.y0 or box[3] > frame.y1
-                cost = sum(_overlap(box, t) for t in taken) + (1e4 if outside else 0)
-                if best is None or cost < best[0]:
-                    best = (cost, box, distance)
-            if best[0] == 0:
+                place = (left, bottom, left + extent.width, bottom + extent.height)
+                outside = left < frame.x0 or place[2] > frame.x1 or bottom < frame.y0 or place[3] > frame.y1
+                cost = sum(_overlap(place, t) for t in taken) + (1e4 if outside else 0)
+                if cost < best:
+                    best, box, distance = cost, place, reach
+            if best == 0:
                 break
-        _, box, distance = best
         taken.append(box)
         boxes[name] = box
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axis.annotate(
-            name, points[name], axis.transData.inverted().transform(middle), fontsize=size, color=INK, ha="center",
-            va="center", arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
+            name, points[name], tuple(axis.transData.inverted().transform(middle)), fontsize=size, color=INK,
+            ha="center", va="center",
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     return boxes
 
 
-def _overlap(a, b) -> float:
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Area that two boxes share, in pixels."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 # ---------------------------------------------------------------- cost, curves, geometry
-
-
-def cost_table(study: Study) -> list[dict]:
-    """Cost per variant and regime: means over seeds of ms and MB per step, and both minus the baseline's; None where
-    not measured. {"variant", "regime", "step_ms", "peak_mb", "minutes", "ms_more", "mb_more", "values": ms per seed}.
-    """
-    out = []
-    for regime in study.regimes:
-        base = None
-        for variant in study.variants:
-            cells = study.runs(variant, regime, study.compat).values()
-            values = {
-                k: [c.cost[k] for c in cells if c.cost.get(k) is not None] for k in ("step_ms", "peak_mb", "minutes")
-            }
-            mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
-            if not cells:
-                continue
-            base = mean if variant == BASELINE else base
-            more = {
-                name: None if base is None or None in (mean[k], base[k]) else mean[k] - base[k]
-                for name, k in (("ms_more", "step_ms"), ("mb_more", "peak_mb"))
-            }
-            out.append({"variant": variant, "regime": regime, **mean, **more, "values": values})
-    return out
 
 
 def cost(study: Study) -> str | None:
@@ -259,7 +222,7 @@ def cost(study: Study) -> str | None:
         return None
     order = study.variants
     titles = {"step_ms": "median ms per step", "peak_mb": "peak MB"}
-    with _figure(9.2, 0.29 * len(order) + 1.1, 1, len(shown), sharey=True) as (figure, axes):
+    with figure(9.2, 0.29 * len(order) + 1.1, 1, len(shown), sharey=True) as (drawn, axes):
         for axis, key in zip(axes, shown):
             for row in table:
                 if row[key] is None:
@@ -275,8 +238,8 @@ def cost(study: Study) -> str | None:
             axis.grid(axis="y", visible=False)
             axis.tick_params(axis="y", length=0)
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
-        return _svg(figure)
+        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
+        return svg(drawn)
 
 
 def curves(study: Study) -> str | None:
@@ -290,46 +253,26 @@ def curves(study: Study) -> str | None:
     found = {v: {r: lines for r, lines in by.items() if lines} for v, by in found.items() if any(by.values())}
     if not found:
         return None
-    rows, cols = _grid(len(found), 4)
-    with _figure(9.2, 1.75 * rows + 0.6, rows, cols) as (figure, axes):
+    rows, cols = panels(len(found), 4)
+    with figure(9.2, 1.75 * rows + 0.6, rows, cols) as (drawn, axes):
         handles = {}
         for axis, (variant, by_regime) in zip(axes, found.items()):
             for regime, lines in by_regime.items():
                 for line in lines:
-                    y = _smooth(np.asarray(line["loss"], dtype=float), max(1, len(line["loss"]) // 20))
+                    y = smooth(np.asarray(line["loss"], dtype=float), max(1, len(line["loss"]) // 20))
                     axis.plot(line["step"], y, color=_colour(regime), linewidth=0.7, alpha=0.4)
                 common = sorted(set.intersection(*(set(line["step"]) for line in lines)))
                 mean = np.mean([[dict(zip(line["step"], line["loss"]))[s] for s in common] for line in lines], axis=0)
                 if common:
-                    y = _smooth(mean, max(1, len(common) // 20))
+                    y = smooth(mean, max(1, len(common) // 20))
                     (handles[regime],) = axis.plot(common, y, color=_colour(regime), linewidth=1.7)
             axis.set_title(variant, loc="left", fontsize=9.5)
             axis.tick_params(labelsize=8)
             axis.locator_params(nbins=4)
             axis.margins(x=0.02)
-        for axis in axes[len(found) :]:
-            axis.set_visible(False)
-        for axis in axes[max(0, len(found) - cols) : len(found)]:
-            axis.set_xlabel("step", fontsize=9)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
-        return _svg(figure)
-
-
-def geometry_table(study: Study) -> list[dict]:
-    """Geometry figures per variant, regime, level and subspace: means over seeds (None where not computed)."""
-    out = []
-    for variant in (RANDOM, *study.variants):
-        for regime in ["none"] if variant == RANDOM else study.regimes:
-            by: dict[tuple, list[dict]] = {}
-            for cell in study.runs(variant, regime, study.compat).values():
-                for g in cell.geometry:
-                    if not cell.encoder or g.get("encoder") in (None, cell.encoder):
-                        by.setdefault((g["level"], g["subspace"]), []).append(g)
-            for (level, subspace), rows in by.items():
-                values = {k: [g[k] for g in rows if g.get(k) is not None] for k in (*GEOMETRY, "alpha_req")}
-                mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
-                out.append({"variant": variant, "regime": regime, "level": level, "subspace": subspace, **mean})
-    return out
+        finish_panels(axes, len(found), cols, "step", fontsize=9)
+        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
+        return svg(drawn)
 
 
 def geometry(study: Study) -> str | None:
@@ -346,14 +289,14 @@ def geometry(study: Study) -> str | None:
     levels = sorted({t["level"] for t in table if t["level"] != "all"})
     shades = colormaps["viridis"](np.linspace(0.05, 0.9, max(1, len(levels))))
     height = len(regimes) * (0.22 * len(order) + 0.75) + 0.5
-    with _figure(9.2, height, len(regimes), len(shown), sharey=True, sharex="col") as (figure, axes):
+    with figure(9.2, height, len(regimes), len(shown), sharey=True, sharex="col") as (drawn, axes):
         for i, axis in enumerate(axes):
             regime, key = regimes[i // len(shown)], shown[i % len(shown)]
             for t in table:
                 if t[key] is None or t["regime"] not in (regime, "none"):
                     continue
                 y = len(order) - 1 - order.index(t["variant"])
-                style = {"marker": "D", "markerfacecolor": "none", "color": INK}
+                style: dict[str, Any] = {"marker": "D", "markerfacecolor": "none", "color": INK}
                 if t["level"] != "all":
                     style = {"marker": "o", "color": shades[levels.index(t["level"])]}
                 axis.plot(t[key], y, markersize=4.5, linewidth=0, **style)
@@ -371,5 +314,5 @@ def geometry(study: Study) -> str | None:
             handles.append(
                 Line2D([], [], color=INK, marker="D", markerfacecolor="none", linewidth=0, label="all levels together")
             )
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
-        return _svg(figure)
+        drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+        return svg(drawn)

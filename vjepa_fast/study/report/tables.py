@@ -1,13 +1,25 @@
-"""The tables of a study's report as plain data, and as Markdown, LaTeX and CSV: one set of numbers, four forms."""
+"""The tables of a study's report as plain data; ``markdown``, ``latex`` and the HTML template lay them out."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vjepa_fast.study.records import BASELINE, RANDOM, Study
-from vjepa_fast.study.stats import ALPHA, KINDS, MEAN, STUDENT, Comparison
+from vjepa_fast.study.records import BASELINE, RANDOM, Study, split_key
+from vjepa_fast.study.stats import KINDS, MEAN, STUDENT, Comparison
+
+TEMPORAL = ("motion8", "order", "dive", "diving48", "ssv2")
+APPEARANCE = ("objects", "imagenet100")
+GEOMETRY_COLUMNS = {  # key in a cell's geometry -> name, digits
+    "rankme": ("RankMe", 1),
+    "lidar": ("LiDAR", 1),
+    "alpha_req": ("alpha-ReQ", 2),
+    "feature_std": ("feature std", 3),
+    "mean_cosine": ("mean cosine", 3),
+}
+VERSIONS = ("package", "vjepa_fast", "torch", "python", "commit", "device", "dtype", "system")  # must not differ
 
 
 @dataclass(frozen=True)
@@ -34,38 +46,7 @@ class DeltaTable:
         return sorted({c.family for _, cells in self.lines for c in cells if c is not None and c.variant != MEAN})
 
 
-def points(value: float | None, digits: int = 1) -> str:
-    """0.0123 as "+1.2" (percentage points); None as "n/a"."""
-    if value is None:
-        return "n/a"
-    text = f"{100 * value:+.{digits}f}"  # -0.0 and +0.0 are 0.0
-    return f"{0:.{digits}f}" if float(text) == 0 else text
-
-
-def span(low: float | None, high: float | None) -> str:
-    """An interval in points: "-1.2 to +3.4"."""
-    return "n/a" if low is None else f"{points(low)} to {points(high)}"
-
-
-def p_text(p: float | None) -> str:
-    """A p-value: "0.034", "<0.001", "n/a"."""
-    if p is None:
-        return "n/a"
-    text = f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-    return "<0.001" if p < 0.001 else "<0.05" if p < ALPHA and text == "0.050" else text
-
-
-def name_of(outcome: tuple[str, str]) -> str:
-    """("fewshot", "1-shot") as "few-shot 1-shot"; others as "suite probe"."""
-    return " ".join(outcome)
-
-
-def sentence(text: str) -> str:
-    """With a capital at the start, unless it starts with a variant's name."""
-    return text if "_" in text.split()[0] else text[0].upper() + text[1:]
-
-
-def delta_tables(comparisons: list[Comparison], study: Study, kind: str) -> list[DeltaTable]:
+def delta_tables(comparisons: Sequence[Comparison], study: Study, kind: str) -> list[DeltaTable]:
     """The comparisons of one kind, a table per regime and mode; variants in the order of the plan, their mean last. The
     control has one table with a line per regime and mode.
     """
@@ -107,7 +88,7 @@ def chances(study: Study) -> dict[tuple[str, str], float]:
     return {o: next(r[o].chance for r in rows if o in r) for o in study.outcomes}
 
 
-def comparison_rows(comparisons: list[Comparison]) -> list[dict]:
+def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict]:
     """Flat dicts for CSV, differences in percentage points."""
 
     def pp(x):
@@ -128,92 +109,62 @@ def comparison_rows(comparisons: list[Comparison]) -> list[dict]:
     ]  # fmt: skip
 
 
-# ---------------------------------------------------------------- Markdown
+def tradeoff_axes(outcomes: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The (temporal, appearance) outcomes among those of a study, by linear probe where there is one."""
+    probes = [p for _, p in outcomes]
+    probe = "linear" if "linear" in probes else next((p for p in probes if not p.endswith("-shot")), None)
+    temporal, appearance = (
+        [o for o in outcomes if o[0] in group and o[1] == probe] for group in (TEMPORAL, APPEARANCE)
+    )
+    return temporal, appearance
 
 
-def _grid(header: list[str], lines: list[list[str]]) -> str:
-    """A Markdown table, first column left, others right."""
-    rule = ["---", *("---:" for _ in header[1:])]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *lines)) + "\n"
-
-
-def _cell_markdown(c: Comparison | None) -> str:
-    if c is None:
-        return ""
-    verdict = "" if c.verdict == "undecided" else f" **{c.verdict}**"
-    return f"{points(c.value)} ({span(c.low, c.high)}){verdict}"
-
-
-def markdown(content: dict) -> str:
-    """The report as Markdown, from what ``study_report.content`` gives."""
-    study: Study = content["study"]
-    out = [f"# {content['title']}\n", f"**{content['question']}**\n", f"**{content['headline']}**\n"]
-    out += [f"- {line}" for line in content["answer_lines"] + content["tradeoff_lines"]]
-    out += [
-        "\nDifferences are in percentage points, with the 95 % t interval over seeds in brackets.",
-        "**above** and **below** are verdicts of the paired t test at 5 % after Holm's correction, else undecided.",
-        "The CSV file also has the bootstrap intervals and the p-values.\n",
-    ]
-    if content["missing"]:
-        out.append(
-            f"**Incomplete: {len(content['missing'])} of {len(study.expected)} cells are missing** "
-            f"({content['missing_text']}).\n"
-        )
+def cost_table(study: Study) -> list[dict]:
+    """Cost per variant and regime: means over seeds of ms and MB per step, and both minus the baseline's; None where
+    not measured. {"variant", "regime", "step_ms", "peak_mb", "minutes", "ms_more", "mb_more", "values": ms per seed}.
+    """
+    out = []
     for regime in study.regimes:
-        out.append(
-            f"## Accuracy, {regime}, {study.compat}\n\nPercent, mean over seeds (standard deviation over seeds).\n"
-        )
-        guess = ["chance", "", *(f"{100 * content['chances'][o]:.1f}" for o in study.outcomes)]
-        lines = [guess] + [
-            [
-                v,
-                str(n),
-                *(
-                    "" if x is None else f"{100 * x[0]:.1f}" + ("" if x[1] is None else f" ({100 * x[1]:.1f})")
-                    for x in line
-                ),
-            ]
-            for v, n, line in accuracy_lines(study, regime, study.compat)
-        ]
-        out.append(_grid(["variant", "seeds", *map(name_of, study.outcomes)], lines))
-    for table in content["tables"]:
-        families = ", ".join(map(str, table.families))
-        out.append(f"## {sentence(table.title)}\n\nCorrected within an outcome over {families} comparisons.\n")
-        lines = [[label(v, cells), *map(_cell_markdown, cells)] for v, cells in table.lines]
-        out.append(_grid(["variant", *map(name_of, table.columns)], lines))
-    out.append("## Cost per step\n")
-    out.append(
-        _grid(
-            ["variant", "regime", "ms", "minus baseline", "peak MB", "minus baseline"],
-            [
-                [r["variant"], r["regime"], _number(r["step_ms"]), _number(r["ms_more"], "+"),
-                 _number(r["peak_mb"], "", 0), _number(r["mb_more"], "+", 0)]
-                for r in content["cost"]
-            ],
-        )
-    )  # fmt: skip
-    if content["geometry"]:
-        out.append("## Geometry\n\nOf all levels together; in brackets the appearance and the dynamics half.\n")
-        head = ["variant", "regime", *(name for name, _ in GEOMETRY_COLUMNS.values())]
-        out.append(_grid(head, [[v, r, *map(_halves, cells)] for v, r, cells in geometry_lines(content["geometry"])]))
-    out.append("## Where it ran\n")
-    out += [f"- {k}: {v}" for k, v in content["environment"].items()]
-    return "\n".join(out) + "\n"
+        base = None
+        for variant in study.variants:
+            cells = study.runs(variant, regime, study.compat).values()
+            values = {
+                k: [c.cost[k] for c in cells if c.cost.get(k) is not None] for k in ("step_ms", "peak_mb", "minutes")
+            }
+            mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
+            if not cells:
+                continue
+            base = mean if variant == BASELINE else base
+            more = {
+                name: None if base is None else _minus(mean[k], base[k])
+                for name, k in (("ms_more", "step_ms"), ("mb_more", "peak_mb"))
+            }
+            out.append({"variant": variant, "regime": regime, **mean, **more, "values": values})
+    return out
 
 
-def label(variant: str, cells: list[Comparison | None]) -> str:
-    """The variant, and what stands in where its own counterpart did not run."""
-    stand_in = {c.against for c in cells if c is not None and c.against.endswith(", intended")}
-    return f"{variant} (minus {stand_in.pop()})" if stand_in else variant
+def _minus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a - b
 
 
-GEOMETRY_COLUMNS = {
-    "rankme": ("RankMe", 1), "lidar": ("LiDAR", 1), "alpha_req": ("alpha-ReQ", 2), "feature_std": ("feature std", 3),
-    "mean_cosine": ("mean cosine", 3),
-}  # fmt: skip
+def geometry_table(study: Study) -> list[dict]:
+    """Geometry figures per variant, regime, level and subspace: means over seeds (None where not computed)."""
+    out = []
+    for variant in (RANDOM, *study.variants):
+        for regime in ["none"] if variant == RANDOM else study.regimes:
+            by: dict[tuple, list[dict]] = {}
+            for cell in study.runs(variant, regime, study.compat).values():
+                for g in cell.geometry:
+                    if not cell.encoder or g.get("encoder") in (None, cell.encoder):
+                        by.setdefault((g["level"], g["subspace"]), []).append(g)
+            for (level, subspace), rows in by.items():
+                values = {k: [g[k] for g in rows if g.get(k) is not None] for k in GEOMETRY_COLUMNS}
+                mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
+                out.append({"variant": variant, "regime": regime, "level": level, "subspace": subspace, **mean})
+    return out
 
 
-def geometry_lines(table: list[dict]) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+def geometry_lines(table: Sequence[dict]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """(variant, regime, [text of (whole, appearance half, dynamics half) per figure]), all levels together."""
     found = {(r["variant"], r["regime"], r["subspace"]): r for r in table if r["level"] == "all"}
 
@@ -226,64 +177,6 @@ def geometry_lines(table: list[dict]) -> list[tuple[str, str, list[tuple[str, st
                 for key, (_, digits) in GEOMETRY_COLUMNS.items()])
         for v, r in dict.fromkeys(k[:2] for k in found)
     ]  # fmt: skip
-
-
-def _halves(texts: tuple[str, str, str]) -> str:
-    return f"{texts[0]} ({texts[1]}, {texts[2]})"
-
-
-def _number(x: float | None, sign: str = "", digits: int = 1) -> str:
-    return "not measured" if x is None else f"{x:{sign}.{digits}f}"
-
-
-# ---------------------------------------------------------------- LaTeX
-
-
-def latex_escape(text: str) -> str:
-    """Text with LaTeX's special characters escaped."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
-
-
-def _cell_latex(c: Comparison | None) -> str:
-    if c is None:
-        return "--"
-    value = points(c.value).replace("-", "$-$")
-    value = value if c.verdict == "undecided" else rf"\textbf{{{value}}}"
-    interval = "n/a" if c.low is None else f"[{points(c.low)}, {points(c.high)}]".replace("-", "$-$")
-    return rf"\shortstack{{{value}\\{{\tiny {interval}}}}}"
-
-
-def latex(content: dict) -> str:
-    """All tables of differences as LaTeX (packages booktabs and graphicx), one ``table*`` each."""
-    out = [
-        f"% {content['title']}; commit {content['environment'].get('commit', 'unknown')}",
-        r"% needs \usepackage{booktabs,graphicx}",
-    ]
-    for table in content["tables"]:
-        families = ", ".join(map(str, table.families))
-        caption = (
-            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: "
-            f"significant at 5 % after Holm's correction within an outcome over {families} comparisons."
-        )
-        suites = list(dict.fromkeys(s for s, _ in table.columns))
-        spans = [(s, [o for o in table.columns if o[0] == s]) for s in suites]
-        columns = [o for _, group in spans for o in group]
-        head = " & ".join(rf"\multicolumn{{{len(g)}}}{{c}}{{{latex_escape(s)}}}" for s, g in spans)
-        order = [table.columns.index(o) for o in columns]
-        out += [
-            "", r"\begin{table*}", r"\centering", rf"\caption{{{latex_escape(caption)}}}",
-            rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}", r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {head} \\",
-            rf"variant & {' & '.join(latex_escape(p) for _, p in columns)} \\", r"\midrule",
-        ]  # fmt: skip
-        for variant, cells in table.lines:
-            if variant == MEAN:
-                out.append(r"\midrule")
-            name = latex_escape(label(variant, cells))
-            out.append(rf"{name} & {' & '.join(_cell_latex(cells[i]) for i in order)} \\")
-        out += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
-    return "\n".join(out) + "\n"
 
 
 def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]]]:
@@ -304,8 +197,6 @@ def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]
 
 def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
     """What ran: columns (regime, mode), and per variant "evaluated of planned" in each, empty where none was."""
-    from vjepa_fast.study.records import split_key
-
     split = {k: split_key(k) for k in study.expected}
     columns = list(dict.fromkeys((r, c) for _, r, c, _ in split.values()))
     lines = []
@@ -317,3 +208,29 @@ def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[
         if any(texts) and variant not in [name for name, _ in lines]:
             lines.append((variant, texts))
     return columns, lines
+
+
+def environment_of(study: Study) -> dict[str, str]:
+    """Versions, commit, device and sizes of the plan as text; versions that differ between cells are named."""
+    plan = study.plan
+    out = {k: str(plan[k]) for k in ("suite", "device", "commit") if plan.get(k)}
+    for key in ("sizes", "evaluation", "versions"):
+        if plan.get(key):
+            out[key] = _plain(plan[key])
+    for key in sorted({k for c in study.cells.values() for k in c.versions if k in VERSIONS}):
+        seen = sorted({str(c.versions[key]) for c in study.cells.values() if key in c.versions})
+        if key in ("commit", "device"):  # of the runs, not of the last command as in the plan
+            out[key] = ", ".join(seen) + (" (+: with changes not committed)" if "+" in "".join(seen) else "")
+        if len(seen) > 1:
+            out[f"runs differ in {key}"] = ", ".join(seen)
+    minutes = [c.cost["minutes"] for c in study.cells.values() if c.cost.get("minutes") is not None]
+    if minutes:
+        out["training time"] = f"{sum(minutes):.0f} minutes in all"
+    return out
+
+
+def _plain(value: object) -> str:
+    """Nested values as one line: "motion8 (train 800, test 480), order (...)"."""
+    if not isinstance(value, dict):
+        return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(f"{k} ({_plain(v)})" if isinstance(v, dict) else f"{k} {_plain(v)}" for k, v in value.items())

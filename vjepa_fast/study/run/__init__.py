@@ -1,1 +1,1 @@
-"""The study runner: variants, suites, cells."""
+"""The runs of a study: variants, suites, the plan, running it, and the cells that come out."""

@@ -8,16 +8,18 @@ train, val (probe only), test; for few-shot train is the base classes and test t
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
+from vjepa_fast.config import Config
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study.demo import tasks
-from vjepa_fast.study.demo.demo import PARTS, suite_values
-from vjepa_fast.study.demo.plan import MIXED, SINGLE, DemoPlan, stretched
 from vjepa_fast.study.jobs.pool import Task
+from vjepa_fast.study.run.clips import SIZES, WEIGHTS, cached, decode_task, manifests, render_task, view_of
+from vjepa_fast.study.run.training import stretched
 
 REGIMES = ("single", "mixed")
 PUBLISHED = {"single": "ucf101_4gpu_baseline", "mixed": "mixed_4gpu_baseline"}  # the published baseline of each regime
@@ -27,14 +29,14 @@ RESERVED = ("objectives", "masks.specs", "compat", "seed", "folder", "data.datas
 @dataclass(frozen=True)
 class Settings:
     """What all runs of a study share. ``sizes``: clips by suite and part (synthetic); ``data``: {"ssv2.train": path}
-    (paper). ``scale`` stretches the runs as ``study.plan.stretched``.
+    (paper). ``scale`` stretches the runs as ``run.training.stretched``.
     """
 
     suite: str = "synthetic"
     scale: float = 1.0
     overrides: tuple[str, ...] = ()
     device: str = "cpu"  # cpu | cuda
-    sizes: dict[str, dict[str, int]] = field(default_factory=lambda: dict(DemoPlan().suites))
+    sizes: dict[str, dict[str, int]] = field(default_factory=lambda: dict(SIZES))
     size: int = 64
     frames: int = 16
     fps: int = 8
@@ -47,7 +49,7 @@ class Settings:
     seed: int = 0  # of rendering, held-out parts and episodes; the same for every run
 
 
-def suite_of(settings: Settings, folder: str | os.PathLike):
+def suite_of(settings: Settings, folder: str | os.PathLike) -> Suite:
     """The suite named in ``settings``, with its data in ``folder``. Raises UserError for an unknown one."""
     kinds = {"synthetic": Synthetic, "paper": Paper}
     if settings.suite not in kinds:
@@ -59,18 +61,48 @@ def suite_of(settings: Settings, folder: str | os.PathLike):
     return kinds[settings.suite](settings, Path(folder))
 
 
-class _Suite:
-    evaluated: tuple[str, ...] = ()
+class Suite(ABC):
+    """What a study is run on. ``data``: paths of the user's manifests by ``suite.part``.
+
+    Attributes:
+        evaluated: names of the suites that it can evaluate on; ``names``: of those that it does.
+        recipes: the recipe of each regime's baseline.
+    """
+
+    evaluated: ClassVar[tuple[str, ...]]
+    own_pooling: ClassVar[str]
+    recipes: ClassVar[dict[str, str]]
 
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self.folder = settings, folder
+        self.data: dict[str, str] = {}
         unknown = [name for name in settings.evaluate if name not in self.evaluated]
         if unknown:
             raise UserError(f"--evaluate: {unknown[0]!r} is not known; this suite has {', '.join(self.evaluated)}")
         self.names = tuple(n for n in self.evaluated if not settings.evaluate or n in settings.evaluate)
         self.pooling = settings.pooling or self.own_pooling
 
-    def _load(self, recipe: str, compat: str, seed: int):
+    @abstractmethod
+    def weights(self, regime: str) -> dict[str, float]:
+        """Sampling weights of the data sets that a regime trains on."""
+
+    @abstractmethod
+    def baseline(self, regime: str, compat: str, seed: int) -> Config:
+        """The Config of a regime's baseline run."""
+
+    @abstractmethod
+    def check(self, regimes: Iterable[str]) -> None:
+        """Raise UserError where the data of the regimes or of the evaluation is missing."""
+
+    @abstractmethod
+    def tasks(self, regimes: Iterable[str]) -> list[Task]:
+        """What prepares the data."""
+
+    @abstractmethod
+    def sources(self) -> dict[str, dict]:
+        """What an encoder is evaluated on, by suite."""
+
+    def _load(self, recipe: str, compat: str, seed: int) -> Config:
         from vjepa_fast import config
 
         return config.load(recipe, [f"compat={compat}", f"seed={seed}", *self.settings.overrides])
@@ -81,28 +113,22 @@ class _Suite:
         many = {"way": s.way, "queries": s.queries, "episodes": s.episodes, "seed": s.seed}
         return {"pooling": self.pooling, "view": self.view(), "geometry": {"max_clips": 256, "views": 4}, **many}
 
-    def view(self) -> dict:
+    def view(self) -> dict[str, int]:
         """The clip that every encoder is evaluated on: the mixed regime's (the single one may read by fps instead)."""
-        data = self._load(self.recipes["mixed"], "intended", 0).data
-        step = data.frame_sample_rate or 1
-        return {"num_frames": max(data.dataset_fpcs), "crop_size": data.crop_size, "frame_step": step}
+        return view_of(self._load(self.recipes["mixed"], "intended", 0).data)
 
 
-class Synthetic(_Suite):
+class Synthetic(Suite):
     """The demo's renderings, encoder and steps, with the published baseline's objectives."""
 
     evaluated = ("motion8", "order", "objects", "fewshot")
     own_pooling = "time"
     recipes = {"single": "demo_baseline_single", "mixed": "demo_baseline_mixed"}
 
-    def weights(self, regime: str) -> dict[str, float]:
-        return SINGLE if regime == "single" else MIXED
+    def weights(self, regime: str) -> dict[str, float]:  # noqa: D102
+        return WEIGHTS[regime]
 
-    def manifests(self, name: str) -> dict[str, str]:
-        sizes = self.settings.sizes[name]
-        return {part: str(self.folder / "suites" / name / f"{part}.csv") for part, n in sizes.items() if n}
-
-    def baseline(self, regime: str, compat: str, seed: int):
+    def baseline(self, regime: str, compat: str, seed: int) -> Config:
         """The baseline Config: the demo's, trained by the published objectives.
 
         The published context loss weighs nothing until step 15,000 and all from 30,000 on, whatever the run's length.
@@ -119,13 +145,13 @@ class Synthetic(_Suite):
         weights = self.weights(regime)
         data = dataclasses.replace(
             cfg.data,
-            datasets=tuple(self.manifests(n)["train"] for n in weights),
+            datasets=tuple(manifests(self.folder, n, self.settings.sizes[n])["train"] for n in weights),
             datasets_weights=tuple(weights.values()),
         )
         return stretched(dataclasses.replace(cfg, data=data, objectives=objectives), self.settings.scale)
 
-    def check(self, regimes) -> None:
-        """Raises UserError where a size is missing or nothing."""
+    def check(self, regimes: Iterable[str]) -> None:
+        """Raise UserError where a suite has no clips that are needed."""
         sizes = self.settings.sizes
         parts = {name: {"train", "test"} if name == "fewshot" else {"train", "val", "test"} for name in self.names}
         for regime in regimes:
@@ -135,57 +161,25 @@ class Synthetic(_Suite):
         if lacking:
             raise UserError(f"--sizes: no clips for {', '.join(lacking)}; at least one is needed of each")
 
-    def tasks(self, regimes) -> list[Task]:
+    def tasks(self, regimes: Iterable[str]) -> list[Task]:
         """Rendering and decoding; every encoder is evaluated on the same decoded clips."""
-        s, out = self.settings, []
-        values = {"size": s.size, "frames": s.frames, "fps": s.fps, "seed": s.seed}
+        s = self.settings
+        video = {"size": s.size, "frames": s.frames, "fps": s.fps, "seed": s.seed}
         used = [n for n in s.sizes if n in self.names or any(n in self.weights(r) for r in regimes)]
-        for name in used:
-            identity = [name, s.sizes[name], values, suite_values(name)]
-            arguments = {
-                "name": name,
-                "folder": str(self.folder / "suites" / name),
-                "splits": s.sizes[name],
-                "key": json.dumps(identity, sort_keys=True),
-                **values,
-            }
-            out.append(
-                Task(
-                    f"render-{name}",
-                    tasks.render,
-                    lambda r, a=arguments: a,
-                    identity=identity,
-                    check=lambda found: all(os.path.exists(path) for path in found.values()),
-                )
-            )
         view = self.view()
-        for name in self.names:
-            arguments = {
-                "manifests": self.manifests(name),
-                "parts": PARTS.get(name, ["train", "val", "test"]),
-                "view": view,
-                "path": self._clips(name),
-            }
-            out.append(
-                Task(
-                    f"decode-{name}",
-                    tasks.decode,
-                    lambda r, a=arguments: a,
-                    needs=(f"render-{name}",),
-                    identity=[name, view],
-                    check=os.path.exists,
-                )
-            )
-        return out
-
-    def _clips(self, name: str) -> str:
-        return str(self.folder / "cache" / f"{name}.safetensors")
+        return [
+            *(render_task(self.folder, name, s.sizes[name], video) for name in used),
+            *(decode_task(self.folder, name, s.sizes[name], view) for name in self.names),
+        ]
 
     def sources(self) -> dict[str, dict]:
-        return {n: {"kind": "fewshot" if n == "fewshot" else "probe", "clips": self._clips(n)} for n in self.names}
+        """What an encoder is evaluated on: the decoded clips."""
+        return {
+            n: {"kind": "fewshot" if n == "fewshot" else "probe", "clips": cached(self.folder, n)} for n in self.names
+        }
 
 
-class Paper(_Suite):
+class Paper(Suite):
     """UCF-101, and its mixture with SSv2 and ImageNet-100, by the published recipes and the user's manifests."""
 
     evaluated = ("diving48", "ssv2", "imagenet100", "ucf101", "k400_fewshot")
@@ -197,12 +191,13 @@ class Paper(_Suite):
         super().__init__(settings, folder)
         self.data = expand_data(settings.data)
 
-    def weights(self, regime: str) -> dict[str, float]:
+    def weights(self, regime: str) -> dict[str, float]:  # noqa: D102
         from vjepa_fast import config
 
-        return dict(zip(self.trained[regime], config.load(PUBLISHED[regime]).data.datasets_weights, strict=True))
+        weights = config.load(PUBLISHED[regime]).data.datasets_weights or (1.0,)
+        return dict(zip(self.trained[regime], weights, strict=True))
 
-    def baseline(self, regime: str, compat: str, seed: int):
+    def baseline(self, regime: str, compat: str, seed: int) -> Config:
         """The published baseline recipe on the user's manifests."""
         cfg = self._load(PUBLISHED[regime], compat, seed)
         paths = tuple(self.data[f"{name}.train"] for name in self.trained[regime])
@@ -210,8 +205,8 @@ class Paper(_Suite):
             dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=paths)), self.settings.scale
         )
 
-    def check(self, regimes) -> None:
-        """Raises DataError that lists every manifest that is missing, or named and not there."""
+    def check(self, regimes: Iterable[str]) -> None:
+        """Raise DataError that lists every manifest that is missing, or named and not there."""
         needed = [f"{n}.train" for r in regimes for n in self.trained[r]]
         for name in self.names:
             needed += [f"{name}.test"] if name == "k400_fewshot" else [f"{name}.train", f"{name}.test"]
@@ -226,10 +221,12 @@ class Paper(_Suite):
         if gone:
             raise DataError(f"--data: no such file: {'; '.join(gone)}")
 
-    def tasks(self, regimes) -> list[Task]:
+    def tasks(self, regimes: Iterable[str]) -> list[Task]:
+        """None: the user's data is there."""
         return []
 
     def sources(self) -> dict[str, dict]:
+        """The user's manifests."""
         out = {}
         for name in self.names:
             parts = {p: self.data[f"{name}.{p}"] for p in ("train", "val", "test") if f"{name}.{p}" in self.data}
@@ -237,7 +234,7 @@ class Paper(_Suite):
         return out
 
 
-def expand_data(data: dict[str, str]) -> dict[str, str]:
+def expand_data(data: Mapping[str, str]) -> dict[str, str]:
     """{"ssv2.train": absolute path, ...} of {"ssv2": folder, "ucf101.test": file}; base and novel are train and test.
 
     Raises UserError for a name that no suite knows, or a folder without manifests.

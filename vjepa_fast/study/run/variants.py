@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from vjepa_fast.errors import ConfigError, UserError
 
-COMPAT = ("intended", "published")
 HEAD_TERMS = ("ld", "ac", "hamiltonian")  # terms with a head whose hidden width is held to the encoder's
 
 

@@ -1,19 +1,18 @@
-"""The report: one HTML file with everything inside it (styles, pictures), readable without a network.
-
-It states what came out, row by row, beside the random-init control. Formats of its inputs: ``records``.
-"""
+"""The demo's report: what came out, row by row, beside the random-init control. Its inputs: ``records``."""
 
 from __future__ import annotations
 
-import datetime
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from vjepa_fast.errors import UserError
-from vjepa_fast.evaluation.run.rows import Row
-from vjepa_fast.study import figures as plots
+from vjepa_fast.evaluation import Row
+from vjepa_fast.files import write_text
+from vjepa_fast.study import pages
+from vjepa_fast.study.demo import figures
 from vjepa_fast.study.demo.records import MaskPicture, PcaPicture, RunRecord, SuiteRecord
 
+TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
 KIND_NAMES = {"random": "control", "pixels": "control", "supervised": "supervised, small", "pretrained": "pretrained"}
 
 
@@ -27,7 +26,7 @@ def points(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
-def table(rows: list[Row]) -> dict:
+def table(rows: Sequence[Row]) -> dict:
     """The pivot of the accuracy table: {"columns": [(suite, probe)], "lines": [(label, kind, [Row or None])]}."""
     columns = list(dict.fromkeys((r.suite, "linear" if r.probe == "supervised" else r.probe) for r in rows))
     suites = list(dict.fromkeys(suite for suite, _ in columns))
@@ -41,7 +40,7 @@ def table(rows: list[Row]) -> dict:
     }
 
 
-def statement(rows: list[Row]) -> dict:
+def statement(rows: Sequence[Row]) -> dict:
     """Which pretrained rows stand above, below or level with the random-init control by the 95 % interval.
 
     {"above": [...], "below": [...], "level": n, "compared": n, "expected": rows that would stand above by luck alone}.
@@ -79,26 +78,27 @@ def write_report(
     path: str | os.PathLike,
     *,
     title: str,
-    runs: list[RunRecord],
-    rows: list[Row],
-    suites: list[SuiteRecord],
-    mask_pictures: list[MaskPicture] = (),
-    pca_pictures: list[PcaPicture] = (),
+    runs: Sequence[RunRecord],
+    rows: Sequence[Row],
+    suites: Sequence[SuiteRecord],
+    mask_pictures: Sequence[MaskPicture] = (),
+    pca_pictures: Sequence[PcaPicture] = (),
     committed: dict | None = None,
     environment: dict[str, str] | None = None,
-    protocol: list[str] = (),
+    protocol: Sequence[str] = (),
     motion: str = "motion8",
     appearance: str = "objects",
     probe: str = "linear",
 ) -> Path:
-    """Write the report to ``path`` (a temporary file, then renamed) and return the path.
+    """Write the report to ``path`` and return the path. Sections without material say so.
 
-    ``rows`` must carry their differences from the control (:func:`evaluation.against`). ``committed`` is what
-    ``records.load_committed`` gives. Sections without material say so. Raises UserError where ``path`` cannot be
-    written.
+    ``rows`` have their differences from the control (`vjepa_fast.evaluation.against`); ``committed`` is what
+    `load_committed` returns. The trade-off has the suite ``motion`` on its vertical axis and ``appearance`` on its
+    horizontal one.
+
+    Raises:
+        UserError: ``path`` cannot be written.
     """
-    import jinja2
-
     probe_of = {
         s: (
             probe
@@ -107,39 +107,30 @@ def write_report(
         )
         for s in dict.fromkeys(r.suite for r in rows)
     }
-    loader = jinja2.FileSystemLoader([Path(__file__).parent / "templates", Path(__file__).parents[1] / "templates"])
-    environment_ = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment_.filters.update(percent=percent, points=points)
-    html = environment_.get_template("report.html.j2").render(
-        title=title,
-        created=datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
-        runs=runs,
-        suites=suites,
-        table=table(rows),
-        statement=statement(rows),
-        kind_names=KIND_NAMES,
-        environment=environment or {},
-        protocol=protocol,
-        loss_svg=plots.loss_curves(runs),
-        monitor_svg=plots.monitor_curves(runs),
-        dots_svg=plots.accuracy_dots(rows, list(probe_of), probe_of),
-        tradeoff_svg=plots.tradeoff(rows, motion, appearance, probe),
-        motion=motion,
-        appearance=appearance,
-        probe=probe,
-        masks=[(p, plots.mask_strips(p)) for p in mask_pictures],
-        pcas=[(p, plots.pca_strips(p)) for p in pca_pictures],
-        setting_names=list(dict.fromkeys(key for run in runs for key in run.settings)),
-        committed=committed,
-        long_run=committed_summary(committed) if committed else None,
-        committed_svg=plots.committed_curves(committed.get("curves", [])) if committed else None,
-    )
+    content = {
+        "title": title,
+        "runs": runs,
+        "suites": suites,
+        "table": table(rows),
+        "statement": statement(rows),
+        "kind_names": KIND_NAMES,
+        "environment": environment or {},
+        "protocol": protocol,
+        "loss_svg": figures.loss_curves(runs),
+        "monitor_svg": figures.monitor_curves(runs),
+        "dots_svg": figures.accuracy_dots(rows, list(probe_of), probe_of),
+        "tradeoff_svg": figures.tradeoff(rows, motion, appearance, probe),
+        "motion": motion,
+        "appearance": appearance,
+        "probe": probe,
+        "masks": [(p, figures.mask_strips(p)) for p in mask_pictures],
+        "pcas": [(p, figures.pca_strips(p)) for p in pca_pictures],
+        "setting_names": list(dict.fromkeys(key for run in runs for key in run.settings)),
+        "committed": committed,
+        "long_run": committed_summary(committed) if committed else None,
+        "committed_svg": figures.committed_curves(committed.get("curves", [])) if committed else None,
+    }
+    page = pages.render(TEMPLATE, content, {"percent": percent, "points": points})
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: the report cannot be written ({error.strerror}); choose another folder") from None
+    write_text(path, page, hint="choose another folder")
     return path

@@ -6,9 +6,9 @@ import pytest
 
 from vjepa_fast import cli
 from vjepa_fast.errors import DataError
-from vjepa_fast.study.claims.claims import load_claims
+from vjepa_fast.study.claims.evaluate import load_claims
+from vjepa_fast.study.claims.measured import STAND_INS, recompute
 from vjepa_fast.study.claims.published import load_published
-from vjepa_fast.study.claims.study import STAND_INS, recompute
 
 PUBLISHED = load_published()
 CLAIMS = {c.id: c for c in load_claims()}

@@ -14,9 +14,10 @@ other side; *open*: neither, or one seed only; *not measured*.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vjepa_fast.study.claims.claims import CONFIRMED, CONTRADICTED, NAMES, Claim
+from vjepa_fast.study.claims.evaluate import CONFIRMED, CONTRADICTED, NAMES, Claim
 from vjepa_fast.study.claims.published import Published
 from vjepa_fast.study.records import BASELINE, Study, load_study
 from vjepa_fast.study.stats import paired_t
@@ -56,29 +57,32 @@ class SeedDelta:
 
     @property
     def name(self) -> str:
+        """Such as ``ld on order``, with what is unusual about the comparison."""
         against = "" if self.baseline == self.compat else ", against the intended baseline"
         return f"{self.method}{', its target never trained,' if self.untrained else ''} on {self.suite}{against}"
 
     @property
     def direction(self) -> str:
         """up, down or open, by the interval."""
-        if self.low is None or self.low <= 0 <= self.high:
+        if self.low is None or self.high is None or self.low <= 0 <= self.high:
             return OPEN
         return "up" if self.low > 0 else "down"
 
     @property
     def interval(self) -> str:
+        """Such as ``+6.00 (+3.52 to +8.48)``."""
         if self.low is None:
             return f"{self.value:+.2f} (no interval from {len(self.pairs)} seed{'s' if len(self.pairs) > 1 else ''})"
         return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
 
     @property
     def arithmetic(self) -> str:
+        """Each seed's difference, and their mean with its interval."""
         seeds = "; ".join(f"seed {s}: {a:.2f} - {b:.2f} = {a - b:+.2f}" for s, (a, b) in self.pairs.items())
         return f"{seeds}; mean {self.interval}"
 
 
-def recompute(folder: str | os.PathLike, claims: list[Claim], published: Published) -> dict[int, list[dict]]:
+def recompute(folder: str | os.PathLike, claims: Sequence[Claim], published: Published) -> dict[int, list[dict]]:
     """By claim, one dict per mode of the study (intended, published): compat, status, computed, arithmetic, suites.
 
     An unfinished study is read as far as it went. DataError names a folder, cell or number that cannot be used.
@@ -144,7 +148,7 @@ def wanted(claim: Claim, dataset: str) -> str:
     return "up" if min(ends) > 0 else "down"
 
 
-def _directions(claim: Claim, deltas: list[SeedDelta], compat: str, lacking: str) -> dict:
+def _directions(claim: Claim, deltas: Sequence[SeedDelta], compat: str, lacking: str) -> dict:
     against = {"up": "down", "down": "up"}
     said = [(x.direction, wanted(claim, x.dataset)) for x in deltas]
     if any(found == against[want] for found, want in said):
@@ -158,7 +162,7 @@ def _directions(claim: Claim, deltas: list[SeedDelta], compat: str, lacking: str
     return _result(compat, status, deltas, "; ".join(filter(None, (text, lacking))))
 
 
-def _count(claim: Claim, deltas: list[SeedDelta], compat: str) -> dict:
+def _count(claim: Claim, deltas: Sequence[SeedDelta], compat: str) -> dict:
     """Whether most of the methods lose more than the threshold: the count itself depends on which were run."""
     of = claim.value["of"]
     threshold = 0.0 if any(x.suite != x.dataset for x in deltas) else claim.value["threshold"]
@@ -179,7 +183,7 @@ def _count(claim: Claim, deltas: list[SeedDelta], compat: str) -> dict:
     return _result(compat, status, deltas, text)
 
 
-def _result(compat: str, status: str, deltas: list[SeedDelta] | None, text: str) -> dict:
+def _result(compat: str, status: str, deltas: Sequence[SeedDelta] | None, text: str) -> dict:
     computed = [
         {
             "method": x.method,

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from tests.study.fake_study import make_study
-from vjepa_fast.cli import _study_report
-from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study import records as results
+from vjepa_fast.cli import main
 from vjepa_fast.study import stats
-from vjepa_fast.study.report import figures as study_plots
-from vjepa_fast.study.report import report as study_report
-from vjepa_fast.study.report import tables as study_tables
+from vjepa_fast.study.figures import figure
+from vjepa_fast.study.records import load_study
+from vjepa_fast.study.report import figures, sentences, tables
+from vjepa_fast.study.report.write import write_study_report
 
 VARIANTS = ("baseline", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
 OUTCOMES = (("fewshot", "1-shot"), ("motion8", "linear"), ("objects", "linear"))
@@ -43,7 +42,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(folder):
-    return study_report.write_study_report(folder)
+    return write_study_report(folder)
 
 
 @pytest.fixture(scope="module")
@@ -172,27 +171,22 @@ def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
     ],
 )
 def test_the_answer_follows_from_the_numbers(found, start):
-    said = study_report.headline(stats.answer(found, "intended"))
+    said = sentences.headline(stats.answer(found, "intended"))
     assert said.startswith(start)
     for c in found:
         assert f"{c.probe} {100 * c.value:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f}), {c.verdict}" in said
 
 
 def test_command_writes_what_is_asked_and_names_what_is_missing(folder, tmp_path, capsys):
-    import argparse
-
     copy = shutil.copytree(folder, tmp_path / "study", ignore=shutil.ignore_patterns("report.*"))
     key = "ld-single-intended-s2"
     (copy / "cells" / f"{key}.json").unlink()
     (copy / "cells" / f"{key}.error.txt").write_text("TrainingError: loss is nan <b>\n")
 
     def command(*words):
-        parser = argparse.ArgumentParser()
-        _study_report.add_arguments(parser)
-        return _study_report.run(parser.parse_args([str(copy), *words]))
+        return main(["study", "report", str(copy), *words])
 
-    with pytest.raises(DataError, match="--partial"):
-        command()
+    assert command() == 2 and "--partial" in capsys.readouterr().err
     assert command("--partial", "--md", str(tmp_path / "new" / "out.md"), "--html", str(tmp_path / "out.html")) == 0
     said = capsys.readouterr().out
     assert "Yes, in this study" in said and f"1 cells are missing: {key}" in said
@@ -201,15 +195,15 @@ def test_command_writes_what_is_asked_and_names_what_is_missing(folder, tmp_path
     assert "INCOMPLETE" in html and "loss is nan &lt;b&gt;" in html and "2 of 3" in html
     Page(html)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        command("--partial", "--md", str(tmp_path / "file" / "out.md"))
+    assert command("--partial", "--md", str(tmp_path / "file" / "out.md")) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_study_of_one_run_says_what_it_lacks(tmp_path):
     folder = make_study(
         tmp_path, variants=("baseline",), regimes=("mixed",), seeds=(0,), outcomes=OUTCOMES[1:2], samples=20
     )
-    content, written = study_report.write_study_report(folder)
+    content, written = write_study_report(folder)
     assert content["headline"].startswith("This study cannot answer")
     html = written[1].read_text()
     Page(html)
@@ -231,7 +225,7 @@ def test_chance_commit_and_collapse_are_said(tmp_path):
         (few,) = [r for r in cell["rows"] if r["suite"] == "fewshot"]
         few["accuracy"] = 0.4 if path.name.startswith("ld-single") else 0.2
         path.write_text(json.dumps(cell))
-    content, written = study_report.write_study_report(folder)
+    content, written = write_study_report(folder)
     (line,) = [x for x in content["answer_lines"] if "chance is 20.0 %" in x]
     assert "random init" in line and "(ld, single); 3 of 4 lie less than 1 point from chance, where" in line
     assert content["environment"]["commit"] == "abc+ (+: with changes not committed)"
@@ -239,7 +233,7 @@ def test_chance_commit_and_collapse_are_said(tmp_path):
     assert "| chance |  | 20.0 | 20.0 |" in text and "<td>chance</td>" in page
     assert any(line.startswith("Directions that the features use (RankMe") for line in content["answer_lines"])
     assert text.count("| random_init | none | ") == 1 and "abc+" in written[0].read_text()
-    geometry = study_tables.geometry_lines(content["geometry"])
+    geometry = tables.geometry_lines(content["geometry"])
     assert [x[:2] for x in geometry] == [("random_init", "none")] + [
         (v, r) for v in ("baseline", "ld") for r in ("single", "mixed")
     ]
@@ -248,28 +242,28 @@ def test_chance_commit_and_collapse_are_said(tmp_path):
 def test_labels_of_a_crowded_scatter_do_not_overlap():
     rng = np.random.default_rng(0)
     points = {f"variant_{i}": tuple(rng.normal(0, 1, 2)) for i in range(20)}
-    with study_plots._figure(8, 5) as (figure, (axis,)):
+    with figure(8, 5) as (drawn, (axis,)):
         axis.scatter(*zip(*points.values()))
-        study_plots._settle(figure)
-        boxes = list(study_plots.place_labels(axis, points).values())
+        figures._settle(drawn)
+        boxes = list(figures.place_labels(axis, points).values())
         frame = axis.get_window_extent()
         dots = [axis.transData.transform(p) for p in points.values()]
     assert len(boxes) == 20
     for i, a in enumerate(boxes):
         assert frame.x0 <= a[0] and a[2] <= frame.x1 and frame.y0 <= a[1] and a[3] <= frame.y1
-        assert all(study_plots._overlap(a, b) == 0 for b in boxes[:i])
+        assert all(figures._overlap(a, b) == 0 for b in boxes[:i])
         assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in dots)
 
 
 def test_cost_and_geometry_are_means_over_seeds(folder):
-    study = results.load_study(folder)
+    study = load_study(folder)
     cells = study.runs("ld", "mixed", "intended").values()
     base = study.runs("baseline", "mixed", "intended").values()
-    (row,) = [r for r in study_plots.cost_table(study) if (r["variant"], r["regime"]) == ("ld", "mixed")]
+    (row,) = [r for r in tables.cost_table(study) if (r["variant"], r["regime"]) == ("ld", "mixed")]
     more = np.mean([c.cost["step_ms"] for c in cells]) - np.mean([c.cost["step_ms"] for c in base])
     assert row["ms_more"] == pytest.approx(more)
     (row,) = [
-        r for r in study_plots.geometry_table(study)
+        r for r in tables.geometry_table(study)
         if (r["variant"], r["regime"], r["level"], r["subspace"]) == ("ld", "mixed", "all", "dynamics")
     ]  # fmt: skip
     values = [g["rankme"] for c in cells for g in c.geometry if (g["level"], g["subspace"]) == ("all", "dynamics")]
@@ -281,12 +275,12 @@ def test_cost_and_geometry_are_means_over_seeds(folder):
     [(None, "n/a"), (0.0001, "<0.001"), (0.0497, "<0.05"), (0.0123, "0.012"), (0.25, "0.25"), (0.0502, "0.050")],
 )
 def test_p_values_never_contradict_the_verdict(p, text):
-    assert study_tables.p_text(p) == text
-    assert study_tables.points(-0.0001) == "0.0" and study_tables.points(None) == "n/a"
+    assert sentences.p_text(p) == text
+    assert sentences.points(-0.0001) == "0.0" and sentences.points(None) == "n/a"
 
 
 def test_svg_is_the_same_twice(folder):
-    study = results.load_study(folder)
-    assert study_plots.cost(study) == study_plots.cost(study)
-    text = base64.b64decode(study_plots.cost(study).split(",")[1])
+    study = load_study(folder)
+    assert figures.cost(study) == figures.cost(study)
+    text = base64.b64decode(figures.cost(study).split(",")[1])
     assert ElementTree.parse(io.BytesIO(text)).getroot().get("viewBox")

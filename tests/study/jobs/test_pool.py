@@ -38,10 +38,10 @@ def graph(folder: Path, value: int = 1, fail: bool = False) -> list[Task]:
     ]
 
 
-def run(folder, tasks, workers=1):
+def run(folder, tasks, at_once=1):
     events = []
     tell = lambda kind, name: events.append((kind, name))  # noqa: E731
-    found = run_tasks(tasks, folder, workers=workers, threads=1, on_event=tell)
+    found = run_tasks(tasks, folder, at_once=at_once, threads=1, on_event=tell)
     return found, events
 
 
@@ -72,7 +72,7 @@ def test_a_killed_worker_is_told_and_ends_the_others(tmp_path):
     start = time.time()
     tasks = [Task("dies", vanish, lambda r: {}), Task("sleeps", sleep_long, lambda r: {})]
     with pytest.raises(UserError, match="worker process was killed.*goes on"):
-        run(tmp_path, tasks, workers=2)
+        run(tmp_path, tasks, at_once=2)
     assert time.time() - start < 50
     assert not list((tmp_path / "tasks").glob("*.json"))
 
@@ -88,7 +88,7 @@ def test_workers_leave_when_the_parent_is_killed(tmp_path, kind):
         "from vjepa_fast.study.jobs.pool import Task, run_tasks\n"
         "if __name__ == '__main__':\n"
         f"    task = Task('t', test_pool.{kind}, lambda r: {{'path': {str(mark)!r}}})\n"
-        f"    run_tasks([task], pathlib.Path({str(tmp_path)!r}), workers=1, threads=1, on_event=lambda *a: None)\n"
+        f"    run_tasks([task], pathlib.Path({str(tmp_path)!r}), at_once=1, threads=1, on_event=lambda *a: None)\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)

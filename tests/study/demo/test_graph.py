@@ -2,14 +2,13 @@ import json
 
 import pytest
 
+from tests.study.run.tiny import ENCODER
 from vjepa_fast import config
 from vjepa_fast.cli import main
-from vjepa_fast.data.synthetic import render_suite
-from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study.demo import plan as plans
-from vjepa_fast.study.demo import tasks
-from vjepa_fast.study.demo.demo import Demo, run_demo
+from vjepa_fast.errors import UserError
+from vjepa_fast.study.demo.graph import Demo, run_demo
 from vjepa_fast.study.demo.plan import DemoPlan, DemoRun, plan_for, run_config
+from vjepa_fast.study.run.clips import WEIGHTS
 
 TINY = DemoPlan(
     suites={
@@ -23,20 +22,7 @@ TINY = DemoPlan(
         DemoRun("baseline single", "baseline", "single", "demo_baseline_single", {"motion8": 1.0}),
         DemoRun("fwm_hw_ld mixed", "fwm_hw_ld", "mixed", "demo_fwm_hw_ld_mixed", {"motion8": 0.8, "objects": 0.2}),
     ),
-    overrides=(
-        "data.crop_size=32",
-        "data.patch_size=16",
-        "data.batch_size=4",
-        "optimization.epochs=1",
-        "optimization.ipe=4",
-        "optimization.warmup=0.5",
-        "model.embed_dim=24",
-        "model.num_heads=2",
-        "model.pred_embed_dim=24",
-        "model.pred_num_heads=2",
-        "runtime.log_every=2",
-        "runtime.monitor_every=2",
-    ),
+    overrides=(*ENCODER, "runtime.log_every=2", "runtime.monitor_every=2"),
     supervised_steps=2,
     supervised_batch=4,
     episodes=20,
@@ -71,25 +57,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         run_demo(tmp_path / "file" / "demo", TINY)
 
 
-def test_an_outdated_rendering_is_replaced_and_a_strangers_is_not(tmp_path):
-    values = dict(name="objects", splits={"train": 2}, size=32, frames=2, fps=8)
-    ours, other = str(tmp_path / "ours"), str(tmp_path / "other")
-    tasks.render(folder=ours, seed=0, key="old", **values)
-    first = (tmp_path / "ours" / "train" / "000000.jpg").read_bytes()
-    tasks.render(folder=ours, seed=1, key="new", **values)
-    assert (tmp_path / "ours" / "train" / "000000.jpg").read_bytes() != first
-    render_suite("objects", other, splits={"train": 2}, size=32, seed=0)
-    with pytest.raises(DataError, match="already holds"):
-        tasks.render(folder=other, seed=1, key="new", **values)
-
-
 def test_the_plan_is_the_studys():
     names = [run.name for run in DemoPlan().runs]
     assert names == ["baseline single", "fwm_hw_ld single", "baseline mixed", "fwm_hw_ld mixed"]
-    assert set(plans.SINGLE) == {"dive", "motion8"}
+    assert set(WEIGHTS["single"]) == {"dive", "motion8"}
     groups = {"motion": 0.0, "order": 0.0, "objects": 0.0}
-    for name, weight in plans.MIXED.items():
-        groups["motion" if name in plans.SINGLE else name] += weight
+    for name, weight in WEIGHTS["mixed"].items():
+        groups["motion" if name in WEIGHTS["single"] else name] += weight
     assert groups == pytest.approx({"motion": 0.2, "order": 0.6, "objects": 0.2})
 
 

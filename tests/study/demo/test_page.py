@@ -7,8 +7,7 @@ import pytest
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation import Features, against, episode_rows, probe_rows
 from vjepa_fast.evaluation.run.rows import Row
-from vjepa_fast.study import figures as plots
-from vjepa_fast.study.demo import records, report
+from vjepa_fast.study.demo import figures, page, records
 
 SECTIONS = ("result", "accuracy", "tradeoff", "loss", "collapse", "masks", "pca", "settings", "method")
 
@@ -66,7 +65,7 @@ def material(rows):
         suites=[records.SuiteRecord("motion8", "direction <of> motion", 80, 80, 80, 4, 0.25)],
         mask_pictures=[records.MaskPicture("A clip", frames, mask, ~mask, rng.random((4, 8, 8)))],
         pca_pictures=[
-            records.PcaPicture("A clip", frames, {"random init": plots.pca_rgb(rng.random((256, 5)), (4, 8, 8))})
+            records.PcaPicture("A clip", frames, {"random init": figures.pca_rgb(rng.random((256, 5)), (4, 8, 8))})
         ],
         protocol=["One protocol for all rows."],
     )
@@ -97,7 +96,7 @@ def committed():
 
 
 def test_report_has_its_sections_and_needs_nothing_else(tmp_path, material):
-    path = report.write_report(tmp_path / "deep" / "report.html", **material)
+    path = page.write_report(tmp_path / "deep" / "report.html", **material)
     html = path.read_text()
     for section in SECTIONS:
         assert html.count(f'<section id="{section}">') == 1 and f'href="#{section}"' in html
@@ -108,23 +107,23 @@ def test_report_has_its_sections_and_needs_nothing_else(tmp_path, material):
 
 
 def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
-    said = report.statement(rows)
+    said = page.statement(rows)
     assert [name for name, _ in said["above"] if "motion8" in name] == [
         "baseline single: motion8, linear",
         "baseline single: motion8, knn",
     ]
     assert {name for name, _ in said["below"]} >= {"baseline single: objects, linear"}
     assert said["compared"] == 4 + 4 + 2 and said["level"] == said["compared"] - len(said["above"]) - len(said["below"])
-    html = report.write_report(tmp_path / "r.html", **material).read_text()
+    html = page.write_report(tmp_path / "r.html", **material).read_text()
     above = len(said["above"])
     assert f"{above} of 10 pretrained rows stand above random init beyond the 95 % interval" in " ".join(html.split())
     level = [r for r in rows if r.kind == "random" or r.verdict == "level"]
-    html = report.write_report(tmp_path / "s.html", **{**material, "rows": level}).read_text()
+    html = page.write_report(tmp_path / "s.html", **{**material, "rows": level}).read_text()
     assert "No pretrained row stands above its random-init control" in html
 
 
 def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):
-    html = report.write_report(tmp_path / "r.html", **material).read_text()
+    html = page.write_report(tmp_path / "r.html", **material).read_text()
     cells = re.findall(
         r"<td class=\"(above|below|level)?\"><b>([\d.]+)</b><span class=\"ci\">([\d.]+)&ndash;([\d.]+)</span>", html
     )
@@ -136,19 +135,19 @@ def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):
 
 
 def test_committed_run_is_shown_and_marked(tmp_path, material):
-    html = report.write_report(tmp_path / "r.html", **material, committed=committed()).read_text()
+    html = page.write_report(tmp_path / "r.html", **material, committed=committed()).read_text()
     assert "COMMITTED RESULT, NOT FROM THIS DEMO" in html and "43.1" in html and "1 of 2 seeds" in html
 
 
 def test_empty_report_renders(tmp_path):
-    html = report.write_report(tmp_path / "r.html", title="Empty", runs=[], rows=[], suites=[]).read_text()
+    html = page.write_report(tmp_path / "r.html", title="Empty", runs=[], rows=[], suites=[]).read_text()
     assert "No pretrained row could be set against" in html and "No metrics were recorded" in html
 
 
 def test_unwritable_report_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        report.write_report(tmp_path / "file" / "r.html", title="x", runs=[], rows=[], suites=[])
+        page.write_report(tmp_path / "file" / "r.html", title="x", runs=[], rows=[], suites=[])
 
 
 def test_committed_file_is_checked(tmp_path):
@@ -161,22 +160,6 @@ def test_committed_file_is_checked(tmp_path):
         path.write_text(text)
         with pytest.raises(DataError, match="c.json: not a result file"):
             records.load_committed(path)
-
-
-def test_collect_turns_probe_files_into_the_committed_form(tmp_path, rows):
-    probe = tmp_path / "probe.json"
-    probe.write_text(json.dumps({"rows": [r.to_dict() for r in rows]}))
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").write_text(
-        "".join(json.dumps(m) + "\n" for m in metrics(1.0)) + '{"step": 9, "lo'
-    )
-    found = records.collect(
-        {3: [probe]}, {3: tmp_path / "run"}, recipe="r", command="c", device="d", minutes=1.0, commit="x", versions={}
-    )
-    (tmp_path / "c.json").write_text(json.dumps(found))
-    loaded = records.load_committed(tmp_path / "c.json")
-    assert len(loaded["rows"]) == 10 and loaded["rows"][0]["seed"] == 3
-    assert loaded["curves"][0]["step"] == list(range(1, 9))
 
 
 def test_against_compares_the_same_samples(rows):
@@ -192,7 +175,7 @@ def test_masked_tokens_are_veiled_and_the_rest_is_untouched():
     frames = np.full((1, 16, 16, 3), 10, np.uint8)
     predicted = np.zeros((1, 2, 2), bool)
     predicted[0, 0, 1] = True
-    out = plots.masked(frames, predicted, size=16)
+    out = figures.masked(frames, predicted, size=16)
     assert (out[0, 9:, :8] == 10).all() and out[0, 3, 12, 0] > 150
 
 
@@ -200,10 +183,10 @@ def test_pca_map_separates_two_kinds_of_token_and_is_repeatable():
     rng = np.random.default_rng(0)
     tokens = rng.standard_normal((64, 10)) * 0.05
     tokens[:32] += 3
-    rgb = plots.pca_rgb(tokens, (4, 4, 4)).reshape(64, 3).astype(int)
+    rgb = figures.pca_rgb(tokens, (4, 4, 4)).reshape(64, 3).astype(int)
     assert abs(rgb[:32, 0].mean() - rgb[32:, 0].mean()) > 200
-    assert np.array_equal(rgb, plots.pca_rgb(tokens, (4, 4, 4)).reshape(64, 3))
-    assert plots.pca_rgb(tokens[:, :2], (4, 4, 4)).shape == (4, 4, 4, 3)
+    assert np.array_equal(rgb, figures.pca_rgb(tokens, (4, 4, 4)).reshape(64, 3))
+    assert figures.pca_rgb(tokens[:, :2], (4, 4, 4)).shape == (4, 4, 4, 3)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from tests.study.fake_study import make_study
 from vjepa_fast.errors import DataError
-from vjepa_fast.study import records as results
+from vjepa_fast.study import records
 
 SMALL = {
     "variants": ("baseline", "ld"),
@@ -33,13 +33,13 @@ def edit(folder, change, key=KEY):
 
 def refused(folder, *words, **kwargs):
     with pytest.raises(DataError) as error:
-        results.load_study(folder, **kwargs)
+        records.load_study(folder, **kwargs)
     for word in words:
         assert word in str(error.value)
 
 
 def test_reads_everything(folder):
-    study = results.load_study(folder)
+    study = records.load_study(folder)
     assert len(study.cells) == 2 * 2 * 2 + 2 and study.missing == ()
     assert study.variants == ["baseline", "ld"] and study.regimes == ["single", "mixed"] and study.seeds == [0, 1]
     assert study.outcomes == [("fewshot", "1-shot"), ("motion8", "linear")]  # the question's first
@@ -54,19 +54,19 @@ def test_keys_follow_from_the_plan_where_it_has_none():
         "seeds": [0],
         "modes": {"intended": ["baseline"], "published": ["ld"]},
     }
-    assert results.expected_keys(plan) == (
+    assert records.expected_keys(plan) == (
         "random_init-none-intended-s0", "baseline-single-intended-s0", "ld-single-published-s0",
     )  # fmt: skip
-    assert results.split_key("fwm_hw_ld-mixed-published-s12") == ("fwm_hw_ld", "mixed", "published", 12)
+    assert records.split_key("fwm_hw_ld-mixed-published-s12") == ("fwm_hw_ld", "mixed", "published", 12)
     with pytest.raises(DataError, match="not a cell's key"):
-        results.split_key("ld-mixed-s0")
+        records.split_key("ld-mixed-s0")
 
 
 def test_missing_cells_are_named_and_can_be_allowed(folder):
     (folder / "cells" / f"{KEY}.json").unlink()
     refused(folder, "1 of 10 cells are missing", KEY, "--partial")
     (folder / "cells" / f"{KEY}.error.txt").write_text("Traceback ...\nTrainingError: loss is nan at step 7\n\n")
-    study = results.load_study(folder, partial=True)
+    study = records.load_study(folder, partial=True)
     assert study.missing == (KEY,) and study.failed == {KEY: "TrainingError: loss is nan at step 7"}
     shutil.rmtree(folder / "cells")
     refused(folder, "no cell is evaluated", partial=True)
@@ -119,10 +119,10 @@ def test_a_folder_that_is_no_study(folder, tmp_path):
 
 
 def test_flat_rows_and_csv(folder):
-    study = results.load_study(folder)
-    rows = results.table_rows(study)
+    study = records.load_study(folder)
+    rows = records.table_rows(study)
     assert len(rows) == 10 * 2
-    path = results.write_csv(folder / "results.csv", rows)
+    path = records.write_csv(folder / "results.csv", rows)
     with open(path, newline="") as file:
         read = list(csv.DictReader(file))
     (mine,) = [r for r in read if r["key"] == KEY and r["suite"] == "motion8"]

@@ -4,9 +4,10 @@ import pytest
 
 from vjepa_fast import config, objectives
 from vjepa_fast.errors import ConfigError, UserError
+from vjepa_fast.study.records import COMPATS
 from vjepa_fast.study.run import variants
 from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
-from vjepa_fast.study.run.variants import COMPAT, COUNTED, VARIANTS, apply, changes
+from vjepa_fast.study.run.variants import COUNTED, VARIANTS, apply, changes
 
 EIGHTEEN = [
     "motion_guided",
@@ -73,7 +74,7 @@ def test_the_control_is_the_headline_without_latent_dynamics():
 
 
 @pytest.mark.parametrize("regime", REGIMES)
-@pytest.mark.parametrize("compat", COMPAT)
+@pytest.mark.parametrize("compat", COMPATS)
 def test_every_variant_builds_on_the_synthetic_suite(regime, compat, tmp_path):
     suite = suite_of(Settings(), tmp_path)
     for name in VARIANTS:

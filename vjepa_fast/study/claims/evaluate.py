@@ -1,4 +1,4 @@
-"""The 17 claims about the published results, each computed again from the published figures.
+"""One claim about the published results, computed again from the published figures.
 
 A claim is *confirmed* if the figures give what it states, *contradicted* if they give something else, *not computable*
 if a figure is missing or the claim names nothing that can be computed. Nothing is adjusted to make a claim hold; where
@@ -7,28 +7,24 @@ its words allow a second reading, that one is computed beside it (``other_readin
 Rounding: a single difference must equal the claimed one to the two decimals that the figures have. The ends of a range
 are taken as rounded, so that values count as inside up to half a unit of the last digit that the claim gives
 (-2.5: 0.05, -16: 0.5). Counts and thresholds are exact.
-
-A confirmed difference is not yet an effect. Each is therefore set against what two seeds of the published baseline
-differ by, and computed again with the baseline that has the variants' own seed.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vjepa_fast.errors import DataError
-from vjepa_fast.study.claims.published import BASELINES, DATA, SAME_SEED, Delta, Published, load_published
+from vjepa_fast.study.claims.published import BASELINES, DATA, Delta, Published
 
 CONFIRMED, CONTRADICTED, NOT_COMPUTABLE = "confirmed", "contradicted", "not computable"
 WIDTH_RECIPE = "mixed_4gpu_baseline"
 NAMES = {"diving48": "Diving-48", "imagenet100": "ImageNet-100", "ssv2": "SSv2", "synth": "synthetic motion"}
 REGIMES = {"mixed": "mixed", "ucf101": "UCF-101"}
-TOLERANCE_TEXT = (
-    "Rounding: one difference must equal the claimed one to two decimals; the ends of a range hold up to half a unit "
-    "of the last digit that the claim gives; counts and thresholds are exact."
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Claim:
     dataset: str
     regime: str
     method: str
-    value: object
+    value: Any
     verified_by_source: bool
     confidence_by_source: float
     read_as: dict = field(default_factory=dict)
@@ -94,16 +90,13 @@ class Outcome:
     missing: tuple[str, ...] = ()  # what was not published, as "method on data set"
 
 
-def load_claims(path=None) -> list[Claim]:
-    """The claims (default: those in the package). DataError where the file is something else."""
-    path = DATA / "claims.json" if path is None else Path(path)
+def load_claims(path: str | os.PathLike | None = None) -> list[Claim]:
+    """The claims of a file (default: the 17 in the package). DataError where the file is something else."""
+    path = Path(path or DATA / "claims.json")
     try:
         return [Claim(**c) for c in json.loads(path.read_text(encoding="utf-8"))["claims"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a file of claims ({error})") from None
-
-
-# ------------------------------------------------------------ one claim
 
 
 def evaluate(
@@ -146,8 +139,8 @@ def tolerance(claim: Claim) -> float:
     return 0.5 * 10**-decimals
 
 
-def _named(delta: Delta, deltas) -> str:
-    """The arithmetic, with what tells it from the others in front."""
+def _named(delta: Delta, deltas: Sequence[Delta]) -> str:
+    """The arithmetic, with what it differs in from the others in front."""
     parts = []
     if len({x.method for x in deltas}) > 1:
         parts.append(delta.method)
@@ -164,12 +157,12 @@ def _status(holds: bool) -> str:
     return CONFIRMED if holds else CONTRADICTED
 
 
-def _single(claim, deltas, missing) -> Outcome:
+def _single(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
     (delta,) = deltas
     return Outcome(_status(_equal(delta.value, claim.value, tolerance(claim))), delta.value, delta.arithmetic, deltas)
 
 
-def _range(claim, deltas, missing) -> Outcome:
+def _range(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
     low, high = claim.value
     tol = tolerance(claim)
     outside = [x for x in deltas if not low - tol - 1e-9 <= x.value <= high + tol + 1e-9]
@@ -183,7 +176,7 @@ def _range(claim, deltas, missing) -> Outcome:
     return Outcome(_status(not outside), computed, text, deltas, missing)
 
 
-def _count(claim, deltas, missing) -> Outcome:
+def _count(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
     threshold = claim.value["threshold"]
     below = [x for x in deltas if x.value < threshold]
     computed = {"count": len(below), "of": len(deltas), "threshold": threshold}
@@ -193,7 +186,7 @@ def _count(claim, deltas, missing) -> Outcome:
     return Outcome(_status(computed == claim.value), computed, text, deltas, missing)
 
 
-def _pattern(claim, deltas, missing) -> Outcome:
+def _pattern(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
     text = "; ".join(_named(x, deltas) for x in deltas)
     if missing:
         text += f"; no published figure: {', '.join(missing)}"
@@ -201,7 +194,7 @@ def _pattern(claim, deltas, missing) -> Outcome:
     return Outcome(_status(not _refuted(claim, deltas)), computed, text, deltas, missing)
 
 
-def _refuted(claim: Claim, deltas) -> bool:
+def _refuted(claim: Claim, deltas: Sequence[Delta]) -> bool:
     """Whether one of a pattern's figures is not as claimed; one is enough, whatever the others would be."""
     for x in deltas:
         as_claimed = x.value > 0 if claim.directions[x.dataset] == "up" else x.value < 0
@@ -247,167 +240,9 @@ def _open_pattern(published: Published) -> Outcome:
     methods = published.methods("mixed", "*", ("ssv2", "imagenet100"))
     if len(methods) > 2:
         ssv2, images = ([published.top1(f"mixed_4gpu_{m}", d) for m in methods] for d in ("ssv2", "imagenet100"))
-        rho = spearmanr(ssv2, images).statistic
+        rho = spearmanr(ssv2, images).statistic  # pyright: ignore[reportAttributeAccessIssue]  # scipy has no types
         text += (
             f". For information: over the {len(methods)} mixed methods the rank correlation (Spearman) of SSv2 and "
             f"ImageNet-100 accuracy is {rho:+.2f}; a trade-off between the two would make it negative"
         )
     return Outcome(NOT_COMPUTABLE, None, text)
-
-
-# ------------------------------------------------------------ all claims, set against the seeds
-
-
-def check_claims(published: Published | None = None, claims: list[Claim] | None = None) -> list[dict]:
-    """Every claim as a plain dict: id, statement, status, published (the claimed value), computed, arithmetic, and
-
-    ``figures`` used, ``deltas`` with their sampling error, ``spread`` and ``placement`` (against the seeds of the
-    baseline), ``same_seed`` (the claim against the baseline of the variants' own seed; None: it is the same run),
-    ``other_reading``, ``notes``.
-    """
-    published = published or load_published()
-    return [_entry(claim, published) for claim in (load_claims() if claims is None else claims)]
-
-
-def _entry(claim: Claim, published: Published) -> dict:
-    outcome = evaluate(claim, published)
-    figures = {(f.run, f.dataset): f.to_dict() for x in outcome.deltas for f in (x.figure, x.base)}
-    spread = _against_spread(claim, outcome.deltas, published)
-    return {
-        "id": claim.id,
-        "statement": claim.statement,
-        "kind": claim.kind,
-        "status": outcome.status,
-        "published": claim.value,
-        "computed": outcome.computed,
-        "arithmetic": outcome.arithmetic,
-        "tolerance": tolerance(claim) if outcome.deltas and claim.kind != "count_below" else 0,
-        "figures": list(figures.values()),
-        "deltas": [x.to_dict() for x in outcome.deltas],
-        "spread": spread,
-        "placement": _placement(spread, outcome.deltas),
-        "same_seed": _same_seed(claim, outcome, published),
-        "other_reading": _other_reading(claim, published),
-        "notes": _notes(claim, outcome),
-        "source": {k: v for k, v in asdict(claim).items() if k in ("verified_by_source", "confidence_by_source")},
-    }
-
-
-def _against_spread(claim: Claim, deltas, published: Published) -> list[dict]:
-    """Per data set: the distance of the two baseline seeds, and which methods' deltas are within or beyond it."""
-    out = []
-    for dataset in dict.fromkeys(x.dataset for x in deltas):
-        spread = published.spread(dataset)
-        mine = [x for x in deltas if x.dataset == dataset]
-        entry = {"dataset": dataset, "points": None, "arithmetic": "", "borrowed": False, "within": [], "beyond": []}
-        if spread is not None:
-            entry |= {
-                "points": spread.points,
-                "arithmetic": spread.arithmetic,
-                "borrowed": claim.regime != "mixed",  # only the mixed baseline was published with two seeds
-                "within": [x.method for x in mine if abs(x.value) <= spread.points],
-                "beyond": [x.method for x in mine if abs(x.value) > spread.points],
-            }
-        out.append(entry)
-    return out
-
-
-def _placement(spread: list[dict], deltas) -> str:
-    """One line for the table: within or beyond the distance of the seeds; without one, the error of the test part."""
-    parts = []
-    for s in spread:
-        name = f"{NAMES[s['dataset']]}: " if len(spread) > 1 else ""
-        if s["points"] is None:
-            mine = [x for x in deltas if x.dataset == s["dataset"]]
-            beyond = sum(abs(x.value) > x.sampling95 for x in mine)
-            where = _side(len(mine) - beyond, beyond)
-            parts.append(f"{name}no second seed; {where} the test part's {max(x.sampling95 for x in mine):.2f}")
-        else:
-            borrowed = " of the mixed baseline" if s["borrowed"] else ""
-            parts.append(f"{name}{_side(len(s['within']), len(s['beyond']))} {s['points']:.2f}{borrowed}")
-    return "; ".join(parts)
-
-
-def _side(within: int, beyond: int) -> str:
-    return "within" if not beyond else "beyond" if not within else f"{beyond} of {within + beyond} beyond"
-
-
-def _same_seed(claim: Claim, outcome: Outcome, published: Published) -> dict | None:
-    """The claim's figures against the baseline that has the variants' seed, and which differences turn by it."""
-    run = SAME_SEED.get(claim.regime)
-    if run is None or not outcome.deltas:
-        return None
-    other = evaluate(claim, published, baseline=run)
-    before = {(x.method, x.dataset): x.value for x in outcome.deltas}
-    turned = [f"{x.method} on {NAMES[x.dataset]}" for x in other.deltas if x.value * before[x.method, x.dataset] < 0]
-    verdict = "no figure" if not other.deltas else f"reversed: {', '.join(turned)}" if turned else "same direction"
-    return {
-        "baseline": run,
-        "computed": other.computed,
-        "arithmetic": other.arithmetic,
-        "reversed": turned,
-        "verdict": verdict,
-    }
-
-
-def _other_reading(claim: Claim, published: Published) -> dict | None:
-    needed = tuple(claim.other_reading.get("also_measured_on", ()))
-    if not needed:
-        return None
-    other = evaluate(claim, published, also_measured_on=needed)
-    names = " and ".join(NAMES[d] for d in needed)
-    return {
-        "reading": f"only methods that also have a figure on {names}",
-        "status": other.status,
-        "computed": other.computed,
-        "arithmetic": other.arithmetic,
-    }
-
-
-def _notes(claim: Claim, outcome: Outcome) -> list[str]:
-    notes = [
-        f"{x.method} on {NAMES[x.dataset]}: probed for {x.epochs[0]} epochs, the baseline for {x.epochs[1]}"
-        for x in outcome.deltas
-        if x.epochs[0] != x.epochs[1]
-    ]
-    return [*notes, *([claim.caveat] if claim.caveat else [])]
-
-
-# ------------------------------------------------------------ as text
-
-
-def value_text(value) -> str:
-    """A computed value in a table's cell."""
-    if value is None:
-        return "-"
-    if isinstance(value, list):
-        return f"{value[0]:+.2f} to {value[1]:+.2f}"
-    if isinstance(value, dict) and "count" in value:
-        return f"{value['count']} of {value['of']}"
-    if isinstance(value, dict):
-        return ", ".join(f"{NAMES[d]} {v:+.2f}" for d, v in value.items())
-    return str(value) if isinstance(value, int) else f"{value:+.2f}"
-
-
-def same_seed_text(entry: dict) -> str:
-    """The claim against the baseline of the same seed, in a table's cell."""
-    same = entry["same_seed"]
-    if same is None:
-        return ""
-    return same["verdict"] if same["computed"] is None else f"{value_text(same['computed'])}, {same['verdict']}"
-
-
-def markdown_table(entries: list[dict]) -> str:
-    """The entries of :func:`check_claims` as a Markdown table, a line per claim."""
-    head = ("id", "claim", "status", "computed", "arithmetic", "two baseline seeds", "baseline of the same seed")
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for e in entries:
-        arithmetic, other = e["arithmetic"], e["other_reading"]
-        if other:
-            arithmetic += f"; {other['reading']}: {other['status']}, {value_text(other['computed'])}"
-        computed = value_text(e["computed"])
-        cells = (
-            str(e["id"]), e["statement"], e["status"], computed, arithmetic, e["placement"], same_seed_text(e)
-        )  # fmt: skip
-        lines.append("| " + " | ".join(c.replace("*", "\\*").replace("|", "\\|") for c in cells) + " |")
-    return "\n".join(lines)

@@ -1,0 +1,49 @@
+"""A study so small that whole runs of it take seconds."""
+
+from vjepa_fast.study.run.plan import Grid, StudyPlan
+from vjepa_fast.study.run.runner import run_study
+from vjepa_fast.study.run.suites import Settings
+
+SIZES = {
+    "motion8": {"train": 32, "val": 16, "test": 16},
+    "order": {"train": 24, "val": 24, "test": 24},
+    "objects": {"train": 48, "val": 48, "test": 48},
+    "dive": {"train": 24},
+    "fewshot": {"train": 36, "test": 144},
+}
+ENCODER = (
+    "data.crop_size=32",
+    "data.patch_size=16",
+    "data.batch_size=4",
+    "optimization.epochs=1",
+    "optimization.ipe=4",
+    "optimization.warmup=0.5",
+    "model.embed_dim=24",
+    "model.num_heads=2",
+    "model.pred_embed_dim=24",
+    "model.pred_num_heads=2",
+)
+SMALL = (*ENCODER, "runtime.log_every=1", "runtime.save_every=100", "runtime.peak_tflops=1")
+TINY = Settings(sizes=SIZES, size=32, overrides=SMALL, queries=1, episodes=50)
+GRID = Grid(("baseline", "kinematic"), ("single",), (0,), published=("kinematic",))
+KEYS = [
+    "random_init-none-intended-s0",
+    "baseline-single-intended-s0",
+    "kinematic-single-intended-s0",
+    "kinematic-single-published-s0",
+]
+
+
+def study(folder, settings=TINY, grid=GRID, **more) -> StudyPlan:
+    return StudyPlan(folder, settings, grid, threads=1, **more)
+
+
+def events_of(made: StudyPlan, **more) -> tuple[list, list]:
+    events = []
+    failed = run_study(
+        made,
+        launcher="inline",
+        on_event=lambda what, job: events.append((what, job if isinstance(job, str) else job["key"])),
+        **more,
+    )
+    return events, failed

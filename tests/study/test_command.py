@@ -1,0 +1,86 @@
+"""``vjepa-fast study``: its subcommands, and the arguments of ``study run``."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vjepa_fast.cli import main, study
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(folder, *more) -> int:
+    return main(["study", "run", str(folder / "s"), "--device", "cpu", *more])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--variants", "basline"], "basline: no variant"),
+        (["--regimes", "double"], "--regimes: 'double'"),
+        (["--regimes", ","], "nothing to run"),
+        (["--seeds", "4..0"], "--seeds: '4..0'"),
+        (["--seeds", "a"], "--seeds: 'a'"),
+        (["--compat", "both"], "--compat: 'both'"),
+        (["--published", "none"], "none: no variant"),
+        (["--scale", "0"], "--scale"),
+        (["--jobs", "0"], "--jobs: 0"),
+        (["--sizes", "motion8.tests=3"], "--sizes motion8.tests=3"),
+        (["--sizes", "motion8.val=0"], "no clips for motion8.val"),
+        (["--set", "objectives.hw.coeff=2"], "the study sets objectives.hw.coeff itself"),
+        (["--set", "optimization.lrr=2"], "unknown key"),
+        (["--evaluate", "motion9"], "--evaluate: 'motion9'"),
+        (["--data", "ssv2"], "--data ssv2: expected NAME=VALUE"),
+        (["--compat", "published", "--variants", "amg", "--set", "data.batch_size=5"], "amg-single-published-s0: amg"),
+    ],
+)
+def test_wrong_arguments_name_the_argument_and_write_nothing(tmp_path, more, message, capsys):
+    assert command(tmp_path, *more) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not (tmp_path / "s").exists()
+
+
+def test_dry_run_lists_and_writes_nothing(tmp_path, capsys):
+    assert command(tmp_path, "--dry-run", "--seeds", "0..4", "--published", "baseline,kinematic", "--scale", "2") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"{5 * (1 + 2 * 22)} runs, {5 * (1 + 2 * 22)} to do" and len(lines) == 226
+    assert any("kinematic-mixed-published-s4" in line and "480 steps" in line for line in lines)
+    assert not (tmp_path / "s").exists()
+
+
+def test_only_published_runs_with_compat_published(tmp_path, capsys):
+    command(tmp_path, "--dry-run", "--seeds", "0", "--regimes", "single", "--compat", "published", "--variants", "hw")
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[:-1]] == [
+        "random_init-none-intended-s0", "hw-single-published-s0",
+    ]  # fmt: skip
+
+
+def test_subcommands_are_found_and_help_is_light():
+    there = [p.stem.removeprefix("_study_") for p in (ROOT / "vjepa_fast/cli").glob("_study_*.py")]
+    assert sorted(study.SUBCOMMANDS) == sorted(there) and "claims" in there
+    code = (
+        "import sys; from vjepa_fast.cli import main\n"
+        "try: main(['study', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'numpy', 'yaml', 'rich', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+    assert all(name in done.stdout for name in there)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "the following arguments are required"),
+        (["claim"], "invalid choice: 'claim'"),
+        (["claims", "--json", "/nowhere/c.json"], "/nowhere/c.json: cannot be written"),
+        (["claims", "--study", "/nowhere"], "/nowhere/study.json: not found"),
+    ],
+)
+def test_wrong_usage(argv, message, capsys):
+    assert main(["study", *argv]) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.startswith("error: ") and err.count("\n") == 1

@@ -1,0 +1,144 @@
+"""Jobs in processes of their own on this machine, and on others that run the same command on the same folder.
+
+Each command takes a job by its lock, which only one can hold. The job of a command that died is taken over by
+another, and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from vjepa_fast.errors import UserError
+from vjepa_fast.study.jobs import workers
+from vjepa_fast.study.jobs.locks import Lock
+from vjepa_fast.study.jobs.work import Event, Work
+
+_RECORDED = 3  # exit code of a worker that has recorded its failure
+
+
+def slots(device: str, jobs: int | None, per_gpu: int, runs: int) -> tuple[list[str | None], int]:
+    """(per slot the GPU that it works on, or None; CPU threads of each)."""
+    cores = workers.cores()
+    if device == "cpu":
+        count = jobs or min(cores, max(1, runs))
+        return [None] * count, max(1, cores // count)
+    found = (visible_gpus() * per_gpu)[: jobs or None]
+    return [*found], max(1, cores // len(found))
+
+
+def visible_gpus() -> list[str]:
+    """What to put into CUDA_VISIBLE_DEVICES, one entry per GPU that this process may use."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        raise UserError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    named = [n.strip() for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n.strip()]
+    return named[:count] if named else [str(i) for i in range(count)]
+
+
+def run_processes(
+    work: Work, jobs: Sequence[dict], places: Sequence[str | None], threads: int, on_event: Event, poll: float = 0.2
+) -> None:
+    """Run the jobs in processes of their own, one per place (a GPU, or None) at a time.
+
+    Jobs that another command has in hand are waited for, and taken over if it dies. KeyboardInterrupt stops the workers
+    (a trainer saves first) and passes on.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, reported = list(jobs), set()
+    running: dict[int, tuple[BaseProcess, dict, Lock]] = {}
+    try:
+        while waiting or running:
+            for place, gpu in enumerate(places):
+                if place in running:
+                    process, job, lock = running[place]
+                    if process.is_alive() and not lock.lost:
+                        continue
+                    if process.is_alive():  # this command was held up, another took the run over
+                        process.terminate()
+                        waiting.append(job)
+                    process.join()
+                    del running[place]
+                    lock.release()
+                    on_event("elsewhere" if job in waiting else _outcome(work, process.exitcode, job), job)
+                started = _next(work, waiting, reported, on_event)
+                if started is None:
+                    continue
+                job, lock = started
+                with workers.environment(threads, {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}):
+                    process = context.Process(target=_child, args=(work, job))
+                    process.start()
+                running[place] = process, job, lock
+                on_event("start", job)
+            time.sleep(poll if running or not waiting else max(poll, 2.0))
+    finally:
+        for process, _, _ in running.values():
+            process.terminate()
+        for process, _, lock in running.values():
+            process.join()
+            lock.release()
+
+
+def _child(work: Work, job: dict) -> None:
+    """The body of a worker process."""
+    workers.start(Path(job["folder"]) / "logs" / f"{job['key']}.log")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a trainer at work has its own way to stop
+    sys.exit(0 if work.attempt(job) == "done" else _RECORDED)
+
+
+def _next(work: Work, waiting: list[dict], reported: set[str], on_event: Event) -> tuple[dict, Lock] | None:
+    """The first job that is neither done nor held by another process, and its lock; what is done leaves the list."""
+    for job in list(waiting):
+        if work.done(job):
+            waiting.remove(job)
+            on_event("kept", job)
+            continue
+        lock = work.lock(job)
+        if lock.take():
+            waiting.remove(job)
+            if not work.done(job):
+                return job, lock
+            lock.release()  # finished between the two looks
+            on_event("kept", job)
+        elif job["key"] not in reported:
+            reported.add(job["key"])
+            on_event("elsewhere", job)
+    return None
+
+
+def _outcome(work: Work, exitcode: int | None, job: dict) -> str:
+    if work.done(job):
+        return "done"
+    if exitcode and exitcode < 0:
+        name = signal.Signals(-exitcode).name
+        work.fail(job, f"the worker process was killed by {name}, perhaps for want of memory")
+    elif exitcode != _RECORDED:
+        work.fail(job, f"the worker process left with exit code {exitcode} and no result")
+    return "failed"
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does, so that workers save."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

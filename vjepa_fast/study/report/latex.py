@@ -1,0 +1,56 @@
+"""A study's tables of differences as LaTeX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vjepa_fast.study.report.sentences import label, points, sentence
+from vjepa_fast.study.stats import MEAN, Comparison
+
+
+def latex(content: Mapping[str, Any]) -> str:
+    """All tables of differences as LaTeX (packages booktabs and graphicx), one ``table*`` each."""
+    out = [
+        f"% {content['title']}; commit {content['environment'].get('commit', 'unknown')}",
+        r"% needs \usepackage{booktabs,graphicx}",
+    ]
+    for table in content["tables"]:
+        families = ", ".join(map(str, table.families))
+        caption = (
+            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: "
+            f"significant at 5 % after Holm's correction within an outcome over {families} comparisons."
+        )
+        suites = list(dict.fromkeys(s for s, _ in table.columns))
+        spans = [(s, [o for o in table.columns if o[0] == s]) for s in suites]
+        columns = [o for _, group in spans for o in group]
+        head = " & ".join(rf"\multicolumn{{{len(g)}}}{{c}}{{{_escape(s)}}}" for s, g in spans)
+        order = [table.columns.index(o) for o in columns]
+        out += [
+            "", r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}",
+            rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}", r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {head} \\",
+            rf"variant & {' & '.join(_escape(p) for _, p in columns)} \\", r"\midrule",
+        ]  # fmt: skip
+        for variant, cells in table.lines:
+            if variant == MEAN:
+                out.append(r"\midrule")
+            name = _escape(label(variant, cells))
+            out.append(rf"{name} & {' & '.join(_cell(cells[i]) for i in order)} \\")
+        out += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
+    return "\n".join(out) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Text with LaTeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _cell(c: Comparison | None) -> str:
+    if c is None:
+        return "--"
+    value = points(c.value).replace("-", "$-$")
+    value = value if c.verdict == "undecided" else rf"\textbf{{{value}}}"
+    interval = "n/a" if c.low is None else f"[{points(c.low)}, {points(c.high)}]".replace("-", "$-$")
+    return rf"\shortstack{{{value}\\{{\tiny {interval}}}}}"

@@ -1,0 +1,89 @@
+"""A frozen encoder on the suites of a study or of the demo: accuracy rows, and the geometry of its features."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vjepa_fast.study.run.clips import load_clips
+
+if TYPE_CHECKING:
+    from vjepa_fast.data import Manifest
+    from vjepa_fast.evaluation import ClipSet, Features, Row
+
+
+def suite_rows(
+    label: str, kind: str, suite: str, features: Mapping[str, Features], episodes: Mapping[str, int] | None, seed: int
+) -> list[Row]:
+    """Rows of one encoder on one suite.
+
+    ``episodes``: way, queries, ... of few-shot episodes; None: linear and kNN probe. ``features`` by part; for episodes
+    "train" is the base classes, whose mean centres the novel ones of "test".
+    """
+    from vjepa_fast.evaluation import episode_rows, probe_rows
+    from vjepa_fast.evaluation.fewshot import centred
+
+    if episodes is None:
+        parts = features["train"], features.get("val"), features["test"]
+        return probe_rows(label, kind, suite, *parts, seed=seed)
+    novel = centred(features["test"], features["train"]) if "train" in features else features["test"]
+    return episode_rows(label, kind, suite, novel, **episodes, seed=seed)
+
+
+def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> tuple[list[Row], list[dict]]:
+    """(accuracy rows, geometry rows) of a job's frozen encoder on every source of the study."""
+    from vjepa_fast.evaluation import extract_features
+
+    how, rows = job["evaluation"], []
+    label = job["variant"].replace("_", " ") if job["kind"] == "random" else f"{job['variant']} {job['regime']}"
+    label += " (published)" if job["compat"] == "published" else ""
+    label += ", student" if which == "encoder" else ""
+    episodes = {k: how[k] for k in ("way", "queries", "episodes")}
+    geometry = None
+    for suite, source in job["sources"].items():
+        in_memory = "clips" in source
+        parts = load_clips(source["clips"], suite) if in_memory else _manifests(source["manifests"])
+        cache = None if in_memory else str(Path(job["folder"]) / "runs" / job["key"] / "features")
+        features_of = partial(
+            extract_features,
+            encoder,
+            pooling=how["pooling"],
+            batch_size=32,
+            device=job["device"],
+            cache_dir=cache,
+            workers=0 if in_memory else min(4, os.cpu_count() or 1),
+            **how["view"],
+        )
+        found = {part: features_of(clips) for part, clips in parts.items()}
+        if geometry is None:  # of the first suite's test clips
+            geometry = _geometry(job, encoder, which, parts["test"])
+        few = source["kind"] == "fewshot"
+        rows += suite_rows(label, job["kind"], suite, found, episodes if few else None, how["seed"])
+    return rows, geometry or []
+
+
+def _geometry(job: Mapping[str, Any], encoder, which: str, source: ClipSet | Manifest) -> list[dict]:
+    """Collapse figures of the encoder on at most so many clips of ``source``."""
+    import numpy as np
+
+    from vjepa_fast.evaluation import ClipSet, decode_clips, geometry_rows
+
+    how = job["evaluation"]
+    limit = how["geometry"]["max_clips"]
+    if not isinstance(source, ClipSet):
+        chosen = np.sort(np.random.default_rng(how["seed"]).permutation(len(source))[:limit])
+        few = dataclasses.replace(source, paths=[source.paths[i] for i in chosen], labels=source.labels[chosen])
+        source = decode_clips(few, **how["view"])
+    return geometry_rows(
+        encoder, source, label=which, seed=how["seed"], batch_size=32, device=job["device"], **how["geometry"]
+    )
+
+
+def _manifests(paths: Mapping[str, str]) -> dict[str, Manifest]:
+    from vjepa_fast import data
+
+    return {part: data.load_manifest(path) for part, path in paths.items()}

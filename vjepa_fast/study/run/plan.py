@@ -1,0 +1,225 @@
+"""Which runs a study has, what is done of them, and ``study.json``, which records them.
+
+A study's folder also has ``runs/<key>/``, the trainer's folders, ``cells/<key>.json``, the evaluated runs
+(``<key>.error.txt`` where one failed), and ``locks/`` and ``logs/`` of what is at work. The key of a run is
+``<variant>-<regime>-<compat>-s<seed>``; the random-init control of a seed is ``random_init-none-intended-s<seed>``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vjepa_fast.config import Config
+from vjepa_fast.errors import ConfigError, UserError
+from vjepa_fast.files import write_json
+from vjepa_fast.study.jobs.locks import Lock
+from vjepa_fast.study.records import FORMAT, RANDOM, cell_key
+from vjepa_fast.study.run import cells, variants
+from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
+from vjepa_fast.study.run.training import settings_text
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which runs are asked for. ``published``: variants that also (or only) run under ``compat: published``."""
+
+    variants: tuple[str, ...]
+    regimes: tuple[str, ...] = REGIMES
+    seeds: tuple[int, ...] = (0,)
+    intended: bool = True
+    published: tuple[str, ...] = ()
+
+    def runs(self) -> list[tuple[str, str, str, int]]:
+        """(variant, regime, compat, seed) of every run, seed by seed, so that a study stopped early has whole seeds."""
+        out = []
+        for seed in self.seeds:
+            out.append((RANDOM, "none", "intended", seed))
+            for regime in self.regimes:
+                for name in variants.VARIANTS:
+                    if self.intended and name in self.variants:
+                        out.append((name, regime, "intended", seed))
+                    if name in self.published:
+                        out.append((name, regime, "published", seed))
+        return out
+
+
+@dataclass
+class StudyPlan:
+    """A grid of runs with common settings in a folder.
+
+    Attributes:
+        threads: CPU threads of each run (0: torch's choice).
+        side_by_side: runs that share the machine; noted in their cells.
+        processes: of each run; more than one are started by torchrun.
+        jobs: one per run, as ``run.cells`` describes them.
+    """
+
+    folder: Path
+    settings: Settings
+    grid: Grid
+    threads: int = 0
+    side_by_side: int = 1
+    processes: int = 1
+    jobs: list[dict] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder)
+        for regime in self.grid.regimes:
+            if regime not in REGIMES:
+                raise UserError(f"--regimes: {regime!r} is not known; give {', '.join(REGIMES)}")
+        if not self.grid.regimes or not self.grid.seeds or not self.grid.runs():
+            raise UserError("nothing to run: give at least one variant, regime and seed")
+        self.suite = suite_of(self.settings, self.folder)
+        self.suite.check(self.grid.regimes)
+        self.jobs = [self._job(*run) for run in self.grid.runs()]
+
+    def config(self, variant: str, regime: str, compat: str, seed: int) -> Config:
+        """The resolved Config of one run. Raises ConfigError where the combination has no meaning, saying why."""
+        control = variant == RANDOM
+        regime = self.grid.regimes[0] if control else regime
+        cfg = self.suite.baseline(regime, compat, seed)
+        cfg = cfg if control else variants.apply(variant, cfg)
+        runtime = dataclasses.replace(
+            cfg.runtime, device=self.settings.device, threads=self.threads, tensorboard=False, keep_checkpoints=1
+        )
+        folder = str(self.folder / "runs" / cell_key(variant, regime, compat, seed))
+        return dataclasses.replace(cfg, runtime=runtime, folder=folder)
+
+    def _job(self, variant: str, regime: str, compat: str, seed: int) -> dict:
+        from vjepa_fast import config as configs
+
+        key = cell_key(variant, regime, compat, seed)
+        try:
+            cfg = self.config(variant, regime, compat, seed)
+            value = configs.to_dict(cfg)
+            configs.from_dict(value, source=key)
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+        control = variant == RANDOM
+        weights = {} if control else self.suite.weights(regime)
+        return {
+            "key": key,
+            "variant": variant,
+            "regime": regime,
+            "compat": compat,
+            "seed": seed,
+            "kind": "random" if control else "pretrained",
+            "config": value,
+            "config_hash": cells.control_hash(value) if control else cells.config_hash(value, self.processes),
+            "folder": str(self.folder),
+            "sources": self.suite.sources(),
+            "evaluation": self.suite.evaluation(),
+            "device": self.settings.device,
+            "settings": settings_text(cfg, weights),
+            "side_by_side": self.side_by_side,
+            "processes": 1 if control else self.processes,
+        }
+
+    # ------------------------------------------------------------ what is there
+
+    def claim(self) -> None:
+        """Write ``study.json``, or add this grid to the one that is there.
+
+        Raises UserError where the folder holds a study with other settings, or cells of other configurations.
+        """
+        fixed = json.loads(json.dumps(asdict(self.settings)))
+        fixed["data"] = self.suite.data
+        path = self.folder / "study.json"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = Lock(self.folder / "locks" / "study.lock", stale=30)
+            while not lock.take():
+                time.sleep(0.2)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from None
+        try:
+            before = read_plan(self.folder) if path.exists() else {}
+            if before:
+                self._same(before["settings"], fixed)
+            write_json(path, self._content(before, fixed), cells.HINT)
+        finally:
+            lock.release()
+
+    def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        differs = [f"{k} ({before.get(k)} there, {now[k]} now)" for k in now if before.get(k) != now[k]]
+        if differs:
+            raise UserError(
+                f"{self.folder}: holds a study with other settings: {'; '.join(differs)}; its runs cannot be compared "
+                "with these, choose another folder"
+            )
+
+    def _content(self, before: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict:
+        grid = self.grid
+        modes = {"intended": grid.variants if grid.intended else (), "published": grid.published}
+        asked = {
+            "variants": [*dict.fromkeys([*grid.variants, *grid.published])],
+            "regimes": list(grid.regimes),
+            "seeds": list(grid.seeds),
+            "keys": [job["key"] for job in self.jobs],
+        }
+        merged = {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in asked.items()}
+        merged["variants"] = [v for v in variants.VARIANTS if v in merged["variants"]]
+        merged["seeds"] = sorted(merged["seeds"])
+        old = before.get("modes", {})
+        return {
+            "format": FORMAT,
+            "suite": self.settings.suite,
+            **merged,
+            "modes": {k: list(dict.fromkeys([*old.get(k, []), *v])) for k, v in modes.items()},
+            "sizes": self.settings.sizes if self.settings.suite == "synthetic" else {},
+            "settings": fixed,
+            "evaluation": self.suite.evaluation(),
+            "device": self.settings.device,
+            **_versions(),
+        }
+
+    def missing(self) -> list[dict]:
+        """Jobs without a cell. Raises UserError where a cell was made by another configuration."""
+        out = []
+        for job in self.jobs:
+            cell = cells.read_cell(self.folder, job["key"])
+            if cell is None:
+                out.append(job)
+            elif cell["config_hash"] != job["config_hash"]:
+                raise UserError(
+                    f"{cells.cell_path(self.folder, job['key'])}: was made with another configuration than this "
+                    "version of the package makes; choose another folder, or remove the cell and its run"
+                )
+        return out
+
+    def failed(self) -> list[str]:
+        """Keys of this grid that have an error file and no cell."""
+        keys = [j["key"] for j in self.jobs]
+        return [k for k in keys if cells.error_path(self.folder, k).is_file() and not cells.read_cell(self.folder, k)]
+
+
+def read_plan(folder: str | os.PathLike) -> dict:
+    """``study.json`` of a study folder. Raises UserError where there is none, or it is no plan of this format."""
+    path = Path(folder) / "study.json"
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT or not isinstance(found["settings"], dict):
+            raise KeyError("format")
+        return found
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such study; vjepa-fast study run makes one") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is not a study plan of format {FORMAT}; remove it or choose another folder") from None
+
+
+def _versions() -> dict:
+    import torch
+
+    from vjepa_fast import __version__
+    from vjepa_fast.trainer.run_folder import git_commit
+
+    found = {"package": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
+    return {"versions": found, "commit": git_commit()}

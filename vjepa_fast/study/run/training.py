@@ -1,0 +1,110 @@
+"""One pretraining run: its length, its settings as text, and training it, in this process or under torchrun."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from vjepa_fast.config import Config
+from vjepa_fast.errors import TrainingError
+from vjepa_fast.files import write_text
+from vjepa_fast.study.run.keys import has_key, leave_key
+
+
+def stretched(cfg: Config, scale: float) -> Config:
+    """``cfg`` with ``scale`` times as many iterations, and the horizon of the EMA stretched with them."""
+    if scale == 1.0:
+        return cfg
+    opt = dataclasses.replace(cfg.optimization, ipe=max(1, round(cfg.optimization.ipe * scale)))
+    start, end = (1 - min(1.0, (1 - m) / scale) for m in cfg.target.ema)
+    return dataclasses.replace(cfg, optimization=opt, target=dataclasses.replace(cfg.target, ema=(start, end)))
+
+
+def settings_text(cfg: Config, weights: Mapping[str, float]) -> dict[str, str]:
+    """A run's settings, one printable line each, for the report. ``weights``: sampling weight by data set."""
+    data, model, opt, target = cfg.data, cfg.model, cfg.optimization, cfg.target
+    specs = [
+        f"{m.num_blocks} x {m.spatial_scale[0]:g}" + (" motion-guided" if m.motion_guided else "")
+        for m in cfg.masks.specs
+    ]
+    return {
+        "data": ", ".join(f"{w:g} {name}" for name, w in weights.items()),
+        "clips": f"{max(data.dataset_fpcs)} frames, step {data.frame_sample_rate or 1}, {data.crop_size} px, "
+        f"batch {data.batch_size}",
+        "encoder": f"width {model.embed_dim or model.model_name}, depth {model.depth or ''}, {model.levels} levels, "
+        f"tubelets {data.tubelet_size} x {data.patch_size} x {data.patch_size}",
+        "predictor": f"width {model.pred_embed_dim}, depth {model.pred_depth}",
+        "objectives": "; ".join(
+            name + (" " + " ".join(f"{k}={_short(v)}" for k, v in fields.items()) if fields else "")
+            for name, fields in cfg.objectives.items()
+        ),
+        "masks": "; ".join(specs),
+        "steps": str(int(opt.epochs * opt.ipe * opt.ipe_scale)),
+        "learning rate": f"{opt.start_lr:g} to {opt.lr:g} to {opt.final_lr:g}, "
+        f"warm-up {opt.warmup:g} of {opt.epochs} epochs",
+        "weight decay": f"{opt.weight_decay:g}"
+        + (f" to {opt.final_weight_decay:g}" if opt.final_weight_decay != opt.weight_decay else ""),
+        "target": f"{target.mode}, momentum {target.ema[0]:.5g} to {target.ema[1]:.5g}",
+        "compat": cfg.compat,
+        "seed": str(cfg.seed),
+    }
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def train(config: dict, key: str, device: str) -> dict:
+    """Pretrain, or go on with a stopped run; a folder of another ``key`` is started anew.
+
+    Returns:
+        {"folder", "step", "checkpoint"} of the finished run, plain values.
+    """
+    from vjepa_fast import config as configs
+    from vjepa_fast import trainer
+
+    cfg = configs.from_dict(config)
+    same = has_key(cfg.folder, key)
+    if not same:
+        leave_key(cfg.folder, None)
+    result = trainer.train(cfg, resume=same, device=device, on_log=lambda row: leave_key(cfg.folder, key))
+    return {"folder": str(result.folder), "step": result.step, "checkpoint": str(result.checkpoint)}
+
+
+def train_under_torchrun(config: dict, key: str, processes: int, yaml: Path) -> str:
+    """As `train`, on ``processes`` GPUs of this machine; returns the path of the checkpoint.
+
+    The configuration is written to ``yaml`` for the trainers.
+
+    Raises:
+        TrainingError: the command failed; names it and its exit code.
+    """
+    from vjepa_fast import config as configs
+    from vjepa_fast.models.interop import newest_checkpoint
+
+    cfg = configs.from_dict(config)
+    mark = Path(cfg.folder) / "study_hash.txt"
+    same = mark.is_file() and mark.read_text() == key
+    write_text(yaml, configs.dump_yaml(cfg))
+    command = torchrun_command(yaml, processes, resume=same or not (Path(cfg.folder) / "checkpoints").exists())
+    write_text(mark, key)
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except BaseException:  # a stop: its trainers save and leave first
+        process.terminate()
+        process.wait()
+        raise
+    if code:
+        raise TrainingError(f"{' '.join(command)}: exit code {code}; the run's log has its output")
+    return str(newest_checkpoint(cfg.folder))
+
+
+def torchrun_command(config: str | os.PathLike, processes: int, *, resume: bool = True) -> list[str]:
+    """The command that trains one run on ``processes`` GPUs of this machine."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, "-m", "vjepa_fast", "train", str(config), *([] if resume else ["--no-resume"])]
