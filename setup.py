@@ -1,7 +1,7 @@
 """Builds vjepa_fast/_C.so from csrc/*.cpp with ninja and a C++17 compiler; torch is not needed at build time.
 
 csrc/torch_abi.h declares the part of libtorch's stable C ABI that the kernels call. An empty libtorch_cpu.so stands in
-for the real one at link time; at run time ``import torch`` has loaded that. One library thus serves every Python and
+for the real one at link time; at run time ``import torch`` has loaded that. One library thus runs with every Python and
 every torch from 2.11 on.
 
 VJEPA_FAST_BUILD=auto (default): build where a compiler is found, else install without. 0: do not build. 1: fail where

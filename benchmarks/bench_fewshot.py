@@ -26,11 +26,7 @@ from vjepa_fast.evaluation import Features  # noqa: E402
 from vjepa_fast.evaluation.fewshot import episode_protocol, evaluate_episodes, sample_episodes  # noqa: E402
 
 SHOTS = (1, 5)
-CASES = {
-    "prototype": ("prototype", {}),
-    "logistic l2": ("logistic", {"l2": True}),
-    "logistic": ("logistic", {}),
-}
+CASES = {"prototype": ("prototype", {}), "logistic l2": ("logistic", {"l2": True}), "logistic": ("logistic", {})}
 
 
 def features(classes: int, per_class: int, d: int) -> Features:

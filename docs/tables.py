@@ -66,12 +66,7 @@ def lasting(task: Any) -> str:
 
 # Kind -> heading of a column -> its cell for (name, entry). The first column is the name.
 COLUMNS: dict[str, dict[str, Callable[[Any], object]]] = {
-    "objective": {
-        "is": what,
-        "fields": defaults,
-        "access": lambda e: e.access,
-        "gradient to": lambda e: e.gradient_to,
-    },
+    "objective": {"is": what, "fields": defaults, "access": lambda e: e.access, "gradient to": lambda e: e.gradient_to},
     "mask strategy": {"is": what, "`masks.options`": lambda e: options(e.OPTIONS)},
     "decoder": {"is": what},
     "synthetic suite": {

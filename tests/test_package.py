@@ -132,5 +132,6 @@ def test_unknown_build_mode_is_refused(tree, tmp_path):
 def test_source_archive_can_build_the_extension(tree, tmp_path):
     done, archive = build(tree, tmp_path / "dist", command="sdist")
     assert done.returncode == 0, done.stderr
-    files = {f.split("/", 1)[-1] for f in tarfile.open(archive).getnames()}
+    with tarfile.open(archive) as opened:
+        files = {f.split("/", 1)[-1] for f in opened.getnames()}
     assert {f"csrc/{p.name}" for p in (ROOT / "csrc").iterdir()} | {"setup.py", "kernels/__init__.py"} <= files

@@ -240,10 +240,7 @@ def test_compiles_in_one_graph(small, variant):
         (dict(name="vit_bsae"), "model.model_name: unknown 'vit_bsae'; accepted: .*did you mean vit_base"),
         (dict(embed_dim=96), "model.model_name: without a name give embed_dim, depth and num_heads"),
         (dict(name="vit_tiny", img_size=100), "data.crop_size: 100 is not a multiple of data.patch_size 16; use 96"),
-        (
-            dict(name="vit_tiny", num_frames=5),
-            "data.dataset_fpcs: 5 is not a multiple of .*tubelet_size 2; use 4",
-        ),
+        (dict(name="vit_tiny", num_frames=5), "data.dataset_fpcs: 5 is not a multiple of .*tubelet_size 2; use 4"),
         (dict(name="vit_tiny", num_heads=5), "model.embed_dim: 192 is not a multiple of model.num_heads 5; use 190"),
         (dict(name="vit_tiny", num_heads=48), "model.num_heads: 192 channels in 48 heads"),
         (

@@ -79,15 +79,7 @@ def test_attention_keeps_a_nan():
     """Of a key it reaches every token of its segment and head, and no other."""
     qkv = torch.randn(1, 50, 3 * 32)
     qkv[0, 7, 32] = float("nan")  # key, first of two heads
-    out, _ = attention(
-        qkv,
-        None,
-        (
-            20,
-            30,
-        ),
-        2,
-    )
+    out, _ = attention(qkv, None, (20, 30), 2)
     lost = torch.isnan(out)
     assert lost[0, :20, :16].all() and lost.sum() == 20 * 16
 

@@ -91,13 +91,7 @@ def test_threads_do_not_see_each_others_choice(toy, monkeypatch):
     second.start()
     first.join()
     second.join()
-    assert seen == {
-        "a inside": "eager",
-        "a after": "auto",
-        "b before": "auto",
-        "b inside": "cpp",
-        "b after": "auto",
-    }
+    assert seen == {"a inside": "eager", "a after": "auto", "b before": "auto", "b inside": "cpp", "b after": "auto"}
     assert ops.current_backend() == "auto"
 
 

@@ -44,12 +44,7 @@ def loop_patches(x, tubelet, patch):
 
 
 @pytest.mark.parametrize(
-    ("shape", "tubelet", "patch"),
-    [
-        ((2, 3, 4, 8, 12), 2, 4),
-        ((1, 3, 1, 6, 6), 1, 3),
-        ((3, 3, 2, 4, 4), 2, 4),
-    ],
+    ("shape", "tubelet", "patch"), [((2, 3, 4, 8, 12), 2, 4), ((1, 3, 1, 6, 6), 1, 3), ((3, 3, 2, 4, 4), 2, 4)]
 )
 def test_linear_on_patches_is_conv3d(shape, tubelet, patch):
     conv = torch.nn.Conv3d(3, 5, (tubelet, patch, patch), (tubelet, patch, patch)).double()

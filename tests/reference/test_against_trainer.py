@@ -19,17 +19,7 @@ from vjepa_fast.trainer.step import TrainStep
 RECIPES = [
     *(
         f"mixed_4gpu_{name}"
-        for name in (
-            "baseline",
-            "combo",
-            "fwm_ld",
-            "hw_ld",
-            "fwm_hw_ld",
-            "spectral",
-            "ltc",
-            "ac_hw",
-            "fac",
-        )
+        for name in ("baseline", "combo", "fwm_ld", "hw_ld", "fwm_hw_ld", "spectral", "ltc", "ac_hw", "fac")
     ),
     *(
         f"ucf101_4gpu_{name}"

@@ -144,13 +144,7 @@ def clean_dynamo():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(
-    ("how", "dtype", "kinds"),
-    [
-        ("blocks", torch.bfloat16, 3),
-        ("target", torch.float32, 1),
-    ],
-)
+@pytest.mark.parametrize(("how", "dtype", "kinds"), [("blocks", torch.bfloat16, 3), ("target", torch.float32, 1)])
 def test_one_compilation_serves_all_blocks_of_a_kind_and_all_lengths(monkeypatch, clean_dynamo, how, dtype, kinds):
     step = compiled(how, monkeypatch, dtype)
     plain = TrainStep(config(model=SMALL), dtype=dtype)

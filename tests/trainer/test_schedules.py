@@ -29,11 +29,7 @@ def test_lr(key, kw):
 
 @pytest.mark.parametrize(
     ("key", "start", "final"),
-    [
-        ("wd/up_0.04_0.4_T100", 0.04, 0.4),
-        ("wd/down_0.4_0.04_T100", 0.4, 0.04),
-        ("wd/paper_const", 0.04, 0.04),
-    ],
+    [("wd/up_0.04_0.4_T100", 0.04, 0.4), ("wd/down_0.4_0.04_T100", 0.4, 0.04), ("wd/paper_const", 0.04, 0.04)],
 )
 def test_weight_decay(key, start, final):
     golden = GOLDEN[key]

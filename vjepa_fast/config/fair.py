@@ -70,11 +70,7 @@ _SAME = {
 _READ = {
     "loss": ("predict_all",),
     "meta": ("dtype", "seed"),
-    "model": (
-        "use_pred_silu",
-        "levels_predictor",
-        "compile_model",
-    ),
+    "model": ("use_pred_silu", "levels_predictor", "compile_model"),
     "optimization": ("ema", "disable_ema"),
     "img_data": ("rank_ratio",),
 }

@@ -96,11 +96,7 @@ class Block(nn.Module):
 
 
 def run_block(
-    block: nn.Module,
-    x_BKE: torch.Tensor,
-    rope: torch.Tensor | None,
-    recompute: bool,
-    lengths: Lengths = None,
+    block: nn.Module, x_BKE: torch.Tensor, rope: torch.Tensor | None, recompute: bool, lengths: Lengths = None
 ) -> torch.Tensor:
     """One block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():

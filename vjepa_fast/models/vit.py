@@ -156,10 +156,7 @@ class VisionTransformer(nn.Module):
         return token_grid(frames, height, width, tubelet=tubelet, patch=self.patch_size)
 
     def forward(
-        self,
-        clip: Tensor,
-        masks: Tensor | Sequence[Tensor] | Sequence[Packed] | None = None,
-        hierarchical: bool = True,
+        self, clip: Tensor, masks: Tensor | Sequence[Tensor] | Sequence[Packed] | None = None, hierarchical: bool = True
     ) -> Tensor | list[Tensor]:
         """Encode a clip (V-JEPA 2, arXiv:2506.09985, section 2; levels as in the study, arXiv:2605.17165).
 

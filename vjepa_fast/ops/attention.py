@@ -53,13 +53,7 @@ def attention(qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_h
 
 
 def attention_backward(
-    grad: Tensor,
-    qkv: Tensor,
-    table: Tensor | None,
-    lengths: tuple[int, ...],
-    num_heads: int,
-    out: Tensor,
-    lse: Tensor,
+    grad: Tensor, qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_heads: int, out: Tensor, lse: Tensor
 ) -> Tensor:
     """The gradient of qkv [B,K,3*E] from that of the result, [B,K,E], and from what ``attention`` returned."""
     dqkv = torch.empty_like(qkv)

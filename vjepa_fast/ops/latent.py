@@ -327,14 +327,7 @@ def latent_loss_column(
 
 @torch.library.custom_op("vjepa_fast::latent_loss_column", mutates_args=())
 def _column(
-    z: Tensor,
-    h: Tensor,
-    slots: Tensor,
-    tokens: Tensor,
-    constants: Tensor,
-    key: str,
-    levels: int,
-    normalize: bool,
+    z: Tensor, h: Tensor, slots: Tensor, tokens: Tensor, constants: Tensor, key: str, levels: int, normalize: bool
 ) -> Tensor:
     _check.in_range("latent_loss_column", "slots", slots, z.shape[1], least=-1)
     _check.in_range("latent_loss_column", "tokens", tokens, h.shape[1], least=-1)

@@ -83,11 +83,7 @@ def tubelet_patchify(
 
 
 def patch_mean(
-    clip: Tensor,
-    tubelet: int,
-    patch: int,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    clip: Tensor, tubelet: int, patch: int, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
 ) -> Tensor:
     """Mean colour of each tubelet of the normalised clip: the target of the action-conditioning (``ac``) objective.
 

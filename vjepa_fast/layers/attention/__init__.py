@@ -48,11 +48,7 @@ def require(backend: Backend, call: Call) -> None:
 
 
 def attend(
-    qkv_BK3E: Tensor,
-    rope: Tensor | None,
-    num_heads: int,
-    lengths: Lengths = None,
-    backend: Backend | None = None,
+    qkv_BK3E: Tensor, rope: Tensor | None, num_heads: int, lengths: Lengths = None, backend: Backend | None = None
 ) -> Tensor:
     """Softmax attention of each segment's tokens among themselves, q and k rotated by ``rope``.
 
