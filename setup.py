@@ -57,7 +57,7 @@ def write_ninja(folder, compiler, sources, target):
     if not header.is_file() or header.read_text() != text:
         header.write_text(text)
     with open(folder / "build.ninja", "w") as f:
-        n = Writer(f)
+        n = Writer(f)  # pyright: ignore[reportArgumentType]  # its stubs say str; it takes a file
         n.variable("cxx", compiler)
         n.variable("cxxflags", CXXFLAGS)
         n.rule("compile", f"$cxx $cxxflags -I{folder} -MMD -MF $out.d -c $in -o $out", depfile="$out.d", deps="gcc")
@@ -71,8 +71,8 @@ def write_ninja(folder, compiler, sources, target):
 
 
 class BuildExt(build_ext):
-    def get_ext_filename(self, name):  # no Python ABI in it, so a plain name
-        return os.path.join(*name.split(".")) + ".so"
+    def get_ext_filename(self, fullname):  # no Python ABI in it, so a plain name
+        return os.path.join(*fullname.split(".")) + ".so"
 
     def build_extension(self, ext):
         try:

@@ -97,7 +97,7 @@ def draw(lines: dict[str, int], edges: Counter, floor: dict[str, int], path: Pat
 
 def main() -> int:
     """Print, draw, and judge."""
-    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition(":")[0])
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--svg", type=Path)
     args = parser.parse_args()

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vjepa_fast"
 
 # A room may import rooms of the tiers above its own; rooms of one tier ignore each other.
 TIERS = (
-    "errors imagenet",
+    "errors imagenet _moved",
     "files registry",
     "config kernels",
     "ops",

@@ -58,7 +58,7 @@ class Finder:
     ) -> importlib.machinery.ModuleSpec | None:
         """The spec of an old name, None for any other."""
         known = name.startswith("vjepa_fast.") and name.removeprefix("vjepa_fast.") in MOVED
-        return importlib.machinery.ModuleSpec(name, Loader()) if known else None
+        return importlib.machinery.ModuleSpec(name, Loader()) if known else None  # pyright: ignore[reportArgumentType]  # by its methods
 
 
 class Loader:

@@ -31,7 +31,8 @@ def suite_rows(
         parts = features["train"], features.get("val"), features["test"]
         return probe_rows(label, kind, suite, *parts, seed=seed)
     novel = centred(features["test"], features["train"]) if "train" in features else features["test"]
-    return episode_rows(label, kind, suite, novel, **episodes, seed=seed)
+    way, queries, number = (episodes[key] for key in ("way", "queries", "episodes"))
+    return episode_rows(label, kind, suite, novel, way=way, queries=queries, episodes=number, seed=seed)
 
 
 def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> tuple[list[Row], list[dict]]:
