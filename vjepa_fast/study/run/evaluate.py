@@ -31,7 +31,7 @@ def suite_rows(
         parts = features["train"], features.get("val"), features["test"]
         return probe_rows(label, kind, suite, *parts, seed=seed)
     novel = centred(features["test"], features["train"]) if "train" in features else features["test"]
-    way, queries, number = (episodes[key] for key in ("way", "queries", "episodes"))
+    way, queries, number = episodes.get("way", 5), episodes["queries"], episodes["episodes"]
     return episode_rows(label, kind, suite, novel, way=way, queries=queries, episodes=number, seed=seed)
 
 
