@@ -21,7 +21,7 @@ TIERS = (
     "trainer evaluation",
     "study bench",
     "cli",
-    "__main__",
+    "__main__ __init__",
 )
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
