@@ -155,9 +155,9 @@ def violations(path, text):
     return found
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_file_keeps_the_rules(path):
-    assert not violations(path, path.read_text(encoding="utf-8"))
+def test_files_keep_the_rules():
+    found = [line for path in sources() for line in violations(path, path.read_text(encoding="utf-8"))]
+    assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("folder", ["tests", "benchmarks"])
