@@ -163,8 +163,7 @@ def sample_block_masks(
     _check.require(B > 0, "sample_block_masks", "B", "a positive int", B)
     grid = _check.grid("sample_block_masks", grid)
     require(MasksConfig, "masks", truncate=truncate)
-    if not 0 < len(specs) <= philox.MAX_SPECS - first_spec:
-        raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {len(specs)}")
+    check_number(len(specs), first_spec)
     if saliency is not None and tuple(saliency.shape) != (B, *grid):
         raise ValueError(f"sample_block_masks: saliency: expected [B,T,H,W] = {[B, *grid]}, got {list(saliency.shape)}")
     for s, spec in enumerate(specs):
@@ -178,6 +177,12 @@ def sample_block_masks(
     flat = [number for spec in specs for number in _flatten(spec)]
     keys = [signed_seed, step, first_sample, first_spec]
     return BlockMasks(*_block_masks(saliency, B, grid, flat, keys, truncate, device))
+
+
+def check_number(specs: int, first_spec: int) -> None:
+    """Raise ConfigError unless each of so many specs, numbered from ``first_spec`` on, has a key of its own."""
+    if not 0 < specs <= philox.MAX_SPECS - first_spec:
+        raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {specs}")
 
 
 _NAMES = tuple(field.name for field in fields(BlockSpec))

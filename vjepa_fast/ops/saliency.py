@@ -57,13 +57,19 @@ def motion_saliency(
     require(MasksConfig, "masks", saliency=mode)
     if normalize not in ("sample", "published"):
         raise ConfigError(f"motion_saliency: unknown normalize {normalize!r}; use 'sample' or 'published'")
-    if normalize == "published" and clip.shape[0] not in (1, grid[0]):
-        raise ConfigError(
-            f"compat published: motion maps need a batch of 1 or of {grid[0]} (the temporal tokens), "
-            f"got {clip.shape[0]}; change data.batch_size or set compat: intended"
-        )
+    if normalize == "published":
+        check_published(clip.shape[0], grid[0])
     std = [1.0] * clip.shape[1] if std is None else _check.channel_stats("motion_saliency", std, std, clip.shape[1])[1]
     return _motion_saliency(clip.detach(), grid, std, mode, normalize)
+
+
+def check_published(clips: int, times: int) -> None:
+    """Raise ConfigError where maps of so many clips and time steps cannot be normalised as ``published``."""
+    if clips not in (1, times):
+        raise ConfigError(
+            f"compat published: motion maps need a batch of 1 or of {times} (the temporal tokens), "
+            f"got {clips}; change data.batch_size or set compat: intended"
+        )
 
 
 @torch.library.custom_op("vjepa_fast::motion_saliency", mutates_args=())
