@@ -80,13 +80,8 @@ def variants() -> dict[str, dict]:
     def one(kernel, dtype: str, channels: int) -> dict:
         blocks, warps = _choice(channels)
         tensors = [n for n in kernel.arg_names if n.endswith("_ptr")]
-        return dict(
-            fn=kernel,
-            constexprs=blocks,
-            num_warps=warps,
-            aligned=[*tensors, "E"],
-            signature={**dict.fromkeys(tensors, dtype), "rows": "i32", "E": "i32", "eps": "fp32"},
-        )
+        signature = {**dict.fromkeys(tensors, dtype), "rows": "i32", "E": "i32", "eps": "fp32"}
+        return dict(fn=kernel, constexprs=blocks, num_warps=warps, aligned=[*tensors, "E"], signature=signature)
 
     return {
         "forward_768_bf16": one(_forward, "*bf16", 768),
