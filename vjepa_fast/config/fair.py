@@ -21,51 +21,21 @@ _log = logging.getLogger("vjepa_fast")
 # Keys taken over under the same name; their types are checked by our own schema.
 _SAME = {
     "data": (
-        "datasets",
-        "datasets_weights",
-        "dataset_fpcs",
-        "batch_size",
-        "crop_size",
-        "patch_size",
-        "tubelet_size",
-        "fps",
-        "frame_sample_rate",
-        "duration",
-        "num_workers",
-        "pin_mem",
+        "datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "patch_size", "tubelet_size",
+        "fps", "frame_sample_rate", "duration", "num_workers", "pin_mem"
     ),
     "data_aug": ("random_resize_aspect_ratio", "random_resize_scale"),
     "model": (
-        "model_name",
-        "pred_depth",
-        "pred_embed_dim",
-        "pred_num_heads",
-        "uniform_power",
-        "zero_init_mask_tokens",
-        "use_rope",
-        "interpolate_rope",
-        "use_silu",
-        "wide_silu",
-        "img_temporal_dim_size",
-        "modality_embedding",
-        "normalize_predictor",
-        "use_activation_checkpointing",
+        "model_name", "pred_depth", "pred_embed_dim", "pred_num_heads", "uniform_power", "zero_init_mask_tokens",
+        "use_rope", "interpolate_rope", "use_silu", "wide_silu", "img_temporal_dim_size", "modality_embedding",
+        "normalize_predictor", "use_activation_checkpointing"
     ),
     "optimization": (
-        "epochs",
-        "ipe",
-        "ipe_scale",
-        "lr",
-        "start_lr",
-        "final_lr",
-        "warmup",
-        "weight_decay",
-        "final_weight_decay",
-        "betas",
-        "eps",
+        "epochs", "ipe", "ipe_scale", "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay",
+        "betas", "eps"
     ),
     "img_data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "num_workers"),
-}
+}  # fmt: skip
 # Keys read by the code below.
 _READ = {
     "loss": ("predict_all",),
@@ -79,33 +49,22 @@ _ABSENT = {
     "data": {"num_workers": 1, "pin_mem": False},
     "data_aug": {"random_resize_aspect_ratio": [3 / 4, 4 / 3]},
     "model": {
-        "uniform_power": False,
-        "use_rope": False,
-        "interpolate_rope": False,
-        "img_temporal_dim_size": None,
-        "modality_embedding": False,
+        "uniform_power": False, "use_rope": False, "interpolate_rope": False, "img_temporal_dim_size": None,
+        "modality_embedding": False
     },
     "optimization": {},
     "img_data": {"crop_size": 512},
-}
+}  # fmt: skip
 _REQUIRED = {
     "data": ("datasets", "dataset_fpcs", "batch_size", "patch_size", "tubelet_size"),
     "loss": ("loss_exp",),
     "meta": ("dtype",),
     "model": ("model_name", "pred_depth", "pred_embed_dim"),
     "optimization": (
-        "ema",
-        "epochs",
-        "ipe",
-        "lr",
-        "start_lr",
-        "final_lr",
-        "warmup",
-        "weight_decay",
-        "final_weight_decay",
+        "ema", "epochs", "ipe", "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"
     ),
     "img_data": ("datasets", "dataset_fpcs", "batch_size"),
-}
+}  # fmt: skip
 # Launching, logging and loading: without effect here, whatever the value.
 _NO_EFFECT = {
     "": ("nodes", "tasks_per_node", "cpus_per_task", "mem_per_gpu", "exclusive", "evals"),
@@ -121,36 +80,17 @@ _OFF = {
     "loss": {"reg_coeff": (0,), "shift_by_n": (0, None), "computing_gram_loss": (False,)},
     "meta": {"read_checkpoint": (None,)},
     "model": {
-        "has_cls_first": (False,),
-        "is_causal": (False,),
-        "pred_is_causal": (False,),
-        "n_registers": (0,),
-        "n_registers_predictor": (0,),
-        "vit_conv": (False,),
-        "use_mask_tokens": (True,),
-        "init_type": ("default",),
-        "local_window": ([-1, -1, -1],),
-        "pred_local_window": ([-1, -1, -1],),
+        "has_cls_first": (False,), "is_causal": (False,), "pred_is_causal": (False,), "n_registers": (0,),
+        "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,), "init_type": ("default",),
+        "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)
     },
     "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
-}
+}  # fmt: skip
 # The order in which the published code adds its terms up; others follow.
 _ORDER = (
-    "pred",
-    "context",
-    "hw",
-    "fwm_static",
-    "fwm_orth",
-    "ld",
-    "delta",
-    "ltc",
-    "spectral",
-    "ac",
-    "kinematic",
-    "velgate",
-    "hamiltonian",
-    "sigreg",
-)
+    "pred", "context", "hw", "fwm_static", "fwm_orth", "ld", "delta", "ltc", "spectral", "ac", "kinematic",
+    "velgate", "hamiltonian", "sigreg"
+)  # fmt: skip
 _MASK_KEYS = tuple(f.name for f in dataclasses.fields(MaskConfig))
 _SECTIONS = ("data", "data_aug", "loss", "mask", "model", "meta", "optimization", "img_data", "img_mask")
 _ENCODER_HEADS = {

@@ -178,17 +178,11 @@ class ClipLoader:
                 assert sample.clip is not None, "_account has raised"
                 row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
-            groups.append(
-                ClipGroup(
-                    clip,
-                    torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)]),
-                    torch.tensor([s.dataset for s in members]),
-                    [m.paths[s.index] for m, s in zip(manifests, members)],
-                    fpc,
-                    "image" if self.img or fpc == 1 else "video",
-                    first + done,
-                )
-            )
+            labels = torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)])
+            datasets = torch.tensor([s.dataset for s in members])
+            paths = [m.paths[s.index] for m, s in zip(manifests, members)]
+            modality = "image" if self.img or fpc == 1 else "video"
+            groups.append(ClipGroup(clip, labels, datasets, paths, fpc, modality, first + done))
             done += len(members)
         return groups
 

@@ -86,15 +86,10 @@ class MaskStrategy(ABC):
                 kind = "a number" if type(default) is float else f"a value like {default!r}"
                 raise ConfigError(f"{section}.options.{key}: expected {kind}, got {value!r}")
 
-    def check_group(self, grid: tuple[int, int, int], *, clips: int | None, group: int) -> None:
-        """Raise ConfigError where no masks can be drawn for a group of clips, whatever they show.
+    def check_group(self, grid: tuple[int, int, int], *, clips: int | None, group: int) -> None:  # noqa: B027 (optional)
+        """Raise ConfigError for a ``group`` of so many ``clips`` (None: it differs) that `sample` would refuse.
 
         A run asks before its first batch about every group that a batch may hold.
-
-        Args:
-            grid: (T, H, W) of the clips.
-            clips: their number, None where it is not the same in every batch.
-            group: as for a call.
         """
 
     def grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:

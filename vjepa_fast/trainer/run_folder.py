@@ -15,14 +15,9 @@ import vjepa_fast
 from vjepa_fast.errors import UserError
 
 RUN_FILES = (
-    "checkpoints",
-    "metrics.jsonl",
-    "config.yaml",
-    "versions.json",
-    "tensorboard",
-    "failure.json",
-    "bad_samples.jsonl",
-)
+    "checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "tensorboard", "failure.json",
+    "bad_samples.jsonl"
+)  # fmt: skip
 
 
 def versions(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
