@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 from vjepa_fast.config.convert import named, number, read, unknown_key
 from vjepa_fast.config.schema import Config, MaskConfig
@@ -148,10 +148,12 @@ class _Translation:
                 "ema": self._get("optimization", "ema"),
             },
             "optimization": self._same("optimization"),
-            "runtime": {"dtype": self._dtype(), **self._compile()},
+            "runtime": {"dtype": self._dtype()},
             "compat": self.values.get("compat", "intended"),
             "seed": self._get("meta", "seed", 0),
         }
+        if "compile_model" in self.values["model"]:
+            out["runtime"]["compile"] = self._flag("model", "compile_model", False)
         if self.values.get("folder") is not None:
             out["folder"] = self.values["folder"]
         if self.values.get("img_data") is not None:
@@ -164,12 +166,9 @@ class _Translation:
             raise ConfigError(_published_names(str(error))) from None
         return out
 
-    def _fail(self, path: str, message: str) -> NoReturn:
-        raise ConfigError(f"{path}: {message}")
-
     def _top(self) -> None:
         if self.values["app"] != "vjepa_2_1":
-            self._fail("app", f"only vjepa_2_1 is read, got {self.values['app']!r}")
+            raise ConfigError(f"app: only vjepa_2_1 is read, got {self.values['app']!r}")
         accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
         for key in self.values:
             if key not in accepted:
@@ -182,7 +181,7 @@ class _Translation:
             if values is None and section == "img_data":
                 continue
             if not isinstance(values, dict):
-                self._fail(section, "missing; expected a section of keys")
+                raise ConfigError(f"{section}: missing; expected a section of keys")
             self._section(section, values)
 
     def _section(self, section: str, values: dict[str, Any]) -> None:
@@ -194,13 +193,13 @@ class _Translation:
                 self.idle.append(f"{section}.{key}")
             elif key in off:
                 if value not in off[key]:
-                    self._fail(f"{section}.{key}", f"{value!r} is not supported; only {off[key][0]!r} is")
+                    raise ConfigError(f"{section}.{key}: {value!r} is not supported; only {off[key][0]!r} is")
                 self.idle.append(f"{section}.{key}")
             elif key not in used:
                 raise unknown_key(section, key, (*used, *off, *idle))
         for key in _REQUIRED.get(section, ()):
             if values.get(key) is None:
-                self._fail(f"{section}.{key}", "missing")
+                raise ConfigError(f"{section}.{key}: missing")
 
     def _term_keys(self, section: str) -> list[str]:
         keys = dict.fromkeys(key for term in self.terms.values() for key in term.published.values())
@@ -212,20 +211,15 @@ class _Translation:
     def _flag(self, section: str, key: str, default: bool) -> bool:
         value = self._get(section, key, default)
         if not isinstance(value, bool):
-            self._fail(f"{section}.{key}", f"expected true or false, got {value!r}")
+            raise ConfigError(f"{section}.{key}: expected true or false, got {value!r}")
         return value
-
-    def _compile(self) -> dict[str, Any]:
-        if "compile_model" not in self.values["model"]:
-            return {}
-        return {"compile": self._flag("model", "compile_model", False)}
 
     def _value(self, section: str, key: str, default: float) -> float:
         value = self._get(section, key, default)
         value = default if value is None else value
         parsed = None if isinstance(value, bool) else number(value)
         if parsed is None:
-            self._fail(f"{section}.{key}", f"expected a number, got {value!r}")
+            raise ConfigError(f"{section}.{key}: expected a number, got {value!r}")
         return parsed
 
     def _same(self, section: str) -> dict[str, Any]:
@@ -238,7 +232,7 @@ class _Translation:
         dtype = self._get("meta", "dtype")
         accepted = ("bfloat16", "float32")
         if not isinstance(dtype, str) or dtype.lower() not in accepted:
-            self._fail("meta.dtype", f"{dtype!r} is not supported; accepted: {', '.join(accepted)}")
+            raise ConfigError(f"meta.dtype: {dtype!r} is not supported; accepted: {', '.join(accepted)}")
         return dtype.lower()
 
     def _model(self) -> dict[str, Any]:
@@ -248,23 +242,23 @@ class _Translation:
         model["predict_all"] = self._flag("loss", "predict_all", True)
         if model.get("pred_num_heads") is None:
             if model["model_name"] not in _ENCODER_HEADS:
-                self._fail("model.pred_num_heads", "missing")
+                raise ConfigError("model.pred_num_heads: missing")
             model["pred_num_heads"] = _ENCODER_HEADS[model["model_name"]]
         return model
 
     def _masks(self, section: str) -> dict[str, Any]:
         specs = self.values.get(section)
         if not isinstance(specs, list) or not specs:
-            self._fail(section, "missing; expected a list of masks")
+            raise ConfigError(f"{section}: missing; expected a list of masks")
         for i, spec in enumerate(specs):
             if not isinstance(spec, dict):
-                self._fail(f"{section}.{i}", f"expected a section of keys, got {spec!r}")
+                raise ConfigError(f"{section}.{i}: expected a section of keys, got {spec!r}")
             for key in spec:
                 if key not in _MASK_KEYS:
                     raise unknown_key(f"{section}.{i}", key, _MASK_KEYS)
             for key in ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio"):
                 if spec.get(key) is None:
-                    self._fail(f"{section}.{i}.{key}", "missing")
+                    raise ConfigError(f"{section}.{i}.{key}: missing")
         return {"specs": [dict(spec) for spec in specs]}
 
     def _images(self, out: dict[str, Any]) -> dict[str, Any]:
@@ -272,7 +266,7 @@ class _Translation:
         images = self._same("img_data")
         ratio = self._value("img_data", "rank_ratio", 0.25)
         if not 0 < ratio < 1:
-            self._fail("img_data.rank_ratio", f"must lie between 0 and 1, got {ratio:g}")
+            raise ConfigError(f"img_data.rank_ratio: must lie between 0 and 1, got {ratio:g}")
         images.setdefault("num_workers", out["data"]["num_workers"])
         images["pin_mem"] = out["data"]["pin_mem"]
         images["patch_size"] = out["data"]["patch_size"]

@@ -145,11 +145,8 @@ class MaskStrategy(ABC):
         """Masks from maps, with one length for all samples of a mask as ``truncate`` asks.
 
         Args:
-            context: bool ``[S,B,N]``.
-            predicted: bool ``[S,B,N]``; no token is in both.
-            step: as `sample` got it.
-            first_sample: as `sample` got it.
-            group: as `sample` got it.
+            context, predicted: bool ``[S,B,N]``; no token is in both.
+            step, first_sample, group: as `sample` got them.
 
         Returns:
             ``batch``: the earliest tokens of each sample, as many as the sample with the fewest has; ``random``: so

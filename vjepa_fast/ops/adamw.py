@@ -62,10 +62,7 @@ def adamw_ema_(
     """One step of AdamW (arXiv:1711.05101), then ``target <- lerp(target, param, follow)``, all in place.
 
     Args:
-        params: floating tensors on one device.
-        grads: their gradients, of the same shapes, as are the other lists.
-        exp_avgs: first moments.
-        exp_avg_sqs: second moments.
+        params: floating tensors on one device; ``grads`` and the moments are of the same shapes.
         rule: what is the same for all of them.
         targets: per parameter the tensor that follows it (V-JEPA, arXiv:2404.08471), or None.
         lows: per parameter a copy of its target in another dtype, to be brought up to date, or None.

@@ -175,16 +175,12 @@ def latent_loss_pair(
     Floor: z and the gathered rows of h are read once forward; the backward reads them again and writes dz.
 
     Args:
-        z: [B,K,D]; receives gradient.
-        h: [B,N,D], without gradient.
-        idx: int64 [B,K], token of each row of ``z``.
+        z, h, idx, levels, normalize: as for ``latent_loss_token``.
         after: int64 [B,K], the row of ``z`` at the same place one time step later; -1 where there is none, and the row
             is 0.
         before: int64 [B,K], likewise one time step earlier.
         row_calls: the functions, of access PAIR.
         places: S, tokens per time step of ``h``.
-        levels: groups of channels by which h is normalised.
-        normalize: whether h is normalised per level as it is read, or is so already.
 
     Returns:
         [R,B,K] in promote_types(z dtype, float32).
@@ -263,15 +259,12 @@ def latent_loss_column(
     Floor: the columns of z and h are read once forward; the backward reads them again and writes dz (0 elsewhere).
 
     Args:
-        z: [B,K,D]; receives gradient.
-        h: [B,N,D], without gradient.
+        z, h, levels, normalize: as for ``latent_loss_token``.
         slots: int64 [B,P,T], the rows of ``z`` at one place, by time; no row in two columns. A negative first entry
             means that there is no such column.
         tokens: int64 [B,P,T], the same as tokens of ``h``.
         call: the function, from a ``RowFunction`` of access COLUMN.
         constants: float [C,T], handed to the function.
-        levels: groups of channels by which h is normalised.
-        normalize: whether h is normalised per level as it is read, or is so already.
 
     Returns:
         [B,P] in promote_types(z dtype, float32), 0 where there is no column.

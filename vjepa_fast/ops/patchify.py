@@ -21,16 +21,10 @@ from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 
 def normalize_clip(clip: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """The normalised clip.
+    """The normalised clip [B,C,F,height,width], float32 (float64 if the clip is).
 
-    Args:
-        clip: [B,C,F,height,width]; uint8 is divided by 255 and normalised; a float clip is returned as it is, in
-            promote_types(dtype, float32).
-        mean: C values, of pixels in [0, 1].
-        std: C values, likewise.
-
-    Returns:
-        [B,C,F,height,width] float32 (float64 if the clip is).
+    uint8 is divided by 255 and normalised by the C values of ``mean`` and ``std``; a float clip is returned as it is,
+    in promote_types(dtype, float32).
 
     Raises:
         ValueError: a shape or dtype does not fit.
@@ -59,10 +53,8 @@ def tubelet_patchify(
         clip: [B,C,F,height,width], uint8 or floating (taken as normalised).
         idx: int64 [B,K] token indices n = (t*H+h)*W+w to keep, in this order; None keeps all N. Or int64 [1,M] of
             b*N + n, where samples keep different numbers (``Packed.idx``).
-        tubelet: frames of a tubelet; must divide F.
-        patch: pixels of a tubelet along height and width; must divide both.
-        mean: C values, for uint8 clips.
-        std: C values, likewise.
+        tubelet, patch: frames of a tubelet, which must divide F, and pixels, which must divide height and width.
+        mean, std: C values each, for uint8 clips.
         out_dtype: floating dtype of the result; None means float32 for uint8 and the clip's dtype otherwise.
 
     Returns:
@@ -90,12 +82,7 @@ def patch_mean(
     Floor: the clip read once, [B,T,H,W,C] written once. It shares its loops with ``motion_saliency`` in mode ``area``,
     but not a pass over the clip: masks need the one before the step, the objective needs the other within it.
 
-    Args:
-        clip: as in ``tubelet_patchify``, as is the rest.
-        tubelet: frames.
-        patch: pixels.
-        mean: C values.
-        std: C values.
+    Arguments as in ``tubelet_patchify``.
 
     Returns:
         [B,T,H,W,C] in promote_types(clip dtype, float32) (float32 for uint8). A float clip receives gradient.

@@ -56,9 +56,7 @@ def render_suite(
         folder: to write; made if it is not there.
         splits: number of clips of each split, for example ``{"train": 1000, "val": 200, "test": 400}``. Labels are
             balanced. A split of 0 clips is left out. No clip is in two splits.
-        size: pixels of each side, even.
-        frames: of each video; images have one frame.
-        fps: frames per second of each video.
+        size, frames, fps: pixels of each side (even), frames of each video (images have one) and of each second.
         seed: of everything random.
         workers: processes.
         on_progress: called with (clips done, clips in all).
