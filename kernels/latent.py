@@ -36,7 +36,7 @@ def token(*arguments):
     rows = torch.empty(z.shape[:2], dtype=torch.float32, device=z.device)
     sign = torch.empty(z.shape if keep else (0,), dtype=torch.int8, device=z.device)
     if rows.numel():
-        _latent.token_forward[(rows.numel(),)](*inputs, rows, sign, *numbers, KEEP=keep, **meta)
+        _latent.token[(rows.numel(),)](*inputs, rows, sign, *numbers, KEEP=keep, BACKWARD=False, **meta)
     return rows, sign
 
 
@@ -57,7 +57,7 @@ def token_gradient(grad, *arguments):
     inputs, numbers, meta = _token_launch(*arguments)
     dz = torch.empty_like(inputs[0])
     if dz.numel():
-        _latent.token_backward[(grad.numel(),)](grad.contiguous(), *inputs, dz, *numbers, **meta)
+        _latent.token[(grad.numel(),)](*inputs, grad.contiguous(), dz, *numbers, KEEP=False, BACKWARD=True, **meta)
     return dz
 
 
@@ -119,7 +119,7 @@ def column(*arguments):
     inputs, numbers, meta = _column_launch(*arguments)
     rows = torch.empty(inputs[2].shape[:2], dtype=torch.float32, device=inputs[0].device)
     if rows.numel():
-        _latent.column_forward[(rows.numel(),)](*inputs, rows, *numbers, **meta)
+        _latent.column[(rows.numel(),)](*inputs, rows, rows, *numbers, BACKWARD=False, **meta)
     return rows
 
 
@@ -128,7 +128,7 @@ def column_gradient(grad, *arguments):
     inputs, numbers, meta = _column_launch(*arguments)
     dz = torch.zeros_like(inputs[0])
     if grad.numel():
-        _latent.column_backward[(grad.numel(),)](grad.contiguous(), *inputs, dz, *numbers, **meta)
+        _latent.column[(grad.numel(),)](*inputs, grad.contiguous(), dz, *numbers, BACKWARD=True, **meta)
     return dz
 
 
@@ -141,11 +141,12 @@ def variants(functions):
     def build(fn, dtype, constexprs, num_warps=4):
         bound = _COLUMN_REGISTERS if "STEPS" in constexprs else None
         bound = _pair_registers(len(constexprs["FNS"])) if "FNS" in constexprs else bound
-        known = {"z": dtype, "h": "*bf16", "dz": dtype, **i64, **ints, **tensors}
+        out = {"out": dtype if constexprs.get("BACKWARD") else "*i8"}
+        known = {"z": dtype, "h": "*bf16", "dz": dtype, **out, **i64, **ints, **tensors}
         constexprs = {"LEVELS": 4, "NORM": True, "BLOCK": 1024, **constexprs}
         names = [n for n in fn.arg_names if n not in constexprs]
         constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
-        aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
+        aligned = [n for n in names if n in ("z", "h", "dz", "out", "sign", "rows", "grad", "D", "E")]
         signature = {n: known[n] for n in names}
         options = {"aligned": aligned, "num_warps": num_warps, "maxnreg": bound}
         return {"fn": fn, "signature": signature, "constexprs": constexprs, **options}
@@ -158,18 +159,18 @@ def variants(functions):
     contrast = [(f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")]
     steps = [("step", (0, 384, 768), False), ("delta", everything, True)]
     ltc, mixed, all_terms = pairs(*contrast), pairs(*steps), pairs(*steps, *contrast, ("step", everything, False))
-    same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True}
-    change = {"FN": functions["l1"], "TARGET": 2, "HAS_AFTER": True, "KEEP": True}
-    power = {"FN": functions["power"], "TARGET": 0, "HAS_AFTER": False}
+    same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True, "BACKWARD": False}
+    change = {**same, "TARGET": 2, "HAS_AFTER": True}
+    power = {**same, "FN": functions["power"], "KEEP": False, "BACKWARD": True}
     wide = {"LEVELS": 4, "BLOCK": 2048}  # 1664 channels a level
-    column = {"FN": functions["spectrum"], "BLOCK": 128, "STEPS": 8}
+    columns = {"FN": functions["spectrum"], "BLOCK": 128, "STEPS": 8}
     return {
-        "token_forward_bf16": build(_latent.token_forward, "*bf16", same),
-        "token_forward_fp32": build(_latent.token_forward, "*fp32", same),
-        "token_forward_wide_bf16": build(_latent.token_forward, "*bf16", {**same, **wide}, 8),
-        "token_forward_step_bf16": build(_latent.token_forward, "*bf16", change),
+        "token_forward_bf16": build(_latent.token, "*bf16", same),
+        "token_forward_fp32": build(_latent.token, "*fp32", same),
+        "token_forward_wide_bf16": build(_latent.token, "*bf16", {**same, **wide}, 8),
+        "token_forward_step_bf16": build(_latent.token, "*bf16", change),
         "token_sign_bf16": build(_latent.token_sign, "*bf16", {"BLOCK": 4096}, 8),
-        "token_backward_power_bf16": build(_latent.token_backward, "*bf16", power),
+        "token_backward_power_bf16": build(_latent.token, "*bf16", power),
         "pair_forward_static_bf16": build(_latent.pair_forward, "*bf16", static),
         "pair_forward_ltc_bf16": build(_latent.pair_forward, "*bf16", ltc),
         "pair_forward_all_bf16": build(_latent.pair_forward, "*bf16", all_terms),
@@ -177,6 +178,6 @@ def variants(functions):
         "pair_backward_mixed_bf16": build(_latent.pair_backward, "*bf16", mixed),
         "pair_backward_all_bf16": build(_latent.pair_backward, "*bf16", all_terms),
         "pair_backward_wide_bf16": build(_latent.pair_backward, "*bf16", {**mixed, **wide}, 8),
-        "column_forward_bf16": build(_latent.column_forward, "*bf16", column, 1),
-        "column_backward_bf16": build(_latent.column_backward, "*bf16", column, 1),
+        "column_forward_bf16": build(_latent.column, "*bf16", {**columns, "BACKWARD": False}, 1),
+        "column_backward_bf16": build(_latent.column, "*bf16", {**columns, "BACKWARD": True}, 1),
     }

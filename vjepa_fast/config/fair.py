@@ -105,11 +105,6 @@ _ENCODER_HEADS = {
 }
 
 
-def is_fair(values: dict[str, Any]) -> bool:
-    """Whether a file is in the published format: it names an ``app``, ours never does."""
-    return "app" in values
-
-
 def translate(values: dict[str, Any], *, source: str = "config") -> dict[str, Any]:
     """Published keys to ours: a dictionary for `from_dict`.
 
