@@ -132,7 +132,7 @@ class _Translation:
     def run(self) -> dict[str, Any]:
         self._top()
         objectives = self._objectives()
-        out = {
+        out: dict[str, Any] = {
             "data": self._same("data"),
             "data_aug": self._same("data_aug"),
             "masks": self._masks("mask"),
