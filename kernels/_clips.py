@@ -11,6 +11,7 @@ import triton.language as tl
 
 BLOCK = 2048  # pixels of a program at a time: 16 per thread, 16 bytes of a uint8 clip
 WARPS = 4
+OPTIONS = {"num_warps": WARPS, "enable_fp_fusion": False}  # rounded as in eager code
 
 
 @triton.jit
@@ -110,21 +111,9 @@ def launch_pool(clip, scale, shift, out, change: bool) -> None:
     grid, size = out.shape[1:4], clip.shape[2:]
     shape = pool_shape(*map(_cell, size, grid), grid[2])
     if out.numel():
+        meta = {"C": clip.shape[1], "EVEN": size[2] % grid[2] == 0, "CHANGE": change, **shape, **OPTIONS}
         pool_cells[(out.shape[0] * grid[0] * grid[1], triton.cdiv(grid[2], shape["TOKENS"]))](
-            clip,
-            scale,
-            shift,
-            out,
-            *grid,
-            *size,
-            *clip.stride(),
-            C=clip.shape[1],
-            EVEN=size[2] % grid[2] == 0,
-            CHANGE=change,
-            NORMALIZE=not clip.is_floating_point(),
-            **shape,
-            num_warps=WARPS,
-            enable_fp_fusion=False,
+            clip, scale, shift, out, *grid, *size, *clip.stride(), NORMALIZE=not clip.is_floating_point(), **meta
         )
 
 
@@ -136,17 +125,8 @@ ALIGNED = ["clip", "scale", "out", *STEPS]
 
 def pool_variant(clip: str, change: bool) -> dict:
     """A build of ``pool_cells`` for benchmarks/aot.py."""
-    return {
-        "fn": pool_cells,
-        "num_warps": WARPS,
-        "aligned": [*ALIGNED, "shift"],
-        "signature": {"clip": f"*{clip}", **TABLES, "out": "*fp32", **GRID, **STEPS},
-        "constexprs": {
-            "C": 3,
-            "EVEN": True,
-            "CHANGE": change,
-            "NORMALIZE": clip == "u8",
-            "step_x": 1,
-            **pool_shape(2, 16, 16, 14),
-        },
-    }
+    signature = {"clip": f"*{clip}", **TABLES, "out": "*fp32", **GRID, **STEPS}
+    constexprs = {"C": 3, "EVEN": True, "CHANGE": change, "NORMALIZE": clip == "u8", "step_x": 1}
+    constexprs |= pool_shape(2, 16, 16, 14)
+    aligned = [*ALIGNED, "shift"]
+    return dict(fn=pool_cells, num_warps=WARPS, aligned=aligned, signature=signature, constexprs=constexprs)

@@ -43,13 +43,13 @@ def _target(h, b, n, N, places, start, c, limit, D, E, TARGET: tl.constexpr, NOR
 
 
 @triton.jit(do_not_specialize=["K", "N", "places"])
-def token_forward(
+def token(
     z,
     h,
     idx,
     after,
     rows,
-    sign,
+    out,
     p,
     K,
     N,
@@ -62,11 +62,13 @@ def token_forward(
     NORM: tl.constexpr,
     HAS_AFTER: tl.constexpr,
     KEEP: tl.constexpr,
+    BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [B*K], and slopes [B*K,D] as int8 where KEEP.
+    """Z [B*K,D], h [B,N,D], idx and after [B*K] -> rows [B*K], and where KEEP slopes as int8 in out [B*K,D].
 
-    Moves its floor: z and h once, one byte per channel written.
+    BACKWARD: rows is the gradient, and dz goes to out, the slopes computed again. Moves its floor: z and h once, one
+    byte per channel or dz written.
     """
     r = tl.program_id(0).to(tl.int64)
     b = r // K
@@ -74,6 +76,7 @@ def token_forward(
     limit = E
     if HAS_AFTER:
         limit = tl.where(tl.load(after + r) >= 0, E, 0)
+    g = tl.load(rows + r) / D if BACKWARD else 0.0
     c = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for level in range(LEVELS):
@@ -81,10 +84,14 @@ def token_forward(
         x = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
         y = _target(h, b, n, N, places, start, c, limit, D, E, TARGET, NORM)
         value, slope = FN(x, y, p)
-        total += tl.where(c < limit, value, 0.0)
-        if KEEP:
-            tl.store(sign + r * D + start + c, tl.where(c < limit, slope, 0.0).to(tl.int8), mask=c < E)
-    tl.store(rows + r, tl.sum(total, 0) / D)
+        if BACKWARD:
+            slope = slope * g
+        else:
+            total += tl.where(c < limit, value, 0.0)
+        if BACKWARD or KEEP:
+            tl.store(out + r * D + start + c, tl.where(c < limit, slope, 0.0).to(out.dtype.element_ty), mask=c < E)
+    if not BACKWARD:
+        tl.store(rows + r, tl.sum(total, 0) / D)
 
 
 @triton.jit
@@ -94,45 +101,6 @@ def token_sign(grad, sign, dz, D, BLOCK: tl.constexpr):
     c = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     s = tl.load(sign + r * D + c, mask=c < D, other=0).to(tl.float32)
     tl.store(dz + r * D + c, (s * (tl.load(grad + r) / D)).to(dz.dtype.element_ty), mask=c < D)
-
-
-@triton.jit(do_not_specialize=["K", "N", "places"])
-def token_backward(
-    grad,
-    z,
-    h,
-    idx,
-    after,
-    dz,
-    p,
-    K,
-    N,
-    places,
-    D,
-    E,
-    FN: tl.constexpr,
-    TARGET: tl.constexpr,
-    LEVELS: tl.constexpr,
-    NORM: tl.constexpr,
-    HAS_AFTER: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Dz [B*K,D] with the slopes computed again. Moves its floor: z and h read, dz written."""
-    r = tl.program_id(0).to(tl.int64)
-    b = r // K
-    n = tl.load(idx + r)
-    limit = E
-    if HAS_AFTER:
-        limit = tl.where(tl.load(after + r) >= 0, E, 0)
-    g = tl.load(grad + r) / D
-    c = tl.arange(0, BLOCK)
-    for level in range(LEVELS):
-        start = level * E
-        x = tl.load(z + r * D + start + c, mask=c < limit, other=0.0).to(tl.float32)
-        y = _target(h, b, n, N, places, start, c, limit, D, E, TARGET, NORM)
-        value, slope = FN(x, y, p)
-        out = tl.where(c < limit, slope * g, 0.0)
-        tl.store(dz + r * D + start + c, out.to(dz.dtype.element_ty), mask=c < E)
 
 
 @triton.jit
@@ -297,62 +265,13 @@ def _statistics(rows, live, E, BLOCK: tl.constexpr, STEPS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["P", "K", "N"])
-def column_forward(
+def column(
     z,
     h,
     slots,
     tokens,
     constants,
     rows,
-    P,
-    K,
-    N,
-    C,
-    T,
-    D,
-    E,
-    FN: tl.constexpr,
-    LEVELS: tl.constexpr,
-    NORM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    STEPS: tl.constexpr,
-):
-    """Z [B,K,D], h [B,N,D], slots and tokens [B*P,T], constants [C,T] -> rows [B*P].
-
-    Reads z once and h once (twice where NORM, the second time from cache). STEPS >= T is a power of two.
-    """
-    r = tl.program_id(0).to(tl.int64)
-    b = r // P
-    t = tl.arange(0, STEPS)
-    there = tl.load(slots + r * T) >= 0
-    live = t < tl.where(there, T, 0)
-    z_rows = z + (b * K + _inside(tl.load(slots + r * T + t, mask=live, other=0), K)) * D
-    h_rows = h + (b * N + _inside(tl.load(tokens + r * T + t, mask=live, other=0), N)) * D
-    total = tl.zeros([BLOCK], dtype=tl.float32)
-    for level in range(LEVELS):
-        mean = tl.zeros([STEPS], dtype=tl.float32)
-        scale = mean + 1.0
-        if NORM:
-            mean, scale = _statistics(h_rows + level * E, live, E, BLOCK, STEPS)
-        for start in range(0, E, BLOCK):
-            c = start + tl.arange(0, BLOCK)
-            mask = live[:, None] & (c < E)[None, :]
-            x = tl.load(z_rows[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
-            y = tl.load(h_rows[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
-            y = tl.where(mask, (y - mean[:, None]) * scale[:, None], 0.0)
-            value, slope = FN(x, y, constants, C, T)
-            total += tl.where(c < E, value, 0.0)
-    tl.store(rows + r, tl.where(there, tl.sum(total, 0) / D, 0.0))
-
-
-@triton.jit(do_not_specialize=["P", "K", "N"])
-def column_backward(
-    grad,
-    z,
-    h,
-    slots,
-    tokens,
-    constants,
     dz,
     P,
     K,
@@ -364,10 +283,15 @@ def column_backward(
     FN: tl.constexpr,
     LEVELS: tl.constexpr,
     NORM: tl.constexpr,
+    BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """Adds the columns' part to dz [B,K,D], which is 0 before. Reads as forward, writes the columns' rows."""
+    """Z [B,K,D], h [B,N,D], slots and tokens [B*P,T], constants [C,T] -> rows [B*P].
+
+    BACKWARD: rows is the gradient, and the columns' rows of dz [B,K,D] are written. Reads z once and h once (twice
+    where NORM, the second time from cache). STEPS >= T is a power of two.
+    """
     r = tl.program_id(0).to(tl.int64)
     b = r // P
     t = tl.arange(0, STEPS)
@@ -375,7 +299,8 @@ def column_backward(
     live = t < tl.where(there, T, 0)
     slot = (b * K + _inside(tl.load(slots + r * T + t, mask=live, other=0), K)) * D
     h_rows = h + (b * N + _inside(tl.load(tokens + r * T + t, mask=live, other=0), N)) * D
-    g = tl.load(grad + r) / D
+    g = tl.load(rows + r) / D if BACKWARD else 0.0
+    total = tl.zeros([BLOCK], dtype=tl.float32)
     for level in range(LEVELS):
         mean = tl.zeros([STEPS], dtype=tl.float32)
         scale = mean + 1.0
@@ -384,8 +309,14 @@ def column_backward(
         for start in range(0, E, BLOCK):
             c = start + tl.arange(0, BLOCK)
             mask = live[:, None] & (c < E)[None, :]
-            x = tl.load(z + slot[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
+            at = slot[:, None] + (level * E + c)[None, :]
+            x = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
             y = tl.load(h_rows[:, None] + (level * E + c)[None, :], mask=mask, other=0.0).to(tl.float32)
             y = tl.where(mask, (y - mean[:, None]) * scale[:, None], 0.0)
             value, slope = FN(x, y, constants, C, T)
-            tl.store(dz + slot[:, None] + (level * E + c)[None, :], (slope * g).to(dz.dtype.element_ty), mask=mask)
+            if BACKWARD:
+                tl.store(dz + at, (slope * g).to(dz.dtype.element_ty), mask=mask)
+            else:
+                total += tl.where(c < E, value, 0.0)
+    if not BACKWARD:
+        tl.store(rows + r, tl.where(there, tl.sum(total, 0) / D, 0.0))

@@ -13,64 +13,35 @@ _tables: dict[tuple, torch.Tensor] = {}
 
 @triton.jit
 def _chunk(
-    p_ptr,
-    g_ptr,
-    m_ptr,
-    v_ptr,
-    target_ptr,
-    low_ptr,
+    pointers,  # to parameter, gradient, both averages, target, its copy
     at,
     inside,
-    scale,
     has_target,
     has_low,
-    keep,
-    gain1,
-    beta2,
-    gain2,
-    pace,
-    root,
-    eps,
-    follow,
+    numbers,  # scale, keep, gain1, beta2, gain2, pace, root, eps, follow
     MASKED: tl.constexpr,  # some elements of the block lie beyond the end
 ):
-    if MASKED:
-        g = tl.load(g_ptr + at, mask=inside, other=0.0) * scale
-        m = tl.load(m_ptr + at, mask=inside, other=0.0)
-        v = tl.load(v_ptr + at, mask=inside, other=0.0)
-        p = tl.load(p_ptr + at, mask=inside, other=0.0)
-    else:
-        g = tl.load(g_ptr + at) * scale
-        m = tl.load(m_ptr + at)
-        v = tl.load(v_ptr + at)
-        p = tl.load(p_ptr + at)
+    p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr = pointers
+    scale, keep, gain1, beta2, gain2, pace, root, eps, follow = numbers
+    mask = inside if MASKED else None
+    other = 0.0 if MASKED else None
+    g = tl.load(g_ptr + at, mask=mask, other=other) * scale
+    m = tl.load(m_ptr + at, mask=mask, other=other)
+    v = tl.load(v_ptr + at, mask=mask, other=other)
+    p = tl.load(p_ptr + at, mask=mask, other=other)
     m = m + gain1 * (g - m)
     v = beta2 * v + gain2 * g * g
     p = p * keep - tl.div_rn(pace * m, tl.sqrt_rn(v) * root + eps)  # exact ones: hidden behind memory
-    if MASKED:
-        tl.store(m_ptr + at, m, mask=inside)
-        tl.store(v_ptr + at, v, mask=inside)
-        tl.store(p_ptr + at, p, mask=inside)
-    else:
-        tl.store(m_ptr + at, m)
-        tl.store(v_ptr + at, v)
-        tl.store(p_ptr + at, p)
+    tl.store(m_ptr + at, m, mask=mask)
+    tl.store(v_ptr + at, v, mask=mask)
+    tl.store(p_ptr + at, p, mask=mask)
     if has_target:
-        if MASKED:
-            t = tl.load(target_ptr + at, mask=inside, other=0.0)
-        else:
-            t = tl.load(target_ptr + at)
+        t = tl.load(target_ptr + at, mask=mask, other=other)
         near = p - t  # exact at both ends: where they are equal, and where follow is 1
         t = tl.where(follow < 0.5, t + follow * near, p - (1.0 - follow) * near)
-        if MASKED:
-            tl.store(target_ptr + at, t, mask=inside)
-        else:
-            tl.store(target_ptr + at, t)
+        tl.store(target_ptr + at, t, mask=mask)
         if has_low:
-            if MASKED:
-                tl.store(low_ptr + at, t.to(tl.bfloat16), mask=inside)
-            else:
-                tl.store(low_ptr + at, t.to(tl.bfloat16))
+            tl.store(low_ptr + at, t.to(tl.bfloat16), mask=mask)
 
 
 @triton.jit
@@ -108,57 +79,12 @@ def _step(
         scale = tl.load(scale_ptr)
     at = first + tl.arange(0, BLOCK)
     inside = at < n
+    pointers = (p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr)
+    numbers = (scale, keep, gain1, beta2, gain2, pace, root, eps, follow)
     if first + BLOCK <= n:  # without a mask, whose edge may lie anywhere, loads are of 16 bytes
-        _chunk(
-            p_ptr,
-            g_ptr,
-            m_ptr,
-            v_ptr,
-            target_ptr,
-            low_ptr,
-            at,
-            inside,
-            scale,
-            target != 0,
-            low != 0,
-            keep,
-            gain1,
-            beta2,
-            gain2,
-            pace,
-            root,
-            eps,
-            follow,
-            False,
-        )
+        _chunk(pointers, at, inside, target != 0, low != 0, numbers, False)
     else:
-        _chunk(
-            p_ptr,
-            g_ptr,
-            m_ptr,
-            v_ptr,
-            target_ptr,
-            low_ptr,
-            at,
-            inside,
-            scale,
-            target != 0,
-            low != 0,
-            keep,
-            gain1,
-            beta2,
-            gain2,
-            pace,
-            root,
-            eps,
-            follow,
-            True,
-        )
-
-
-def _to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """From pinned memory, so that nobody waits; the pinned block is reused only after the copy."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+        _chunk(pointers, at, inside, target != 0, low != 0, numbers, True)
 
 
 def _kept(make, values: tuple, device: torch.device) -> torch.Tensor:
@@ -167,7 +93,9 @@ def _kept(make, values: tuple, device: torch.device) -> torch.Tensor:
     if key not in _tables:
         if len(_tables) >= _KEPT:
             _tables.pop(next(iter(_tables)))
-        _tables[key] = _to(make(values), device)
+        table = make(values)
+        # from pinned memory, so that nobody waits; the pinned block is reused only after the copy
+        _tables[key] = table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
     return _tables[key]
 
 
@@ -190,41 +118,21 @@ def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None
     rows = _kept(_rows, tuple(addresses), device)
     chunks = _kept(_chunks, tuple(a[6] for a in addresses), device)
     aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
-    _step[(len(chunks),)](
-        rows,
-        chunks,
-        rows if scale is None else scale,
-        1.0 - rule.lr * rule.weight_decay,
-        1.0 - rule.beta1,
-        float(rule.beta2),
-        1.0 - rule.beta2,
-        rule.lr / rule.bias1,
-        rule.bias2**-0.5,
-        float(rule.eps),
-        float(rule.follow),
-        SCALED=scale is not None,
-        ALIGNED=aligned,
-        BLOCK=BLOCK,
-        num_warps=WARPS,
-    )
+    betas = 1.0 - rule.beta1, float(rule.beta2), 1.0 - rule.beta2
+    pace = rule.lr / rule.bias1, rule.bias2**-0.5, float(rule.eps)
+    numbers = 1.0 - rule.lr * rule.weight_decay, *betas, *pace, float(rule.follow)
+    meta = dict(SCALED=scale is not None, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS)
+    _step[(len(chunks),)](rows, chunks, rows if scale is None else scale, *numbers, **meta)
 
 
 def variants() -> dict[str, dict]:
     """The builds that benchmarks/aot.py compiles."""
 
     def one(scaled: bool, aligned: bool) -> dict:
-        numbers = ("keep", "gain1", "beta2", "gain2", "pace", "root", "eps", "follow")
-        return dict(
-            fn=_step,
-            constexprs=dict(SCALED=scaled, ALIGNED=aligned, BLOCK=BLOCK),
-            num_warps=WARPS,
-            aligned=["rows_ptr", "chunks_ptr", "scale_ptr"],
-            signature={
-                "rows_ptr": "*i64",
-                "chunks_ptr": "*i32",
-                "scale_ptr": "*fp32" if scaled else "*i64",
-                **dict.fromkeys(numbers, "fp32"),
-            },
-        )
+        pointers = {"rows_ptr": "*i64", "chunks_ptr": "*i32", "scale_ptr": "*fp32" if scaled else "*i64"}
+        numbers = dict.fromkeys(("keep", "gain1", "beta2", "gain2", "pace", "root", "eps", "follow"), "fp32")
+        constexprs = dict(SCALED=scaled, ALIGNED=aligned, BLOCK=BLOCK)
+        signature = pointers | numbers
+        return dict(fn=_step, constexprs=constexprs, num_warps=WARPS, aligned=[*pointers], signature=signature)
 
     return {"step": one(False, True), "step_clipped": one(True, True), "step_unaligned": one(False, False)}

@@ -335,30 +335,13 @@ def draw(saliency, specs, grid, most_blocks: int, table, prefix):
     scratch of 8 bytes per element, [S,B,N].
     """
     S, B, N = table.shape
-    T, H, W = grid
     context = torch.empty((S, B, N), dtype=torch.int8, device=specs.device)
     counts = torch.empty((S, B), dtype=torch.int32, device=specs.device)
     corners = torch.empty((S, B, most_blocks), dtype=torch.int64, device=specs.device)
-    guided = saliency is not None
-    _draw[(S * B,)](
-        saliency.contiguous() if guided else specs,
-        specs,
-        table.view(torch.float64),
-        prefix.view(torch.float64),
-        corners,
-        context,
-        counts,
-        B,
-        T,
-        H,
-        W,
-        most_blocks,
-        COLUMNS=_COLUMNS,
-        GUIDED=guided,
-        LANES=_LANES,
-        **_tiles(grid),
-        **_launch(N),
-    )
+    maps = specs if saliency is None else saliency.contiguous()
+    scratch = table.view(torch.float64), prefix.view(torch.float64)
+    meta = {"COLUMNS": _COLUMNS, "GUIDED": saliency is not None, "LANES": _LANES, **_tiles(grid), **_launch(N)}
+    _draw[(S * B,)](maps, specs, *scratch, corners, context, counts, B, *grid, most_blocks, **meta)
     return context, counts, corners
 
 
@@ -367,42 +350,17 @@ def sample(saliency, specs, grid, most_blocks: int, truncate: str, enc, pred, en
     S, B, N = enc.shape
     context, counts, _ = draw(saliency, specs, grid, most_blocks, enc, pred)
     keys = torch.empty_like(enc) if truncate == "random" else enc
-    _write[(S * B,)](
-        specs,
-        context,
-        counts,
-        keys,
-        enc,
-        pred,
-        enc_len,
-        pred_len,
-        B,
-        N,
-        COLUMNS=_COLUMNS,
-        TRUNCATE=truncate,
-        **_launch(N),
-    )
+    meta = {"COLUMNS": _COLUMNS, "TRUNCATE": truncate, **_launch(N)}
+    _write[(S * B,)](specs, context, counts, keys, enc, pred, enc_len, pred_len, B, N, **meta)
 
 
 def variants() -> dict:
     """The builds that benchmarks/aot.py compiles."""
     flags = dict(context="*i8", counts="*i32")
-    drawn = dict(
-        saliency="*fp32",
-        specs="*i64",
-        table="*fp64",
-        prefix="*fp64",
-        corners="*i64",
-        **flags,
-        B="i32",
-        T="i32",
-        H="i32",
-        W="i32",
-        P="i32",
-    )
-    written = dict(
-        specs="*i64", keys="*i64", enc="*i64", pred="*i64", enc_len="*i64", pred_len="*i64", **flags, B="i32", N="i32"
-    )
+    drawn = dict(saliency="*fp32", specs="*i64", table="*fp64", prefix="*fp64", corners="*i64", **flags)
+    drawn |= dict.fromkeys("BTHWP", "i32")
+    written = dict.fromkeys(("specs", "keys", "enc", "pred", "enc_len", "pred_len"), "*i64")
+    written |= {**flags, "B": "i32", "N": "i32"}
 
     def of(fn, signature, grid, **constexprs):
         launch = _launch(grid[0] * grid[1] * grid[2])

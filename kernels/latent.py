@@ -5,15 +5,7 @@ The kernels themselves and the legend are in ``_latent.py``.
 
 import torch
 import triton
-from vjepa_fast.kernels._latent import (
-    column_backward,
-    column_forward,
-    pair_backward,
-    pair_forward,
-    token_backward,
-    token_forward,
-    token_sign,
-)
+from vjepa_fast.kernels import _latent
 
 
 def _pair_registers(calls: int) -> int:
@@ -28,34 +20,23 @@ def _sizes(z, h, levels):
     return d, e, {"LEVELS": levels, "BLOCK": block, "num_warps": min(8, max(1, block // 256))}
 
 
-def token(z, h, idx, after, fn, p, target, places, levels, normalize, keep):
-    """Rows float32 [B,K], and with ``keep`` the slopes int8 [B,K,D] (else empty), of ``ops.latent_loss_token``."""
-    (b, k), n = z.shape[:2], h.shape[1]
-    z, h, idx = z.contiguous(), h.contiguous(), idx.contiguous()
+def _token_launch(z, h, idx, after, fn, p, target, places, levels, normalize):
+    """What both passes of TOKEN share: tensors, numbers and compile-time arguments."""
     d, e, meta = _sizes(z, h, levels)
-    rows = torch.empty((b, k), dtype=torch.float32, device=z.device)
+    inputs = z.contiguous(), h.contiguous(), idx.contiguous(), (idx if after is None else after).contiguous()
+    meta.update(FN=fn, TARGET=target, NORM=normalize, HAS_AFTER=after is not None)
+    return inputs, (p, z.shape[1], h.shape[1], places, d, e), meta
+
+
+def token(*arguments):
+    """Rows float32 [B,K], and with ``keep`` the slopes int8 [B,K,D] (else empty), of ``ops.latent_loss_token``."""
+    *arguments, keep = arguments
+    inputs, numbers, meta = _token_launch(*arguments)
+    z = inputs[0]
+    rows = torch.empty(z.shape[:2], dtype=torch.float32, device=z.device)
     sign = torch.empty(z.shape if keep else (0,), dtype=torch.int8, device=z.device)
     if rows.numel():
-        token_forward[(b * k,)](
-            z,
-            h,
-            idx,
-            idx if after is None else after.contiguous(),
-            rows,
-            sign,
-            p,
-            k,
-            n,
-            places,
-            d,
-            e,
-            FN=fn,
-            TARGET=target,
-            NORM=normalize,
-            HAS_AFTER=after is not None,
-            KEEP=keep,
-            **meta,
-        )
+        _latent.token[(rows.numel(),)](*inputs, rows, sign, *numbers, KEEP=keep, BACKWARD=False, **meta)
     return rows, sign
 
 
@@ -65,38 +46,18 @@ def token_from_sign(grad, sign, dtype):
     m, d = grad.numel(), sign.shape[-1]
     if dz.numel():
         block = min(triton.next_power_of_2(d), 4096)
-        token_sign[(m, triton.cdiv(d, block))](
+        _latent.token_sign[(m, triton.cdiv(d, block))](
             grad.contiguous(), sign, dz, d, BLOCK=block, num_warps=min(8, max(1, block // 512))
         )
     return dz
 
 
-def token_gradient(grad, z, h, idx, after, fn, p, target, places, levels, normalize):
+def token_gradient(grad, *arguments):
     """Dz [B,K,D] from grad [B,K], slopes computed again."""
-    (b, k), n = z.shape[:2], h.shape[1]
-    z, h, idx = z.contiguous(), h.contiguous(), idx.contiguous()
-    d, e, meta = _sizes(z, h, levels)
-    dz = torch.empty_like(z)
+    inputs, numbers, meta = _token_launch(*arguments)
+    dz = torch.empty_like(inputs[0])
     if dz.numel():
-        token_backward[(b * k,)](
-            grad.contiguous(),
-            z,
-            h,
-            idx,
-            idx if after is None else after.contiguous(),
-            dz,
-            p,
-            k,
-            n,
-            places,
-            d,
-            e,
-            FN=fn,
-            TARGET=target,
-            NORM=normalize,
-            HAS_AFTER=after is not None,
-            **meta,
-        )
+        _latent.token[(grad.numel(),)](*inputs, grad.contiguous(), dz, *numbers, KEEP=False, BACKWARD=True, **meta)
     return dz
 
 
@@ -107,141 +68,67 @@ def _calls(calls, d):
     # Triton's cache on disk knows functions in a tuple by name only; with their sources an edited one is compiled anew
     sources = tuple(getattr(fn, "cache_key", "") for fn in fns)
     part = all((lo, hi) != (0, per) for lo, hi, per in windows)
-    return {
-        "FNS": fns,
-        "SOURCES": sources,
-        "P": ps,
-        "LOW": low,
-        "HIGH": high,
-        "PERIOD": period,
-        "COUNT": count,
-        "PART": part,
-        "NEEDS_H": any(reads_h),
-    }
+    shapes = {"LOW": low, "HIGH": high, "PERIOD": period, "COUNT": count, "PART": part}
+    return {"FNS": fns, "SOURCES": sources, "P": ps, **shapes, "NEEDS_H": any(reads_h)}
+
+
+def _pair_launch(z, h, calls, places, levels, normalize):
+    """What both passes of PAIR share: numbers and compile-time arguments."""
+    (b, k), (d, e, meta) = z.shape[:2], _sizes(z, h, levels)
+    meta.update(NORM=normalize, maxnreg=_pair_registers(len(calls)), **_calls(calls, d))
+    return (k, h.shape[1], b * k, places, d, e), meta
 
 
 def pair(z, h, idx, after, calls, places, levels, normalize):
     """Rows float32 [R,B,K] of ``ops.latent_loss_pair``, one launch for all R calls."""
-    (b, k), n = z.shape[:2], h.shape[1]
     z, h, idx, after = (x.contiguous() for x in (z, h, idx, after))
-    d, e, meta = _sizes(z, h, levels)
-    rows = torch.empty((len(calls), b, k), dtype=torch.float32, device=z.device)
+    numbers, meta = _pair_launch(z, h, calls, places, levels, normalize)
+    rows = torch.empty((len(calls), *z.shape[:2]), dtype=torch.float32, device=z.device)
     if rows.numel():
-        pair_forward[(b * k,)](
-            z,
-            h,
-            idx,
-            after,
-            rows,
-            k,
-            n,
-            b * k,
-            places,
-            d,
-            e,
-            NORM=normalize,
-            maxnreg=_pair_registers(len(calls)),
-            **_calls(calls, d),
-            **meta,
-        )
+        _latent.pair_forward[(idx.numel(),)](z, h, idx, after, rows, *numbers, **meta)
     return rows
 
 
 def pair_gradient(grad, z, h, idx, after, before, calls, places, levels, normalize):
     """Dz [B,K,D] from grad [R,B,K]."""
-    (b, k), n = z.shape[:2], h.shape[1]
     grad, z, h, idx, after, before = (x.contiguous() for x in (grad, z, h, idx, after, before))
-    d, e, meta = _sizes(z, h, levels)
+    numbers, meta = _pair_launch(z, h, calls, places, levels, normalize)
     dz = torch.empty_like(z)
     if dz.numel():
-        pair_backward[(b * k,)](
-            grad,
-            z,
-            h,
-            idx,
-            after,
-            before,
-            dz,
-            k,
-            n,
-            b * k,
-            places,
-            d,
-            e,
-            NORM=normalize,
-            maxnreg=_pair_registers(len(calls)),
-            **_calls(calls, d),
-            **meta,
-        )
+        _latent.pair_backward[(idx.numel(),)](grad, z, h, idx, after, before, dz, *numbers, **meta)
     return dz
 
 
 _COLUMN_REGISTERS = 192  # see _pair_registers
 
 
-def _column_sizes(slots, e):
-    steps = triton.next_power_of_2(slots.shape[2])
+def _column_launch(z, h, slots, tokens, constants, fn, levels, normalize):
+    """What both passes of COLUMN share: tensors, numbers and compile-time arguments."""
+    (_, p, t), d, e = slots.shape, z.shape[2], z.shape[2] // levels
+    steps = triton.next_power_of_2(t)
     block = max(16, min(triton.next_power_of_2(e), 1024 // steps))
+    inputs = [x.contiguous() for x in (z, h, slots, tokens, constants.float())]
     # one warp holds all time steps of its channels: sums over time take shuffles, not shared memory and a barrier
-    return {"BLOCK": block, "STEPS": steps, "num_warps": 1, "maxnreg": _COLUMN_REGISTERS}
+    meta = {"BLOCK": block, "STEPS": steps, "num_warps": 1, "maxnreg": _COLUMN_REGISTERS}
+    meta.update(FN=fn, LEVELS=levels, NORM=normalize)
+    return inputs, (p, z.shape[1], h.shape[1], constants.shape[0], t, d, e), meta
 
 
-def column(z, h, slots, tokens, constants, fn, levels, normalize):
+def column(*arguments):
     """Rows float32 [B,P] of ``ops.latent_loss_column``."""
-    b, p, t = slots.shape
-    z, h, slots, tokens, constants = (x.contiguous() for x in (z, h, slots, tokens, constants.float()))
-    d = z.shape[-1]
-    rows = torch.empty((b, p), dtype=torch.float32, device=z.device)
+    inputs, numbers, meta = _column_launch(*arguments)
+    rows = torch.empty(inputs[2].shape[:2], dtype=torch.float32, device=inputs[0].device)
     if rows.numel():
-        column_forward[(b * p,)](
-            z,
-            h,
-            slots,
-            tokens,
-            constants,
-            rows,
-            p,
-            z.shape[1],
-            h.shape[1],
-            constants.shape[0],
-            t,
-            d,
-            d // levels,
-            FN=fn,
-            LEVELS=levels,
-            NORM=normalize,
-            **_column_sizes(slots, d // levels),
-        )
+        _latent.column[(rows.numel(),)](*inputs, rows, rows, *numbers, BACKWARD=False, **meta)
     return rows
 
 
-def column_gradient(grad, z, h, slots, tokens, constants, fn, levels, normalize):
+def column_gradient(grad, *arguments):
     """Dz [B,K,D] from grad [B,P]; 0 for rows of ``z`` that are in no column."""
-    b, p, t = slots.shape
-    grad, z, h, slots, tokens, constants = (x.contiguous() for x in (grad, z, h, slots, tokens, constants.float()))
-    d = z.shape[-1]
-    dz = torch.zeros_like(z)
+    inputs, numbers, meta = _column_launch(*arguments)
+    dz = torch.zeros_like(inputs[0])
     if grad.numel():
-        column_backward[(b * p,)](
-            grad,
-            z,
-            h,
-            slots,
-            tokens,
-            constants,
-            dz,
-            p,
-            z.shape[1],
-            h.shape[1],
-            constants.shape[0],
-            t,
-            d,
-            d // levels,
-            FN=fn,
-            LEVELS=levels,
-            NORM=normalize,
-            **_column_sizes(slots, d // levels),
-        )
+        _latent.column[(grad.numel(),)](*inputs, grad.contiguous(), dz, *numbers, BACKWARD=True, **meta)
     return dz
 
 
@@ -254,19 +141,15 @@ def variants(functions):
     def build(fn, dtype, constexprs, num_warps=4):
         bound = _COLUMN_REGISTERS if "STEPS" in constexprs else None
         bound = _pair_registers(len(constexprs["FNS"])) if "FNS" in constexprs else bound
-        known = {"z": dtype, "h": "*bf16", "dz": dtype, **i64, **ints, **tensors}
+        out = {"out": dtype if constexprs.get("BACKWARD") else "*i8"}
+        known = {"z": dtype, "h": "*bf16", "dz": dtype, **out, **i64, **ints, **tensors}
         constexprs = {"LEVELS": 4, "NORM": True, "BLOCK": 1024, **constexprs}
         names = [n for n in fn.arg_names if n not in constexprs]
         constexprs = {n: v for n, v in constexprs.items() if n in fn.arg_names}
-        aligned = [n for n in names if n in ("z", "h", "dz", "sign", "rows", "grad", "D", "E")]
-        return {
-            "fn": fn,
-            "signature": {n: known[n] for n in names},
-            "constexprs": constexprs,
-            "aligned": aligned,
-            "num_warps": num_warps,
-            "maxnreg": bound,
-        }
+        aligned = [n for n in names if n in ("z", "h", "dz", "out", "sign", "rows", "grad", "D", "E")]
+        signature = {n: known[n] for n in names}
+        options = {"aligned": aligned, "num_warps": num_warps, "maxnreg": bound}
+        return {"fn": fn, "signature": signature, "constexprs": constexprs, **options}
 
     def pairs(*calls):
         return _calls([(functions[key], 0.0, window, reads_h) for key, window, reads_h in calls], 3072)
@@ -276,25 +159,25 @@ def variants(functions):
     contrast = [(f"ltc_{n}", everything, n != "zz") for n in ("zz", "zh", "zh_later", "hh", "hh_later")]
     steps = [("step", (0, 384, 768), False), ("delta", everything, True)]
     ltc, mixed, all_terms = pairs(*contrast), pairs(*steps), pairs(*steps, *contrast, ("step", everything, False))
-    same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True}
-    change = {"FN": functions["l1"], "TARGET": 2, "HAS_AFTER": True, "KEEP": True}
-    power = {"FN": functions["power"], "TARGET": 0, "HAS_AFTER": False}
+    same = {"FN": functions["l1"], "TARGET": 0, "HAS_AFTER": False, "KEEP": True, "BACKWARD": False}
+    change = {**same, "TARGET": 2, "HAS_AFTER": True}
+    power = {**same, "FN": functions["power"], "KEEP": False, "BACKWARD": True}
     wide = {"LEVELS": 4, "BLOCK": 2048}  # 1664 channels a level
-    column = {"FN": functions["spectrum"], "BLOCK": 128, "STEPS": 8}
+    columns = {"FN": functions["spectrum"], "BLOCK": 128, "STEPS": 8}
     return {
-        "token_forward_bf16": build(token_forward, "*bf16", same),
-        "token_forward_fp32": build(token_forward, "*fp32", same),
-        "token_forward_wide_bf16": build(token_forward, "*bf16", {**same, **wide}, 8),
-        "token_forward_step_bf16": build(token_forward, "*bf16", change),
-        "token_sign_bf16": build(token_sign, "*bf16", {"BLOCK": 4096}, 8),
-        "token_backward_power_bf16": build(token_backward, "*bf16", power),
-        "pair_forward_static_bf16": build(pair_forward, "*bf16", static),
-        "pair_forward_ltc_bf16": build(pair_forward, "*bf16", ltc),
-        "pair_forward_all_bf16": build(pair_forward, "*bf16", all_terms),
-        "pair_backward_static_bf16": build(pair_backward, "*bf16", static),
-        "pair_backward_mixed_bf16": build(pair_backward, "*bf16", mixed),
-        "pair_backward_all_bf16": build(pair_backward, "*bf16", all_terms),
-        "pair_backward_wide_bf16": build(pair_backward, "*bf16", {**mixed, **wide}, 8),
-        "column_forward_bf16": build(column_forward, "*bf16", column, 1),
-        "column_backward_bf16": build(column_backward, "*bf16", column, 1),
+        "token_forward_bf16": build(_latent.token, "*bf16", same),
+        "token_forward_fp32": build(_latent.token, "*fp32", same),
+        "token_forward_wide_bf16": build(_latent.token, "*bf16", {**same, **wide}, 8),
+        "token_forward_step_bf16": build(_latent.token, "*bf16", change),
+        "token_sign_bf16": build(_latent.token_sign, "*bf16", {"BLOCK": 4096}, 8),
+        "token_backward_power_bf16": build(_latent.token, "*bf16", power),
+        "pair_forward_static_bf16": build(_latent.pair_forward, "*bf16", static),
+        "pair_forward_ltc_bf16": build(_latent.pair_forward, "*bf16", ltc),
+        "pair_forward_all_bf16": build(_latent.pair_forward, "*bf16", all_terms),
+        "pair_backward_static_bf16": build(_latent.pair_backward, "*bf16", static),
+        "pair_backward_mixed_bf16": build(_latent.pair_backward, "*bf16", mixed),
+        "pair_backward_all_bf16": build(_latent.pair_backward, "*bf16", all_terms),
+        "pair_backward_wide_bf16": build(_latent.pair_backward, "*bf16", {**mixed, **wide}, 8),
+        "column_forward_bf16": build(_latent.column, "*bf16", {**columns, "BACKWARD": False}, 1),
+        "column_backward_bf16": build(_latent.column, "*bf16", {**columns, "BACKWARD": True}, 1),
     }

@@ -18,43 +18,30 @@ def _standardised(x_ptr, at, inside, E, eps):
 
 
 @triton.jit(do_not_specialize=["rows"])  # it changes from step to step
-def _forward(
+def _norm(
     x_ptr,  # [rows, E]
+    grad_ptr,  # [rows, E], read if BACKWARD
     out_ptr,  # [rows, E]
     rows,
     E,
     eps,
+    BACKWARD: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,  # rows of a program; channels, at least E
 ):
-    """Mean and variance in two steps in registers. Floor, and what it moves: x read once, out written once."""
+    """Mean and variance in two steps in registers, computed anew BACKWARD. Floor, and what it moves: x (and grad) read
+    once, out written once.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     c = tl.arange(0, BLOCK)[None, :]
     at, inside = row * E + c, (row < rows) & (c < E)
-    x, _ = _standardised(x_ptr, at, inside, E, eps)
-    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _backward(
-    x_ptr,  # [rows, E]
-    grad_ptr,  # [rows, E]
-    out_ptr,  # [rows, E]
-    rows,
-    E,
-    eps,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Statistics computed anew, not stored. Floor, and what it moves: x and grad read once, out written once."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    c = tl.arange(0, BLOCK)[None, :]
-    at, inside = row * E + c, (row < rows) & (c < E)
-    grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    if BACKWARD:
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)  # before x: both are on the way at once
     x, rstd = _standardised(x_ptr, at, inside, E, eps)
-    mean, dot = tl.sum(grad, 1) / E, tl.sum(grad * x, 1) / E
-    out = rstd[:, None] * (grad - mean[:, None] - x * dot[:, None])
-    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=inside)
+    if BACKWARD:
+        mean, dot = tl.sum(grad, 1) / E, tl.sum(grad * x, 1) / E
+        x = rstd[:, None] * (grad - mean[:, None] - x * dot[:, None])
+    tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def _choice(channels: int) -> tuple[dict, int]:
@@ -70,29 +57,26 @@ def target_norm(h: torch.Tensor, grad: torch.Tensor | None, levels: int, eps: fl
     if not rows:
         return
     blocks, warps = _choice(channels)
-    kernel, tensors = (_forward, (h, out)) if grad is None else (_backward, (h, grad, out))
-    kernel[(triton.cdiv(rows, blocks["ROWS"]),)](*tensors, rows, channels, eps, **blocks, num_warps=warps)
+    backward, grad = grad is not None, h if grad is None else grad
+    grid = (triton.cdiv(rows, blocks["ROWS"]),)
+    _norm[grid](h, grad, out, rows, channels, eps, BACKWARD=backward, **blocks, num_warps=warps)
 
 
 def variants() -> dict[str, dict]:
     """The builds that benchmarks/aot.py compiles."""
 
-    def one(kernel, dtype: str, channels: int) -> dict:
+    def one(backward: bool, dtype: str, channels: int) -> dict:
         blocks, warps = _choice(channels)
-        tensors = [n for n in kernel.arg_names if n.endswith("_ptr")]
-        return dict(
-            fn=kernel,
-            constexprs=blocks,
-            num_warps=warps,
-            aligned=[*tensors, "E"],
-            signature={**dict.fromkeys(tensors, dtype), "rows": "i32", "E": "i32", "eps": "fp32"},
-        )
+        tensors = dict.fromkeys(("x_ptr", "grad_ptr", "out_ptr"), dtype)
+        signature = {**tensors, "rows": "i32", "E": "i32", "eps": "fp32"}
+        constexprs = {"BACKWARD": backward, **blocks}
+        return dict(fn=_norm, constexprs=constexprs, num_warps=warps, aligned=[*tensors, "E"], signature=signature)
 
     return {
-        "forward_768_bf16": one(_forward, "*bf16", 768),
-        "forward_1664_fp32": one(_forward, "*fp32", 1664),
-        "backward_768_bf16": one(_backward, "*bf16", 768),
-        "backward_1664_fp32": one(_backward, "*fp32", 1664),
-        "backward_24_fp32": one(_backward, "*fp32", 24),
-        "backward_6656_bf16": one(_backward, "*bf16", 6656),
+        "forward_768_bf16": one(False, "*bf16", 768),
+        "forward_1664_fp32": one(False, "*fp32", 1664),
+        "backward_768_bf16": one(True, "*bf16", 768),
+        "backward_1664_fp32": one(True, "*fp32", 1664),
+        "backward_24_fp32": one(True, "*fp32", 24),
+        "backward_6656_bf16": one(True, "*bf16", 6656),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from vjepa_fast.kernels._clips import ALIGNED, BLOCK, STEPS, TABLES, WARPS, launch_pool, pool_variant
+from vjepa_fast.kernels._clips import ALIGNED, BLOCK, OPTIONS, STEPS, TABLES, WARPS, launch_pool, pool_variant
 
 
 @triton.jit(do_not_specialize=["k"])  # it changes from step to step
@@ -80,28 +80,11 @@ def tubelet_patchify(clip, idx, tubelet, patch, scale, shift, out) -> None:
     cols = triton.next_power_of_2(patch)
     rows = max(1, min(BLOCK // cols, triton.next_power_of_2(c * tubelet * patch)))
     if out.numel():
-        _patchify[(out.shape[0] * out.shape[1],)](
-            clip,
-            idx if idx is None else idx.contiguous(),
-            scale,
-            shift,
-            out,
-            out.shape[1],
-            n,
-            n * clip.shape[0] // out.shape[0],
-            h,
-            w,
-            *clip.stride(),
-            C=c,
-            TUBELET=tubelet,
-            PATCH=patch,
-            ROWS=rows,
-            COLS=cols,
-            HAS_IDX=idx is not None,
-            NORMALIZE=not clip.is_floating_point(),
-            num_warps=WARPS,
-            enable_fp_fusion=False,
-        )
+        kept = None if idx is None else idx.contiguous()
+        numbers = out.shape[1], n, n * clip.shape[0] // out.shape[0], h, w
+        meta = {"C": c, "TUBELET": tubelet, "PATCH": patch, "ROWS": rows, "COLS": cols, **OPTIONS}
+        meta.update(HAS_IDX=idx is not None, NORMALIZE=not clip.is_floating_point())
+        _patchify[(out.shape[0] * out.shape[1],)](clip, kept, scale, shift, out, *numbers, *clip.stride(), **meta)
 
 
 def patch_mean(clip, scale, shift, out) -> None:
@@ -115,20 +98,10 @@ def variants() -> dict[str, dict]:
     def patchify(clip, out, patch, aligned):
         cols = triton.next_power_of_2(patch)
         shape = {"C": 3, "TUBELET": 2, "PATCH": patch, "COLS": cols, "ROWS": BLOCK // cols, "step_x": 1}
-        return {
-            "fn": _patchify,
-            "num_warps": WARPS,
-            "aligned": aligned,
-            "signature": {
-                "clip": f"*{clip}",
-                "idx": "*i64",
-                **TABLES,
-                "out": f"*{out}",
-                **dict.fromkeys(("k", "n_tokens", "limit", "n_h", "n_w"), "i32"),
-                **STEPS,
-            },
-            "constexprs": {**shape, "HAS_IDX": True, "NORMALIZE": clip == "u8"},
-        }
+        constexprs = {**shape, "HAS_IDX": True, "NORMALIZE": clip == "u8"}
+        signature = {"clip": f"*{clip}", "idx": "*i64", **TABLES, "out": f"*{out}"}
+        signature |= {**dict.fromkeys(("k", "n_tokens", "limit", "n_h", "n_w"), "i32"), **STEPS}
+        return dict(fn=_patchify, num_warps=WARPS, aligned=aligned, signature=signature, constexprs=constexprs)
 
     return {
         "patchify_u8_bf16": patchify("u8", "bf16", 16, [*ALIGNED, "idx", "shift"]),

@@ -52,15 +52,9 @@ def _choice(heads: int, channels: int, rotated: int, in_place: bool) -> dict:
     """The compile-time arguments but TRANSPOSE: about 1024 elements at a time, 8 a thread."""
     pairs = triton.next_power_of_2(max(channels, 2)) // 2
     rows = (2 if in_place else 3) * heads
-    return dict(
-        H=heads,
-        D=channels,
-        R=rotated,
-        ROWS=rows,
-        STORED=rotated if in_place else channels,
-        BLOCK_H=min(triton.next_power_of_2(rows), max(1, 512 // pairs)),
-        BLOCK_P=pairs,
-    )
+    stored = rotated if in_place else channels
+    shape = dict(H=heads, D=channels, R=rotated, ROWS=rows, STORED=stored, BLOCK_P=pairs)
+    return shape | dict(BLOCK_H=min(triton.next_power_of_2(rows), max(1, 512 // pairs)))
 
 
 def rope3d(qkv: torch.Tensor, table: torch.Tensor, num_heads: int, transpose: bool, out: torch.Tensor) -> None:
@@ -77,13 +71,10 @@ def variants() -> dict[str, dict]:
     """The builds that benchmarks/aot.py compiles."""
 
     def one(dtype: str, transpose: bool, *shape) -> dict:
-        return dict(
-            fn=_rope3d,
-            signature=dict(x_ptr=dtype, table_ptr="*fp32", out_ptr=dtype, period="i32"),
-            constexprs=dict(TRANSPOSE=transpose, **_choice(*shape)),
-            num_warps=4,
-            aligned=["x_ptr", "table_ptr", "out_ptr"],
-        )
+        pointers = dict(x_ptr=dtype, table_ptr="*fp32", out_ptr=dtype)
+        constexprs = dict(TRANSPOSE=transpose, **_choice(*shape))
+        signature = pointers | {"period": "i32"}
+        return dict(fn=_rope3d, signature=signature, constexprs=constexprs, num_warps=4, aligned=[*pointers])
 
     return {
         "base_bf16": one("*bf16", False, 12, 64, 60, False),

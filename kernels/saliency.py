@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from vjepa_fast.kernels._clips import ALIGNED, GRID, STEPS, WARPS, launch_pool, pool_variant
+from vjepa_fast.kernels._clips import ALIGNED, GRID, OPTIONS, STEPS, WARPS, launch_pool, pool_variant
 
 
 @triton.jit
@@ -97,19 +97,10 @@ def trilinear_change(clip, weight, out) -> None:
     """Weight float32 [C]; out float32 [B,T,H,W]."""
     grid, size, tokens = out.shape[1:], clip.shape[2:], 128
     if out.numel():
-        _trilinear[(out.shape[0], triton.cdiv(grid[0] * grid[1] * grid[2], tokens))](
-            clip,
-            weight,
-            out,
-            *grid,
-            *size,
-            *(s / g for s, g in zip(size, grid)),
-            *clip.stride(),
-            C=clip.shape[1],
-            TOKENS=tokens,
-            num_warps=WARPS,
-            enable_fp_fusion=False,  # positions are rounded as in eager code
-        )
+        scales = (s / g for s, g in zip(size, grid))
+        meta = {"C": clip.shape[1], "TOKENS": tokens, **OPTIONS}
+        blocks = triton.cdiv(grid[0] * grid[1] * grid[2], tokens)
+        _trilinear[(out.shape[0], blocks)](clip, weight, out, *grid, *size, *scales, *clip.stride(), **meta)
 
 
 def divide_by_peak(raw, out, published: bool, floor: float) -> None:
@@ -121,27 +112,15 @@ def divide_by_peak(raw, out, published: bool, floor: float) -> None:
 
 def variants() -> dict[str, dict]:
     """The builds that benchmarks/aot.py compiles."""
+    signature = {"clip": "*u8", "scale": "*fp32", "out": "*fp32", **GRID}
+    signature |= {**dict.fromkeys(("t_scale", "h_scale", "w_scale"), "fp32"), **STEPS}
+    constexprs = {"C": 3, "TOKENS": 128, "step_x": 1}
+    trilinear = dict(fn=_trilinear, aligned=ALIGNED, signature=signature, constexprs=constexprs)
+    signature = {"raw": "*fp32", "out": "*fp32", "n_t": "i32", "n_hw": "i32", "floor": "fp32"}
+    constexprs = {"ACROSS": False, "BLOCK": 1024}
+    divide = dict(fn=_divide_by_peak, aligned=["raw", "out"], signature=signature, constexprs=constexprs)
     return {
         "area_u8": pool_variant("u8", True),
-        "trilinear_u8": {
-            "fn": _trilinear,
-            "num_warps": WARPS,
-            "aligned": ALIGNED,
-            "constexprs": {"C": 3, "TOKENS": 128, "step_x": 1},
-            "signature": {
-                "clip": "*u8",
-                "scale": "*fp32",
-                "out": "*fp32",
-                **GRID,
-                **dict.fromkeys(("t_scale", "h_scale", "w_scale"), "fp32"),
-                **STEPS,
-            },
-        },
-        "divide_by_peak": {
-            "fn": _divide_by_peak,
-            "num_warps": WARPS,
-            "aligned": ["raw", "out"],
-            "signature": {"raw": "*fp32", "out": "*fp32", "n_t": "i32", "n_hw": "i32", "floor": "fp32"},
-            "constexprs": {"ACROSS": False, "BLOCK": 1024},
-        },
+        "trilinear_u8": {**trilinear, "num_warps": WARPS},
+        "divide_by_peak": {**divide, "num_warps": WARPS},
     }

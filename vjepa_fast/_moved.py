@@ -50,7 +50,7 @@ MOVED = {
 
 
 class Finder:
-    """Finds the old names; it is the last on ``sys.meta_path``, so that a module of that name comes first."""
+    """Finds and loads the old names; the last on ``sys.meta_path``, so that a module of that name comes first."""
 
     @staticmethod
     def find_spec(
@@ -58,18 +58,15 @@ class Finder:
     ) -> importlib.machinery.ModuleSpec | None:
         """The spec of an old name, None for any other."""
         known = name.startswith("vjepa_fast.") and name.removeprefix("vjepa_fast.") in MOVED
-        return importlib.machinery.ModuleSpec(name, Loader()) if known else None  # pyright: ignore[reportArgumentType]  # by its methods
+        return importlib.machinery.ModuleSpec(name, Finder) if known else None  # pyright: ignore[reportArgumentType]  # by its methods
 
-
-class Loader:
-    """Loads an old name as a module that looks its names up in the new ones."""
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+    @staticmethod
+    def create_module(spec: importlib.machinery.ModuleSpec) -> None:
         """The default module."""
-        return None
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Give the module its look-up, and warn."""
+    @staticmethod
+    def exec_module(module: ModuleType) -> None:
+        """Warn, and let the module look its names up in the new ones."""
         places = [f"vjepa_fast.{place}" for place in MOVED[module.__name__.removeprefix("vjepa_fast.")].split()]
         now = " and ".join(places)
         warnings.warn(f"{module.__name__} is {now} now", DeprecationWarning, stacklevel=2)
@@ -84,5 +81,5 @@ class Loader:
         module.__dict__["__getattr__"] = look_up
 
 
-if not any(finder is Finder for finder in sys.meta_path):
+if Finder not in sys.meta_path:
     sys.meta_path.append(Finder)

@@ -17,6 +17,7 @@ import yaml
 from vjepa_fast import cli, config
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives import OBJECTIVES
+from vjepa_fast.trainer import check
 from vjepa_fast.trainer.trainer import Trainer, TrainResult
 
 VALUES = (-1, 0, 0.5, "nonsense", None, True, math.nan, [])
@@ -112,3 +113,35 @@ def test_a_configuration_made_in_python_is_checked_too(tmp_path):
         with pytest.raises(ConfigError, match=message):
             Trainer(dataclasses.replace(cfg, **change))
     assert not (tmp_path / "run").exists()
+
+
+def test_masks_of_every_group_of_clips_are_looked_at(tmp_path):
+    """A group is the clips of one length in a batch; those of images are numbered from 8 on."""
+    guided = {"compat": "published", "masks": {"specs": [{"motion_guided": True}]}, "img_masks": None}
+    clips = str(tmp_path / "clips.csv")
+    two = {"datasets": [clips] * 2, "dataset_fpcs": [4, 2]}
+    stills = {"datasets": [clips] * 2, "dataset_fpcs": [1, 4]}
+    for change, refused in (
+        ({**guided, "data": {"batch_size": 3}}, "compat published: motion maps need a batch of 1 or of 2 .*, got 3"),
+        ({**guided, "data": {"batch_size": 2}}, None),
+        ({**guided, "compat": "intended", "data": {"batch_size": 3}}, None),
+        ({**guided, "data": {"batch_size": 3, **two}}, None),  # how many clips of each length come differs
+        ({**guided, "data": {"batch_size": 3, "datasets_weights": [1, 0], **two}}, "of 2 .*, got 3"),
+        ({**guided, "data": {"batch_size": 3, "datasets_weights": [0, 1], **two}}, "of 1 .*, got 3"),
+        ({"masks": {"specs": [{}] * 129}, "data": {"batch_size": 2}}, None),
+        ({"masks": {"specs": [{}] * 129}, "data": {"batch_size": 2, **two}}, "masks.specs: from 1 to 256 .*, got 129"),
+        ({"masks": {"specs": [{}] * 129}, "data": {"batch_size": 1, **two}}, None),  # never both in one batch
+        ({"img_masks": {"specs": [{}] * 28}}, None),
+        ({"img_masks": {"specs": [{}] * 29}}, "masks.specs: from 1 to 256 .*, got 29"),
+        ({"img_data": None, "img_masks": None, "masks": {"specs": [{}] * 29}, "data": stills}, "got 29"),
+    ):
+        values = base(tmp_path)
+        for section, changed in change.items():
+            values[section] = {**values[section], **changed} if section == "data" else changed
+        values["objectives"] = {"pred": {}}
+        cfg = config.from_dict(values)
+        if refused is None:
+            check(cfg)
+        else:
+            with pytest.raises(ConfigError, match=refused):
+                check(cfg)

@@ -10,7 +10,7 @@ from vjepa_fast import ops
 from vjepa_fast.layers import cpu_block
 from vjepa_fast.layers.block import Block, run_block
 from vjepa_fast.models import rope
-from vjepa_fast.ops import _cpp, attention, linear
+from vjepa_fast.ops import _cpp, attention
 from vjepa_fast.ops.linear import feed_forward_backward
 
 pytestmark = pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON)
@@ -153,7 +153,7 @@ def test_weights_that_are_not_contiguous():
 def test_first_used_in_inference_mode():
     """What is made once and kept must do for training too."""
     block, x, _, grad = make(tokens=17, positions=False)
-    for made_once in (attention._nowhere, attention._lengths, linear._nothing):
+    for made_once in (attention._nowhere, attention._lengths, _cpp.nothing):
         made_once.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         block(x, None, [8, 9])

@@ -74,6 +74,19 @@ def test_published_motion_maps_need_a_batch_that_broadcasts():
     sampler(cfg)(moving_clip(2), step=0, first_sample=0)
 
 
+def test_a_group_is_refused_before_its_clips_are_read_and_in_the_same_words():
+    guided = sampler(MasksConfig(specs=(MaskConfig(motion_guided=True),)), compat="published")
+    many = sampler(MasksConfig(specs=(MaskConfig(),) * 129))
+    for strategy, clips, group in ((guided, 2, 0), (many, 4, 1)):
+        with pytest.raises(ConfigError) as drawn:
+            strategy(moving_clip(clips), step=0, first_sample=0, group=group)
+        with pytest.raises(ConfigError) as asked:
+            strategy.check_group((4, 4, 4), clips=clips, group=group)
+        assert str(asked.value) == str(drawn.value)
+    for strategy, clips, group in ((guided, 4, 0), (guided, 1, 9), (guided, None, 0), (many, 2, 0)):
+        strategy.check_group((4, 4, 4), clips=clips, group=group)
+
+
 def test_single_frames_are_one_time_step():
     cfg = MasksConfig(specs=(MaskConfig(motion_guided=True),))
     (enc,), (pred,) = sampler(cfg)(torch.zeros(2, 3, 1, 64, 64), step=0, first_sample=0)

@@ -49,6 +49,12 @@ def token_grid(frames: int, height: int, width: int, *, tubelet: int, patch: int
     return frames // tubelet, height // patch, width // patch
 
 
+def check_stream(section: str, data: DataConfig) -> None:
+    """As `check`, for what is read alone; ``section`` is data or img_data."""
+    for text in chain(refusals(data, section), _datasets(section, data)):
+        raise ConfigError(text)
+
+
 def _conflicts(config: Config) -> Iterator[str]:
     model, target = config.model, config.target
     yield from _stream("data", config.data, model.img_temporal_dim_size)
@@ -95,11 +101,16 @@ def _stream(section: str, data: DataConfig, image_frames: int | None) -> Iterato
     given = [name for name in ("fps", "frame_sample_rate", "duration") if getattr(data, name) is not None]
     if len(given) > 1:
         yield (f"{key(given[-1])}: give at most one of fps, frame_sample_rate and duration; given: {', '.join(given)}")
+    yield from _datasets(section, data)
+
+
+def _datasets(section: str, data: DataConfig) -> Iterator[str]:
     n, fpcs, weights = len(data.datasets), len(data.dataset_fpcs), data.datasets_weights
     if n and fpcs not in (1, n):
-        yield f"{key('dataset_fpcs')}: {fpcs} values for {n} datasets; give one for each, or one for all"
+        yield f"{join(section, 'dataset_fpcs')}: {fpcs} values for {n} datasets; give one for each, or one for all"
     if n and weights is not None and len(weights) != n:
-        yield f"{key('datasets_weights')}: {len(weights)} weights for {n} datasets; give one for each, or null"
+        where = join(section, "datasets_weights")
+        yield f"{where}: {len(weights)} weights for {n} datasets; give one for each, or null"
 
 
 def _images(config: Config, images: DataConfig) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any, NoReturn
+from typing import Any
 
 from vjepa_fast.config.convert import named, number, read, unknown_key
 from vjepa_fast.config.schema import Config, MaskConfig
@@ -21,51 +21,21 @@ _log = logging.getLogger("vjepa_fast")
 # Keys taken over under the same name; their types are checked by our own schema.
 _SAME = {
     "data": (
-        "datasets",
-        "datasets_weights",
-        "dataset_fpcs",
-        "batch_size",
-        "crop_size",
-        "patch_size",
-        "tubelet_size",
-        "fps",
-        "frame_sample_rate",
-        "duration",
-        "num_workers",
-        "pin_mem",
+        "datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "patch_size", "tubelet_size",
+        "fps", "frame_sample_rate", "duration", "num_workers", "pin_mem"
     ),
     "data_aug": ("random_resize_aspect_ratio", "random_resize_scale"),
     "model": (
-        "model_name",
-        "pred_depth",
-        "pred_embed_dim",
-        "pred_num_heads",
-        "uniform_power",
-        "zero_init_mask_tokens",
-        "use_rope",
-        "interpolate_rope",
-        "use_silu",
-        "wide_silu",
-        "img_temporal_dim_size",
-        "modality_embedding",
-        "normalize_predictor",
-        "use_activation_checkpointing",
+        "model_name", "pred_depth", "pred_embed_dim", "pred_num_heads", "uniform_power", "zero_init_mask_tokens",
+        "use_rope", "interpolate_rope", "use_silu", "wide_silu", "img_temporal_dim_size", "modality_embedding",
+        "normalize_predictor", "use_activation_checkpointing"
     ),
     "optimization": (
-        "epochs",
-        "ipe",
-        "ipe_scale",
-        "lr",
-        "start_lr",
-        "final_lr",
-        "warmup",
-        "weight_decay",
-        "final_weight_decay",
-        "betas",
-        "eps",
+        "epochs", "ipe", "ipe_scale", "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay",
+        "betas", "eps"
     ),
     "img_data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "num_workers"),
-}
+}  # fmt: skip
 # Keys read by the code below.
 _READ = {
     "loss": ("predict_all",),
@@ -79,33 +49,22 @@ _ABSENT = {
     "data": {"num_workers": 1, "pin_mem": False},
     "data_aug": {"random_resize_aspect_ratio": [3 / 4, 4 / 3]},
     "model": {
-        "uniform_power": False,
-        "use_rope": False,
-        "interpolate_rope": False,
-        "img_temporal_dim_size": None,
-        "modality_embedding": False,
+        "uniform_power": False, "use_rope": False, "interpolate_rope": False, "img_temporal_dim_size": None,
+        "modality_embedding": False
     },
     "optimization": {},
     "img_data": {"crop_size": 512},
-}
+}  # fmt: skip
 _REQUIRED = {
     "data": ("datasets", "dataset_fpcs", "batch_size", "patch_size", "tubelet_size"),
     "loss": ("loss_exp",),
     "meta": ("dtype",),
     "model": ("model_name", "pred_depth", "pred_embed_dim"),
     "optimization": (
-        "ema",
-        "epochs",
-        "ipe",
-        "lr",
-        "start_lr",
-        "final_lr",
-        "warmup",
-        "weight_decay",
-        "final_weight_decay",
+        "ema", "epochs", "ipe", "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"
     ),
     "img_data": ("datasets", "dataset_fpcs", "batch_size"),
-}
+}  # fmt: skip
 # Launching, logging and loading: without effect here, whatever the value.
 _NO_EFFECT = {
     "": ("nodes", "tasks_per_node", "cpus_per_task", "mem_per_gpu", "exclusive", "evals"),
@@ -121,36 +80,17 @@ _OFF = {
     "loss": {"reg_coeff": (0,), "shift_by_n": (0, None), "computing_gram_loss": (False,)},
     "meta": {"read_checkpoint": (None,)},
     "model": {
-        "has_cls_first": (False,),
-        "is_causal": (False,),
-        "pred_is_causal": (False,),
-        "n_registers": (0,),
-        "n_registers_predictor": (0,),
-        "vit_conv": (False,),
-        "use_mask_tokens": (True,),
-        "init_type": ("default",),
-        "local_window": ([-1, -1, -1],),
-        "pred_local_window": ([-1, -1, -1],),
+        "has_cls_first": (False,), "is_causal": (False,), "pred_is_causal": (False,), "n_registers": (0,),
+        "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,), "init_type": ("default",),
+        "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)
     },
     "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
-}
+}  # fmt: skip
 # The order in which the published code adds its terms up; others follow.
 _ORDER = (
-    "pred",
-    "context",
-    "hw",
-    "fwm_static",
-    "fwm_orth",
-    "ld",
-    "delta",
-    "ltc",
-    "spectral",
-    "ac",
-    "kinematic",
-    "velgate",
-    "hamiltonian",
-    "sigreg",
-)
+    "pred", "context", "hw", "fwm_static", "fwm_orth", "ld", "delta", "ltc", "spectral", "ac", "kinematic",
+    "velgate", "hamiltonian", "sigreg"
+)  # fmt: skip
 _MASK_KEYS = tuple(f.name for f in dataclasses.fields(MaskConfig))
 _SECTIONS = ("data", "data_aug", "loss", "mask", "model", "meta", "optimization", "img_data", "img_mask")
 _ENCODER_HEADS = {
@@ -163,11 +103,6 @@ _ENCODER_HEADS = {
     "vit_giant_xformers": 22,
     "vit_gigantic_xformers": 26,
 }
-
-
-def is_fair(values: dict[str, Any]) -> bool:
-    """Whether a file is in the published format: it names an ``app``, ours never does."""
-    return "app" in values
 
 
 def translate(values: dict[str, Any], *, source: str = "config") -> dict[str, Any]:
@@ -197,7 +132,7 @@ class _Translation:
     def run(self) -> dict[str, Any]:
         self._top()
         objectives = self._objectives()
-        out = {
+        out: dict[str, Any] = {
             "data": self._same("data"),
             "data_aug": self._same("data_aug"),
             "masks": self._masks("mask"),
@@ -208,10 +143,12 @@ class _Translation:
                 "ema": self._get("optimization", "ema"),
             },
             "optimization": self._same("optimization"),
-            "runtime": {"dtype": self._dtype(), **self._compile()},
+            "runtime": {"dtype": self._dtype()},
             "compat": self.values.get("compat", "intended"),
             "seed": self._get("meta", "seed", 0),
         }
+        if "compile_model" in self.values["model"]:
+            out["runtime"]["compile"] = self._flag("model", "compile_model", False)
         if self.values.get("folder") is not None:
             out["folder"] = self.values["folder"]
         if self.values.get("img_data") is not None:
@@ -224,12 +161,9 @@ class _Translation:
             raise ConfigError(_published_names(str(error))) from None
         return out
 
-    def _fail(self, path: str, message: str) -> NoReturn:
-        raise ConfigError(f"{path}: {message}")
-
     def _top(self) -> None:
         if self.values["app"] != "vjepa_2_1":
-            self._fail("app", f"only vjepa_2_1 is read, got {self.values['app']!r}")
+            raise ConfigError(f"app: only vjepa_2_1 is read, got {self.values['app']!r}")
         accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
         for key in self.values:
             if key not in accepted:
@@ -242,7 +176,7 @@ class _Translation:
             if values is None and section == "img_data":
                 continue
             if not isinstance(values, dict):
-                self._fail(section, "missing; expected a section of keys")
+                raise ConfigError(f"{section}: missing; expected a section of keys")
             self._section(section, values)
 
     def _section(self, section: str, values: dict[str, Any]) -> None:
@@ -254,13 +188,13 @@ class _Translation:
                 self.idle.append(f"{section}.{key}")
             elif key in off:
                 if value not in off[key]:
-                    self._fail(f"{section}.{key}", f"{value!r} is not supported; only {off[key][0]!r} is")
+                    raise ConfigError(f"{section}.{key}: {value!r} is not supported; only {off[key][0]!r} is")
                 self.idle.append(f"{section}.{key}")
             elif key not in used:
                 raise unknown_key(section, key, (*used, *off, *idle))
         for key in _REQUIRED.get(section, ()):
             if values.get(key) is None:
-                self._fail(f"{section}.{key}", "missing")
+                raise ConfigError(f"{section}.{key}: missing")
 
     def _term_keys(self, section: str) -> list[str]:
         keys = dict.fromkeys(key for term in self.terms.values() for key in term.published.values())
@@ -272,20 +206,15 @@ class _Translation:
     def _flag(self, section: str, key: str, default: bool) -> bool:
         value = self._get(section, key, default)
         if not isinstance(value, bool):
-            self._fail(f"{section}.{key}", f"expected true or false, got {value!r}")
+            raise ConfigError(f"{section}.{key}: expected true or false, got {value!r}")
         return value
-
-    def _compile(self) -> dict[str, Any]:
-        if "compile_model" not in self.values["model"]:
-            return {}
-        return {"compile": self._flag("model", "compile_model", False)}
 
     def _value(self, section: str, key: str, default: float) -> float:
         value = self._get(section, key, default)
         value = default if value is None else value
         parsed = None if isinstance(value, bool) else number(value)
         if parsed is None:
-            self._fail(f"{section}.{key}", f"expected a number, got {value!r}")
+            raise ConfigError(f"{section}.{key}: expected a number, got {value!r}")
         return parsed
 
     def _same(self, section: str) -> dict[str, Any]:
@@ -298,7 +227,7 @@ class _Translation:
         dtype = self._get("meta", "dtype")
         accepted = ("bfloat16", "float32")
         if not isinstance(dtype, str) or dtype.lower() not in accepted:
-            self._fail("meta.dtype", f"{dtype!r} is not supported; accepted: {', '.join(accepted)}")
+            raise ConfigError(f"meta.dtype: {dtype!r} is not supported; accepted: {', '.join(accepted)}")
         return dtype.lower()
 
     def _model(self) -> dict[str, Any]:
@@ -308,23 +237,23 @@ class _Translation:
         model["predict_all"] = self._flag("loss", "predict_all", True)
         if model.get("pred_num_heads") is None:
             if model["model_name"] not in _ENCODER_HEADS:
-                self._fail("model.pred_num_heads", "missing")
+                raise ConfigError("model.pred_num_heads: missing")
             model["pred_num_heads"] = _ENCODER_HEADS[model["model_name"]]
         return model
 
     def _masks(self, section: str) -> dict[str, Any]:
         specs = self.values.get(section)
         if not isinstance(specs, list) or not specs:
-            self._fail(section, "missing; expected a list of masks")
+            raise ConfigError(f"{section}: missing; expected a list of masks")
         for i, spec in enumerate(specs):
             if not isinstance(spec, dict):
-                self._fail(f"{section}.{i}", f"expected a section of keys, got {spec!r}")
+                raise ConfigError(f"{section}.{i}: expected a section of keys, got {spec!r}")
             for key in spec:
                 if key not in _MASK_KEYS:
                     raise unknown_key(f"{section}.{i}", key, _MASK_KEYS)
             for key in ("num_blocks", "spatial_scale", "temporal_scale", "aspect_ratio"):
                 if spec.get(key) is None:
-                    self._fail(f"{section}.{i}.{key}", "missing")
+                    raise ConfigError(f"{section}.{i}.{key}: missing")
         return {"specs": [dict(spec) for spec in specs]}
 
     def _images(self, out: dict[str, Any]) -> dict[str, Any]:
@@ -332,7 +261,7 @@ class _Translation:
         images = self._same("img_data")
         ratio = self._value("img_data", "rank_ratio", 0.25)
         if not 0 < ratio < 1:
-            self._fail("img_data.rank_ratio", f"must lie between 0 and 1, got {ratio:g}")
+            raise ConfigError(f"img_data.rank_ratio: must lie between 0 and 1, got {ratio:g}")
         images.setdefault("num_workers", out["data"]["num_workers"])
         images["pin_mem"] = out["data"]["pin_mem"]
         images["patch_size"] = out["data"]["patch_size"]

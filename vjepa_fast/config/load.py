@@ -107,7 +107,7 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path_id in seen:
         raise ConfigError(f"{path}: base: the file is its own base")
     values = _read_yaml(path)
-    if fair.is_fair(values):
+    if "app" in values:  # in the published format; ours names none
         return fair.translate(values, source=str(path))
     base = values.pop("base", None)
     if base is None:

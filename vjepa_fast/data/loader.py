@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from vjepa_fast.config.schema import Config, DataConfig
+from vjepa_fast.config.checks import check_stream
+from vjepa_fast.config.schema import Config
 from vjepa_fast.data.bad_samples import BadSamples
 from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.manifests.manifest import load_manifest
@@ -87,13 +88,14 @@ class ClipLoader:
         data = cfg.img_data if img else cfg.data
         if data is None or not data.datasets:
             raise ConfigError(f"{self.section}.datasets: name at least one manifest (vjepa-fast data manifest FOLDER)")
+        check_stream(self.section, data)
         self.data, self.aug, self.img = data, cfg.data_aug, img
         self.rank, self.world, self.step = rank, world, start_step
         self.manifests = [load_manifest(path) for path in data.datasets]
         for manifest in self.manifests:
             if img and manifest.kind != "image":
                 raise DataError(f"{manifest.path}: lists videos, {self.section} is for images")
-        self.fpcs = _frames_per_clip(data, self.section)
+        self.fpcs = data.dataset_fpcs * (len(data.datasets) if len(data.dataset_fpcs) == 1 else 1)
         self.bad = BadSamples(self.manifests, data.max_bad_fraction)
         self._sampler = MixedSampler([len(m) for m in self.manifests], data.datasets_weights, (cfg.seed, int(img)))
         spread = "published" if cfg.compat == "published" else "even"
@@ -178,28 +180,10 @@ class ClipLoader:
                 assert sample.clip is not None, "_account has raised"
                 row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
-            groups.append(
-                ClipGroup(
-                    clip,
-                    torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)]),
-                    torch.tensor([s.dataset for s in members]),
-                    [m.paths[s.index] for m, s in zip(manifests, members)],
-                    fpc,
-                    "image" if self.img or fpc == 1 else "video",
-                    first + done,
-                )
-            )
+            labels = torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)])
+            datasets = torch.tensor([s.dataset for s in members])
+            paths = [m.paths[s.index] for m, s in zip(manifests, members)]
+            modality = "image" if self.img or fpc == 1 else "video"
+            groups.append(ClipGroup(clip, labels, datasets, paths, fpc, modality, first + done))
             done += len(members)
         return groups
-
-
-def _frames_per_clip(data: DataConfig, section: str) -> tuple[int, ...]:
-    fpcs = tuple(data.dataset_fpcs)
-    if len(fpcs) == 1:
-        fpcs *= len(data.datasets)
-    if len(fpcs) != len(data.datasets) or min(fpcs) < 1:
-        raise ConfigError(
-            f"{section}.dataset_fpcs: {list(data.dataset_fpcs)} for {len(data.datasets)} datasets; "
-            "give one positive number, or one per dataset"
-        )
-    return fpcs

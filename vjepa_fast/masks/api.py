@@ -86,6 +86,12 @@ class MaskStrategy(ABC):
                 kind = "a number" if type(default) is float else f"a value like {default!r}"
                 raise ConfigError(f"{section}.options.{key}: expected {kind}, got {value!r}")
 
+    def check_group(self, grid: tuple[int, int, int], *, clips: int | None, group: int) -> None:  # noqa: B027 (optional)
+        """Raise ConfigError for a ``group`` of so many ``clips`` (None: it differs) that `sample` would refuse.
+
+        A run asks before its first batch about every group that a batch may hold.
+        """
+
     def grid(self, clip_shape: Sequence[int]) -> tuple[int, int, int]:
         """(T, H, W) of a clip ``[B,C,F,Y,X]``; a single frame is one time step. ConfigError if it does not divide."""
         frames, height, width = clip_shape[2:]
@@ -139,11 +145,8 @@ class MaskStrategy(ABC):
         """Masks from maps, with one length for all samples of a mask as ``truncate`` asks.
 
         Args:
-            context: bool ``[S,B,N]``.
-            predicted: bool ``[S,B,N]``; no token is in both.
-            step: as `sample` got it.
-            first_sample: as `sample` got it.
-            group: as `sample` got it.
+            context, predicted: bool ``[S,B,N]``; no token is in both.
+            step, first_sample, group: as `sample` got them.
 
         Returns:
             ``batch``: the earliest tokens of each sample, as many as the sample with the fewest has; ``random``: so

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from vjepa_fast.config.schema import MasksConfig
 from vjepa_fast.masks.api import STRATEGIES, MaskStrategy
-from vjepa_fast.ops.block_masks import BlockMasks, sample_block_masks
-from vjepa_fast.ops.saliency import motion_saliency
+from vjepa_fast.ops.block_masks import BlockMasks, check_number, sample_block_masks
+from vjepa_fast.ops.saliency import check_published, motion_saliency
 
 
 @STRATEGIES.register("blocks")
@@ -41,6 +41,12 @@ class MaskSampler(MaskStrategy):
             first_spec=group * len(self.specs),
             device=clip.device,
         )
+
+    def check_group(self, grid: tuple[int, int, int], *, clips: int | None, group: int) -> None:
+        """As ``MaskStrategy.check_group``: there are too many masks, or published motion maps do not fit the batch."""
+        check_number(len(self.specs), group * len(self.specs))
+        if clips is not None and self.compat == "published" and any(spec.motion_guided for spec in self.specs):
+            check_published(clips, grid[0])
 
     def _motion(self, clip: Tensor, grid: tuple[int, int, int]) -> Tensor | None:
         """``[B,T,H,W]`` map of ``clip``, or None where no spec is guided or a single frame shows no motion.

@@ -217,27 +217,12 @@ class Work:
 
 
 class Masked(Protocol):
-    """What `of_state` reads of a step: `objectives.LatentState` has it."""
+    """What `of_state` reads of a step, as `objectives.LatentState` has it; lists are of its groups of clips."""
 
-    @property
-    def grids(self) -> Sequence[tuple[int, int, int]]:
-        """(T,H,W) of each group of clips."""
-        ...
-
-    @property
-    def masks_enc(self) -> Sequence[Sequence[Any]]:
-        """Of each group, context ids [B,K] (or what has ``lengths``) of each mask."""
-        ...
-
-    @property
-    def masks_pred(self) -> Sequence[Sequence[Any]]:
-        """Predicted ids, likewise."""
-        ...
-
-    @property
-    def modality(self) -> str:
-        """``image`` or ``video``."""
-        ...
+    grids: list[tuple[int, int, int]]  # (T,H,W)
+    masks_enc: Any  # context ids [B,K] (or what has ``lengths``) of each mask
+    masks_pred: Any
+    modality: str  # image or video
 
 
 def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: bool) -> Work:

@@ -48,16 +48,10 @@ class Peak:
 
 
 def peak(device: torch.device, dtype: torch.dtype, tflops: float | None = None) -> Peak:
-    """The peak that MFU is a share of.
+    """The peak that MFU is a share of, for matrix products of ``dtype``: ``tflops`` if given.
 
-    Args:
-        device: of the run.
-        dtype: of the matrix products (float32 on CUDA counts as TF32 where torch may use it).
-        tflops: ``runtime.peak_tflops``, takes the place of what is known or measured.
-
-    Returns:
-        On CUDA the data sheet's dense peak; on a CPU the fastest matrix product of one second, measured once per
-        process and number of threads; None elsewhere and for GPUs not in the table.
+    On CUDA the data sheet's dense peak (float32 counts as TF32 where torch may use it); on a CPU the fastest matrix
+    product of one second, measured once per process and number of threads; None elsewhere and for unknown GPUs.
     """
     name = str(dtype).removeprefix("torch.")
     if tflops is not None:

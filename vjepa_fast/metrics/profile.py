@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from vjepa_fast.files import atomic_file
+from vjepa_fast.files import write_text
 
 PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser", "ema")
 WHOLE, AHEAD = "step/all", ("copy", "masks")  # what may be done for the next step outside of any
@@ -31,13 +31,9 @@ TOP = 15  # operators in the table
 _DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCHES = ("cudaLaunch", "cuLaunch", "cudaGraphLaunch")
 _SYNCS = (
-    "cudaStreamSynchronize",
-    "cudaDeviceSynchronize",
-    "cudaEventSynchronize",
-    "cuStreamSynchronize",
-    "cuCtxSynchronize",
-    "cuEventSynchronize",
-)
+    "cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize",
+    "cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize"
+)  # fmt: skip
 _EVENT_SYNC = "EventSynchronize"
 WAITED_US = 20  # an event that has already passed is asked in less: that is no wait
 _SYNC_COPIES = ("cudaMemcpy", "cudaMemcpy2D", "cudaMemcpyToSymbol", "cudaMemcpyFromSymbol")
@@ -173,11 +169,8 @@ def analyse(trace: dict, within: str = WHOLE) -> Report:
                 line.device_ms += event["dur"]
     known = [line for line in phase_lines.values() if line.ms]
     unmarked = step.total - sum(r.total_in(step) for r in phases.values())
-    rest = Line(
-        "rest",
-        unmarked,
-        *(getattr(total, k) - sum(getattr(x, k) for x in known) for k in ("device_ms", "calls", "syncs")),
-    )
+    others = (getattr(total, k) - sum(getattr(x, k) for x in known) for k in ("device_ms", "calls", "syncs"))
+    rest = Line("rest", unmarked, *others)
     top = sorted(operators.values(), key=lambda x: x.device_ms if cuda else x.ms, reverse=True)[:TOP]
     for line in (*known, rest, *top, total):
         line.ms, line.device_ms = line.ms / 1e3 / steps, line.device_ms / 1e3 / steps
@@ -289,6 +282,5 @@ class StepProfiler:
         done.export_chrome_trace(str(path))
         with open(path, encoding="utf-8") as f:
             text = table(analyse(json.load(f)))
-        with atomic_file(self.folder / "table.txt") as f:
-            f.write(text)
+        write_text(self.folder / "table.txt", text)
         print(f"{text}\n{path}", flush=True)

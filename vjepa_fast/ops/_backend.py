@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import torch
+
 from vjepa_fast.errors import UserError
 
 BACKENDS = ("triton", "cpp", "eager")  # in the order that auto tries them
@@ -60,11 +62,9 @@ class use_backend:  # noqa: N801 (reads as a function)
         _chosen.set(self._before)
 
 
-def _none(*args: Any) -> list[str]:
-    return []
-
-
-def register(op: str, backend: str, objections: Objections = _none) -> Callable[[Implementation], Implementation]:
+def register(
+    op: str, backend: str, objections: Objections = lambda *_: []
+) -> Callable[[Implementation], Implementation]:
     """Decorator: this function is ``op`` on ``backend``.
 
     ``objections(*args)`` returns the reasons against a call with these arguments and, called with none, against any
@@ -115,6 +115,14 @@ def register_gradient(op: Any, backward: Callable[..., Any], save: Callable[[Any
             return backward(ctx, *grads)
 
     op.register_autograd(run, setup_context=setup)
+
+
+def define(op: str, arguments: str, returns: str = "Tensor") -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: the custom op ``vjepa_fast::op`` of a function that takes its ``arguments`` by position.
+
+    Types are those of a schema of the dispatcher; an op and its backward share most of theirs.
+    """
+    return torch.library.custom_op(f"vjepa_fast::{op}", mutates_args=(), schema=f"({arguments}) -> {returns}")
 
 
 def backend_report() -> dict[str, dict[str, str]]:

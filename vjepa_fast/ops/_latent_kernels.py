@@ -54,10 +54,6 @@ def device_function(key: str) -> Any:
     return made
 
 
-def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty((0, 0), dtype=torch.int64) if x is None else x.contiguous()
-
-
 def _contiguous(*tensors: Tensor) -> list[Tensor]:
     return [t.contiguous() for t in tensors]
 
@@ -67,15 +63,19 @@ def _rows(*shape: int) -> Tensor:
 
 
 # -- C++ ---------------------------------------------------------------------------------------------------------------
+def _token_tensors(a: Token) -> list[Tensor]:
+    return _contiguous(a.z, a.h, a.idx, a.idx.new_empty(0, 0) if a.after is None else a.after)
+
+
+def _token_numbers(a: Token) -> tuple[Any, ...]:
+    return function(a.key).cpp, a.numbers[0], a.target, a.places, a.levels, a.normalize
+
+
 @_register("latent_loss_token", "cpp")
 def _token_cpp(a: Token, keep: bool) -> tuple[Tensor, Tensor]:
-    fn, (z, h, idx) = function(a.key), _contiguous(a.z, a.h, a.idx)
-    rows = _rows(*z.shape[:2])
-    slopes = z.new_empty(z.shape if keep and fn.sign else (0,), dtype=torch.int8)
-    where = a.target, a.places, a.levels, a.normalize
-    torch.ops.vjepa_fast_cpp.latent_token(
-        z, h, idx, _or_empty(a.after, idx), rows, slopes, fn.cpp, a.numbers[0], *where
-    )
+    slopes = a.z.new_empty(a.z.shape if keep and function(a.key).sign else (0,), dtype=torch.int8)
+    rows = _rows(*a.z.shape[:2])
+    torch.ops.vjepa_fast_cpp.latent_token(*_token_tensors(a), rows, slopes, *_token_numbers(a))
     return rows, slopes
 
 
@@ -88,11 +88,8 @@ def _token_sign_cpp(grad: Tensor, sign: Tensor, dtype: torch.dtype) -> Tensor:
 
 @_register("latent_loss_token_backward", "cpp")
 def _token_backward_cpp(grad: Tensor, a: Token) -> Tensor:
-    grad, z, h, idx = _contiguous(grad, a.z, a.h, a.idx)
-    dz, after, where = torch.empty_like(z), _or_empty(a.after, idx), (a.target, a.places, a.levels, a.normalize)
-    torch.ops.vjepa_fast_cpp.latent_token_backward(
-        grad, z, h, idx, after, dz, function(a.key).cpp, a.numbers[0], *where
-    )
+    dz = torch.empty_like(a.z, memory_format=torch.contiguous_format)
+    torch.ops.vjepa_fast_cpp.latent_token_backward(grad.contiguous(), *_token_tensors(a), dz, *_token_numbers(a))
     return dz
 
 
@@ -108,19 +105,16 @@ def _table(keys: str, numbers: tuple[float, ...]) -> Tensor:
 def _pair_cpp(a: Pair) -> Tensor:
     table = _table(a.key, tuple(a.numbers))
     rows = _rows(len(table), *a.z.shape[:2])
-    torch.ops.vjepa_fast_cpp.latent_pair(
-        *_contiguous(a.z, a.h, a.idx, a.after), table, rows, a.places, a.levels, a.normalize
-    )
+    tensors = _contiguous(*a[:4])
+    torch.ops.vjepa_fast_cpp.latent_pair(*tensors, table, rows, a.places, a.levels, a.normalize)
     return rows
 
 
 @_register("latent_loss_pair_backward", "cpp")
 def _pair_backward_cpp(grad: Tensor, a: Pair) -> Tensor:
-    tensors = _contiguous(grad, a.z, a.h, a.idx, a.after, a.before)
+    tensors, table = _contiguous(grad, *a[:5]), _table(a.key, tuple(a.numbers))
     dz = torch.empty_like(tensors[1])
-    torch.ops.vjepa_fast_cpp.latent_pair_backward(
-        *tensors, _table(a.key, tuple(a.numbers)), dz, a.places, a.levels, a.normalize
-    )
+    torch.ops.vjepa_fast_cpp.latent_pair_backward(*tensors, table, dz, a.places, a.levels, a.normalize)
     return dz
 
 
@@ -141,56 +135,49 @@ def _column_backward_cpp(grad: Tensor, a: Column) -> Tensor:
 
 
 # -- Triton ------------------------------------------------------------------------------------------------------------
+def _launch(function: str, on: Tensor, *args: Any) -> Any:
+    return _triton.launch("latent", function, on, *args)
+
+
 def _token_arguments(a: Token) -> tuple[Any, ...]:
-    place = a.target, a.places, a.levels, a.normalize
-    return a.z, a.h, a.idx, a.after, device_function(a.key), a.numbers[0], *place
+    return *a[:4], device_function(a.key), a.numbers[0], a.target, a.places, a.levels, a.normalize
 
 
-def _triton_calls(a: Pair) -> list[tuple[Any, ...]]:
-    return [(device_function(fn.key), p, window, "h" in fn.reads) for fn, p, window in calls(a.key, a.numbers)]
+def _pair_arguments(a: Pair) -> tuple[Any, ...]:
+    launched = [(device_function(fn.key), p, window, "h" in fn.reads) for fn, p, window in calls(a.key, a.numbers)]
+    return launched, a.places, a.levels, a.normalize
 
 
 @_register("latent_loss_token", "triton")
 def _token_triton(a: Token, keep: bool) -> tuple[Tensor, Tensor]:
-    with _triton.device_of(a.z):
-        return _triton.kernels("latent").token(*_token_arguments(a), keep and function(a.key).sign)
+    return _launch("token", a.z, *_token_arguments(a), keep and function(a.key).sign)
 
 
 @_register("latent_loss_token_sign", "triton")
 def _token_sign_triton(grad: Tensor, sign: Tensor, dtype: torch.dtype) -> Tensor:
-    with _triton.device_of(sign):
-        return _triton.kernels("latent").token_from_sign(grad, sign, dtype)
+    return _launch("token_from_sign", sign, grad, sign, dtype)
 
 
 @_register("latent_loss_token_backward", "triton")
 def _token_backward_triton(grad: Tensor, a: Token) -> Tensor:
-    with _triton.device_of(a.z):
-        return _triton.kernels("latent").token_gradient(grad, *_token_arguments(a))
+    return _launch("token_gradient", a.z, grad, *_token_arguments(a))
 
 
 @_register("latent_loss_pair", "triton")
 def _pair_triton(a: Pair) -> Tensor:
-    with _triton.device_of(a.z):
-        return _triton.kernels("latent").pair(
-            a.z, a.h, a.idx, a.after, _triton_calls(a), a.places, a.levels, a.normalize
-        )
+    return _launch("pair", a.z, *a[:4], *_pair_arguments(a))
 
 
 @_register("latent_loss_pair_backward", "triton")
 def _pair_backward_triton(grad: Tensor, a: Pair) -> Tensor:
-    with _triton.device_of(a.z):
-        return _triton.kernels("latent").pair_gradient(
-            grad, a.z, a.h, a.idx, a.after, a.before, _triton_calls(a), a.places, a.levels, a.normalize
-        )
+    return _launch("pair_gradient", a.z, grad, *a[:5], *_pair_arguments(a))
 
 
 @_register("latent_loss_column", "triton")
 def _column_triton(a: Column) -> Tensor:
-    with _triton.device_of(a.z):
-        return _triton.kernels("latent").column(*a[:5], device_function(a.key), a.levels, a.normalize)
+    return _launch("column", a.z, *a[:5], device_function(a.key), a.levels, a.normalize)
 
 
 @_register("latent_loss_column_backward", "triton")
 def _column_backward_triton(grad: Tensor, a: Column) -> Tensor:
-    with _triton.device_of(a.z):
-        return _triton.kernels("latent").column_gradient(grad, *a[:5], device_function(a.key), a.levels, a.normalize)
+    return _launch("column_gradient", a.z, grad, *a[:5], device_function(a.key), a.levels, a.normalize)

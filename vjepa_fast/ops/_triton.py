@@ -7,7 +7,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -48,11 +48,7 @@ def objections(*tensors: torch.Tensor | None) -> list[str]:
     return reasons
 
 
-def kernels(name: str) -> ModuleType:
-    """``kernels/NAME.py``, imported (with Triton) when the first kernel of it is launched."""
-    return importlib.import_module(f"vjepa_fast.kernels.{name}")
-
-
-def device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Context in which a kernel on ``tensor`` is launched: its CUDA device is the current one."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+def launch(module: str, function: str, on: torch.Tensor, *args: Any) -> Any:
+    """Call a function of ``kernels/MODULE.py``, imported (with Triton) now, with the CUDA device of ``on`` current."""
+    with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
+        return getattr(importlib.import_module(f"vjepa_fast.kernels.{module}"), function)(*args)

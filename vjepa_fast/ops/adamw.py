@@ -5,6 +5,7 @@ Not a custom op as the others are: it changes lists of tensors in place, nothing
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -61,10 +62,7 @@ def adamw_ema_(
     """One step of AdamW (arXiv:1711.05101), then ``target <- lerp(target, param, follow)``, all in place.
 
     Args:
-        params: floating tensors on one device.
-        grads: their gradients, of the same shapes, as are the other lists.
-        exp_avgs: first moments.
-        exp_avg_sqs: second moments.
+        params: floating tensors on one device; ``grads`` and the moments are of the same shapes.
         rule: what is the same for all of them.
         targets: per parameter the tensor that follows it (V-JEPA, arXiv:2404.08471), or None.
         lows: per parameter a copy of its target in another dtype, to be brought up to date, or None.
@@ -103,22 +101,9 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
     if scale is not None:
         _torch._foreach_mul_(grads, scale.to(params[0].device))
     if params[0].device.type in _FUSED:
-        at = torch.full((), float(rule.step), device=params[0].device)
-        _torch._fused_adamw_(
-            params,
-            grads,
-            exp_avgs,
-            exp_avg_sqs,
-            [],
-            [at] * len(params),
-            lr=rule.lr,
-            beta1=rule.beta1,
-            beta2=rule.beta2,
-            weight_decay=rule.weight_decay,
-            eps=rule.eps,
-            amsgrad=False,
-            maximize=False,
-        )
+        steps = [torch.full((), float(rule.step), device=params[0].device)] * len(params)
+        numbers = {name: getattr(rule, name) for name in ("lr", "beta1", "beta2", "weight_decay", "eps")}
+        _torch._fused_adamw_(*lists[:4], [], steps, **numbers, amsgrad=False, maximize=False)
     else:
         _torch._foreach_mul_(params, 1.0 - rule.lr * rule.weight_decay)
         _torch._foreach_lerp_(exp_avgs, grads, 1.0 - rule.beta1)
@@ -136,10 +121,14 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
         _torch._foreach_copy_(*map(list, zip(*copied)))
 
 
-def _common_objections(backend: str, lists: Lists, scale: Tensor | None) -> list[str]:
+def _objections(backend: str, *args: Any) -> list[str]:
+    machine = {"cpp": _cpp, "triton": _triton}[backend].objections
+    reasons = machine(*(args[0][0] if args else ()))
+    if reasons or not args:
+        return reasons
+    lists, _, scale = args
     wide = [x for values in lists[:5] for x in values if x is not None]
     narrow = [x for x in lists[5] if x is not None]
-    reasons: list[str] = []
     if {x.dtype for x in wide} != {torch.float32}:
         reasons.append(f"{backend} supports float32 parameters, gradients and averages")
     if not {x.dtype for x in narrow} <= {torch.bfloat16}:
@@ -151,57 +140,24 @@ def _common_objections(backend: str, lists: Lists, scale: Tensor | None) -> list
     return reasons
 
 
-def _cpp_objections(*args: Any) -> list[str]:
-    if not args:
-        return _cpp.objections()
-    lists, _, scale = args
-    return _cpp.objections(*lists[0]) or _common_objections("cpp", lists, scale)
-
-
 def _addresses(lists: Lists) -> list[tuple[int, ...]]:
     """Per parameter: addresses of it, its gradient, averages, target (0: none), copy (0: none), and its elements."""
-    return [
-        (
-            p.data_ptr(),
-            g.data_ptr(),
-            m.data_ptr(),
-            v.data_ptr(),
-            t.data_ptr() if t is not None else 0,
-            low.data_ptr() if low is not None else 0,
-            p.numel(),
-        )
-        for p, g, m, v, t, low in zip(*lists)
-    ]
+    rows = zip(*lists)
+    return [(*(0 if x is None else x.data_ptr() for x in row), row[0].numel()) for row in rows]
 
 
-@_backend.register("adamw_ema", "cpp", _cpp_objections)
+@_backend.register("adamw_ema", "cpp", functools.partial(_objections, "cpp"))
 def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
     rows = torch.tensor(_addresses(lists), dtype=torch.int64, device="cpu")
-    torch.ops.vjepa_fast_cpp.adamw_ema(
-        rows,
-        rule.lr,
-        rule.beta1,
-        rule.beta2,
-        rule.eps,
-        rule.weight_decay,
-        rule.bias1,
-        rule.bias2,
-        rule.follow,
-        torch.empty(0, device="cpu") if scale is None else scale.float(),
-    )
+    *numbers, _, follow = rule  # lr, betas, eps, weight decay
+    factor = torch.empty(0, device="cpu") if scale is None else scale.float()
+    torch.ops.vjepa_fast_cpp.adamw_ema(rows, *numbers, rule.bias1, rule.bias2, follow, factor)
 
 
-def _triton_objections(*args: Any) -> list[str]:
-    if not args:
-        return _triton.objections()
-    lists, _, scale = args
-    return _triton.objections(*lists[0]) or _common_objections("triton", lists, scale)
-
-
-@_backend.register("adamw_ema", "triton", _triton_objections)
+@_backend.register("adamw_ema", "triton", functools.partial(_objections, "triton"))
 def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
-    with _triton.device_of(lists[0][0]):
-        _triton.kernels("adamw").adamw_ema(_addresses(lists), rule, scale, lists[0][0].device)
+    first = lists[0][0]
+    _triton.launch("adamw", "adamw_ema", first, _addresses(lists), rule, scale, first.device)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:

@@ -163,8 +163,7 @@ def sample_block_masks(
     _check.require(B > 0, "sample_block_masks", "B", "a positive int", B)
     grid = _check.grid("sample_block_masks", grid)
     require(MasksConfig, "masks", truncate=truncate)
-    if not 0 < len(specs) <= philox.MAX_SPECS - first_spec:
-        raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {len(specs)}")
+    check_number(len(specs), first_spec)
     if saliency is not None and tuple(saliency.shape) != (B, *grid):
         raise ValueError(f"sample_block_masks: saliency: expected [B,T,H,W] = {[B, *grid]}, got {list(saliency.shape)}")
     for s, spec in enumerate(specs):
@@ -178,6 +177,12 @@ def sample_block_masks(
     flat = [number for spec in specs for number in _flatten(spec)]
     keys = [signed_seed, step, first_sample, first_spec]
     return BlockMasks(*_block_masks(saliency, B, grid, flat, keys, truncate, device))
+
+
+def check_number(specs: int, first_spec: int) -> None:
+    """Raise ConfigError unless each of so many specs, numbered from ``first_spec`` on, has a key of its own."""
+    if not 0 < specs <= philox.MAX_SPECS - first_spec:
+        raise ConfigError(f"masks.specs: from 1 to {philox.MAX_SPECS} masks over all groups of clips, got {specs}")
 
 
 _NAMES = tuple(field.name for field in fields(BlockSpec))
@@ -199,33 +204,18 @@ def _unflatten(numbers: Sequence[float]) -> BlockSpec:
 _FIELDS = len(_flatten(BlockSpec()))
 
 
-@torch.library.custom_op("vjepa_fast::block_masks", mutates_args=())
-def _block_masks(
-    saliency: Tensor | None,
-    batch: int,
-    grid: Sequence[int],
-    specs: Sequence[float],
-    keys: Sequence[int],
-    truncate: str,
-    device: torch.device,
-) -> Outputs:
-    return _backend.call("block_masks", _Call(saliency, batch, grid, specs, keys, truncate, device))
+@_backend.define(
+    "block_masks",
+    "Tensor? saliency, SymInt batch, SymInt[] grid, float[] specs, SymInt[] keys, str truncate, Device device",
+    "(Tensor, Tensor, Tensor, Tensor)",
+)
+def _block_masks(*args: Any) -> Outputs:
+    return _backend.call("block_masks", _Call(*args))
 
 
 @_block_masks.register_fake
-def _(
-    saliency: Tensor | None,
-    batch: int,
-    grid: Sequence[int],
-    specs: Sequence[float],
-    keys: Sequence[int],
-    truncate: str,
-    device: torch.device,
-) -> Outputs:
-    shape = (len(specs) // _FIELDS, batch)
-    indices = torch.empty((*shape, math.prod(grid)), dtype=torch.int64, device=device)
-    lengths = torch.empty(shape, dtype=torch.int64, device=device)
-    return indices, torch.empty_like(indices), lengths, torch.empty_like(lengths)
+def _(*args: Any) -> Outputs:
+    return _new_masks(_Call(*args))
 
 
 class _Call(NamedTuple):
@@ -263,17 +253,13 @@ def _draws(call: _Call) -> list[_Draw]:
 @_backend.register("block_masks", "eager")
 def _eager(call: _Call) -> Outputs:
     sample_B = torch.arange(call.keys[2], call.keys[2] + call.batch, device=call.device)
-    encs: list[Tensor] = []
-    preds: list[Tensor] = []
+    kept: list[tuple[Tensor, Tensor]] = []
     for s, draw in enumerate(_draws(call)):
         predicted_BN = _draw_until_context(draw, call.saliency, sample_B)
         if predicted_BN is None:
             raise _no_context(s, draw)
-        enc_BN, pred_BN = _truncate(draw, predicted_BN, call.truncate, sample_B)
-        encs.append(enc_BN)
-        preds.append(pred_BN)
-    enc, enc_len = _compact(torch.stack(encs))
-    pred, pred_len = _compact(torch.stack(preds))
+        kept.append(_truncate(draw, predicted_BN, call.truncate, sample_B))
+    (enc, enc_len), (pred, pred_len) = (_compact(torch.stack(masks)) for masks in zip(*kept))
     return enc, pred, enc_len, pred_len
 
 
@@ -401,12 +387,8 @@ def _kernel_table(call: _Call, draws: list[_Draw]) -> Tensor:
     rows: list[tuple[int, ...]] = []
     for draw in draws:
         spec = draw.spec
-        flags = (
-            spec.full_complement,
-            spec.pred_full_complement and not spec.full_complement,
-            spec.inv_block,
-            spec.motion_guided and call.saliency is not None,
-        )
+        complements = spec.full_complement, spec.pred_full_complement and not spec.full_complement
+        flags = *complements, spec.inv_block, spec.motion_guided and call.saliency is not None
         bits = struct.unpack("qq", struct.pack("dd", spec.motion_guided_strength, spec.motion_guided_random_rate))
         limits = _time_limit(draw), spec.max_keep or math.prod(draw.grid)
         keys = draw.seed, draw.step, call.keys[2], draw.key, MAX_REDRAWS
@@ -415,12 +397,11 @@ def _kernel_table(call: _Call, draws: list[_Draw]) -> Tensor:
     return table.to(call.device, non_blocking=True)
 
 
-def _new_masks(call: _Call, specs: int) -> Outputs:
-    indices, lengths = (specs, call.batch, math.prod(call.grid)), (specs, call.batch)
-    enc, pred, enc_len, pred_len = (
-        torch.empty(shape, dtype=torch.int64, device=call.device) for shape in (indices, indices, lengths, lengths)
-    )
-    return enc, pred, enc_len, pred_len
+def _new_masks(call: _Call) -> Outputs:
+    shape = len(call.specs) // _FIELDS, call.batch
+    indices = torch.empty((*shape, math.prod(call.grid)), dtype=torch.int64, device=call.device)
+    lengths = torch.empty(shape, dtype=torch.int64, device=call.device)
+    return indices, torch.empty_like(indices), lengths, torch.empty_like(lengths)
 
 
 def _tensors(*args: _Call) -> list[Tensor]:
@@ -435,8 +416,7 @@ def _cpp_objections(*args: _Call) -> list[str]:
 
 @_backend.register("block_masks", "cpp", _cpp_objections)
 def _cpp_kernel(call: _Call) -> Outputs:
-    draws = _draws(call)
-    out = _new_masks(call, len(draws))
+    draws, out = _draws(call), _new_masks(call)
     maps = torch.empty(0, device="cpu") if call.saliency is None else call.saliency
     truncate = TRUNCATE.index(call.truncate)
     torch.ops.vjepa_fast_cpp.block_masks(maps, _kernel_table(call, draws), *call.grid, truncate, *out)
@@ -449,9 +429,8 @@ def _cpp_kernel(call: _Call) -> Outputs:
 @_backend.register("block_masks", "triton", lambda *args: _triton.objections(*_tensors(*args)))
 def _triton_kernel(call: _Call) -> Outputs:
     draws = _draws(call)
-    table, out = _kernel_table(call, draws), _new_masks(call, len(draws))
+    table, out = _kernel_table(call, draws), _new_masks(call)
     saliency = call.saliency if any(draw.spec.motion_guided for draw in draws) else None
     most = max(draw.spec.num_blocks for draw in draws)
-    with _triton.device_of(table):
-        _triton.kernels("block_masks").sample(saliency, table, call.grid, most, call.truncate, *out)
+    _triton.launch("block_masks", "sample", table, saliency, table, call.grid, most, call.truncate, *out)
     return out

@@ -6,6 +6,7 @@ Legend: B batch, Ke context tokens, Kp predicted tokens, grid (T,H,W), N = T*H*W
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def _mask_distance(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int
 
 
 @_mask_distance.register_fake
-def _(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int, divisor: int) -> Tensor:
+def _(masks_enc: Tensor, *_: Any) -> Tensor:
     return masks_enc.new_empty(masks_enc.shape, dtype=torch.float32)
 
 
@@ -78,5 +79,4 @@ def _cpp_kernel(masks_enc: Tensor, masks_pred: Tensor, *args: int) -> Tensor:
 
 @_backend.register("mask_distance", "triton", lambda *args: _triton.objections(*args[:2]))
 def _triton_kernel(masks_enc: Tensor, masks_pred: Tensor, t: int, h: int, w: int, divisor: int) -> Tensor:
-    with _triton.device_of(masks_enc):
-        return _triton.kernels("distance").mask_distance(masks_enc, masks_pred, (t, h, w), divisor)
+    return _triton.launch("distance", "mask_distance", masks_enc, masks_enc, masks_pred, (t, h, w), divisor)

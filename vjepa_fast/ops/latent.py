@@ -97,23 +97,17 @@ def latent_loss_token(
     return _token(z, h.detach(), idx, after, call.key, call.numbers(z.shape[2]), *where, normalize, keep)[0]
 
 
-@torch.library.custom_op("vjepa_fast::latent_loss_token", mutates_args=())
-def _token(
-    z: Tensor,
-    h: Tensor,
-    idx: Tensor,
-    after: Tensor | None,
-    key: str,
-    numbers: Sequence[float],
-    target: int,
-    places: int,
-    levels: int,
-    normalize: bool,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    _check.in_range("latent_loss_token", "idx", idx, h.shape[1])
-    args = Token(z, h, idx, after, key, numbers, target, places, levels, normalize)
-    return _backend.call("latent_loss_token", args, keep)
+_TOKEN = (
+    "Tensor z, Tensor h, Tensor idx, Tensor? after, str key, float[] numbers, "
+    "SymInt target, SymInt places, SymInt levels, bool normalize"
+)
+
+
+@_backend.define("latent_loss_token", f"{_TOKEN}, bool keep", "(Tensor, Tensor)")
+def _token(*args: Any) -> tuple[Tensor, Tensor]:
+    a = Token(*args[:-1])
+    _check.in_range("latent_loss_token", "idx", a.idx, a.h.shape[1])
+    return _backend.call("latent_loss_token", a, args[-1])
 
 
 @_token.register_fake
@@ -133,23 +127,10 @@ def _(grad: Tensor, sign: Tensor, dtype: torch.dtype) -> Tensor:
     return sign.new_empty(sign.shape, dtype=dtype)
 
 
-@torch.library.custom_op("vjepa_fast::latent_loss_token_backward", mutates_args=())
-def _token_backward(
-    grad: Tensor,
-    z: Tensor,
-    h: Tensor,
-    idx: Tensor,
-    after: Tensor | None,
-    key: str,
-    numbers: Sequence[float],
-    target: int,
-    places: int,
-    levels: int,
-    normalize: bool,
-) -> Tensor:
+@_backend.define("latent_loss_token_backward", f"Tensor grad, {_TOKEN}")
+def _token_backward(grad: Tensor, *args: Any) -> Tensor:
     """Dz [B,K,D] from grad [B,K], slopes computed again."""
-    args = Token(z, h, idx, after, key, numbers, target, places, levels, normalize)
-    return _backend.call("latent_loss_token_backward", grad, args)
+    return _backend.call("latent_loss_token_backward", grad, Token(*args))
 
 
 _token_backward.register_fake(_gradient_like)
@@ -194,16 +175,12 @@ def latent_loss_pair(
     Floor: z and the gathered rows of h are read once forward; the backward reads them again and writes dz.
 
     Args:
-        z: [B,K,D]; receives gradient.
-        h: [B,N,D], without gradient.
-        idx: int64 [B,K], token of each row of ``z``.
+        z, h, idx, levels, normalize: as for ``latent_loss_token``.
         after: int64 [B,K], the row of ``z`` at the same place one time step later; -1 where there is none, and the row
             is 0.
         before: int64 [B,K], likewise one time step earlier.
         row_calls: the functions, of access PAIR.
         places: S, tokens per time step of ``h``.
-        levels: groups of channels by which h is normalised.
-        normalize: whether h is normalised per level as it is read, or is so already.
 
     Returns:
         [R,B,K] in promote_types(z dtype, float32).
@@ -224,23 +201,19 @@ def _flat(row_calls: Sequence[RowCall], dim: int) -> tuple[str, list[float]]:
     return ",".join(c.key for c in row_calls), [x for c in row_calls for x in c.numbers(dim)]
 
 
-@torch.library.custom_op("vjepa_fast::latent_loss_pair", mutates_args=())
-def _pair(
-    z: Tensor,
-    h: Tensor,
-    idx: Tensor,
-    after: Tensor,
-    before: Tensor,
-    keys: str,
-    numbers: Sequence[float],
-    places: int,
-    levels: int,
-    normalize: bool,
-) -> Tensor:
-    _check.in_range("latent_loss_pair", "idx", idx, h.shape[1])
-    for name, x in (("after", after), ("before", before)):
-        _check.in_range("latent_loss_pair", name, x, z.shape[1], least=-1)
-    return _backend.call("latent_loss_pair", Pair(z, h, idx, after, before, keys, numbers, places, levels, normalize))
+_PAIR = (
+    "Tensor z, Tensor h, Tensor idx, Tensor after, Tensor before, str keys, float[] numbers, "
+    "SymInt places, SymInt levels, bool normalize"
+)
+
+
+@_backend.define("latent_loss_pair", _PAIR)
+def _pair(*args: Any) -> Tensor:
+    a = Pair(*args)
+    _check.in_range("latent_loss_pair", "idx", a.idx, a.h.shape[1])
+    for name, x in (("after", a.after), ("before", a.before)):
+        _check.in_range("latent_loss_pair", name, x, a.z.shape[1], least=-1)
+    return _backend.call("latent_loss_pair", a)
 
 
 @_pair.register_fake
@@ -248,23 +221,10 @@ def _(z: Tensor, *args: Any) -> Tensor:
     return _rows(z, len(args[5]) // 4, *z.shape[:2])
 
 
-@torch.library.custom_op("vjepa_fast::latent_loss_pair_backward", mutates_args=())
-def _pair_backward(
-    grad: Tensor,
-    z: Tensor,
-    h: Tensor,
-    idx: Tensor,
-    after: Tensor,
-    before: Tensor,
-    keys: str,
-    numbers: Sequence[float],
-    places: int,
-    levels: int,
-    normalize: bool,
-) -> Tensor:
+@_backend.define("latent_loss_pair_backward", f"Tensor grad, {_PAIR}")
+def _pair_backward(grad: Tensor, *args: Any) -> Tensor:
     """Dz [B,K,D] from grad [R,B,K]; every row gathers from its own pair and from the one before it."""
-    args = Pair(z, h, idx, after, before, keys, numbers, places, levels, normalize)
-    return _backend.call("latent_loss_pair_backward", grad, args)
+    return _backend.call("latent_loss_pair_backward", grad, Pair(*args))
 
 
 _pair_backward.register_fake(_gradient_like)
@@ -299,15 +259,12 @@ def latent_loss_column(
     Floor: the columns of z and h are read once forward; the backward reads them again and writes dz (0 elsewhere).
 
     Args:
-        z: [B,K,D]; receives gradient.
-        h: [B,N,D], without gradient.
+        z, h, levels, normalize: as for ``latent_loss_token``.
         slots: int64 [B,P,T], the rows of ``z`` at one place, by time; no row in two columns. A negative first entry
             means that there is no such column.
         tokens: int64 [B,P,T], the same as tokens of ``h``.
         call: the function, from a ``RowFunction`` of access COLUMN.
         constants: float [C,T], handed to the function.
-        levels: groups of channels by which h is normalised.
-        normalize: whether h is normalised per level as it is read, or is so already.
 
     Returns:
         [B,P] in promote_types(z dtype, float32), 0 where there is no column.
@@ -325,13 +282,15 @@ def latent_loss_column(
     return _column(z, h.detach(), slots, tokens, constants, call.key, levels, normalize)
 
 
-@torch.library.custom_op("vjepa_fast::latent_loss_column", mutates_args=())
-def _column(
-    z: Tensor, h: Tensor, slots: Tensor, tokens: Tensor, constants: Tensor, key: str, levels: int, normalize: bool
-) -> Tensor:
-    _check.in_range("latent_loss_column", "slots", slots, z.shape[1], least=-1)
-    _check.in_range("latent_loss_column", "tokens", tokens, h.shape[1], least=-1)
-    return _backend.call("latent_loss_column", Column(z, h, slots, tokens, constants, key, levels, normalize))
+_COLUMN = "Tensor z, Tensor h, Tensor slots, Tensor tokens, Tensor constants, str key, SymInt levels, bool normalize"
+
+
+@_backend.define("latent_loss_column", _COLUMN)
+def _column(*args: Any) -> Tensor:
+    a = Column(*args)
+    _check.in_range("latent_loss_column", "slots", a.slots, a.z.shape[1], least=-1)
+    _check.in_range("latent_loss_column", "tokens", a.tokens, a.h.shape[1], least=-1)
+    return _backend.call("latent_loss_column", a)
 
 
 @_column.register_fake
@@ -339,21 +298,10 @@ def _(z: Tensor, h: Tensor, slots: Tensor, *args: Any) -> Tensor:
     return _rows(z, *slots.shape[:2])
 
 
-@torch.library.custom_op("vjepa_fast::latent_loss_column_backward", mutates_args=())
-def _column_backward(
-    grad: Tensor,
-    z: Tensor,
-    h: Tensor,
-    slots: Tensor,
-    tokens: Tensor,
-    constants: Tensor,
-    key: str,
-    levels: int,
-    normalize: bool,
-) -> Tensor:
+@_backend.define("latent_loss_column_backward", f"Tensor grad, {_COLUMN}")
+def _column_backward(grad: Tensor, *args: Any) -> Tensor:
     """Dz [B,K,D] from grad [B,P]."""
-    args = Column(z, h, slots, tokens, constants, key, levels, normalize)
-    return _backend.call("latent_loss_column_backward", grad, args)
+    return _backend.call("latent_loss_column_backward", grad, Column(*args))
 
 
 _column_backward.register_fake(_gradient_like)

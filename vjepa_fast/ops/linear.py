@@ -95,14 +95,8 @@ class _Product(torch.autograd.Function):
         dx = product(grad, w.t()) if wants_x else None
         if not wants_w:
             return dx, None, grad.reshape(-1, len(w)).sum(0) if wants_b else None
-        dw, db = _zeros(w)
-        add_outer(grad, x, dw, db)
+        dw, db = outer(grad, x)
         return dx, dw, db if wants_b else None
-
-
-def _zeros(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Zeros, contiguous whatever the weight [O,I] is, to add its gradient and that of its bias [O] to."""
-    return weight.new_zeros(weight.shape), weight.new_zeros(len(weight))
 
 
 def _supports(x: Tensor, w: Tensor) -> bool:
@@ -128,17 +122,10 @@ def _rows(x: Tensor) -> Tensor:
     return x.view(-1, x.shape[-1])
 
 
-@functools.cache
-@torch.inference_mode(False)
-def _nothing() -> Tensor:
-    """In the place of a tensor that is not there; plain, whatever mode or default device the first call is under."""
-    return torch.empty(0, 0, device="cpu")
-
-
 def block_linear(x: Tensor, w: Tensor, b: Tensor, other: Tensor | None = None) -> Tensor:
     """X W^T + b (+ other): x [...,I], w [O,I], b [O], other [...,O] -> [...,O]."""
     out = x.new_empty(*x.shape[:-1], len(w))
-    torch.ops.vjepa_fast_cpp.linear(_rows(x), w, b, _nothing() if other is None else _rows(other), _rows(out))
+    torch.ops.vjepa_fast_cpp.linear(_rows(x), w, b, _cpp.nothing() if other is None else _rows(other), _rows(out))
     return out
 
 
@@ -161,20 +148,11 @@ def feed_forward(
 ) -> tuple[Tensor, Tensor]:
     """``other`` + gelu(x W1^T + b1) W2^T + b2, some rows at a time through both layers.
 
-    Args:
-        x: [...,E].
-        w1: [F,E].
-        b1: [F].
-        w2: [E,F].
-        b2: [E].
-        other: [...,E].
-        keep: whether what comes before the GELU is returned, for the backward.
-
-    Returns:
-        [...,E], and [n,F] of the n rows of x (empty without ``keep``).
+    x, other [...,E], w1 [F,E], b1 [F], w2 [E,F], b2 [E] -> [...,E], and with ``keep`` what comes before the GELU,
+    [n,F] of the n rows of x, for the backward (else empty).
     """
     out = torch.empty_like(other)
-    hidden = x.new_empty(_rows(x).shape[0], len(w1)) if keep else _nothing()
+    hidden = x.new_empty(_rows(x).shape[0], len(w1)) if keep else _cpp.nothing()
     torch.ops.vjepa_fast_cpp.feed_forward(_rows(x), w1, b1, w2, b2, _rows(other), hidden, _rows(out))
     return out, hidden
 
@@ -187,7 +165,7 @@ def feed_forward_backward(
     ``hidden`` is what it kept; ``portion`` rows are worked on at a time.
     """
     dx = torch.empty_like(x)
-    (dw1, db1), (dw2, db2) = _zeros(w1), _zeros(w2)
+    dw1, db1, dw2, db2 = (w1.new_zeros(shape) for w in (w1, w2) for shape in (w.shape, len(w)))
     torch.ops.vjepa_fast_cpp.feed_forward_backward(
         _rows(grad), _rows(x), hidden, w1, w2, portion, _rows(dx), dw1, db1, dw2, db2
     )

@@ -78,10 +78,8 @@ def _triton_objections(*args: Any) -> list[str]:
 @_backend.register("target_norm", "triton", _triton_objections)
 def _triton_norm(h: Tensor, grad: Tensor | None, levels: int) -> Tensor:
     out = torch.empty_like(h, memory_format=torch.contiguous_format)
-    with _triton.device_of(h):
-        _triton.kernels("norm").target_norm(
-            h.contiguous(), None if grad is None else grad.contiguous(), levels, EPS, out
-        )
+    grad = None if grad is None else grad.contiguous()
+    _triton.launch("norm", "target_norm", h, h.contiguous(), grad, levels, EPS, out)
     return out
 
 
@@ -96,12 +94,8 @@ def _target_norm_backward(h: Tensor, grad: Tensor, levels: int) -> Tensor:
 
 
 @_target_norm.register_fake
-def _(h: Tensor, levels: int) -> Tensor:
-    return torch.empty_like(h, memory_format=torch.contiguous_format)
-
-
 @_target_norm_backward.register_fake
-def _(h: Tensor, grad: Tensor, levels: int) -> Tensor:
+def _(h: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(h, memory_format=torch.contiguous_format)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,16 +21,10 @@ from vjepa_fast.ops import _backend, _check, _cpp, _triton
 
 
 def normalize_clip(clip: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """The normalised clip.
+    """The normalised clip [B,C,F,height,width], float32 (float64 if the clip is).
 
-    Args:
-        clip: [B,C,F,height,width]; uint8 is divided by 255 and normalised; a float clip is returned as it is, in
-            promote_types(dtype, float32).
-        mean: C values, of pixels in [0, 1].
-        std: C values, likewise.
-
-    Returns:
-        [B,C,F,height,width] float32 (float64 if the clip is).
+    uint8 is divided by 255 and normalised by the C values of ``mean`` and ``std``; a float clip is returned as it is,
+    in promote_types(dtype, float32).
 
     Raises:
         ValueError: a shape or dtype does not fit.
@@ -59,10 +53,8 @@ def tubelet_patchify(
         clip: [B,C,F,height,width], uint8 or floating (taken as normalised).
         idx: int64 [B,K] token indices n = (t*H+h)*W+w to keep, in this order; None keeps all N. Or int64 [1,M] of
             b*N + n, where samples keep different numbers (``Packed.idx``).
-        tubelet: frames of a tubelet; must divide F.
-        patch: pixels of a tubelet along height and width; must divide both.
-        mean: C values, for uint8 clips.
-        std: C values, likewise.
+        tubelet, patch: frames of a tubelet, which must divide F, and pixels, which must divide height and width.
+        mean, std: C values each, for uint8 clips.
         out_dtype: floating dtype of the result; None means float32 for uint8 and the clip's dtype otherwise.
 
     Returns:
@@ -90,12 +82,7 @@ def patch_mean(
     Floor: the clip read once, [B,T,H,W,C] written once. It shares its loops with ``motion_saliency`` in mode ``area``,
     but not a pass over the clip: masks need the one before the step, the objective needs the other within it.
 
-    Args:
-        clip: as in ``tubelet_patchify``, as is the rest.
-        tubelet: frames.
-        patch: pixels.
-        mean: C values.
-        std: C values.
+    Arguments as in ``tubelet_patchify``.
 
     Returns:
         [B,T,H,W,C] in promote_types(clip dtype, float32) (float32 for uint8). A float clip receives gradient.
@@ -108,15 +95,28 @@ def patch_mean(
     return _patch_mean(clip, tubelet, patch, mean, std)
 
 
+class Tubelets(NamedTuple):
+    """Arguments of ``tubelet_patchify``, defaults filled in."""
+
+    clip: Tensor
+    idx: Tensor | None
+    tubelet: int
+    patch: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    out_dtype: torch.dtype
+
+
 _KERNEL_FLOATS = {"cpp": _cpp.FLOATS, "triton": _triton.FLOATS}
 
 
 def objections(backend: str) -> Callable[..., list[str]]:
-    """Those of the kernels that read clips: a function of an op's arguments, the clip first."""
+    """Those of the kernels that read clips: a function of an op's arguments, the clip first, or of `Tubelets`."""
     floats, machine = _KERNEL_FLOATS[backend], {"cpp": _cpp, "triton": _triton}[backend].objections
     names = _check.names(floats)
 
     def reasons(*args: Any) -> list[str]:
+        args = args[0] if args and isinstance(args[0], Tubelets) else args
         found = machine(*(a for a in args if isinstance(a, Tensor)))
         if args and args[0].dtype not in (torch.uint8, *floats):
             found.append(f"{backend} reads clips of uint8, {names}")
@@ -163,15 +163,8 @@ def _rows(idx_BK: Tensor, n: int) -> Tensor:
 
 
 @_backend.register("tubelet_patchify", "eager")
-def _patchify_eager(
-    clip: Tensor,
-    idx: Tensor | None,
-    tubelet: int,
-    patch: int,
-    mean: list[float],
-    std: list[float],
-    out_dtype: torch.dtype,
-) -> Tensor:
+def _patchify_eager(a: Tubelets) -> Tensor:
+    clip, idx, tubelet, patch, mean, std, out_dtype = a
     b, c = clip.shape[:2]
     x = _tubelets(clip, tubelet, patch)
     n, p = x.shape[1] * x.shape[2] * x.shape[3], c * tubelet * patch * patch
@@ -186,71 +179,43 @@ def _patchify_eager(
     return x.clone() if x.untyped_storage().data_ptr() == clip.untyped_storage().data_ptr() else x
 
 
-def _patchify_out(clip: Tensor, idx: Tensor | None, tubelet: int, patch: int, out_dtype: torch.dtype) -> Tensor:
-    b, c, f, height, width = clip.shape
-    rows = (b, (f // tubelet) * (height // patch) * (width // patch)) if idx is None else idx.shape
-    return clip.new_empty((*rows, c * tubelet * patch * patch), dtype=out_dtype)
+def _patchify_out(a: Tubelets) -> Tensor:
+    b, c, f, height, width = a.clip.shape
+    rows = (b, (f // a.tubelet) * (height // a.patch) * (width // a.patch)) if a.idx is None else a.idx.shape
+    return a.clip.new_empty((*rows, c * a.tubelet * a.patch * a.patch), dtype=a.out_dtype)
 
 
 @_backend.register("tubelet_patchify", "cpp", objections("cpp"))
-def _patchify_cpp(
-    clip: Tensor,
-    idx: Tensor | None,
-    tubelet: int,
-    patch: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out_dtype: torch.dtype,
-) -> Tensor:
-    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
-    kept = torch.empty(0, dtype=torch.int64, device="cpu") if idx is None else idx
-    torch.ops.vjepa_fast_cpp.tubelet_patchify(clip, kept, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+def _patchify_cpp(a: Tubelets) -> Tensor:
+    out, numbers = _patchify_out(a), _scale_and_shift(a.clip, a.mean, a.std)
+    kept = torch.empty(0, dtype=torch.int64, device="cpu") if a.idx is None else a.idx
+    torch.ops.vjepa_fast_cpp.tubelet_patchify(a.clip, kept, a.tubelet, a.patch, *numbers, out)
     return out
 
 
 @_backend.register("tubelet_patchify", "triton", objections("triton"))
-def _patchify_triton(
-    clip: Tensor,
-    idx: Tensor | None,
-    tubelet: int,
-    patch: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out_dtype: torch.dtype,
-) -> Tensor:
-    out = _patchify_out(clip, idx, tubelet, patch, out_dtype)
-    with _triton.device_of(clip):
-        _triton.kernels("patchify").tubelet_patchify(clip, idx, tubelet, patch, *_scale_and_shift(clip, mean, std), out)
+def _patchify_triton(a: Tubelets) -> Tensor:
+    out, numbers = _patchify_out(a), _scale_and_shift(a.clip, a.mean, a.std)
+    _triton.launch("patchify", "tubelet_patchify", a.clip, *a[:4], *numbers, out)
     return out
 
 
-@torch.library.custom_op("vjepa_fast::tubelet_patchify", mutates_args=())
-def _patchify(
-    clip: Tensor,
-    idx: Tensor | None,
-    tubelet: int,
-    patch: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out_dtype: torch.dtype,
-) -> Tensor:
-    if idx is not None:
-        n = clip.shape[2] // tubelet * (clip.shape[3] // patch) * (clip.shape[4] // patch)
-        _check.in_range("tubelet_patchify", "idx", idx, n * clip.shape[0] // max(1, len(idx)))
-    return _backend.call("tubelet_patchify", clip, idx, tubelet, patch, mean, std, out_dtype)
+@_backend.define(
+    "tubelet_patchify",
+    "Tensor clip, Tensor? idx, SymInt tubelet, SymInt patch, float[] mean, float[] std, ScalarType out_dtype",
+)
+def _patchify(*args: Any) -> Tensor:
+    a = Tubelets(*args)
+    if a.idx is not None:
+        b, _, f, height, width = a.clip.shape
+        n = f // a.tubelet * (height // a.patch) * (width // a.patch)
+        _check.in_range("tubelet_patchify", "idx", a.idx, n * b // max(1, len(a.idx)))
+    return _backend.call("tubelet_patchify", a)
 
 
 @_patchify.register_fake
-def _(
-    clip: Tensor,
-    idx: Tensor | None,
-    tubelet: int,
-    patch: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out_dtype: torch.dtype,
-) -> Tensor:
-    return _patchify_out(clip, idx, tubelet, patch, out_dtype)
+def _(*args: Any) -> Tensor:
+    return _patchify_out(Tubelets(*args))
 
 
 def _patchify_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -279,7 +244,7 @@ def _patch_mean_eager(clip: Tensor, tubelet: int, patch: int, mean: list[float],
     return _normalize(x, 4, mean, std) if clip.dtype == torch.uint8 else x
 
 
-def _patch_mean_out(clip: Tensor, tubelet: int, patch: int) -> Tensor:
+def _patch_mean_out(clip: Tensor, tubelet: int, patch: int, *_: object) -> Tensor:
     b, c, f, height, width = clip.shape
     return clip.new_empty((b, f // tubelet, height // patch, width // patch, c), dtype=_compute_dtype(clip))
 
@@ -294,8 +259,7 @@ def _patch_mean_cpp(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float
 @_backend.register("patch_mean", "triton", objections("triton"))
 def _patch_mean_triton(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     out = _patch_mean_out(clip, tubelet, patch)
-    with _triton.device_of(clip):
-        _triton.kernels("patchify").patch_mean(clip, *_scale_and_shift(clip, mean, std), out)
+    _triton.launch("patchify", "patch_mean", clip, clip, *_scale_and_shift(clip, mean, std), out)
     return out
 
 
@@ -304,9 +268,7 @@ def _patch_mean(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], s
     return _backend.call("patch_mean", clip, tubelet, patch, mean, std)
 
 
-@_patch_mean.register_fake
-def _(clip: Tensor, tubelet: int, patch: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    return _patch_mean_out(clip, tubelet, patch)
+_patch_mean.register_fake(_patch_mean_out)
 
 
 def _patch_mean_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -113,8 +113,7 @@ def _cpp_rope3d(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool, out
 
 @_backend.register("rope3d", "triton", lambda *args: _triton.objections(*args[:2]) + _in_place(*args))
 def _triton_rope3d(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool, out: Tensor) -> None:
-    with _triton.device_of(qkv):
-        _triton.kernels("rope").rope3d(qkv.contiguous(), table.contiguous(), num_heads, transpose, out)
+    _triton.launch("rope", "rope3d", qkv, qkv.contiguous(), table.contiguous(), num_heads, transpose, out)
 
 
 def _run(qkv: Tensor, table: Tensor, num_heads: int, transpose: bool) -> Tensor:

@@ -57,13 +57,19 @@ def motion_saliency(
     require(MasksConfig, "masks", saliency=mode)
     if normalize not in ("sample", "published"):
         raise ConfigError(f"motion_saliency: unknown normalize {normalize!r}; use 'sample' or 'published'")
-    if normalize == "published" and clip.shape[0] not in (1, grid[0]):
-        raise ConfigError(
-            f"compat published: motion maps need a batch of 1 or of {grid[0]} (the temporal tokens), "
-            f"got {clip.shape[0]}; change data.batch_size or set compat: intended"
-        )
+    if normalize == "published":
+        check_published(clip.shape[0], grid[0])
     std = [1.0] * clip.shape[1] if std is None else _check.channel_stats("motion_saliency", std, std, clip.shape[1])[1]
     return _motion_saliency(clip.detach(), grid, std, mode, normalize)
+
+
+def check_published(clips: int, times: int) -> None:
+    """Raise ConfigError where maps of so many clips and time steps cannot be normalised as ``published``."""
+    if clips not in (1, times):
+        raise ConfigError(
+            f"compat published: motion maps need a batch of 1 or of {times} (the temporal tokens), "
+            f"got {clips}; change data.batch_size or set compat: intended"
+        )
 
 
 @torch.library.custom_op("vjepa_fast::motion_saliency", mutates_args=())
@@ -74,19 +80,14 @@ def _motion_saliency(clip: Tensor, grid: Sequence[int], std: Sequence[float], mo
 
 
 @_motion_saliency.register_fake
-def _(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
-    return _out(clip, grid)
-
-
-def _out(clip: Tensor, grid: Sequence[int]) -> Tensor:
+def _out(clip: Tensor, grid: Sequence[int], *_: object) -> Tensor:
     return clip.new_empty((clip.shape[0], *grid), dtype=torch.promote_types(clip.dtype, torch.float32))
 
 
 @_backend.register("motion_saliency", "eager")
 def _eager(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
-    weight_C = torch.tensor(
-        _channel_weights(clip, std), dtype=torch.promote_types(clip.dtype, torch.float32), device=clip.device
-    )
+    dtype = torch.promote_types(clip.dtype, torch.float32)
+    weight_C = torch.tensor(_channel_weights(clip, std), dtype=dtype, device=clip.device)
     if mode == "trilinear":
         map_BTHW = _trilinear(clip, grid, weight_C)
     else:
@@ -142,24 +143,14 @@ def _trilinear(clip: Tensor, grid: Sequence[int], weight_C: Tensor) -> Tensor:
 
 @_backend.register("motion_saliency", "cpp", objections("cpp"))
 def _cpp(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
-    out = _out(clip, grid)
-    torch.ops.vjepa_fast_cpp.motion_saliency(
-        clip,
-        channel_table(_channel_weights(clip, std), clip.device),
-        mode == "area",
-        normalize == "published",
-        _FLOOR,
-        out,
-    )
+    out, weights = _out(clip, grid), channel_table(_channel_weights(clip, std), clip.device)
+    torch.ops.vjepa_fast_cpp.motion_saliency(clip, weights, mode == "area", normalize == "published", _FLOOR, out)
     return out
 
 
 @_backend.register("motion_saliency", "triton", objections("triton"))
 def _kernel(clip: Tensor, grid: Sequence[int], std: Sequence[float], mode: str, normalize: str) -> Tensor:
-    kernel = _triton.kernels("saliency")
-    raw, out = _out(clip, grid), _out(clip, grid)
-    with _triton.device_of(clip):
-        change = kernel.area_change if mode == "area" else kernel.trilinear_change
-        change(clip, channel_table(_channel_weights(clip, std), clip.device), raw)
-        kernel.divide_by_peak(raw, out, normalize == "published", _FLOOR)
+    raw, out, weights = _out(clip, grid), _out(clip, grid), channel_table(_channel_weights(clip, std), clip.device)
+    _triton.launch("saliency", f"{mode}_change", clip, clip, weights, raw)
+    _triton.launch("saliency", "divide_by_peak", clip, raw, out, normalize == "published", _FLOOR)
     return out

@@ -26,19 +26,9 @@ from vjepa_fast.files import atomic_file, first_line
 FOLDER = "checkpoints"
 FREE = "free space or choose another folder with --set folder=DIR"
 KEYS = (
-    "encoder",
-    "predictor",
-    "target_encoder",
-    "heads",
-    "opt",
-    "epoch",
-    "step",
-    "sampler",
-    "rng",
-    "metrics",
-    "config",
-    "versions",
-)
+    "encoder", "predictor", "target_encoder", "heads", "opt", "epoch", "step", "sampler", "rng", "metrics", "config",
+    "versions"
+)  # fmt: skip
 
 
 def path_of(folder: str | Path, step: int) -> Path:

@@ -47,10 +47,7 @@ def parameter_groups(modules: Mapping[str, nn.Module], weight_decay: float) -> l
 class Average:
     """The moving average: target <- momentum * target + (1 - momentum) * source, and ``low`` follows the target.
 
-    Args:
-        source: the encoder that is trained.
-        target: the encoder that follows it.
-        low: the copy of the target in the dtype it computes in, or None.
+    ``low`` is the copy of the target in the dtype that it computes in, or None.
     """
 
     def __init__(self, source: nn.Module, target: nn.Module, low: LowCopy | None = None):
@@ -107,20 +104,11 @@ class AdamW(torch.optim.AdamW):
             beta1, beta2 = group["betas"]
             for count, pairs in by_count.items():
                 params, grads = [p for p, _ in pairs], [g for _, g in pairs]
-                states, follow = [self.state[p] for p in params], [targets.get(p) for p in params]
-                rule = ops.Rule(
-                    group["lr"], beta1, beta2, group["eps"], group["weight_decay"], count, follow=1.0 - momentum
-                )
-                ops.adamw_ema_(
-                    params,
-                    grads,
-                    [s["exp_avg"] for s in states],
-                    [s["exp_avg_sq"] for s in states],
-                    rule,
-                    targets=follow,
-                    lows=[None if t is None else lows.get(t) for t in follow],
-                    scale=scale,
-                )
+                first, second = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq"))
+                rule = ops.Rule(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], count, 1.0 - momentum)
+                follow = [targets.get(p) for p in params]
+                low = [None if t is None else lows.get(t) for t in follow]
+                ops.adamw_ema_(params, grads, first, second, rule, targets=follow, lows=low, scale=scale)
                 done.update(params)
         if average is not None:
             average.follow(momentum, done)

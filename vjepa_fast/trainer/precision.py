@@ -104,15 +104,8 @@ def _work(cfg: Config) -> Work | None:
     t = min(most, max(1, max(data.dataset_fpcs) // data.tubelet_size))
     base = rope.base_grid(data.patch_size) if m.interpolate_rope else None
     positions = (m.rope_variant, base) if m.use_rope else None
-    return Work(
-        width,
-        heads,
-        size.mlp_ratio if size else 4.0,
-        m.use_silu,
-        positions,
-        min(data.batch_size, max(1, most // t)),
-        (t, side, side),
-    )
+    batch, mlp_ratio = min(data.batch_size, max(1, most // t)), size.mlp_ratio if size else 4.0
+    return Work(width, heads, mlp_ratio, m.use_silu, positions, batch, (t, side, side))
 
 
 @functools.cache
@@ -161,19 +154,12 @@ def enable_fp8(device: torch.device, dtype: torch.dtype, *modules: nn.Module) ->
     reasons = fp8.objections(device)
     if dtype != torch.bfloat16:
         reasons.append(f"needs runtime.dtype=bfloat16, got {_name(dtype)}")
-    layers = [
-        layer
-        for module in modules
-        for block in module.modules()
-        if isinstance(block, Block)
-        for layer in block.modules()
-        if isinstance(layer, Linear)
-    ]
+    blocks = [block for module in modules for block in module.modules() if isinstance(block, Block)]
+    layers = [layer for block in blocks for layer in block.modules() if isinstance(layer, Linear)]
     odd = {(x.in_features, x.out_features) for x in layers if x.in_features % 16 or x.out_features % 16}
     if odd:
-        reasons.append(
-            "needs widths that are multiples of 16, got layers of " + ", ".join(f"{i} -> {o}" for i, o in sorted(odd))
-        )
+        found = ", ".join(f"{i} -> {o}" for i, o in sorted(odd))
+        reasons.append(f"needs widths that are multiples of 16, got layers of {found}")
     if reasons:
         raise ConfigError(f"runtime.fp8: {'; '.join(reasons)}; set runtime.fp8=false")
     for layer in layers:

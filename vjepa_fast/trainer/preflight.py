@@ -17,7 +17,7 @@ from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
 from vjepa_fast.trainer import graphs, optim, precision
 from vjepa_fast.trainer.distributed import Distributed
-from vjepa_fast.trainer.step import build_models, build_samplers, reaches_target, resolve_device
+from vjepa_fast.trainer.step import IMAGE_GROUPS, build_models, build_samplers, reaches_target, resolve_device
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,27 @@ def check(cfg: Config) -> Checked:
     for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
         if data is not None:
             choose_decoder(data.decoder, f"{section}.decoder")
-    build_samplers(cfg)
+    _check_masks(cfg)
     optim.check(cfg.optimization)
     graphs.check(cfg, device, reaches_target(cfg, plan))
     return Checked(encoder, predictor, plan)
+
+
+def _check_masks(cfg: Config) -> None:
+    """Ask the strategies about every group of clips (by frames per clip) that a batch of a stream may hold."""
+    samplers = build_samplers(cfg)
+    for stream, data in enumerate((cfg.data, cfg.img_data)):
+        if data is None:
+            continue
+        weights = data.datasets_weights or (1.0,) * max(1, len(data.datasets), len(data.dataset_fpcs))
+        fpcs = data.dataset_fpcs * (len(weights) if len(data.dataset_fpcs) == 1 else 1)
+        lengths = list(dict.fromkeys(frames for frames, weight in zip(fpcs, weights) if weight > 0))
+        clips = data.batch_size if len(lengths) == 1 else None
+        for i, frames in enumerate(lengths):
+            image = bool(stream) or frames == 1
+            sampler, last = samplers[image], min(i, data.batch_size - 1)
+            grid = sampler.grid((1, 3, frames, data.crop_size, data.crop_size))
+            sampler.check_group(grid, clips=None if frames == 1 else clips, group=last + IMAGE_GROUPS * image)
 
 
 def check_data(cfg: Config) -> list[str]:

@@ -15,14 +15,9 @@ import vjepa_fast
 from vjepa_fast.errors import UserError
 
 RUN_FILES = (
-    "checkpoints",
-    "metrics.jsonl",
-    "config.yaml",
-    "versions.json",
-    "tensorboard",
-    "failure.json",
-    "bad_samples.jsonl",
-)
+    "checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "tensorboard", "failure.json",
+    "bad_samples.jsonl"
+)  # fmt: skip
 
 
 def versions(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
@@ -76,19 +71,15 @@ def _git(root: Path, *args: str) -> str:
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """``key: old -> new`` of every setting that differs."""
+    """``key: old -> new`` of every setting that differs between two of `config.to_dict`."""
     out: list[str] = []
     for key in [*old, *(k for k in new if k not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             out += changed_settings(a, b, f"{prefix}{key}.")
-        elif _plain(a) != _plain(b):
+        elif a != b:
             out.append(f"{prefix}{key}: {a} -> {b}")
     return out
-
-
-def _plain(value: object) -> object:
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def set_aside(folder: Path) -> None:

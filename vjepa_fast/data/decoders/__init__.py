@@ -40,22 +40,11 @@ def read_clip(
     sampling: Sampling | None = None,
     decoder: str = "auto",
 ) -> np.ndarray:
-    """Read one clip of a video.
+    """Read one clip of a video, uint8 ``[F, H, W, 3]``, RGB.
 
-    Args:
-        path: of the video.
-        num_frames: frames of the clip.
-        frame_step: at most one of this and the next two, see ``Sampling``.
-        fps: see ``Sampling``.
-        duration: see ``Sampling``.
-        start: where the clip begins, see ``Sampling.indices``.
-        size: (height, width) to scale to (bilinear); one number for a square. None: the video's own.
-        generator: draws a random start.
-        sampling: replaces ``frame_step``, ``fps`` and ``duration``.
-        decoder: as ``data.decoder``.
-
-    Returns:
-        uint8 ``[F, H, W, 3]``, RGB.
+    At most one of ``frame_step``, ``fps`` and ``duration`` says which frames (see ``Sampling``), or ``sampling`` in
+    their place; ``start`` and ``generator`` where the clip begins (see ``Sampling.indices``); ``size`` (height, width)
+    to what it is scaled (bilinear, one number for a square).
 
     Raises:
         DataError: a missing, empty, truncated, audio-only or too short file, or one that is no video.

@@ -154,11 +154,7 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data
 
 
 def choose_decoder(name: str = "auto", key: str = "data.decoder") -> Decoder:
-    """The decoder of that name; ``auto`` is PyAV.
-
-    Args:
-        name: as registered, or ``auto``.
-        key: where the name came from, for the error text.
+    """The decoder of that name; ``auto`` is PyAV. ``key`` is where the name came from.
 
     Raises:
         ConfigError: there is no such decoder, or it cannot be used here.

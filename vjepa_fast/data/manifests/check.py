@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from vjepa_fast.data.decoders import choose_decoder, read_image
@@ -23,14 +23,8 @@ def check_manifest(
 ) -> list[tuple[str, str]]:
     """Read a clip from the middle of every sample, or every frame.
 
-    Args:
-        manifest: whose samples are read.
-        num_frames: of the clip.
-        sampling: of the clip; consecutive frames by default.
-        full: also read every frame of every video.
-        workers: reading threads.
-        decoder: as ``data.decoder``.
-        on_progress: called with the number of samples read so far.
+    Clips are of ``num_frames`` frames, consecutive ones unless ``sampling`` says otherwise; ``full`` also reads every
+    frame. ``on_progress`` is called with the number of samples read so far.
 
     Returns:
         (path, reason) of each sample that cannot be read, in the manifest's order.
@@ -50,14 +44,11 @@ def check_manifest(
         except DataError as error:
             return str(error)
 
-    def reasons() -> Iterator[str | None]:
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            yield from pool.map(problem, manifest.paths)
-
     bad = []
-    for number, (path, reason) in enumerate(zip(manifest.paths, reasons()), start=1):
-        if reason is not None:
-            bad.append((path, reason))
-        if on_progress is not None:
-            on_progress(number)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for number, (path, reason) in enumerate(zip(manifest.paths, pool.map(problem, manifest.paths)), start=1):
+            if reason is not None:
+                bad.append((path, reason))
+            if on_progress is not None:
+                on_progress(number)
     return bad

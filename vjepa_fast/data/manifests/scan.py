@@ -44,8 +44,7 @@ def scan_folder(
         folder: to look through.
         out: the (training) manifest; default FOLDER/train.csv. Other parts go beside it as ``val.csv``, ``test.csv``,
             or ``<stem>_val.csv`` when ``out`` is given; class names as ``classes.json`` or ``<stem>_classes.json``.
-        val_fraction: share of every class that goes to ``val``.
-        test_fraction: share of every class that goes to ``test``.
+        val_fraction, test_fraction: share of every class that goes to ``val`` and ``test``.
         absolute: write absolute paths; otherwise relative to the manifest.
         seed: of the split.
 
@@ -89,7 +88,8 @@ def scan_folder(
                 f"{folder}: {part} holds {len(rows) - images} videos and {images} images; "
                 "put them in folders of their own and mix the two manifests by weight"
             )
-        path = target if part == "train" else _beside(target, part, out is not None)
+        beside = target.with_name(f"{part}.csv" if out is None else f"{target.stem}_{part}{target.suffix}")
+        path = target if part == "train" else beside
         write_text(path, "".join(f"{_name(p, path, absolute)} {label}\n" for p, label in rows), hint)
         written[part] = {"path": str(path), "samples": len(rows), "classes": len({label for _, label in rows})}
     names_path = target.with_name(f"{target.stem}_classes.json" if out is not None else "classes.json")
@@ -117,10 +117,6 @@ def _split(rows: Sequence[Row], val_fraction: float, test_fraction: float, seed:
         for part, chosen in zip(("val", "test", "train"), np.split(members, [val, val + test])):
             parts[part] += [rows[i] for i in sorted(chosen)]
     return {part: rows for part, rows in parts.items() if rows}
-
-
-def _beside(target: Path, part: str, named: bool) -> Path:
-    return target.with_name(f"{target.stem}_{part}{target.suffix}" if named else f"{part}.csv")
 
 
 def _name(path: Path, manifest: Path, absolute: bool) -> str:

@@ -65,18 +65,13 @@ SUITES: Registry[Suite] = Registry("synthetic suite", check=_check)
 def render_clip(
     suite: str | Suite, rng: np.random.Generator, size: int = 64, frames: int = 16, label: int | None = None
 ) -> tuple[np.ndarray, int, dict[str, Any]]:
-    """Render one clip.
+    """Render one clip of a suite: a registered name (`SUITES`), or a suite's dataclass with other parameters.
 
-    Args:
-        suite: a registered name (`SUITES`), or a suite's dataclass with other parameters.
-        rng: everything random comes from it, and never depends on ``label``: the same generator state with two
-            labels gives the same appearance.
-        size: pixels of each side.
-        frames: number of frames; ``objects`` always gives one.
-        label: the class; None draws one.
+    Everything random comes from ``rng``, and never depends on ``label`` (None draws one): the same generator state with
+    two labels gives the same appearance.
 
     Returns:
-        frames uint8 ``[F, size, size, 3]``, the label, and a dict of plain values that describe the clip.
+        frames uint8 ``[F, size, size, 3]`` (one of an image), the label, and plain values that describe the clip.
 
     Raises:
         ConfigError: no suite of that name.

@@ -12,6 +12,7 @@ all, manifests after their last clip, so an interrupted rendering is completed b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -55,9 +56,7 @@ def render_suite(
         folder: to write; made if it is not there.
         splits: number of clips of each split, for example ``{"train": 1000, "val": 200, "test": 400}``. Labels are
             balanced. A split of 0 clips is left out. No clip is in two splits.
-        size: pixels of each side, even.
-        frames: of each video; images have one frame.
-        fps: frames per second of each video.
+        size, frames, fps: pixels of each side (even), frames of each video (images have one) and of each second.
         seed: of everything random.
         workers: processes.
         on_progress: called with (clips done, clips in all).
@@ -73,19 +72,13 @@ def render_suite(
     suite = SUITES.get_named(name, "suite") if isinstance(name, str) else name
     _check(suite, splits, size, frames, fps)
     folder = Path(folder)
-    parameters = {
-        "format": FORMAT,
-        "suite": suite.name,
-        "size": size,
-        "frames": frames,
-        "fps": fps,
-        "seed": seed,
-        "suite_parameters": dataclasses.asdict(suite),
-    }
+    rendering = {"format": FORMAT, "suite": suite.name, "size": size, "frames": frames, "fps": fps, "seed": seed}
+    parameters = {**rendering, "suite_parameters": dataclasses.asdict(suite)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, json.loads(json.dumps(parameters)))
-        _render_all(suite, folder, splits, size, frames, fps, seed, workers, on_progress or (lambda done, total: None))
+        job = partial(_render_chunk, suite, folder, size, frames, fps, seed)
+        _render_all(job, folder, splits, workers, on_progress or (lambda done, total: None))
         write_json(folder / "classes.json", list(suite.classes), _HINT)
     except OSError as error:
         raise DataError(f"{folder}: cannot write the suite ({error.strerror or error}); {_HINT}") from None
@@ -127,13 +120,9 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
 
 
 def _render_all(
-    suite: Suite,
+    job: Callable[[tuple[str, int, int]], list[Row]],
     folder: Path,
     splits: Mapping[str, int],
-    size: int,
-    frames: int,
-    fps: int,
-    seed: int,
     workers: int,
     on_progress: Callable[[int, int], None],
 ) -> None:
@@ -145,22 +134,18 @@ def _render_all(
     for split, count in splits.items():
         if count:
             (folder / split).mkdir(exist_ok=True)
-    job = partial(_render_chunk, suite, folder, size, frames, fps, seed)
     total, done = sum(splits.values()), 0
     rows: dict[str, list[Row]] = {split: [] for split in splits}
     workers = min(workers, len(chunks))
-    if workers > 1:
-        # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent) as pool:
-            results = pool.map(job, chunks)
-            for (split, start, end), part in zip(chunks, results, strict=True):
-                rows[split] += part
-                done += end - start
-                on_progress(done, total)
-    else:
-        for split, start, end in chunks:
-            rows[split] += job((split, start, end))
+    with contextlib.ExitStack() as stack:
+        results = map(job, chunks)
+        if workers > 1:
+            # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
+            context = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
+            results = stack.enter_context(pool).map(job, chunks)
+        for (split, start, end), part in zip(chunks, results, strict=True):
+            rows[split] += part
             done += end - start
             on_progress(done, total)
     for split, part in rows.items():

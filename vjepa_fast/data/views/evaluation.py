@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.data.media import is_image_path
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
-from vjepa_fast.data.views.augment import apply_view, centre_view, crop_views
+from vjepa_fast.data.views.augment import apply_view, crop_views
 from vjepa_fast.errors import DataError
 
 
@@ -42,54 +42,16 @@ def eval_clip(
     """
     reader = SourceReader(Sampling(frame_step, fps, duration), decoder=choose_decoder(decoder, "decoder"))
     path = os.fspath(path)
-    return _view(reader, "image" if is_image_path(path) else "video", num_frames, crop_size, path, start)
+    frames = reader.read(path, "image" if is_image_path(path) else "video", num_frames, start)
+    return _cut(frames, num_frames, crop_size, 1)[0]
 
 
 def eval_batches(
-    manifest: Manifest,
-    num_frames: int,
-    crop_size: int,
-    batch_size: int,
-    *,
-    frame_step: int | None = None,
-    fps: int | None = None,
-    duration: float | None = None,
-    spread: str = "even",
-    short: str = "refuse",
-    workers: int = 0,
-    max_bad_fraction: float = 0.05,
-    bad: BadSamples | None = None,
-    decoder: str = "auto",
+    manifest: Manifest, num_frames: int, crop_size: int, batch_size: int, **settings: Any
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """All samples of a manifest, once, in order.
-
-    Args:
-        manifest: whose samples are read.
-        num_frames: frames per clip; images are repeated, 1 gives single frames.
-        crop_size: pixels of each side of the view (``augment.centre_view``).
-        batch_size: samples per batch.
-        frame_step: see ``Sampling``, as for the next four.
-        fps: frames per second to read at.
-        duration: seconds that a clip spans.
-        spread: of the frames.
-        short: what happens to a video shorter than the clip.
-        workers: reading threads; the result does not depend on them.
-        max_bad_fraction: unreadable samples are left out up to this share of the manifest.
-        bad: collects the unreadable samples.
-        decoder: as ``data.decoder``.
-
-    Yields:
-        (clip uint8 ``[B, 3, F, S, S]``, labels int64 ``[B]``, indices int64 ``[B]`` into the manifest), batches of
-        ``batch_size`` but for the last.
-
-    Raises:
-        DataError: too many samples cannot be read.
-    """
-    sampling = Sampling(frame_step, fps, duration, spread, short)
-    reader = SourceReader(sampling, decoder=choose_decoder(decoder, "decoder"))
-    bad = bad if bad is not None else BadSamples([manifest], max_bad_fraction)
-    read = partial(_view, reader, manifest.kind, num_frames, crop_size)
-    yield from _batches(manifest, range(len(manifest)), read, batch_size, workers, bad)
+    """As `eval_views`, with its other ``settings``, for the middle clip and centre view alone: ``[B, 3, F, S, S]``."""
+    batches = eval_views(manifest, num_frames, crop_size, batch_size, **settings)
+    return ((clips[:, 0], labels, indices) for clips, labels, indices in batches)
 
 
 def eval_views(
@@ -111,66 +73,67 @@ def eval_views(
     bad: BadSamples | None = None,
     decoder: str = "auto",
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """As :func:`eval_batches` with several views of each sample: uint8 ``[B, V, 3, F, S, S]``, view = clip * crops +
-    crop.
+    """All samples of a manifest, once, in order, each in several views; view = clip * crops + crop.
 
-    The clips start at (2i + 1) / 2k of what fits, so that one clip is the middle one; crops as ``augment.crop_views``.
-    Images have one clip. ``first``: the sample of the manifest to begin with.
+    Args:
+        manifest: whose samples are read.
+        num_frames: frames per clip; images are repeated, 1 gives single frames.
+        crop_size: pixels of each side of a view.
+        batch_size: samples per batch.
+        clips: of a video, from (2i + 1) / 2k of what fits on, so that one clip is the middle one. Images have one.
+        crops: of a clip, as ``augment.crop_views``.
+        first: the sample to begin with.
+        frame_step, fps, duration, spread, short: see ``Sampling``.
+        workers: reading threads; the result does not depend on them.
+        max_bad_fraction: unreadable samples are left out up to this share of the manifest.
+        bad: collects the unreadable samples.
+        decoder: as ``data.decoder``.
+
+    Yields:
+        (clip uint8 ``[B, V, 3, F, S, S]``, labels int64 ``[B]``, indices int64 ``[B]`` into the manifest), batches of
+        ``batch_size`` but for the last.
+
+    Raises:
+        DataError: too many samples cannot be read.
     """
     sampling = Sampling(frame_step, fps, duration, spread, short)
     reader = SourceReader(sampling, decoder=choose_decoder(decoder, "decoder"))
     bad = bad if bad is not None else BadSamples([manifest], max_bad_fraction)
-    clips = 1 if manifest.kind == "image" else clips
-    read = partial(_views, reader, manifest.kind, num_frames, crop_size, clips, crops)
+    starts = [(2 * i + 1) / (2 * clips) for i in range(clips)] if manifest.kind == "video" else [0.5]
+
+    def read(path: str) -> torch.Tensor:
+        clips = (reader.read(path, manifest.kind, num_frames, start) for start in starts)
+        return _stack([view for frames in clips for view in _cut(frames, num_frames, crop_size, crops)])
+
     yield from _batches(manifest, range(first, len(manifest)), read, batch_size, workers, bad)
 
 
-def _view(
-    reader: SourceReader, kind: str, num_frames: int, crop_size: int, path: str, start: str | float = "center"
-) -> torch.Tensor:
-    frames = reader.read(path, kind, num_frames, start)
-    return _lasting(apply_view(frames, centre_view(frames.shape[1], frames.shape[2], crop_size), crop_size), num_frames)
+def _cut(frames: np.ndarray, num_frames: int, crop_size: int, crops: int) -> list[torch.Tensor]:
+    """The views ``[3, F, S, S]`` of one clip; an image is repeated."""
+    views = crop_views(frames.shape[1], frames.shape[2], crop_size, crops)
+    return [apply_view(frames, view, crop_size).expand(-1, num_frames, -1, -1) for view in views]
 
 
-def _views(
-    reader: SourceReader, kind: str, num_frames: int, crop_size: int, clips: int, crops: int, path: str
-) -> torch.Tensor:
-    views = []
-    for i in range(clips):
-        frames = reader.read(path, kind, num_frames, (2 * i + 1) / (2 * clips))
-        views += [
-            _lasting(apply_view(frames, view, crop_size), num_frames)
-            for view in crop_views(frames.shape[1], frames.shape[2], crop_size, crops)
-        ]
-    return torch.from_numpy(np.stack([view.numpy() for view in views]))
-
-
-def _lasting(clip: torch.Tensor, num_frames: int) -> torch.Tensor:
-    return clip if clip.shape[1] == num_frames else clip.expand(-1, num_frames, -1, -1)
+def _stack(clips: list[torch.Tensor]) -> torch.Tensor:
+    return torch.from_numpy(np.stack([clip.numpy() for clip in clips]))  # copied in this thread, as in `apply_view`
 
 
 def _batches(
-    manifest: Manifest,
-    rows: Iterable[int],
-    read: Callable[[str], torch.Tensor],
-    batch_size: int,
-    workers: int,
-    bad: BadSamples,
-):
-    clips, kept = [], []
+    manifest: Manifest, rows: range, read: Callable[[str], torch.Tensor], batch_size: int, workers: int, bad: BadSamples
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    clips: list[torch.Tensor] = []
+    kept: list[int] = []
     for index, clip, reason in _in_order(manifest, rows, read, workers, 2 * batch_size):
         bad.add(0, index, manifest.paths[index], reason)
         if clip is not None:
             clips.append(clip)
             kept.append(index)
-        if len(kept) == batch_size:
-            yield _batch(manifest, clips, kept)
+        if kept and (len(kept) == batch_size or index == rows[-1]):
+            yield _stack(clips), torch.from_numpy(manifest.labels[kept]), torch.tensor(kept)
             clips, kept = [], []
-    if kept:
-        yield _batch(manifest, clips, kept)
 
 
-def _in_order(manifest: Manifest, rows: Iterable[int], read: Callable[[str], torch.Tensor], workers: int, ahead: int):
+def _in_order(manifest: Manifest, rows: range, read: Callable[[str], torch.Tensor], workers: int, ahead: int):
     def load(index: int):
         try:
             return index, read(manifest.paths[index]), None
@@ -192,8 +155,3 @@ def _in_order(manifest: Manifest, rows: Iterable[int], read: Callable[[str], tor
         finally:
             for future in queue:
                 future.cancel()
-
-
-def _batch(manifest: Manifest, clips: list[torch.Tensor], kept: list[int]):
-    clip = torch.from_numpy(np.stack([c.numpy() for c in clips]))
-    return clip, torch.from_numpy(manifest.labels[kept]), torch.tensor(kept)
