@@ -16,27 +16,23 @@ def latex(content: Mapping[str, Any]) -> str:
         r"% needs \usepackage{booktabs,graphicx}",
     ]
     for table in content["tables"]:
-        families = ", ".join(map(str, table.families))
         caption = (
-            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: "
-            f"significant at 5 % after Holm's correction within an outcome over {families} comparisons."
+            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: significant "
+            f"at 5 % after Holm's correction within an outcome over {', '.join(map(str, table.families))} comparisons."
         )
         suites = list(dict.fromkeys(s for s, _ in table.columns))
-        spans = [(s, [o for o in table.columns if o[0] == s]) for s in suites]
-        columns = [o for _, group in spans for o in group]
-        head = " & ".join(rf"\multicolumn{{{len(g)}}}{{c}}{{{_escape(s)}}}" for s, g in spans)
-        order = [table.columns.index(o) for o in columns]
+        columns = sorted(table.columns, key=lambda o: suites.index(o[0]))
+        spans = [rf"\multicolumn{{{sum(s == o[0] for o in columns)}}}{{c}}{{{_escape(s)}}}" for s in suites]
         out += [
             "", r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}",
             rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}", r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {head} \\",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {' & '.join(spans)} \\",
             rf"variant & {' & '.join(_escape(p) for _, p in columns)} \\", r"\midrule",
         ]  # fmt: skip
         for variant, cells in table.lines:
-            if variant == MEAN:
-                out.append(r"\midrule")
-            name = _escape(label(variant, cells))
-            out.append(rf"{name} & {' & '.join(_cell(cells[i]) for i in order)} \\")
+            by_column = dict(zip(table.columns, cells))
+            out += [r"\midrule"] if variant == MEAN else []
+            out.append(rf"{_escape(label(variant, cells))} & {' & '.join(_cell(by_column[o]) for o in columns)} \\")
         out += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
     return "\n".join(out) + "\n"
 

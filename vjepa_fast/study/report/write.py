@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Mapping
@@ -14,17 +13,14 @@ from vjepa_fast.study import pages, stats
 from vjepa_fast.study.records import BASELINE, Study, is_fewshot, load_study, some, table_rows, write_csv
 from vjepa_fast.study.report import figures, sentences, tables
 from vjepa_fast.study.report.latex import latex
-from vjepa_fast.study.report.markdown import markdown
-from vjepa_fast.study.report.sentences import name_of, points, span
 from vjepa_fast.study.run.variants import COUNTED
-from vjepa_fast.study.stats import MEAN, STUDENT
+from vjepa_fast.study.stats import MEAN
 
 QUESTION = (
     "Does pretraining on mixed data improve few-shot recognition over single-dataset pretraining, and what does each "
     "objective trade away?"
 )
 FILES = {"html": "report.html", "md": "report.md", "csv": "report.csv", "latex": "report.tex"}
-TEMPLATE = Path(__file__).parent / "templates" / "study.html.j2"
 
 
 def content(study: Study) -> dict[str, Any]:
@@ -33,6 +29,9 @@ def content(study: Study) -> dict[str, Any]:
     found = stats.answer(comparisons, study.compat)
     by_kind = {kind: tables.delta_tables(comparisons, study, kind) for kind in stats.KINDS}
     families = {(c.kind, c.regime, c.compat, c.outcome, c.variant in COUNTED) for c in comparisons if c.variant != MEAN}
+    shared, differ, setting_lines = tables.settings_table(study)
+    coverage_columns, coverage = tables.coverage(study)
+    temporal, appearance = tables.tradeoff_axes(study.outcomes)
     return {
         "title": f"The study: {sum(v != BASELINE for v in study.variants)} objectives beside the baseline, "
         f"{' and '.join(study.regimes)}, {len(study.seeds)} seed" + ("s" if len(study.seeds) != 1 else ""),
@@ -49,11 +48,22 @@ def content(study: Study) -> dict[str, Any]:
         "by_kind": by_kind,
         "missing": list(study.missing),
         "missing_text": some(study.missing),
+        "accuracy": {r: tables.accuracy_lines(study, r, study.compat) for r in study.regimes},
+        "chances": tables.chances(study),
         "cost": tables.cost_table(study),
+        "shared_machine": max((c.cost.get("side_by_side") or 1 for c in study.cells.values()), default=1),
         "geometry": geometry,
+        "geometry_lines": tables.geometry_lines(geometry),
+        "geometry_columns": tables.GEOMETRY_COLUMNS,
         "environment": tables.environment_of(study),
         "families": len(families),
-        "chances": tables.chances(study),
+        "temporal": temporal,
+        "appearance": appearance,
+        "shared": shared,
+        "differ": differ,
+        "setting_lines": setting_lines,
+        "coverage_columns": coverage_columns,
+        "coverage": coverage,
     }
 
 
@@ -64,9 +74,9 @@ def pictures(content: Mapping[str, Any]) -> dict[str, str | None]:
     def panels(kind: str, compat: str, few: bool | None = None) -> dict:
         found = [c for c in comparisons if (c.kind, c.compat) == (kind, compat)]
         shown = [o for o in study.outcomes if few is None or is_fewshot(o) is few]
-        return {name_of(o): [c for c in found if c.outcome == o] for o in shown}
+        return {" ".join(o): [c for c in found if c.outcome == o] for o in shown}
 
-    order = [*(name for v in study.variants for name in (v, v + STUDENT)), MEAN]
+    order = tables.line_order(study)
     return {
         "question_svg": figures.forest(panels("regime", study.compat, True), order),
         "forest_svg": figures.forest(panels("baseline", study.compat), order),
@@ -78,36 +88,25 @@ def pictures(content: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
+def _render(name: str, content: Mapping[str, Any]) -> str:
+    return pages.render(
+        Path(__file__).parent / "templates" / name,
+        {**content, "label": sentences.label, "span": sentences.span},
+        points=sentences.points,
+        p_text=sentences.p_text,
+        sentence=sentences.sentence,
+        minus=lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text),
+    )
+
+
 def html(content: Mapping[str, Any]) -> str:
     """The report as HTML, with the pictures inside."""
-    study: Study = content["study"]
-    minus = functools.partial(re.sub, r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}")
-    shared, differ, lines = tables.settings_table(study)
-    columns, ran = tables.coverage(study)
-    temporal, appearance = tables.tradeoff_axes(study.outcomes)
-    values = {
-        **content,
-        **pictures(content),
-        "accuracy": {r: tables.accuracy_lines(study, r, study.compat) for r in study.regimes},
-        "geometry_lines": tables.geometry_lines(content["geometry"]),
-        "geometry_columns": tables.GEOMETRY_COLUMNS,
-        "temporal": temporal,
-        "appearance": appearance,
-        "shared": shared,
-        "differ": differ,
-        "setting_lines": lines,
-        "coverage_columns": columns,
-        "coverage": ran,
-        "shared_machine": max((c.cost.get("side_by_side") or 1 for c in study.cells.values()), default=1),
-        "label": sentences.label,
-    }
-    filters = {
-        "points": lambda x: minus(points(x)),
-        "p_text": sentences.p_text,
-        "minus": minus,
-        "sentence": sentences.sentence,
-    }
-    return pages.render(TEMPLATE, values, filters, {"span": lambda low, high: minus(span(low, high))})
+    return _render("study.html.j2", {**content, **pictures(content)})
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    return _render("study.md.j2", content)
 
 
 def write_study_report(
@@ -127,10 +126,9 @@ def write_study_report(
     made = content(study)
     written = [write_csv(study.folder / "results.csv", table_rows(study))]
     for kind, path in (paths or {k: Path(folder) / name for k, name in FILES.items()}).items():
-        path = Path(path)
         if kind == "csv":
             write_csv(path, tables.comparison_rows(made["comparisons"]))
         else:
-            write_text(path, {"html": html, "md": markdown, "latex": latex}[kind](made))
-        written.append(path)
+            write_text(Path(path), {"html": html, "md": markdown, "latex": latex}[kind](made))
+        written.append(Path(path))
     return made, written
