@@ -209,8 +209,10 @@ def some(names: Sequence[str]) -> str:
 
 def _reason(path: Path) -> str:
     """The last line that a failed run left; empty where there is none."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1].strip()
+    except (OSError, IndexError):
+        return ""
 
 
 def _read(path: Path) -> dict:

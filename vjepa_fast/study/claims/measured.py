@@ -98,20 +98,15 @@ def measure(study: Study, claim: Claim, published: Published, compat: str) -> di
         sized = claim.kind == "embedding_dim"
         why = "a study's encoder has the size that its user chose" if sized else "it names nothing to measure"
         return _result(compat, NOT_MEASURED, None, why)
-    regime, deltas, lacking = REGIMES[claim.regime], [], []
+    regime, found = REGIMES[claim.regime], {}
     methods = published.methods(claim.regime, claim.methods)  # so that a control of the study counts as none of them
     for dataset in claim.datasets:
         suite = suite_of(study, dataset)
-        found = [seed_delta(study, m, dataset, suite, regime, compat) for m in methods] if suite else []
-        found = [x for x in found if x is not None]
-        deltas += found
-        if not found:
-            lacking.append(dataset)
-    if lacking:
-        names = ", ".join(f"{claim.method} on {suite_of(study, d) or d}" for d in lacking)
-        why = f"no cells of {names} with the baseline's of the same seed (regime {regime}, {compat})"
-    else:
-        why = ""
+        made = [seed_delta(study, m, dataset, suite, regime, compat) for m in methods] if suite else []
+        found[dataset] = [x for x in made if x is not None]
+    deltas = [x for some in found.values() for x in some]
+    names = ", ".join(f"{claim.method} on {suite_of(study, d) or d}" for d, some in found.items() if not some)
+    why = f"no cells of {names} with the baseline's of the same seed (regime {regime}, {compat})" if names else ""
     if not deltas:
         return _result(compat, NOT_MEASURED, None, why)
     if claim.kind == "count_below":
@@ -149,9 +144,8 @@ def wanted(claim: Claim, dataset: str) -> str:
 
 
 def _directions(claim: Claim, deltas: Sequence[SeedDelta], compat: str, lacking: str) -> dict:
-    against = {"up": "down", "down": "up"}
     said = [(x.direction, wanted(claim, x.dataset)) for x in deltas]
-    if any(found == against[want] for found, want in said):
+    if any(found not in (want, OPEN) for found, want in said):
         status = CONTRADICTED
     elif lacking:
         status = NOT_MEASURED

@@ -74,9 +74,9 @@ class Delta:
         return f"{self.figure.top1:.2f} - {self.base.top1:.2f} = {self.value:+.2f}"
 
     @property
-    def epochs(self) -> tuple[int | None, int | None]:
+    def epochs(self) -> list[int | None]:
         """Probe epochs of the method and of the baseline."""
-        return self.figure.epochs, self.base.epochs
+        return [self.figure.epochs, self.base.epochs]
 
     @property
     def sampling95(self) -> float:
@@ -95,27 +95,8 @@ class Delta:
             "delta": self.value,
             "arithmetic": self.arithmetic,
             "sampling95": self.sampling95,
-            "probe_epochs": list(self.epochs),
+            "probe_epochs": self.epochs,
         }
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What two seeds of the published mixed baseline differ by on one data set: a range of two runs, no interval."""
-
-    dataset: str
-    high: Figure
-    low: Figure
-
-    @property
-    def points(self) -> float:
-        """The distance of the two, in percentage points."""
-        return round(self.high.top1 - self.low.top1, 2)
-
-    @property
-    def arithmetic(self) -> str:
-        """Such as ``24.86 - 21.26 = 3.60``."""
-        return f"{self.high.top1:.2f} - {self.low.top1:.2f} = {self.points:.2f}"
 
 
 @dataclass(frozen=True)
@@ -171,13 +152,16 @@ class Published:
         base = self.figure(baseline or _baseline(regime), dataset)
         return Delta(method, self.figure(f"{regime}_4gpu_{method}", dataset), base)
 
-    def spread(self, dataset: str) -> Spread | None:
-        """Between the two published seeds of the mixed baseline; None where only one was measured on the data set."""
+    def spread(self, dataset: str) -> tuple[float, str] | None:
+        """What the two published seeds of the mixed baseline differ by, in percentage points, and the arithmetic (such
+        as ``24.86 - 21.26 = 3.60``): a range of two runs, no interval. None where only one was measured.
+        """
         runs = (BASELINES["mixed"], SAME_SEED["mixed"])
         if not all(self.has(run, dataset) for run in runs):
             return None
-        low, high = sorted((self.figure(run, dataset) for run in runs), key=lambda f: f.top1)
-        return Spread(dataset, high, low)
+        low, high = sorted(self.top1(run, dataset) for run in runs)
+        points = round(high - low, 2)
+        return points, f"{high:.2f} - {low:.2f} = {points:.2f}"
 
 
 def _baseline(regime: str) -> str:
