@@ -40,7 +40,6 @@ def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: 
     environment = _environment(demo.workers, demo.threads, plan.device, seconds)
     content = {"format": 1, "plan": asdict(plan), "environment": environment, "rows": [r.to_dict() for r in rows]}
     write_json(demo.folder / "results.json", content)
-    masks, pcas = _pictures(results["pictures"])
     return write_report(
         demo.folder / "report.html",
         title="Video-JEPA on a laptop",
@@ -56,8 +55,7 @@ def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: 
         ],
         rows=rows,
         suites=[_suite(demo, name, rows) for name in demo.evaluated],
-        mask_pictures=masks,
-        pca_pictures=pcas,
+        pictures=_pictures(results["pictures"]),
         committed=records.load_committed(),
         environment=environment,
         protocol=_protocol(plan, demo.view),
@@ -72,20 +70,17 @@ def _suite(demo: Demo, name: str, rows: Sequence[Row]) -> records.SuiteRecord:
     return records.SuiteRecord(name, SUITE_TEXT[name], *parts, classes, chance)
 
 
-def _pictures(path: str) -> tuple[list[records.MaskPicture], list[records.PcaPicture]]:
+def _pictures(path: str) -> list[records.ClipPicture]:
     """Of the file that ``tasks.pictures`` wrote."""
     import numpy as np
 
-    masks, pcas = [], []
     with np.load(path) as arrays:
-        for name in dict.fromkeys(k.split("/")[0] for k in arrays.files):
-            title, frames = f"A test clip of {name}", arrays[f"{name}/frames"]
-            masks.append(
-                records.MaskPicture(title, frames, *(arrays[f"{name}/{k}"] for k in ("plain", "guided", "saliency")))
-            )
-            maps = {k.split("/", 2)[2]: arrays[k] for k in arrays.files if k.startswith(f"{name}/pca/")}
-            pcas.append(records.PcaPicture(title, frames, maps))
-    return masks, pcas
+        found: dict[str, dict] = {}
+        for key in arrays.files:
+            suite, kind, *label = key.split("/", 2)
+            clip = found.setdefault(suite, {"title": f"A test clip of {suite}", "maps": {}})
+            (clip["maps"] if label else clip)[label[0] if label else kind] = arrays[key]
+    return [records.ClipPicture(**clip) for clip in found.values()]
 
 
 def _environment(workers: int, threads: int, device: str, seconds: float) -> dict[str, str]:
