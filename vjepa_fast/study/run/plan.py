@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,9 @@ class StudyPlan:
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
         control = variant == RANDOM
-        weights = {} if control else self.suite.weights(regime)
+        identity = {"key": key, "variant": variant, "regime": regime, "compat": compat, "seed": seed}
         return {
-            "key": key,
-            "variant": variant,
-            "regime": regime,
-            "compat": compat,
-            "seed": seed,
+            **identity,
             "kind": "random" if control else "pretrained",
             "config": value,
             "config_hash": cells.control_hash(value) if control else cells.config_hash(value, self.processes),
@@ -118,20 +114,17 @@ class StudyPlan:
             "sources": self.suite.sources(),
             "evaluation": self.suite.evaluation(),
             "device": self.settings.device,
-            "settings": settings_text(cfg, weights),
+            "settings": settings_text(cfg, {} if control else self.suite.weights(regime)),
             "side_by_side": self.side_by_side,
             "processes": 1 if control else self.processes,
         }
-
-    # ------------------------------------------------------------ what is there
 
     def claim(self) -> None:
         """Write ``study.json``, or add this grid to the one that is there.
 
         Raises UserError where the folder holds a study with other settings, or cells of other configurations.
         """
-        fixed = json.loads(json.dumps(asdict(self.settings)))
-        fixed["data"] = self.suite.data
+        now = {**json.loads(json.dumps(asdict(self.settings))), "data": self.suite.data}
         path = self.folder / "study.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,43 +135,45 @@ class StudyPlan:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from None
         try:
             before = read_plan(self.folder) if path.exists() else {}
-            if before:
-                self._same(before["settings"], fixed)
-            write_json(path, self._content(before, fixed), cells.HINT)
+            there = before.get("settings", now)
+            differs = [f"{k} ({there.get(k)} there, {v} now)" for k, v in now.items() if there.get(k) != v]
+            if differs:
+                raise UserError(
+                    f"{self.folder}: holds a study with other settings: {'; '.join(differs)}; its runs cannot be "
+                    "compared with these, choose another folder"
+                )
+            write_json(path, self._content(before, now), cells.HINT)
         finally:
             lock.release()
 
-    def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        differs = [f"{k} ({before.get(k)} there, {now[k]} now)" for k in now if before.get(k) != now[k]]
-        if differs:
-            raise UserError(
-                f"{self.folder}: holds a study with other settings: {'; '.join(differs)}; its runs cannot be compared "
-                "with these, choose another folder"
-            )
+    def _content(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+        import torch
 
-    def _content(self, before: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict:
-        grid = self.grid
-        modes = {"intended": grid.variants if grid.intended else (), "published": grid.published}
-        asked = {
-            "variants": [*dict.fromkeys([*grid.variants, *grid.published])],
-            "regimes": list(grid.regimes),
-            "seeds": list(grid.seeds),
-            "keys": [job["key"] for job in self.jobs],
-        }
-        merged = {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in asked.items()}
-        merged["variants"] = [v for v in variants.VARIANTS if v in merged["variants"]]
-        merged["seeds"] = sorted(merged["seeds"])
-        old = before.get("modes", {})
+        from vjepa_fast import __version__
+        from vjepa_fast.trainer.run_folder import git_commit
+
+        def merged(old: Sequence, new: Iterable) -> list:
+            return list(dict.fromkeys([*old, *new]))
+
+        grid, modes = self.grid, before.get("modes", {})
+        asked = merged(before.get("variants", []), (*grid.variants, *grid.published))
         return {
             "format": FORMAT,
             "suite": self.settings.suite,
-            **merged,
-            "modes": {k: list(dict.fromkeys([*old.get(k, []), *v])) for k, v in modes.items()},
+            "variants": [v for v in variants.VARIANTS if v in asked],
+            "regimes": merged(before.get("regimes", []), grid.regimes),
+            "seeds": sorted(merged(before.get("seeds", []), grid.seeds)),
+            "keys": merged(before.get("keys", []), (job["key"] for job in self.jobs)),
+            "modes": {
+                "intended": merged(modes.get("intended", []), grid.variants if grid.intended else ()),
+                "published": merged(modes.get("published", []), grid.published),
+            },
             "sizes": self.settings.sizes if self.settings.suite == "synthetic" else {},
-            "settings": fixed,
+            "settings": settings,
             "evaluation": self.suite.evaluation(),
             "device": self.settings.device,
-            **_versions(),
+            "versions": {"package": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+            "commit": git_commit(),
         }
 
     def missing(self) -> list[dict]:
@@ -197,8 +192,8 @@ class StudyPlan:
 
     def failed(self) -> list[str]:
         """Keys of this grid that have an error file and no cell."""
-        keys = [j["key"] for j in self.jobs]
-        return [k for k in keys if cells.error_path(self.folder, k).is_file() and not cells.read_cell(self.folder, k)]
+        stopped = [j["key"] for j in self.jobs if cells.error_path(self.folder, j["key"]).is_file()]
+        return [key for key in stopped if not cells.read_cell(self.folder, key)]
 
 
 def read_plan(folder: str | os.PathLike) -> dict:
@@ -213,13 +208,3 @@ def read_plan(folder: str | os.PathLike) -> dict:
         raise UserError(f"{path}: no such study; vjepa-fast study run makes one") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is not a study plan of format {FORMAT}; remove it or choose another folder") from None
-
-
-def _versions() -> dict:
-    import torch
-
-    from vjepa_fast import __version__
-    from vjepa_fast.trainer.run_folder import git_commit
-
-    found = {"package": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    return {"versions": found, "commit": git_commit()}

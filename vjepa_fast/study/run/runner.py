@@ -32,9 +32,8 @@ def run_study(
     """
     study.claim()
     jobs = study.missing()
-    keys = {j["key"] for j in jobs}
     for job in study.jobs:
-        if job["key"] not in keys:
+        if job not in jobs:
             on_event("kept", job)
     if not jobs:
         return study.failed()
@@ -42,11 +41,7 @@ def run_study(
     with terminable():
         cores = os.cpu_count() or 1
         workers = 0 if launcher == "inline" else cores if study.settings.device != "cpu" else min(cores, len(places))
-        prepare(
-            study,
-            workers,
-            lambda what, name: on_event("elsewhere" if what == "elsewhere" else "prepare", f"{name}: {what}"),
-        )
+        prepare(study, workers, lambda what, name: on_event("prepare", f"{name}: {what}"))
         if launcher == "slurm":
             run_slurm(work, jobs, study.folder, slurm or {}, at_once, on_event)
         elif launcher == "inline":
