@@ -15,7 +15,7 @@ from vjepa_fast.evaluation import Row
 from vjepa_fast.study.demo import page, tasks
 from vjepa_fast.study.demo.plan import DemoPlan, DemoRun, run_config
 from vjepa_fast.study.jobs.pool import Task, run_tasks
-from vjepa_fast.study.jobs.workers import workers_and_threads
+from vjepa_fast.study.jobs.workers import cores
 from vjepa_fast.study.run.clips import cached, decode_task, manifests, render_task, suite_values, view_of
 from vjepa_fast.study.run.training import train
 
@@ -31,8 +31,8 @@ class Demo:
 
     def __init__(self, folder: str | os.PathLike, plan: DemoPlan, workers: int | None = None):
         self.folder, self.plan = Path(folder), plan
-        found, self.threads = workers_and_threads(plan.device)
-        self.workers = workers or found
+        at_once = min(4, cores()) if plan.device == "cpu" else 1
+        self.workers, self.threads = workers or at_once, max(1, cores() // at_once)
         self.evaluated = [*plan.probed, *(["fewshot"] if "fewshot" in plan.suites else [])]
         paths = {name: manifests(self.folder, name, sizes) for name, sizes in plan.suites.items()}
         self.configs: dict[str, Config] = {

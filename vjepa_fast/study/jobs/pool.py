@@ -70,29 +70,20 @@ def run_tasks(
     running: dict[Future, Task] = {}
     others = set(multiprocessing.active_children())
     waiting = {t.name: t for t in tasks}
-    (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
     with workers.environment(threads):
-        pool = ProcessPoolExecutor(
-            at_once,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(str(folder / "logs"),),
-        )
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(at_once, spawn, initializer=_start, initargs=(str(folder / "logs"),))
         try:
             while waiting or running:
-                ready = sorted(
-                    (t for t in waiting.values() if all(n in results for n in t.needs)), key=lambda t: t.rank
-                )
-                for task in ready:
-                    known = task.name in keys
-                    if not known:
+                ready = [t for t in waiting.values() if all(n in results for n in t.needs)]
+                for task in sorted(ready, key=lambda t: t.rank):
+                    if task.name not in keys:
                         keys[task.name] = _key(task, results, keys)
-                    if not known and (kept := _kept(folder, task, keys[task.name])) is not None:
-                        results[task.name] = kept[0]
-                        del waiting[task.name]
-                        on_event("kept", task.name)
-                        break
+                        if (kept := _kept(folder, task, keys[task.name])) is not None:
+                            results[task.name] = kept[0]
+                            del waiting[task.name]
+                            on_event("kept", task.name)
+                            break
                     if len(running) < at_once:
                         running[pool.submit(_call, task.function, task.values(results))] = task
                         del waiting[task.name]
@@ -103,7 +94,8 @@ def run_tasks(
                     for future in done:
                         task = running.pop(future)
                         results[task.name], spent = future.result()
-                        _remember(folder, task, keys[task.name], results[task.name], spent)
+                        record = {"key": keys[task.name], **spent, "result": results[task.name]}
+                        write_json(folder / "tasks" / f"{task.name}.json", record, indent=None)
                         on_event("done", task.name)
                     on_tick({t.name for t in running.values()})
         except BaseException as error:
@@ -124,12 +116,11 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         result = function(**arguments)
-        return result, {
-            "seconds": round(time.perf_counter() - wall, 2),
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-        }
+        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        return result, {k: round(v, 2) for k, v in spent.items()}
     except SystemExit:  # the trainer was stopped and has saved
-        if not workers.parent_is_alive():
+        parent = multiprocessing.parent_process()
+        if parent is None or not parent.is_alive():
             os._exit(0)  # nobody is left to take a result
         raise KeyboardInterrupt from None
 
@@ -141,10 +132,8 @@ def _start(logs: str) -> None:
 
 def _key(task: Task, results: dict, keys: dict) -> str:
     what = task.identity if task.identity is not None else task.values(results)
-    text = json.dumps(
-        [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]], sort_keys=True, default=str
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    value = [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _kept(folder: Path, task: Task, key: str) -> tuple | None:
@@ -153,7 +142,3 @@ def _kept(folder: Path, task: Task, key: str) -> tuple | None:
         return (stored["result"],) if stored["key"] == key and task.check(stored["result"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _remember(folder: Path, task: Task, key: str, result: object, spent: dict) -> None:
-    write_json(folder / "tasks" / f"{task.name}.json", {"key": key, **spent, "result": result}, indent=None)

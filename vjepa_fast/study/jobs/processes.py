@@ -1,6 +1,7 @@
 """Jobs in processes of their own on this machine, and on others that run the same command on the same folder.
 
-Each command takes a job by its lock, which only one can hold. The job of a command that died is taken over by
+A job is a plain dict, so that it can be sent to another process or machine. The launchers read two of its keys:
+``folder`` and ``key``, a name that is unique in the folder. Each command takes a job by its lock, which only one can hold. The job of a command that died is taken over by
 another, and goes on from its last checkpoint.
 """
 
@@ -12,17 +13,58 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.study.jobs import workers
 from vjepa_fast.study.jobs.locks import Lock
-from vjepa_fast.study.jobs.work import Event, Work
 
 _RECORDED = 3  # exit code of a worker that has recorded its failure
+Event = Callable[[str, dict], None]  # what happened (start, done, failed, kept, elsewhere), and to which job
+
+
+@dataclass(frozen=True)
+class Work:
+    """The functions that make jobs of one kind; importable by name, since workers get them by pickle.
+
+    Attributes:
+        run: does the job and leaves its result on disk; raises where it cannot.
+        done: whether the job's result is there.
+        fail: records why there is none: an exception, or a sentence.
+    """
+
+    run: Callable[[dict], object]
+    done: Callable[[dict], bool]
+    fail: Callable[[dict, BaseException | str], None]
+
+    def attempt(self, job: dict) -> str:
+        """Run a job in this process: ``done`` or ``failed``. A stop (SystemExit, Ctrl-C) passes."""
+        try:
+            self.run(job)
+            return "done"
+        except Exception as error:
+            self.fail(job, error)
+            return "failed"
+
+    def locked(self, job: dict) -> str:
+        """`attempt` under the job's lock; ``kept`` where it is done, ``elsewhere`` where another process has it."""
+        lock = self.lock(job)
+        if self.done(job):
+            return "kept"
+        if not lock.take():
+            return "elsewhere"
+        try:
+            return self.attempt(job)
+        finally:
+            lock.release()
+
+    def lock(self, job: dict) -> Lock:
+        """The lock of a job, ``locks/<key>.lock`` in its folder."""
+        return Lock(Path(job["folder"]) / "locks" / f"{job['key']}.lock")
 
 
 def slots(device: str, jobs: int | None, per_gpu: int, runs: int) -> tuple[list[str | None], int]:

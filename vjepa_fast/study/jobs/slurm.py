@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.study.jobs.work import Event, Work
+from vjepa_fast.study.jobs.processes import Event, Work
 
 
 def run_slurm(
@@ -43,11 +43,8 @@ def run_slurm(
     for _, job in handles:
         on_event("start", job)
     while handles:
-        left = []
-        for handle, job in handles:
-            if not handle.done():
-                left.append((handle, job))
-                continue
+        for handle, job in [h for h in handles if h[0].done()]:
+            handles.remove((handle, job))
             try:
                 what = handle.result()
             except Exception as error:  # the job was cancelled, ran out of time or memory
@@ -55,6 +52,5 @@ def run_slurm(
                 if not work.done(job):
                     work.fail(job, f"the SLURM job ended without a result: {error}")
             on_event("done" if work.done(job) else what, job)
-        handles = left
         if handles:
             time.sleep(poll)

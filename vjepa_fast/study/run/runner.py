@@ -8,9 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vjepa_fast.study.jobs.locks import Lock
 from vjepa_fast.study.jobs.pool import run_tasks
-from vjepa_fast.study.jobs.processes import run_processes, terminable
+from vjepa_fast.study.jobs.processes import Work, run_processes, terminable
 from vjepa_fast.study.jobs.slurm import run_slurm
-from vjepa_fast.study.jobs.work import Work
 from vjepa_fast.study.run import cells
 from vjepa_fast.study.run.plan import StudyPlan
 
@@ -41,7 +40,8 @@ def run_study(
     with terminable():
         cores = os.cpu_count() or 1
         workers = 0 if launcher == "inline" else cores if study.settings.device != "cpu" else min(cores, len(places))
-        prepare(study, workers, lambda what, name: on_event("prepare", f"{name}: {what}"))
+        said = {"elsewhere": "elsewhere"}
+        prepare(study, workers, lambda what, name: on_event(said.get(what, "prepare"), f"{name}: {what}"))
         if launcher == "slurm":
             run_slurm(work, jobs, study.folder, slurm or {}, at_once, on_event)
         elif launcher == "inline":
