@@ -323,9 +323,6 @@ def _same_tests(folder: Path, cells: dict[str, Cell]) -> None:
                 )
 
 
-# ---------------------------------------------------------------- flat rows
-
-
 def table_rows(study: Study) -> list[dict]:
     """One flat dict per cell and outcome: identity, accuracy with its interval, cost."""
     identity = ("key", "variant", "regime", "compat", "seed", "kind", "encoder")

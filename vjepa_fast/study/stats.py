@@ -75,9 +75,6 @@ class Comparison:
         return "above" if self.value > 0 else "below"
 
 
-# ---------------------------------------------------------------- the three tools
-
-
 def paired_t(deltas: Sequence[float]) -> tuple[float, float | None, float | None, float | None, str]:
     """(mean, low, high, p, note) of paired differences float ``[S]``: 95 % interval and two-sided t test, df = S - 1.
 
@@ -152,8 +149,6 @@ def bootstrap(
     shift = 0.0 if value is None else value - d[known].mean()
     return float(low + shift), float(high + shift)
 
-
-# ---------------------------------------------------------------- comparisons of a study
 
 Rows = dict[int, Row]  # by seed
 Outcome = tuple[str, str]  # suite, probe

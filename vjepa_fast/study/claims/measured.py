@@ -97,7 +97,7 @@ def measure(study: Study, claim: Claim, published: Published, compat: str) -> di
     if claim.regime not in REGIMES:
         sized = claim.kind == "embedding_dim"
         why = "a study's encoder has the size that its user chose" if sized else "it names nothing to measure"
-        return _result(compat, NOT_MEASURED, None, why)
+        return _result(compat, NOT_MEASURED, (), why)
     regime, found = REGIMES[claim.regime], {}
     methods = published.methods(claim.regime, claim.methods)  # so that a control of the study counts as none of them
     for dataset in claim.datasets:
@@ -108,7 +108,7 @@ def measure(study: Study, claim: Claim, published: Published, compat: str) -> di
     names = ", ".join(f"{claim.method} on {suite_of(study, d) or d}" for d, some in found.items() if not some)
     why = f"no cells of {names} with the baseline's of the same seed (regime {regime}, {compat})" if names else ""
     if not deltas:
-        return _result(compat, NOT_MEASURED, None, why)
+        return _result(compat, NOT_MEASURED, (), why)
     if claim.kind == "count_below":
         return _count(claim, deltas, compat)
     return _directions(claim, deltas, compat, why)
@@ -177,20 +177,16 @@ def _count(claim: Claim, deltas: Sequence[SeedDelta], compat: str) -> dict:
     return _result(compat, status, deltas, text)
 
 
-def _result(compat: str, status: str, deltas: Sequence[SeedDelta] | None, text: str) -> dict:
+def _result(compat: str, status: str, deltas: Sequence[SeedDelta], text: str) -> dict:
     computed = [
         {
-            "method": x.method,
-            "dataset": x.dataset,
-            "suite": x.suite,
-            "baseline": x.baseline,
+            **{k: getattr(x, k) for k in ("method", "dataset", "suite", "baseline")},
             "stand_in": x.suite != x.dataset,
             "seeds": list(x.pairs),
             "delta": round(x.value, 4),
-            "low": None if x.low is None else round(x.low, 4),
-            "high": None if x.high is None else round(x.high, 4),
+            **{k: None if end is None else round(end, 4) for k, end in (("low", x.low), ("high", x.high))},
         }
-        for x in deltas or ()
+        for x in deltas
     ]
     return {"compat": compat, "status": status, "computed": computed or None, "arithmetic": text}
 

@@ -17,9 +17,6 @@ MARKERS = {"random": "s", "pixels": "D", "supervised": "^", "pretrained": "o"}
 DASHES = ("-", (0, (4, 2)), ":", "-.")
 
 
-# ---------------------------------------------------------------- curves
-
-
 def _styles(runs: Sequence[RunRecord]) -> dict[str, dict]:
     objectives = list(dict.fromkeys(r.objective for r in runs))
     regimes = list(dict.fromkeys(r.regime for r in runs))
@@ -92,9 +89,6 @@ def committed_curves(curves: Sequence[dict]) -> str | None:
     return _curves([RunRecord(name, name, "") for name in lines], {"loss": lines}, smoothed=True)
 
 
-# ---------------------------------------------------------------- accuracies
-
-
 def _colours(labels: Sequence[str], kinds: Mapping[str, str]) -> dict[str, str]:
     """A colour per label: grey for the controls, one hue per run (a run's student, "name, student", shares its hue)."""
     runs = list(dict.fromkeys(k.split(",")[0] for k in labels if kinds[k] == "pretrained"))
@@ -163,9 +157,6 @@ def tradeoff(rows: Sequence[Row], motion: str, appearance: str, probe: str) -> s
         axis.set_ylabel(f"motion: {motion} accuracy, %")
         drawn.legend(loc="outside lower center", ncols=3, fontsize=8.5)
         return svg(drawn)
-
-
-# ---------------------------------------------------------------- pixels
 
 
 def _enlarge(image_ThwC: np.ndarray, size: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Jobs in processes of their own on this machine, and on others that run the same command on the same folder.
 
-A job is a plain dict, so that it can be sent to another process or machine. The launchers read two of its keys:
-``folder`` and ``key``, a name that is unique in the folder. Each command takes a job by its lock, which only one can hold. The job of a command that died is taken over by
-another, and goes on from its last checkpoint.
+A job is a plain dict, so that it can be sent to another process or machine; the launchers read its ``folder`` and its
+``key``, a name that is unique in the folder. Each command takes a job by its lock, which only one can hold. The job of
+a command that died is taken over by another, and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -141,20 +141,17 @@ def _child(work: Work, job: dict) -> None:
 def _next(work: Work, waiting: list[dict], reported: set[str], on_event: Event) -> tuple[dict, Lock] | None:
     """The first job that is neither done nor held by another process, and its lock; what is done leaves the list."""
     for job in list(waiting):
-        if work.done(job):
-            waiting.remove(job)
-            on_event("kept", job)
-            continue
         lock = work.lock(job)
-        if lock.take():
-            waiting.remove(job)
-            if not work.done(job):
-                return job, lock
-            lock.release()  # finished between the two looks
-            on_event("kept", job)
-        elif job["key"] not in reported:
-            reported.add(job["key"])
-            on_event("elsewhere", job)
+        if not work.done(job) and not lock.take():
+            if job["key"] not in reported:
+                reported.add(job["key"])
+                on_event("elsewhere", job)
+            continue
+        waiting.remove(job)
+        if not work.done(job):  # looked at again under the lock
+            return job, lock
+        lock.release()
+        on_event("kept", job)
     return None
 
 
@@ -176,11 +173,10 @@ def terminable() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main:
+            signal.signal(signal.SIGTERM, before)

@@ -30,9 +30,6 @@ def _colour(name: str) -> str:
     return REGIME_COLOURS.get(name, COLOURS[2])
 
 
-# ---------------------------------------------------------------- differences
-
-
 def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -> str | None:
     """Differences with their intervals, one panel per title, one line per variant in ``order``, one colour per regime.
     Thin with caps: t interval over seeds; thick and pale: bootstrap. Filled: verdict after correction. A t interval
@@ -97,9 +94,6 @@ def _forest_legend(drawn: Figure, names: Sequence[str]) -> None:
         "undecided": line(marker="o", linewidth=0, markerfacecolor="white"),
     }
     legend(drawn, handles, 3 if len(handles) > 4 else 4)
-
-
-# ---------------------------------------------------------------- trade-off
 
 
 def _axis_points(found: list[Comparison], outcomes: list) -> dict[str, np.ndarray]:
@@ -205,9 +199,6 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
 def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Area that two boxes share, in pixels."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
-
-
-# ---------------------------------------------------------------- cost, curves, geometry
 
 
 def cost(study: Study) -> str | None:

@@ -37,6 +37,7 @@ def suite_rows(
 
 def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> tuple[list[Row], list[dict]]:
     """(accuracy rows, geometry rows) of a job's frozen encoder on every source of the study."""
+    from vjepa_fast import data
     from vjepa_fast.evaluation import extract_features
 
     how, rows = job["evaluation"], []
@@ -46,19 +47,14 @@ def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> 
     episodes = {k: how[k] for k in ("way", "queries", "episodes")}
     geometry = None
     for suite, source in job["sources"].items():
-        in_memory = "clips" in source
-        parts = load_clips(source["clips"], suite) if in_memory else _manifests(source["manifests"])
-        cache = None if in_memory else str(Path(job["folder"]) / "runs" / job["key"] / "features")
-        features_of = partial(
-            extract_features,
-            encoder,
-            pooling=how["pooling"],
-            batch_size=32,
-            device=job["device"],
-            cache_dir=cache,
-            workers=0 if in_memory else min(4, os.cpu_count() or 1),
-            **how["view"],
-        )
+        if "clips" in source:
+            parts, where = load_clips(source["clips"], suite), {"cache_dir": None, "workers": 0}
+        else:
+            parts = {part: data.load_manifest(path) for part, path in source["manifests"].items()}
+            cache = str(Path(job["folder"]) / "runs" / job["key"] / "features")
+            where = {"cache_dir": cache, "workers": min(4, os.cpu_count() or 1)}
+        options = {"pooling": how["pooling"], "device": job["device"], **where, **how["view"]}
+        features_of = partial(extract_features, encoder, batch_size=32, **options)
         found = {part: features_of(clips) for part, clips in parts.items()}
         if geometry is None:  # of the first suite's test clips
             geometry = _geometry(job, encoder, which, parts["test"])
@@ -82,9 +78,3 @@ def _geometry(job: Mapping[str, Any], encoder, which: str, source: ClipSet | Man
     return geometry_rows(
         encoder, source, label=which, seed=how["seed"], batch_size=32, device=job["device"], **how["geometry"]
     )
-
-
-def _manifests(paths: Mapping[str, str]) -> dict[str, Manifest]:
-    from vjepa_fast import data
-
-    return {part: data.load_manifest(path) for part, path in paths.items()}

@@ -14,6 +14,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,18 @@ class Grid:
     intended: bool = True
     published: tuple[str, ...] = ()
 
+    @property
+    def modes(self) -> dict[str, tuple[str, ...]]:
+        """The variants of each mode."""
+        return {"intended": self.variants if self.intended else (), "published": self.published}
+
     def runs(self) -> list[tuple[str, str, str, int]]:
         """(variant, regime, compat, seed) of every run, seed by seed, so that a study stopped early has whole seeds."""
         out = []
         for seed in self.seeds:
             out.append((RANDOM, "none", "intended", seed))
-            for regime in self.regimes:
-                for name in variants.VARIANTS:
-                    if self.intended and name in self.variants:
-                        out.append((name, regime, "intended", seed))
-                    if name in self.published:
-                        out.append((name, regime, "published", seed))
+            for regime, name in product(self.regimes, variants.VARIANTS):
+                out += [(name, regime, compat, seed) for compat, asked in self.modes.items() if name in asked]
         return out
 
 
@@ -156,18 +158,15 @@ class StudyPlan:
             return list(dict.fromkeys([*old, *new]))
 
         grid, modes = self.grid, before.get("modes", {})
-        asked = merged(before.get("variants", []), (*grid.variants, *grid.published))
+        chosen = merged(before.get("variants", []), (*grid.variants, *grid.published))
         return {
             "format": FORMAT,
             "suite": self.settings.suite,
-            "variants": [v for v in variants.VARIANTS if v in asked],
+            "variants": [v for v in variants.VARIANTS if v in chosen],
             "regimes": merged(before.get("regimes", []), grid.regimes),
             "seeds": sorted(merged(before.get("seeds", []), grid.seeds)),
             "keys": merged(before.get("keys", []), (job["key"] for job in self.jobs)),
-            "modes": {
-                "intended": merged(modes.get("intended", []), grid.variants if grid.intended else ()),
-                "published": merged(modes.get("published", []), grid.published),
-            },
+            "modes": {mode: merged(modes.get(mode, []), asked) for mode, asked in grid.modes.items()},
             "sizes": self.settings.sizes if self.settings.suite == "synthetic" else {},
             "settings": settings,
             "evaluation": self.suite.evaluation(),

@@ -40,8 +40,11 @@ def run_study(
     with terminable():
         cores = os.cpu_count() or 1
         workers = 0 if launcher == "inline" else cores if study.settings.device != "cpu" else min(cores, len(places))
-        said = {"elsewhere": "elsewhere"}
-        prepare(study, workers, lambda what, name: on_event(said.get(what, "prepare"), f"{name}: {what}"))
+
+        def on_task(what: str, name: str) -> None:
+            on_event(what if what == "elsewhere" else "prepare", f"{name}: {what}")
+
+        prepare(study, workers, on_task)
         if launcher == "slurm":
             run_slurm(work, jobs, study.folder, slurm or {}, at_once, on_event)
         elif launcher == "inline":
