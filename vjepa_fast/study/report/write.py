@@ -12,9 +12,9 @@ from vjepa_fast.files import write_text
 from vjepa_fast.study import pages, stats
 from vjepa_fast.study.records import BASELINE, Study, is_fewshot, load_study, some, table_rows, write_csv
 from vjepa_fast.study.report import figures, sentences, tables
-from vjepa_fast.study.report.latex import latex
+from vjepa_fast.study.report.sentences import label, points, sentence, span
 from vjepa_fast.study.run.variants import COUNTED
-from vjepa_fast.study.stats import MEAN
+from vjepa_fast.study.stats import MEAN, Comparison
 
 QUESTION = (
     "Does pretraining on mixed data improve few-shot recognition over single-dataset pretraining, and what does each "
@@ -91,10 +91,10 @@ def pictures(content: Mapping[str, Any]) -> dict[str, str | None]:
 def _render(name: str, content: Mapping[str, Any]) -> str:
     return pages.render(
         Path(__file__).parent / "templates" / name,
-        {**content, "label": sentences.label, "span": sentences.span},
-        points=sentences.points,
+        {**content, "label": label, "span": span},
+        points=points,
         p_text=sentences.p_text,
-        sentence=sentences.sentence,
+        sentence=sentence,
         minus=lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text),
     )
 
@@ -107,6 +107,49 @@ def html(content: Mapping[str, Any]) -> str:
 def markdown(content: Mapping[str, Any]) -> str:
     """The report as Markdown."""
     return _render("study.md.j2", content)
+
+
+def latex(content: Mapping[str, Any]) -> str:
+    """All tables of differences as LaTeX (packages booktabs and graphicx), one ``table*`` each."""
+    out = [
+        f"% {content['title']}; commit {content['environment'].get('commit', 'unknown')}",
+        r"% needs \usepackage{booktabs,graphicx}",
+    ]
+    for table in content["tables"]:
+        caption = (
+            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: significant "
+            f"at 5 % after Holm's correction within an outcome over {', '.join(map(str, table.families))} comparisons."
+        )
+        suites = list(dict.fromkeys(s for s, _ in table.columns))
+        columns = sorted(table.columns, key=lambda o: suites.index(o[0]))
+        spans = [rf"\multicolumn{{{sum(s == o[0] for o in columns)}}}{{c}}{{{_escape(s)}}}" for s in suites]
+        out += [
+            "", r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}",
+            rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}", r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {' & '.join(spans)} \\",
+            rf"variant & {' & '.join(_escape(p) for _, p in columns)} \\", r"\midrule",
+        ]  # fmt: skip
+        for variant, cells in table.lines:
+            by_column = dict(zip(table.columns, cells))
+            out += [r"\midrule"] if variant == MEAN else []
+            out.append(rf"{_escape(label(variant, cells))} & {' & '.join(_cell(by_column[o]) for o in columns)} \\")
+        out += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
+    return "\n".join(out) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Text with LaTeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _cell(c: Comparison | None) -> str:
+    if c is None:
+        return "--"
+    value = points(c.value).replace("-", "$-$")
+    value = value if c.verdict == "undecided" else rf"\textbf{{{value}}}"
+    interval = "n/a" if c.low is None else f"[{points(c.low)}, {points(c.high)}]".replace("-", "$-$")
+    return rf"\shortstack{{{value}\\{{\tiny {interval}}}}}"
 
 
 def write_study_report(
