@@ -1,15 +1,9 @@
 """Differences between variants of a study, paired by seed, with their intervals and corrected tests.
 
-S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions.
-
-Two intervals stand beside each other, for two sources of chance:
-
-* ``low, high``: Student t over the S paired differences (df = S - 1). It treats the seed as the unit, which is what a
-  claim about an objective is about, and is the one that verdicts go by. With 3 seeds it is wide, and rightly so.
-* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It shows what the choice of test samples
-  adds; with few seeds it is too narrow, since S values cannot show how far seeds really spread.
-
-Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and outcome.
+S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions. ``low, high`` is Student's
+t over the S paired differences, by which verdicts go; ``boot_low, boot_high`` draws seeds and test samples again, and is
+too narrow with few seeds. Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and
+outcome (docs/study_report.md has the reasons).
 """
 
 from __future__ import annotations
@@ -130,11 +124,9 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95 % interval of the mean of ``differences`` float ``[S, N]`` (NaN: no value), seeds and samples drawn again.
 
-    A resample draws S seeds and N samples with replacement, and every drawn seed is measured on the drawn samples (Owen
-    2007, "The pigeonhole bootstrap"): test samples are the same in all seeds, so drawing them anew within each seed
-    would average their luck away, and the interval would come out too narrow. One seed: over samples alone. ``value``
-    shifts the interval to that centre (an accuracy over episodes is not the plain mean of its samples). Raises
-    ValueError where there is no value at all.
+    Every drawn seed is measured on the same drawn samples (Owen 2007, "The pigeonhole bootstrap"). One seed: over
+    samples alone. ``value`` shifts the interval to that centre (an accuracy over episodes is not the plain mean of its
+    samples). Raises ValueError where there is no value at all.
     """
     d = np.asarray(differences, dtype=np.float64)
     known = np.isfinite(d)

@@ -1,8 +1,4 @@
-"""All claims about the published results, computed again and set against what the seeds differ by.
-
-A confirmed difference is not yet an effect. Each is therefore set against what two seeds of the published baseline
-differ by, and computed again with the baseline that has the variants' own seed.
-"""
+"""All claims about the published results, computed again and set against what the seeds differ by."""
 
 from __future__ import annotations
 

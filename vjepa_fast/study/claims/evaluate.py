@@ -1,12 +1,7 @@
-"""One claim about the published results, computed again from the published figures.
+"""One claim about the published results, computed again from the published figures (how it is judged: docs/claims.md).
 
-A claim is *confirmed* if the figures give what it states, *contradicted* if they give something else, *not computable*
-if a figure is missing or the claim names nothing that can be computed. Nothing is adjusted to make a claim hold; where
-its words allow a second reading, that one is computed beside it (``other_reading``) and does not change the status.
-
-Rounding: a single difference must equal the claimed one to the two decimals that the figures have. The ends of a range
-are taken as rounded, so that values count as inside up to half a unit of the last digit that the claim gives
-(-2.5: 0.05, -16: 0.5). Counts and thresholds are exact.
+Nothing is adjusted to make a claim hold; where its words allow a second reading, that one is computed beside it
+(``other_reading``) and does not change the status.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
 """The claims computed again from one's own study (``vjepa-fast study run``), beside the published figures.
 
-A study that measured the paper's data sets is read as it is. A synthetic one has stand-ins for them (``STAND_INS``):
-objects for ImageNet-100 (appearance), order for SSv2 and motion8 for Diving-48 and the paper's synthetic motion
-(temporal). The paper's single data set, UCF-101, is the study's regime ``single``. A stand-in can bear out which way an
-accuracy moves, not by how many points, so the direction is what is judged, on either kind of study.
-
-Differences are paired by seed (variant minus baseline of the same regime, mode and seed; where the baseline did not run
-in a mode, its intended run stands in), which the published figures are not, and have a 95 % interval by Student's t
-over seeds. *Confirmed*: every interval lies wholly on the claimed side of zero; *contradicted*: one lies wholly on the
-other side; *open*: neither, or one seed only; *not measured*.
+A study that measured the paper's data sets is read as it is; a synthetic one has stand-ins for them (``STAND_INS``),
+which can bear out which way an accuracy moves, not by how many points. So the direction is what is judged, on either:
+*confirmed*, every 95 % interval over seeds lies wholly on the claimed side of zero; *contradicted*, one lies wholly on
+the other side; *open*, neither, or one seed only; *not measured*.
 """
 
 from __future__ import annotations

@@ -1,15 +1,8 @@
 """The published results of arXiv:2605.17165 as data: top-1 in percent of a frozen encoder, by run and data set.
 
 A run is ``<regime>_4gpu_<method>``; a regime is what was pretrained on: ``mixed`` (UCF-101, SSv2 and ImageNet-100) or
-``ucf101``. A delta is a method's top-1 minus the baseline's of the same regime, in percentage points.
-
-Two things to know before a delta is believed:
-
-* Seeds. Every variant was trained with seed 239. In the mixed regime the paper compares with the baseline of seed 42;
-  the same baseline with seed 239 is published too, on ImageNet-100 and SSv2 only. How far these two lie apart is the
-  only published hint of what a seed is worth (:meth:`Published.spread`).
-* Probe epochs. Some rows were probed for 50 epochs, others for 100, and some deltas are between the two
-  (:attr:`Delta.epochs`).
+``ucf101``. Every variant was trained with seed 239. In the mixed regime the paper compares with the baseline of seed
+42; the same baseline with seed 239 is published too, on ImageNet-100 and SSv2 only.
 """
 
 from __future__ import annotations

@@ -17,23 +17,15 @@ MARKERS = {"random": "s", "pixels": "D", "supervised": "^", "pretrained": "o"}
 DASHES = ("-", (0, (4, 2)), ":", "-.")
 
 
-def _styles(runs: Sequence[RunRecord]) -> dict[str, dict]:
-    objectives = list(dict.fromkeys(r.objective for r in runs))
-    regimes = list(dict.fromkeys(r.regime for r in runs))
-    return {
-        r.name: {
-            "color": COLOURS[objectives.index(r.objective) % len(COLOURS)],
-            "linestyle": DASHES[regimes.index(r.regime) % len(DASHES)],
-        }
-        for r in runs
-    }
-
-
 def _curves(runs: Sequence[RunRecord], series: Mapping[str, dict[str, tuple]], smoothed: bool) -> str | None:
     """One panel per title; ``series[title][run] = (steps, values)``; None where there is nothing to draw."""
     if not any(series.values()):
         return None
-    styles = _styles(runs)
+    objectives, regimes = (list(dict.fromkeys(names)) for names in zip(*((r.objective, r.regime) for r in runs)))
+    styles: dict[str, dict] = {}
+    for r in runs:
+        colour, dash = objectives.index(r.objective) % len(COLOURS), regimes.index(r.regime) % len(DASHES)
+        styles[r.name] = {"color": COLOURS[colour], "linestyle": DASHES[dash]}
     with panels(len(series), 2, 8.2, 2.2, 0.6, "step") as (drawn, axes):
         handles = {}
         for axis, (title, lines) in zip(axes, series.items()):

@@ -116,8 +116,8 @@ def _place() -> dict:
 def _alive(pid: object) -> bool:
     try:
         os.kill(int(str(pid)), 0)
-    except (ProcessLookupError, TypeError, ValueError):
-        return False
-    except PermissionError:
+    except PermissionError:  # another user's
         return True
+    except (ProcessLookupError, ValueError):
+        return False
     return True

@@ -172,8 +172,10 @@ def geometry_lines(table: Sequence[dict]) -> list[tuple[str, str, list[tuple[str
     return out
 
 
-def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]]]:
-    """(settings that all runs share, names of those that differ, [("variant, regime, mode", settings)]), one seed."""
+def settings_table(study: Study) -> dict:
+    """Of one seed: settings that all runs have (``shared``), names of those that ``differ``, and ``setting_lines``:
+    [("variant, regime, mode", settings)].
+    """
     lines = []
     for variant in study.variants:
         for regime in study.regimes:
@@ -184,11 +186,12 @@ def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]
                     lines.append((f"{variant}, {regime}" + (f", {compat}" if len(study.compats) > 1 else ""), text))
     names = list(dict.fromkeys(k for _, s in lines for k in s))
     differ = [k for k in names if len({s.get(k) for _, s in lines}) > 1]
-    return {k: lines[0][1][k] for k in names if k not in differ}, differ, lines
+    shared = {k: lines[0][1][k] for k in names if k not in differ}
+    return {"shared": shared, "differ": differ, "setting_lines": lines}
 
 
-def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """What ran: columns (regime, mode), and per variant "evaluated of planned" in each, empty where none was."""
+def coverage(study: Study) -> dict:
+    """What ran: ``coverage_columns`` (regime, mode), and ``coverage``: per variant "evaluated of planned" in each."""
     places: dict[tuple, list[bool]] = {}
     for key in study.expected:
         places.setdefault(split_key(key)[:3], []).append(key in study.cells)
@@ -198,7 +201,7 @@ def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[
         found = [places.get((variant, *column)) for column in columns]
         if any(found):
             lines.append((variant, [f"{sum(ran)} of {len(ran)}" if ran else "" for ran in found]))
-    return columns, lines
+    return {"coverage_columns": columns, "coverage": lines}
 
 
 def environment_of(study: Study) -> dict[str, str]:

@@ -29,8 +29,6 @@ def content(study: Study) -> dict[str, Any]:
     found = stats.answer(comparisons, study.compat)
     by_kind = {kind: tables.delta_tables(comparisons, study, kind) for kind in stats.KINDS}
     families = {(c.kind, c.regime, c.compat, c.outcome, c.variant in COUNTED) for c in comparisons if c.variant != MEAN}
-    shared, differ, setting_lines = tables.settings_table(study)
-    coverage_columns, coverage = tables.coverage(study)
     temporal, appearance = tables.tradeoff_axes(study.outcomes)
     return {
         "title": f"The study: {sum(v != BASELINE for v in study.variants)} objectives beside the baseline, "
@@ -59,11 +57,8 @@ def content(study: Study) -> dict[str, Any]:
         "families": len(families),
         "temporal": temporal,
         "appearance": appearance,
-        "shared": shared,
-        "differ": differ,
-        "setting_lines": setting_lines,
-        "coverage_columns": coverage_columns,
-        "coverage": coverage,
+        **tables.settings_table(study),
+        **tables.coverage(study),
     }
 
 

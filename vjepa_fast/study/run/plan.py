@@ -18,7 +18,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vjepa_fast.config import Config
 from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.files import write_json
 from vjepa_fast.study.jobs.locks import Lock
@@ -83,29 +82,21 @@ class StudyPlan:
         self.suite.check(self.grid.regimes)
         self.jobs = [self._job(*run) for run in self.grid.runs()]
 
-    def config(self, variant: str, regime: str, compat: str, seed: int) -> Config:
-        """The resolved Config of one run. Raises ConfigError where the combination has no meaning, saying why."""
-        control = variant == RANDOM
-        regime = self.grid.regimes[0] if control else regime
-        cfg = self.suite.baseline(regime, compat, seed)
-        cfg = cfg if control else variants.apply(variant, cfg)
-        runtime = dataclasses.replace(
-            cfg.runtime, device=self.settings.device, threads=self.threads, tensorboard=False, keep_checkpoints=1
-        )
-        folder = str(self.folder / "runs" / cell_key(variant, regime, compat, seed))
-        return dataclasses.replace(cfg, runtime=runtime, folder=folder)
-
     def _job(self, variant: str, regime: str, compat: str, seed: int) -> dict:
+        """One run as a job. Raises ConfigError where the combination has no meaning, saying why."""
         from vjepa_fast import config as configs
 
-        key = cell_key(variant, regime, compat, seed)
+        key, control = cell_key(variant, regime, compat, seed), variant == RANDOM
+        more = {"device": self.settings.device, "threads": self.threads, "tensorboard": False, "keep_checkpoints": 1}
         try:
-            cfg = self.config(variant, regime, compat, seed)
+            cfg = self.suite.baseline(self.grid.regimes[0] if control else regime, compat, seed)
+            cfg = cfg if control else variants.apply(variant, cfg)
+            runtime = dataclasses.replace(cfg.runtime, **more)
+            cfg = dataclasses.replace(cfg, runtime=runtime, folder=str(self.folder / "runs" / key))
             value = configs.to_dict(cfg)
             configs.from_dict(value, source=key)
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
-        control = variant == RANDOM
         identity = {"key": key, "variant": variant, "regime": regime, "compat": compat, "seed": seed}
         return {
             **identity,

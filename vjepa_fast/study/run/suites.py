@@ -208,14 +208,11 @@ class Paper(Suite):
 
     def sources(self) -> dict[str, dict]:
         """The user's manifests."""
-        every = {n: {p: self.data.get(f"{n}.{p}") for p in ("train", "val", "test")} for n in self.names}
-        return {
-            n: {
-                "kind": "fewshot" if n == "k400_fewshot" else "probe",
-                "manifests": {p: path for p, path in parts.items() if path is not None},
-            }
-            for n, parts in every.items()
-        }
+        out = {}
+        for name in self.names:
+            parts = {p: self.data[f"{name}.{p}"] for p in ("train", "val", "test") if f"{name}.{p}" in self.data}
+            out[name] = {"kind": "fewshot" if name == "k400_fewshot" else "probe", "manifests": parts}
+        return out
 
 
 def expand_data(data: Mapping[str, str]) -> dict[str, str]:
