@@ -1,9 +1,9 @@
 """Differences between variants of a study, paired by seed, with their intervals and corrected tests.
 
-S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions. ``low, high`` is Student's
-t over the S paired differences, by which verdicts go; ``boot_low, boot_high`` draws seeds and test samples again, and is
-too narrow with few seeds. Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and
-outcome (docs/study_report.md has the reasons).
+S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions. ``low, high`` is
+Student's t over the S paired differences, by which verdicts go; ``boot_low, boot_high`` draws seeds and test samples
+again, and is too narrow with few seeds. Tests are corrected after Holm within a family: all comparisons of one kind,
+regime, mode and outcome. The reasons are in docs/study_report.md.
 """
 
 from __future__ import annotations

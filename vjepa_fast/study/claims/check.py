@@ -14,11 +14,9 @@ TOLERANCE_TEXT = (
 
 
 def check_claims(published: Published | None = None, claims: Sequence[Claim] | None = None) -> list[dict]:
-    """Every claim as a plain dict.
-
-    Keys: id, statement, kind, status, published (the claimed value), computed, arithmetic, ``figures`` used, ``deltas``
-    with their sampling error, ``spread`` and ``placement`` (against the seeds of the baseline), ``same_seed`` (the
-    claim against the baseline of the variants' own seed; None: it is the same run), ``other_reading``, ``notes``.
+    """Every claim as a plain dict: what it states, its status, the arithmetic, the ``figures`` and ``deltas`` used,
+    their ``placement`` against the seeds of the baseline, and ``same_seed``, the claim against the baseline of the
+    variants' own seed (None: it is the same run).
     """
     published = published or load_published()
     return [_entry(claim, published) for claim in (load_claims() if claims is None else claims)]

@@ -89,9 +89,8 @@ def _colours(labels: Sequence[str], kinds: Mapping[str, str]) -> dict[str, str]:
 
 
 def accuracy_dots(rows: Sequence[Row], probe_of: Mapping[str, str]) -> str | None:
-    """Accuracy with its 95 % interval per row, one panel per suite; the band is the random-init interval.
-
-    ``probe_of``: the probe to show of each suite.
+    """Accuracy with its 95 % interval per row, one panel per suite and the probe to show of it; the band is the
+    random-init interval.
     """
     if not probe_of:
         return None
@@ -191,9 +190,7 @@ def strips(picture: ClipPicture) -> dict[str, str]:
 
 def pca_rgb(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     """First three principal components of tokens float ``[N, D]`` as colours uint8 ``[T, H, W, 3]``, 2nd to 98th
-    percentile.
-
-    The sign of each component is fixed so that its largest loading is positive.
+    percentile; the sign of each is fixed so that its largest loading is positive.
     """
     x = np.asarray(tokens, dtype=np.float64)
     x = x - x.mean(0)

@@ -23,10 +23,7 @@ from vjepa_fast.study.run.training import train
 class Demo:
     """The task graph of a plan in a folder: ``suites/ cache/ runs/ tasks/ logs/``, ``results.json report.html``.
 
-    Attributes:
-        evaluated: the suites that encoders are evaluated on.
-        configs: by key of the run.
-        view: the clip that encoders are evaluated on.
+    ``evaluated`` are the suites that encoders are evaluated on, ``view`` the clip, ``configs`` the runs' by key.
     """
 
     def __init__(self, folder: str | os.PathLike, plan: DemoPlan, workers: int | None = None):
@@ -124,10 +121,8 @@ def run_demo(
 ) -> tuple[list[Row], Path]:
     """Run what is missing of the demo in ``folder`` and write its report: (rows, path of the report).
 
-    A stopped demo goes on where it stopped; one with another plan does its changed parts again.
-
-    Raises:
-        UserError: the folder cannot be written. What a task raises is raised too.
+    A stopped demo goes on where it stopped; one with another plan does its changed parts again. Raises UserError where
+    the folder cannot be written, and what a task raises.
     """
     start = time.time()
     demo = Demo(folder, plan or DemoPlan(), workers)

@@ -80,10 +80,7 @@ def write_report(
     """Write the report to ``path`` and return the path. Sections without material say so.
 
     ``rows`` have their differences from the control (`vjepa_fast.evaluation.against`); ``committed`` is what
-    `load_committed` returns.
-
-    Raises:
-        UserError: ``path`` cannot be written.
+    `load_committed` returns. Raises UserError where ``path`` cannot be written.
     """
     probes: dict[str, dict] = {}  # of each suite: those of random init first, to show where it has no linear probe
     for r in sorted(rows, key=lambda r: r.kind != "random"):
@@ -131,8 +128,20 @@ def rows_of(demo: Demo, results: Mapping[str, Any]) -> list[Row]:
 
 def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: float) -> Path:
     """Write ``results.json`` and ``report.html``; returns the path of the report."""
+    import torch
+
+    from vjepa_fast import __version__
+
     plan = demo.plan
-    environment = _environment(demo, seconds)
+    environment = {
+        "device": plan.device,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "processes": f"{demo.workers} at once, {demo.threads} thread{'s' if demo.threads > 1 else ''} each",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vjepa_fast": __version__,
+        "this invocation took": f"{seconds / 60:.1f} minutes" if seconds else "nothing was left to do",
+    }
     content = {"format": 1, "plan": asdict(plan), "environment": environment, "rows": [r.to_dict() for r in rows]}
     write_json(demo.folder / "results.json", content)
     runs = []
@@ -145,9 +154,9 @@ def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: 
     suites = []
     for name in demo.evaluated:
         classes = len(json.loads((demo.folder / "suites" / name / "classes.json").read_text()))
-        sizes = [plan.suites[name].get(part, 0) for part in ("train", "val", "test")]
+        train, val, test = (plan.suites[name].get(part, 0) for part in ("train", "val", "test"))
         chance = next(r.chance for r in rows if r.suite == name)
-        suites.append(SuiteRecord(name, SUITE_TEXT[name], *sizes, classes, chance))
+        suites.append(SuiteRecord(name, SUITE_TEXT[name], train, val, test, classes, chance))
     return write_report(
         demo.folder / "report.html",
         title="Video-JEPA on a laptop",
@@ -172,22 +181,6 @@ def _pictures(path: str) -> list[ClipPicture]:
             clip = found.setdefault(suite, {"title": f"A test clip of {suite}", "maps": {}})
             (clip["maps"] if label else clip)[label[0] if label else kind] = arrays[key]
     return [ClipPicture(**clip) for clip in found.values()]
-
-
-def _environment(demo: Demo, seconds: float) -> dict[str, str]:
-    import torch
-
-    from vjepa_fast import __version__
-
-    return {
-        "device": demo.plan.device,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-        "processes": f"{demo.workers} at once, {demo.threads} thread{'s' if demo.threads > 1 else ''} each",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "vjepa_fast": __version__,
-        "this invocation took": f"{seconds / 60:.1f} minutes" if seconds else "nothing was left to do",
-    }
 
 
 def _protocol(demo: Demo) -> list[str]:

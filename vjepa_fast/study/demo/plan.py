@@ -66,9 +66,7 @@ class DemoPlan:
 
 
 def plan_for(minutes: float | None, device: str = "cpu") -> DemoPlan:
-    """The plan whose training is stretched or cut so that the demo takes about ``minutes`` on two cores (None: as
-    made).
-    """
+    """The plan whose training is scaled so that the demo takes about ``minutes`` on two cores (None: as made)."""
     if minutes is None:
         return DemoPlan(device=device)
     scale = max(0.02, (minutes - FIXED_MINUTES) / (FULL_MINUTES - FIXED_MINUTES))

@@ -63,9 +63,9 @@ class Lock:
         try:
             with open(path, "x") as file:
                 json.dump({"token": self.token, "pid": os.getpid(), **_place()}, file)
+            return True
         except FileExistsError:
             return False
-        return True
 
     def _read(self, path: Path) -> dict:
         try:

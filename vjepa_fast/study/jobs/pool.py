@@ -28,21 +28,15 @@ FORMAT = 2  # raise it when tasks compute other results from the same arguments
 
 @dataclass
 class Task:
-    """``function(**arguments)`` once all of ``needs`` are done. Lower ``rank`` goes first.
-
-    Attributes:
-        arguments: keyword arguments of plain values, or a function that makes them of the results by task name.
-        identity: what the key is made of in place of the arguments (paths left out).
-        check: whether a remembered result still stands.
-    """
+    """``function(**arguments)`` once all of ``needs`` are done. Lower ``rank`` goes first."""
 
     name: str
     function: Callable
-    arguments: Mapping | Callable[[dict], Mapping]
+    arguments: Mapping | Callable[[dict], Mapping]  # plain values, or a function that makes them of results by name
     needs: tuple[str, ...] = ()
     rank: int = 0
-    identity: object = None
-    check: Callable[[Any], bool] = field(default=lambda result: True)
+    identity: object = None  # what the key is made of in place of the arguments (paths left out)
+    check: Callable[[Any], bool] = field(default=lambda result: True)  # whether a remembered result still stands
 
     def values(self, results: dict) -> dict:
         """The keyword arguments, given the results of ``needs``."""
@@ -61,9 +55,7 @@ def run_tasks(
     """Run the tasks in ``at_once`` processes of ``threads`` CPU threads each; returns the results by name.
 
     ``on_event`` gets ("start" | "done" | "kept", name), ``on_tick`` about twice a second the names of running tasks.
-
-    Raises:
-        UserError: a worker process was killed. What a task raises is raised too.
+    Raises UserError where a worker process was killed, and what a task raises.
     """
     results: dict[str, object] = {}
     keys: dict[str, str] = {}

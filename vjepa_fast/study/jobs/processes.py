@@ -1,4 +1,4 @@
-"""Jobs in processes of their own on this machine, and on others that run the same command on the same folder.
+"""Jobs in processes of their own, here and on machines that run the same command on the folder, or as a SLURM array.
 
 A job is a plain dict, so that it can be sent to another process or machine; the launchers read its ``folder`` and its
 ``key``, a name that is unique in the folder. Each command takes a job by its lock, which only one can hold. The job of
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -29,17 +29,11 @@ Event = Callable[[str, dict], None]  # what happened (start, done, failed, kept,
 
 @dataclass(frozen=True)
 class Work:
-    """The functions that make jobs of one kind; importable by name, since workers get them by pickle.
+    """The functions that make jobs of one kind; importable by name, since workers get them by pickle."""
 
-    Attributes:
-        run: does the job and leaves its result on disk; raises where it cannot.
-        done: whether the job's result is there.
-        fail: records why there is none: an exception, or a sentence.
-    """
-
-    run: Callable[[dict], object]
-    done: Callable[[dict], bool]
-    fail: Callable[[dict, BaseException | str], None]
+    run: Callable[[dict], object]  # does the job and leaves its result on disk; raises where it cannot
+    done: Callable[[dict], bool]  # whether the job's result is there
+    fail: Callable[[dict, BaseException | str], None]  # records why there is none: an exception, or a sentence
 
     def attempt(self, job: dict) -> str:
         """Run a job in this process: ``done`` or ``failed``. A stop (SystemExit, Ctrl-C) passes."""
@@ -180,3 +174,46 @@ def terminable() -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+
+
+def run_slurm(
+    work: Work,
+    jobs: Sequence[dict],
+    folder: str | os.PathLike,
+    options: Mapping[str, object],
+    at_once: int | None,
+    on_event: Event,
+    poll: float = 10.0,
+) -> None:
+    """Submit the jobs as a SLURM array and wait for them, looking every ``poll`` seconds; Ctrl-C leaves them running.
+
+    ``options`` go to submitit's ``update_parameters``: slurm_partition, timeout_min, gpus_per_node, cpus_per_task, ...
+    ``at_once``: jobs of the array that may run at the same time (None: as many as SLURM allows). Raises UserError where
+    submitit is not installed, or refuses the options.
+    """
+    try:
+        import submitit  # pyright: ignore[reportMissingImports]  # optional, and not among the extras
+    except ImportError:
+        raise UserError("--launcher slurm needs submitit: pip install submitit") from None
+    executor = submitit.AutoExecutor(folder=str(Path(folder) / "slurm"))
+    if at_once:
+        options = {**options, "slurm_array_parallelism": at_once}
+    try:
+        executor.update_parameters(name="vjepa-study", **options)
+    except (NameError, TypeError, ValueError) as error:
+        raise UserError(f"--slurm: submitit does not take these ({error})") from None
+    handles = list(zip(executor.map_array(work.locked, jobs), jobs))
+    for _, job in handles:
+        on_event("start", job)
+    while handles:
+        for handle, job in [h for h in handles if h[0].done()]:
+            handles.remove((handle, job))
+            try:
+                what = handle.result()
+            except Exception as error:  # the job was cancelled, ran out of time or memory
+                what = "failed"
+                if not work.done(job):
+                    work.fail(job, f"the SLURM job ended without a result: {error}")
+            on_event("done" if work.done(job) else what, job)
+        if handles:
+            time.sleep(poll)

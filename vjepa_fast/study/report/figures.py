@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,20 +171,15 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
         text = axis.annotate(name, (0, 0), fontsize=size, color=INK, annotation_clip=False)
         extent = text.get_window_extent(renderer)
         text.remove()
-        best, box, distance = math.inf, (0.0, 0.0, 0.0, 0.0), 0
-        for reach in (8, 14, 22, 32, 44, 60, 80):
-            for turn in range(16):
-                angle = 2 * math.pi * turn / 16
-                dx, dy = reach * scale * math.cos(angle), reach * scale * math.sin(angle)
-                left = x + dx - extent.width * (1 - math.cos(angle)) / 2
-                bottom = y + dy - extent.height / 2
-                place = (left, bottom, left + extent.width, bottom + extent.height)
-                outside = left < frame.x0 or place[2] > frame.x1 or bottom < frame.y0 or place[3] > frame.y1
-                cost = sum(_overlap(place, t) for t in taken) + (1e4 if outside else 0)
-                if cost < best:
-                    best, box, distance = cost, place, reach
-            if best == 0:
-                break
+        places = []
+        for reach, turn in product((8, 14, 22, 32, 44, 60, 80), range(16)):
+            angle = 2 * math.pi * turn / 16
+            left = x + reach * scale * math.cos(angle) - extent.width * (1 - math.cos(angle)) / 2
+            bottom = y + reach * scale * math.sin(angle) - extent.height / 2
+            box = (left, bottom, left + extent.width, bottom + extent.height)
+            outside = left < frame.x0 or box[2] > frame.x1 or bottom < frame.y0 or box[3] > frame.y1
+            places.append((sum(_overlap(box, t) for t in taken) + (1e4 if outside else 0), reach, box))
+        _, distance, box = min(places, key=itemgetter(0))  # the first of the best, so the nearest
         taken.append(box)
         boxes[name] = box
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)

@@ -120,7 +120,7 @@ def chance_lines(study: Study) -> list[str]:
     out, chances = [], tables.chances(study)
     lines = {r: tables.accuracy_lines(study, r, study.compat) for r in study.regimes}
     for at, outcome in enumerate(study.outcomes):
-        found = {(v, r): cells[at][0] for r in lines for v, _, cells in lines[r] if cells[at] is not None}
+        found = {(v, r): mean[0] for r in lines for v, _, cells in lines[r] if (mean := cells[at]) is not None}
         runs, random, low, high = _ends(found, 100)
         if is_fewshot(outcome) and runs:
             near = sum(abs(v - chances[outcome]) < NEAR for v in runs.values())
@@ -139,8 +139,9 @@ def _ends(found: Mapping[tuple[str, str], float], unit: float = 1) -> tuple[dict
     if not runs:
         return {}, "", "", ""
     random = next((f"random init {unit * v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
-    low, high = min(runs, key=runs.__getitem__), max(runs, key=runs.__getitem__)
-    return runs, random, *(f"{unit * runs[k]:.1f} ({', '.join(k)})" for k in (low, high))
+    ends = min(runs, key=runs.__getitem__), max(runs, key=runs.__getitem__)
+    low, high = (f"{unit * runs[k]:.1f} ({', '.join(k)})" for k in ends)
+    return runs, random, low, high
 
 
 def rank_lines(table: Sequence[dict]) -> list[str]:

@@ -154,11 +154,7 @@ def write_study_report(
 
     ``paths`` has the files of html, md, csv and latex that are wanted (default: all four in ``folder`` as report.*).
     ``results.csv``, one line per run and outcome, is always written beside the study. ``partial``: report although
-    cells are missing.
-
-    Raises:
-        DataError: the study cannot be read (see ``records.load_study``).
-        UserError: a file cannot be written.
+    cells are missing. Raises DataError where the study cannot be read, UserError where a file cannot be written.
     """
     study = load_study(folder, partial)
     made = content(study)

@@ -62,11 +62,8 @@ def render_task(folder: Path, name: str, sizes: Mapping[str, int], video: Mappin
     identity = [name, sizes, video, suite_values(name)]
     place = {"name": name, "folder": str(folder / "suites" / name), "splits": sizes}
     arguments = {**place, "key": json.dumps(identity, sort_keys=True), **video}
-    return Task(f"render-{name}", render, arguments, rank=rank, identity=identity, check=_all_exist)
-
-
-def _all_exist(manifests: Mapping[str, str]) -> bool:
-    return all(map(os.path.exists, manifests.values()))
+    check = lambda found: all(map(os.path.exists, found.values()))  # noqa: E731
+    return Task(f"render-{name}", render, arguments, rank=rank, identity=identity, check=check)
 
 
 def decode_task(folder: Path, name: str, sizes: Mapping[str, int], view: Mapping[str, int], rank: int = 0) -> Task:

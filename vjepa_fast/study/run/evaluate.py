@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def suite_rows(
-    label: str, kind: str, suite: str, features: Mapping[str, Features], episodes: Mapping[str, int] | None, seed: int
+    label: str, kind: str, suite: str, features: Mapping[str, Features], episodes: Mapping[str, Any] | None, seed: int
 ) -> list[Row]:
     """Rows of one encoder on one suite.
 
-    ``episodes``: way, queries, ... of few-shot episodes; None: linear and kNN probe. ``features`` by part; for episodes
+    ``episodes``: queries, episodes, way (default 5) of few-shot episodes; None: linear and kNN probe. ``features`` by part; for episodes
     "train" is the base classes, whose mean centres the novel ones of "test".
     """
     from vjepa_fast.evaluation import episode_rows, probe_rows
@@ -31,8 +31,8 @@ def suite_rows(
         parts = features["train"], features.get("val"), features["test"]
         return probe_rows(label, kind, suite, *parts, seed=seed)
     novel = centred(features["test"], features["train"]) if "train" in features else features["test"]
-    way, queries, number = episodes.get("way", 5), episodes["queries"], episodes["episodes"]
-    return episode_rows(label, kind, suite, novel, way=way, queries=queries, episodes=number, seed=seed)
+    many = {k: episodes[k] for k in ("way", "queries", "episodes") if k in episodes}
+    return episode_rows(label, kind, suite, novel, seed=seed, **many)
 
 
 def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> tuple[list[Row], list[dict]]:
@@ -44,7 +44,6 @@ def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> 
     label = job["variant"].replace("_", " ") if job["kind"] == "random" else f"{job['variant']} {job['regime']}"
     label += " (published)" if job["compat"] == "published" else ""
     label += ", student" if which == "encoder" else ""
-    episodes = {k: how[k] for k in ("way", "queries", "episodes")}
     geometry = None
     for suite, source in job["sources"].items():
         if "clips" in source:
@@ -58,8 +57,8 @@ def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> 
         found = {part: features_of(clips) for part, clips in parts.items()}
         if geometry is None:  # of the first suite's test clips
             geometry = _geometry(job, encoder, which, parts["test"])
-        few = source["kind"] == "fewshot"
-        rows += suite_rows(label, job["kind"], suite, found, episodes if few else None, how["seed"])
+        episodes = how if source["kind"] == "fewshot" else None
+        rows += suite_rows(label, job["kind"], suite, found, episodes, how["seed"])
     return rows, geometry or []
 
 

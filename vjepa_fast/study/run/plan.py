@@ -54,21 +54,14 @@ class Grid:
 
 @dataclass
 class StudyPlan:
-    """A grid of runs with common settings in a folder.
-
-    Attributes:
-        threads: CPU threads of each run (0: torch's choice).
-        side_by_side: runs that share the machine; noted in their cells.
-        processes: of each run; more than one are started by torchrun.
-        jobs: one per run, as ``run.cells`` describes them.
-    """
+    """A grid of runs with common settings in a folder; ``jobs`` has one per run, as ``run.cells`` describes them."""
 
     folder: Path
     settings: Settings
     grid: Grid
-    threads: int = 0
-    side_by_side: int = 1
-    processes: int = 1
+    threads: int = 0  # CPU threads of each run (0: torch's choice)
+    side_by_side: int = 1  # runs that share the machine; noted in their cells
+    processes: int = 1  # of each run; more than one are started by torchrun
     jobs: list[dict] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -182,8 +175,8 @@ class StudyPlan:
 
     def failed(self) -> list[str]:
         """Keys of this grid that have an error file and no cell."""
-        stopped = [j["key"] for j in self.jobs if cells.error_path(self.folder, j["key"]).is_file()]
-        return [key for key in stopped if not cells.read_cell(self.folder, key)]
+        keys = [j["key"] for j in self.jobs if not cells.done(j)]
+        return [key for key in keys if cells.error_path(self.folder, key).is_file()]
 
 
 def read_plan(folder: str | os.PathLike) -> dict:

@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vjepa_fast.study.jobs.locks import Lock
 from vjepa_fast.study.jobs.pool import run_tasks
-from vjepa_fast.study.jobs.processes import Work, run_processes, terminable
-from vjepa_fast.study.jobs.slurm import run_slurm
+from vjepa_fast.study.jobs.processes import Work, run_processes, run_slurm, terminable
 from vjepa_fast.study.run import cells
 from vjepa_fast.study.run.plan import StudyPlan
 

@@ -62,16 +62,11 @@ def suite_of(settings: Settings, folder: str | os.PathLike) -> Synthetic | Paper
 
 
 class Suite:
-    """What the suites share. ``data``: paths of the user's manifests by ``suite.part``.
+    """What the suites share. ``data``: the user's manifests by ``suite.part``; ``names``: what is evaluated."""
 
-    Attributes:
-        evaluated: names of the suites that it can evaluate on; ``names``: of those that it does.
-        recipes: the recipe of each regime's baseline.
-    """
-
-    evaluated: ClassVar[tuple[str, ...]]
+    evaluated: ClassVar[tuple[str, ...]]  # names of the suites that it can evaluate on
     own_pooling: ClassVar[str]
-    recipes: ClassVar[dict[str, str]]
+    recipes: ClassVar[dict[str, str]]  # of each regime's baseline
 
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self.folder = settings, folder

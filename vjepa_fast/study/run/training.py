@@ -70,10 +70,9 @@ def leave_key(folder: str | os.PathLike, key: str) -> None:
 
 
 def train(config: dict, key: str, device: str) -> dict:
-    """Pretrain, or go on with a stopped run; a folder of another ``key`` is started anew.
+    """Pretrain, or go on with a stopped run: {"folder", "step", "checkpoint"} of the finished one, plain values.
 
-    Returns:
-        {"folder", "step", "checkpoint"} of the finished run, plain values.
+    A folder of another ``key`` is started anew.
     """
     from vjepa_fast import config as configs
     from vjepa_fast import trainer
@@ -87,12 +86,9 @@ def train(config: dict, key: str, device: str) -> dict:
 
 
 def train_under_torchrun(config: dict, key: str, processes: int, yaml: Path) -> str:
-    """As `train`, on ``processes`` GPUs of this machine; returns the path of the checkpoint.
+    """As `train`, on ``processes`` GPUs of this machine, configured by ``yaml``; returns the path of the checkpoint.
 
-    The configuration is written to ``yaml`` for the trainers.
-
-    Raises:
-        TrainingError: the command failed; names it and its exit code.
+    Raises TrainingError that names the command and its exit code where it failed.
     """
     from vjepa_fast import config as configs
     from vjepa_fast.models.interop import newest_checkpoint

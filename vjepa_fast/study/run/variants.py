@@ -83,10 +83,8 @@ def apply(name: str, cfg):
 
     Heads are made no wider than the encoder (a recipe's 256 is a third of ViT-B's width). Under ``compat: published``
     motion maps exist for batches of 1 or T clips only (ops.motion_saliency), so a batch becomes micro-batches of T
-    clips whose gradients are averaged: as many clips per optimiser step as the other runs see.
-
-    Raises:
-        ConfigError: the baseline has another number of masks; a published batch cannot be split so.
+    clips whose gradients are averaged: as many clips per optimiser step as the other runs see. Raises ConfigError
+    where the baseline has another number of masks, or a published batch cannot be split so.
     """
     found = changes(name)
     objectives = {term: dict(fields) for term, fields in {**cfg.objectives, **found.objectives}.items()}
