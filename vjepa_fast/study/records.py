@@ -125,9 +125,7 @@ class Study:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict]:
-    """The rows of a run's ``metrics.jsonl`` by step; a torn last line is left out; a step that was run twice counts
-    once, as it came out last.
-    """
+    """The rows of a run's ``metrics.jsonl`` by step, each as it came out last; a torn last line is left out."""
     path = Path(folder) / "metrics.jsonl"
     rows: dict[int, dict] = {}
     if path.is_file():

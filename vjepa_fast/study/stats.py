@@ -291,9 +291,7 @@ def all_comparisons(study: Study) -> list[Comparison]:
 
 
 def answer(comparisons: Sequence[Comparison], compat: str) -> dict:
-    """The answer to the study's question, as numbers: {"mean": [Comparison per few-shot outcome], "baseline": [...],
-    "variants": {outcome: {"above", "below", "undecided", "of"}}}.
-    """
+    """The answer as numbers: {"mean" and "baseline": [Comparison], "variants": {outcome: {"above", ..., "of"}}}."""
     asked = [c for c in comparisons if c.kind == "regime" and c.compat == compat and is_fewshot(c.outcome)]
     variants: dict[Outcome, dict] = {}
     for c in asked:

@@ -1,7 +1,4 @@
-"""The demo's own pieces of work: functions of plain arguments that run in a worker process and return plain values.
-
-Heavy imports are inside: a worker pays for what its task needs.
-"""
+"""The demo's own pieces of work: functions of plain values that run in a worker process; heavy imports are inside."""
 
 from __future__ import annotations
 

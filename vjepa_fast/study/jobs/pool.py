@@ -1,8 +1,7 @@
 """Runs named tasks in worker processes, each as soon as what it needs is done, and remembers what is done.
 
 A finished task leaves ``<folder>/tasks/<name>.json`` with its key and result. The key covers the function, its
-arguments and the keys of what it needs, so that a repeated command takes up where the last one stopped, and a changed
-plan does its changed part again.
+arguments and the keys of what it needs, so that a repeated command does only what is new or changed.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ def suite_rows(
 ) -> list[Row]:
     """Rows of one encoder on one suite.
 
-    ``episodes``: queries, episodes, way (default 5) of few-shot episodes; None: linear and kNN probe. ``features`` by part; for episodes
-    "train" is the base classes, whose mean centres the novel ones of "test".
+    ``episodes``: queries, episodes and way (default 5) of few-shot episodes, among others; None: linear and kNN probe.
+    ``features`` by part; for episodes "train" is the base classes, whose mean centres the novel ones of "test".
     """
     from vjepa_fast.evaluation import episode_rows, probe_rows
     from vjepa_fast.evaluation.fewshot import centred
