@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from vjepa_fast.config import Config
@@ -48,7 +49,7 @@ RUNS = tuple(
 class DemoPlan:
     """Sizes of the demo. ``train_scale`` stretches the runs: iterations, and with them the horizon of the EMA."""
 
-    suites: dict[str, dict[str, int]] = field(default_factory=lambda: dict(SIZES))
+    suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(SIZES))
     probed: tuple[str, ...] = ("motion8", "order", "objects")
     size: int = 64  # pixels of the rendered videos
     frames: int = 16
