@@ -82,10 +82,11 @@ class StudyPlan:
         key, control = cell_key(variant, regime, compat, seed), variant == RANDOM
         more = {"device": self.settings.device, "threads": self.threads, "tensorboard": False, "keep_checkpoints": 1}
         try:
-            cfg = self.suite.baseline(self.grid.regimes[0] if control else regime, compat, seed)
+            like = self.grid.regimes[0] if control else regime
+            cfg = self.suite.baseline(like, compat, seed)
             cfg = cfg if control else variants.apply(variant, cfg)
-            runtime = dataclasses.replace(cfg.runtime, **more)
-            cfg = dataclasses.replace(cfg, runtime=runtime, folder=str(self.folder / "runs" / key))
+            folder = str(self.folder / "runs" / cell_key(variant, like, compat, seed))
+            cfg = dataclasses.replace(cfg, folder=folder, runtime=dataclasses.replace(cfg.runtime, **more))
             value = configs.to_dict(cfg)
             configs.from_dict(value, source=key)
         except ConfigError as error:
