@@ -15,8 +15,7 @@ import re
 from pathlib import Path
 
 from vjepa_fast.study.records import load_study
-from vjepa_fast.study.report.markdown import markdown
-from vjepa_fast.study.report.write import content, pictures
+from vjepa_fast.study.report.write import content, markdown, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
 # block of the page -> how the headings of its sections begin

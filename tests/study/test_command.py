@@ -1,5 +1,6 @@
 """``vjepa-fast study``: its subcommands, and the arguments of ``study run``."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,17 @@ def test_wrong_usage(argv, message, capsys):
     assert main(["study", *argv]) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("pool", ("Task", "run_tasks", "FORMAT")),
+        ("launch", ("Lock", "run_processes", "run_slurm", "slots")),
+        ("runner", ("Grid", "read_plan", "run_study")),
+    ],
+)
+def test_modules_of_the_first_version_still_have_their_names(module, names):
+    with pytest.warns(DeprecationWarning, match=f"study.{module} is"):
+        old = importlib.reload(importlib.import_module(f"vjepa_fast.study.{module}"))
+    assert all(hasattr(old, name) for name in names)

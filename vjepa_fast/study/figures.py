@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -84,15 +84,32 @@ def smooth(y: np.ndarray, window: int) -> np.ndarray:
     return (total[end] - total[start]) / (end - start)
 
 
-def panels(n: int, columns: int) -> tuple[int, int]:
-    """(rows, columns) of a figure with ``n`` panels, at most ``columns`` side by side."""
+@contextmanager
+def panels(
+    n: int, columns: int, width: float, height: float, more: float, xlabel: str, **options: Any
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A `figure` of ``n`` panels, at most ``columns`` side by side; yields (figure, axes).
+
+    ``height``: of a row of panels, in inches; ``more``: of what stands beside the rows. ``xlabel``: under the lowest
+    panel of each column.
+    """
     columns = min(columns, n)
-    return -(-n // columns), columns
+    rows = -(-n // columns)
+    with figure(width, rows * height + more, rows, columns, **options) as (drawn, axes):
+        for axis in axes[n:]:
+            axis.set_visible(False)
+        for axis in axes[max(0, n - columns) : n]:
+            axis.set_xlabel(xlabel)
+        yield drawn, axes
 
 
-def finish_panels(axes: list[Axes], n: int, columns: int, xlabel: str, **style: Any) -> None:
-    """Hide the axes behind the first ``n``, and label the x axis of the lowest panel of each column."""
-    for axis in axes[n:]:
-        axis.set_visible(False)
-    for axis in axes[max(0, n - columns) : n]:
-        axis.set_xlabel(xlabel, **style)
+def name_lines(axis: Axes, names: list[str], size: float = 9) -> None:
+    """Give the y axis a line per name, the first on top."""
+    axis.set_yticks(range(len(names)), names[::-1], fontsize=size)
+    axis.grid(axis="y", visible=False)
+    axis.tick_params(axis="y", length=0)
+
+
+def legend(drawn: Figure, handles: Mapping[str, Any], columns: int, size: float = 9) -> None:
+    """A legend of artists by name below the panels."""
+    drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=size)

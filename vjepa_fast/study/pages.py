@@ -1,4 +1,4 @@
-"""HTML pages with everything inside them (styles and pictures as data), readable without a network."""
+"""Text from Jinja templates. HTML pages have everything inside them: styles, and pictures as data."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 
-def render(
-    template: Path, content: Mapping[str, Any], filters: Mapping[str, Callable], functions: Mapping[str, Callable] = {}
-) -> str:
-    """The page of a Jinja template, which may include ``templates/style.css`` beside this module.
+def render(template: Path, content: Mapping[str, Any], **filters: Callable) -> str:
+    """The text of a template ``*.html.j2`` (values are escaped; it may include ``templates/style.css``) or ``*.md.j2``.
 
-    ``content``: the template's values, to which ``created``, the time of writing, is added; text is escaped.
-    ``functions``: what its macros may call.
+    ``content``: the template's values, to which ``created``, the time of writing, is added.
     """
     import jinja2
 
-    loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"])
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),
+        autoescape=template.name.endswith(".html.j2"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(filters)
-    environment.globals.update(functions)
     created = datetime.datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")
     return environment.get_template(template.name).render(**content, created=created)

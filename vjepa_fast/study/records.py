@@ -125,9 +125,7 @@ class Study:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict]:
-    """The rows of a run's ``metrics.jsonl`` by step; a torn last line is left out; a step that was run twice counts
-    once, as it came out last.
-    """
+    """The rows of a run's ``metrics.jsonl`` by step, each as it came out last; a torn last line is left out."""
     path = Path(folder) / "metrics.jsonl"
     rows: dict[int, dict] = {}
     if path.is_file():
@@ -183,8 +181,6 @@ def load_study(folder: str | os.PathLike, partial: bool = False) -> Study:
     cells: dict[str, Cell] = {}
     for path in sorted((folder / "cells").glob("*.json")):
         cell = _cell(path)
-        if cell.key in cells:
-            raise DataError(f"{path}: cell {cell.key} is there twice")
         if cell.key != path.stem:
             raise DataError(f"{path}: holds cell {cell.key}; a cell lies in the file of its key (a copy?)")
         if cell.key not in expected:
@@ -200,23 +196,21 @@ def load_study(folder: str | os.PathLike, partial: bool = False) -> Study:
         )
     _same_settings(folder, cells)
     _same_tests(folder, cells)
-    failed = {k: _reason(folder / "cells" / f"{k}.error.txt") for k in missing}
-    failed = {k: reason for k, reason in failed.items() if reason}
+    failed = {k: reason for k in missing if (reason := _reason(folder / "cells" / f"{k}.error.txt"))}
     return Study(folder, plan, cells, expected, missing, failed)
 
 
-def some(names: Sequence[str], limit: int = LIMITS) -> str:
+def some(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return ", ".join(names[:LIMITS]) + (f" and {len(names) - LIMITS} more" if len(names) > LIMITS else "")
 
 
 def _reason(path: Path) -> str:
     """The last line that a failed run left; empty where there is none."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    except OSError:
+        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1].strip()
+    except (OSError, IndexError):
         return ""
-    return lines[-1].strip() if lines else ""
 
 
 def _read(path: Path) -> dict:
@@ -262,12 +256,10 @@ def _cell(path: Path) -> Cell:
 
 
 def _rows(path: Path, found: list[dict]) -> dict[tuple[str, str], Row]:
-    rows = {}
-    for r in found:
-        row = _row(path, r)
-        if (row.suite, row.probe) in rows:
+    rows: dict[tuple[str, str], Row] = {}
+    for row in (_row(path, r) for r in found):
+        if rows.setdefault((row.suite, row.probe), row) is not row:
             raise DataError(f"{path}: two rows of {row.suite}, {row.probe}")
-        rows[row.suite, row.probe] = row
     return rows
 
 
@@ -329,40 +321,23 @@ def _same_tests(folder: Path, cells: dict[str, Cell]) -> None:
                 )
 
 
-# ---------------------------------------------------------------- flat rows
-
-
 def table_rows(study: Study) -> list[dict]:
     """One flat dict per cell and outcome: identity, accuracy with its interval, cost."""
-    out = []
-    for key in study.expected:
-        cell = study.cells.get(key)
-        if cell is None:
-            continue
-        for row in cell.rows.values():
-            out.append(
-                {
-                    "key": cell.key,
-                    "variant": cell.variant,
-                    "regime": cell.regime,
-                    "compat": cell.compat,
-                    "seed": cell.seed,
-                    "kind": cell.kind,
-                    "encoder": cell.encoder,
-                    "suite": row.suite,
-                    "probe": row.probe,
-                    "accuracy": round(row.accuracy, 6),
-                    "low": round(row.low, 6),
-                    "high": round(row.high, 6),
-                    "n": row.n,
-                    "chance": round(row.chance, 6),
-                    "max_over_heads_on_test": row.chosen.get("max_over_heads_on_test"),
-                    **{k: cell.cost.get(k) for k in ("step_ms", "peak_mb", "steps", "minutes")},
-                    "config_hash": cell.config_hash,
-                    "commit": cell.versions.get("commit"),
-                }
-            )
-    return out
+    identity = ("key", "variant", "regime", "compat", "seed", "kind", "encoder")
+    return [
+        {
+            **{k: getattr(cell, k) for k in identity},
+            "suite": row.suite,
+            "probe": row.probe,
+            **{k: round(getattr(row, k), 6) for k in ("accuracy", "low", "high", "n", "chance")},
+            "max_over_heads_on_test": row.chosen.get("max_over_heads_on_test"),
+            **{k: cell.cost.get(k) for k in ("step_ms", "peak_mb", "steps", "minutes")},
+            "config_hash": cell.config_hash,
+            "commit": cell.versions.get("commit"),
+        }
+        for cell in (study.cells[key] for key in study.expected if key in study.cells)
+        for row in cell.rows.values()
+    ]
 
 
 def write_csv(path: str | os.PathLike, rows: Sequence[dict]) -> Path:

@@ -1,20 +1,14 @@
 """Differences between variants of a study, paired by seed, with their intervals and corrected tests.
 
-S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions.
-
-Two intervals stand beside each other, for two sources of chance:
-
-* ``low, high``: Student t over the S paired differences (df = S - 1). It treats the seed as the unit, which is what a
-  claim about an objective is about, and is the one that verdicts go by. With 3 seeds it is wide, and rightly so.
-* ``boot_low, boot_high``: bootstrap that draws seeds and test samples again. It shows what the choice of test samples
-  adds; with few seeds it is too narrow, since S values cannot show how far seeds really spread.
-
-Tests are corrected after Holm within a family: all comparisons of one kind, regime, mode and outcome.
+S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions. ``low, high`` is
+Student's t over the S paired differences, by which verdicts go; ``boot_low, boot_high`` draws seeds and test samples
+again, and is too narrow with few seeds. Tests are corrected after Holm within a family: all comparisons of one kind,
+regime, mode and outcome. The reasons are in docs/study_report.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -75,9 +69,6 @@ class Comparison:
         return "above" if self.value > 0 else "below"
 
 
-# ---------------------------------------------------------------- the three tools
-
-
 def paired_t(deltas: Sequence[float]) -> tuple[float, float | None, float | None, float | None, str]:
     """(mean, low, high, p, note) of paired differences float ``[S]``: 95 % interval and two-sided t test, df = S - 1.
 
@@ -133,11 +124,9 @@ def bootstrap(
 ) -> tuple[float, float]:
     """95 % interval of the mean of ``differences`` float ``[S, N]`` (NaN: no value), seeds and samples drawn again.
 
-    A resample draws S seeds and N samples with replacement, and every drawn seed is measured on the drawn samples (Owen
-    2007, "The pigeonhole bootstrap"): test samples are the same in all seeds, so drawing them anew within each seed
-    would average their luck away, and the interval would come out too narrow. One seed: over samples alone. ``value``
-    shifts the interval to that centre (an accuracy over episodes is not the plain mean of its samples). Raises
-    ValueError where there is no value at all.
+    Every drawn seed is measured on the same drawn samples (Owen 2007, "The pigeonhole bootstrap"). One seed: over
+    samples alone. ``value`` shifts the interval to that centre (an accuracy over episodes is not the plain mean of its
+    samples). Raises ValueError where there is no value at all.
     """
     d = np.asarray(differences, dtype=np.float64)
     known = np.isfinite(d)
@@ -153,18 +142,12 @@ def bootstrap(
     return float(low + shift), float(high + shift)
 
 
-# ---------------------------------------------------------------- comparisons of a study
+Rows = dict[int, Row]  # by seed
+Outcome = tuple[str, str]  # suite, probe
 
 
-def compare(kind: str, a: dict[int, Row], b: dict[int, Row], *, against: str, **identity) -> Comparison | None:
-    """``a`` minus ``b`` (Rows by seed) over the seeds both have; None where they share none. Not yet corrected."""
-    seeds = tuple(sorted(set(a) & set(b)))
-    if not seeds:
-        return None
-    deltas = tuple(a[s].accuracy - b[s].accuracy for s in seeds)
-    samples = [_gaps(a[s], b[s]) for s in seeds]
-    levels = tuple(float(np.mean([side[s].accuracy for s in seeds])) for side in (a, b))
-    return _comparison(kind, seeds, deltas, samples, against=against, levels=levels, **identity)
+def _rows(study: Study, variant: str, regime: str, compat: str, outcome: Outcome) -> Rows:
+    return {s: c.rows[outcome] for s, c in study.runs(variant, regime, compat).items() if outcome in c.rows}
 
 
 def _gaps(a: Row, b: Row) -> np.ndarray:
@@ -172,47 +155,40 @@ def _gaps(a: Row, b: Row) -> np.ndarray:
     return np.array([np.nan if x is None or y is None else x - y for x, y in zip(a.hits, b.hits)], dtype=np.float64)
 
 
-def _comparison(kind, seeds, deltas, samples, **identity) -> Comparison:
+def _level(sides: Iterable[Rows], seeds: Sequence[int]) -> float:
+    return float(np.mean([rows[s].accuracy for rows in sides for s in seeds]))
+
+
+def _comparison(kind: str, seeds: tuple[int, ...], deltas: Sequence[float], samples: list, **identity) -> Comparison:
     mean, low, high, p, note = paired_t(deltas)
     d = np.array(samples)
-    boot = bootstrap(d, mean) if d.size and np.isfinite(d).any() else (None, None)
-    return Comparison(
-        kind=kind, seeds=seeds, deltas=deltas, value=mean, low=low, high=high, p=p, note=note,
-        boot_low=boot[0], boot_high=boot[1], **identity,
-    )  # fmt: skip
-
-
-def _rows(study: Study, variant: str, regime: str, compat: str, outcome: tuple[str, str]) -> dict[int, Row]:
-    return {s: c.rows[outcome] for s, c in study.runs(variant, regime, compat).items() if outcome in c.rows}
-
-
-def _corrected(found: Sequence[Comparison | None], planned: int) -> list[Comparison]:
-    """The comparisons that there are, corrected in a family of at least ``planned``."""
-    made = [c for c in found if c is not None]
-    m = max(planned, len(made))
-    return [replace(c, p_holm=p, family=m) for c, p in zip(made, holm([c.p for c in made], m))]
-
-
-def _families(found: Sequence[Comparison | None], planned: list[str]) -> list[Comparison]:
-    """Counted variants corrected among themselves, any other over all planned ones; those without a result count."""
-    counted = _corrected([c for c in found if c and c.variant in COUNTED], sum(v in COUNTED for v in planned))
-    others = [c for c in _corrected(found, len(planned)) if c.variant not in COUNTED]
-    return sorted(counted + others, key=lambda c: planned.index(c.variant))
+    boot_low, boot_high = bootstrap(d, mean) if d.size and np.isfinite(d).any() else (None, None)
+    found = {"low": low, "high": high, "p": p, "boot_low": boot_low, "boot_high": boot_high, "note": note}
+    return Comparison(kind=kind, seeds=seeds, deltas=tuple(deltas), value=mean, **found, **identity)
 
 
 def _compared(
-    kind: str,
-    study: Study,
-    variants: Sequence[str],
-    place: tuple[str, str],
-    outcome: tuple[str, str],
-    base: dict[int, Row],
-    against: str,
-) -> list[Comparison | None]:
-    """Each variant's rows at a place (regime, compat) minus ``base``."""
-    regime, compat = place
-    identity = {"regime": regime, "compat": compat, "suite": outcome[0], "probe": outcome[1], "against": against}
-    return [compare(kind, _rows(study, v, regime, compat, outcome), base, variant=v, **identity) for v in variants]
+    kind: str, sides: Mapping[str, tuple[Rows, Rows]], place: tuple[str, str], outcome: Outcome, against: str
+) -> list[Comparison]:
+    """First minus second rows of each name at a place (regime, compat), over the seeds that both have, if any."""
+    out = []
+    for name, (a, b) in sides.items():
+        if seeds := tuple(sorted(set(a) & set(b))):
+            deltas = [a[s].accuracy - b[s].accuracy for s in seeds]
+            identity = {**_identity(place, outcome), "levels": (_level([a], seeds), _level([b], seeds))}
+            samples = [_gaps(a[s], b[s]) for s in seeds]
+            out.append(_comparison(kind, seeds, deltas, samples, variant=name, against=against, **identity))
+    return out
+
+
+def _identity(place: tuple[str, str], outcome: Outcome) -> dict:
+    return dict(zip(("regime", "compat", "suite", "probe"), (*place, *outcome)))
+
+
+def _corrected(found: Sequence[Comparison], planned: int) -> list[Comparison]:
+    """The comparisons, corrected in a family of at least ``planned``."""
+    m = max(planned, len(found))
+    return [replace(c, p_holm=p, family=m) for c, p in zip(found, holm([c.p for c in found], m))]
 
 
 def _standing_in(study: Study, variant: str, regime: str, compat: str) -> tuple[str, str]:
@@ -221,29 +197,42 @@ def _standing_in(study: Study, variant: str, regime: str, compat: str) -> tuple[
     return own, variant if own == compat else f"{variant}, {own}"
 
 
+def _against(
+    study: Study, kind: str, reference: str, variants: Sequence[str] = ()
+) -> Iterator[tuple[list[str], list[Comparison]]]:
+    """(variants planned, comparisons) per regime, mode and outcome of ``variants`` (default: all others) minus one."""
+    for place in product(study.regimes, study.compats):
+        own, against = _standing_in(study, reference, *place)
+        planned = [v for v in variants or study.planned(place) if v != reference]
+        for outcome in study.outcomes:
+            base = _rows(study, reference, place[0], own, outcome)
+            sides = {v: (_rows(study, v, *place, outcome), base) for v in planned}
+            yield planned, _compared(kind, sides, place, outcome, against)
+
+
 def to_baseline(study: Study) -> list[Comparison]:
     """Each variant minus the baseline of its regime and mode, per outcome. Where the baseline did not run in a mode,
-    the intended one is subtracted, and ``against`` names it. Family: the counted variants planned (18 in a full study).
+    the intended one is subtracted, and ``against`` names it. Counted variants are corrected among themselves (18 in a
+    full study), any other over all planned ones; those without a result count.
     """
     out = []
-    for place in product(study.regimes, study.compats):
-        own, against = _standing_in(study, BASELINE, *place)
-        planned = [v for v in study.planned(place) if v != BASELINE]
-        for outcome in study.outcomes:
-            base = _rows(study, BASELINE, place[0], own, outcome)
-            out += _families(_compared("baseline", study, planned, place, outcome, base, against), planned)
+    for planned, found in _against(study, "baseline", BASELINE):
+        counted = _corrected([c for c in found if c.variant in COUNTED], sum(v in COUNTED for v in planned))
+        others = [c for c in _corrected(found, len(planned)) if c.variant not in COUNTED]
+        out += sorted(counted + others, key=lambda c: planned.index(c.variant))
     return out
 
 
 def to_random(study: Study) -> list[Comparison]:
     """Each variant, baseline included, minus the random-init encoder of the same seed."""
-    out = []
-    for place in product(study.regimes, study.compats):
-        planned = study.planned(place)
-        for outcome in study.outcomes:
-            base = _rows(study, RANDOM, "none", "intended", outcome)
-            out += _corrected(_compared("random", study, planned, place, outcome, base, RANDOM), len(planned))
-    return out
+    return [c for planned, found in _against(study, "random", RANDOM) for c in _corrected(found, len(planned))]
+
+
+def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw") -> list[Comparison]:
+    """The headline variant minus the same without its latent-dynamics term (the control the paper lacks), per mode.
+    Where the control ran in one mode only, that one is subtracted. One comparison per family: nothing to correct.
+    """
+    return [c for _, found in _against(study, "control", control, [variant]) for c in _corrected(found, 1)]
 
 
 def mixed_minus_single(study: Study) -> list[Comparison]:
@@ -252,31 +241,28 @@ def mixed_minus_single(study: Study) -> list[Comparison]:
     seed), which is one test and needs no correction.
     """
     out = []
-    if not {"single", "mixed"} <= set(study.regimes):
-        return out
-    for compat in study.compats:
-        planned = study.planned(("mixed", compat), ("single", compat))
-        ran = [v for v in planned if study.runs(v, "mixed", compat) and study.runs(v, "single", compat)]
+    for compat in study.compats if {"single", "mixed"} <= set(study.regimes) else ():
+        mixed, single = ("mixed", compat), ("single", compat)
+        planned = study.planned(mixed, single)
+        ran = [v for v in planned if study.runs(v, *mixed) and study.runs(v, *single)]
         for outcome in study.outcomes:
-            identity = {"regime": "mixed", "compat": compat, "suite": outcome[0], "probe": outcome[1]}
-            sides = {v: [_rows(study, v, r, compat, outcome) for r in ("mixed", "single")] for v in ran}
-            found = [compare("regime", *sides[v], variant=v, against="single", **identity) for v in ran]
-            out += _corrected(found, len(planned))
+            sides = {v: (_rows(study, v, *mixed, outcome), _rows(study, v, *single, outcome)) for v in ran}
+            out += _corrected(_compared("regime", sides, mixed, outcome, "single"), len(planned))
             if len(ran) > 1:
-                out += [c for c in [_mean(sides, identity)] if c is not None]
+                out += _mean(list(sides.values()), _identity(mixed, outcome))
     return out
 
 
-def _mean(sides: dict[str, list[dict[int, Row]]], identity: dict) -> Comparison | None:
-    """Mean over variants of mixed minus single, by seed; only seeds that every variant has in both regimes."""
-    seeds = tuple(sorted(set.intersection(*(set(a) & set(b) for a, b in sides.values()))))
+def _mean(sides: Sequence[tuple[Rows, Rows]], identity: dict) -> list[Comparison]:
+    """Mean over variants of mixed minus single, by seed; only seeds that every variant has in both regimes, if any."""
+    seeds = tuple(sorted(set.intersection(*(set(rows) for side in sides for rows in side))))
     if not seeds:
-        return None
-    deltas = tuple(float(np.mean([a[s].accuracy - b[s].accuracy for a, b in sides.values()])) for s in seeds)
-    samples = [np.mean([_gaps(a[s], b[s]) for a, b in sides.values()], axis=0) for s in seeds]
-    levels = tuple(float(np.mean([side[i][s].accuracy for side in sides.values() for s in seeds])) for i in (0, 1))
+        return []
+    deltas = [float(np.mean([a[s].accuracy - b[s].accuracy for a, b in sides])) for s in seeds]
+    samples = [np.mean([_gaps(a[s], b[s]) for a, b in sides], axis=0) for s in seeds]
+    levels = _level((a for a, _ in sides), seeds), _level((b for _, b in sides), seeds)
     made = _comparison("regime", seeds, deltas, samples, variant=MEAN, against="single", levels=levels, **identity)
-    return replace(made, p_holm=made.p, family=1, note=made.note or f"{len(sides)} variants")
+    return [replace(made, p_holm=made.p, family=1, note=made.note or f"{len(sides)} variants")]
 
 
 def published_minus_intended(study: Study) -> list[Comparison]:
@@ -285,59 +271,33 @@ def published_minus_intended(study: Study) -> list[Comparison]:
     """
     out = []
     for regime in study.regimes:
-        both = study.planned((regime, "intended"), (regime, "published"))
+        place = (regime, "published")
+        both = study.planned((regime, "intended"), place)
         for outcome in study.outcomes:
-            sides = {v: _rows(study, v, regime, "published", outcome) for v in both}
+            intended = {v: _rows(study, v, regime, "intended", outcome) for v in both}
+            sides = {v: (_rows(study, v, *place, outcome), intended[v]) for v in both}
             for v in both:
-                cells = study.runs(v, regime, "published").items()
-                sides[v + STUDENT] = {s: c.student_rows[outcome] for s, c in cells if outcome in c.student_rows}
-            found = [
-                compare(
-                    "mode", rows, _rows(study, name.removesuffix(STUDENT), regime, "intended", outcome), variant=name,
-                    regime=regime, compat="published", suite=outcome[0], probe=outcome[1], against="intended",
-                )
-                for name, rows in sides.items()
-            ]  # fmt: skip
-            out += _corrected(found, len(both))
-    return out
-
-
-def to_control(study: Study, variant: str = "fwm_hw_ld", control: str = "fwm_hw") -> list[Comparison]:
-    """The headline variant minus the same without its latent-dynamics term (the control the paper lacks), per mode.
-    Where the control ran in one mode only, that one is subtracted. One comparison per family: nothing to correct.
-    """
-    out = []
-    for place in product(study.regimes, study.compats):
-        own, against = _standing_in(study, control, *place)
-        for outcome in study.outcomes:
-            base = _rows(study, control, place[0], own, outcome)
-            out += _corrected(_compared("control", study, [variant], place, outcome, base, against), 1)
+                cells = study.runs(v, *place).items()
+                students = {s: c.student_rows[outcome] for s, c in cells if outcome in c.student_rows}
+                sides[v + STUDENT] = students, intended[v]
+            out += _corrected(_compared("mode", sides, place, outcome, "intended"), len(both))
     return out
 
 
 def all_comparisons(study: Study) -> list[Comparison]:
     """Everything the report states, in one list."""
-    return [
-        *mixed_minus_single(study), *to_baseline(study), *to_control(study), *published_minus_intended(study),
-        *to_random(study),
-    ]  # fmt: skip
+    every = (mixed_minus_single, to_baseline, to_control, published_minus_intended, to_random)
+    return [c for compare in every for c in compare(study)]
 
 
 def answer(comparisons: Sequence[Comparison], compat: str) -> dict:
-    """The answer to the study's question, as numbers: {"mean": [Comparison per few-shot outcome], "baseline": [...],
-    "variants": {outcome: {"above", "below", "undecided", "of"}}}.
-    """
+    """The answer as numbers: {"mean" and "baseline": [Comparison], "variants": {outcome: {"above", ..., "of"}}}."""
     asked = [c for c in comparisons if c.kind == "regime" and c.compat == compat and is_fewshot(c.outcome)]
-    single = [c for c in asked if c.variant != MEAN]
-    return {
-        "mean": [c for c in asked if c.variant == MEAN],
-        "baseline": [c for c in asked if c.variant == BASELINE],
-        "variants": {
-            outcome: {
-                "of": sum(c.outcome == outcome for c in single),
-                **{w: [c.variant for c in single if c.outcome == outcome and c.verdict == w]
-                   for w in ("above", "below", "undecided")},
-            }
-            for outcome in dict.fromkeys(c.outcome for c in single)
-        },
-    }  # fmt: skip
+    variants: dict[Outcome, dict] = {}
+    for c in asked:
+        if c.variant != MEAN:
+            counted = variants.setdefault(c.outcome, {"of": 0, "above": [], "below": [], "undecided": []})
+            counted["of"] += 1
+            counted[c.verdict].append(c.variant)
+    mean, baseline = ([c for c in asked if c.variant == name] for name in (MEAN, BASELINE))
+    return {"mean": mean, "baseline": baseline, "variants": variants}

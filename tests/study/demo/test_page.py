@@ -63,9 +63,15 @@ def material(rows):
             records.RunRecord("baseline mixed", "baseline", "mixed", metrics(3.0), {"steps": "8"}),
         ],
         suites=[records.SuiteRecord("motion8", "direction <of> motion", 80, 80, 80, 4, 0.25)],
-        mask_pictures=[records.MaskPicture("A clip", frames, mask, ~mask, rng.random((4, 8, 8)))],
-        pca_pictures=[
-            records.PcaPicture("A clip", frames, {"random init": figures.pca_rgb(rng.random((256, 5)), (4, 8, 8))})
+        pictures=[
+            records.ClipPicture(
+                "A clip",
+                frames,
+                mask,
+                ~mask,
+                rng.random((4, 8, 8)),
+                {"random init": figures.pca_rgb(rng.random((256, 5)), (4, 8, 8))},
+            )
         ],
         protocol=["One protocol for all rows."],
     )

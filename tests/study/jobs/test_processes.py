@@ -12,9 +12,7 @@ import pytest
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.study.jobs import processes
-from vjepa_fast.study.jobs.processes import run_processes, slots
-from vjepa_fast.study.jobs.slurm import run_slurm
-from vjepa_fast.study.jobs.work import Work
+from vjepa_fast.study.jobs.processes import Work, run_processes, run_slurm, slots
 
 
 def result(job: dict, ending: str = "txt") -> Path:

@@ -10,14 +10,12 @@ from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
 from vjepa_fast.files import write_json
 from vjepa_fast.models import load_encoder
-from vjepa_fast.study.jobs.processes import run_processes
-from vjepa_fast.study.jobs.work import Work
+from vjepa_fast.study.jobs.processes import Work, run_processes
 from vjepa_fast.study.run import cells, runner
-from vjepa_fast.study.run.keys import leave_key
 from vjepa_fast.study.run.plan import Grid, read_plan
 from vjepa_fast.study.run.runner import prepare
 from vjepa_fast.study.run.suites import Settings
-from vjepa_fast.study.run.training import train
+from vjepa_fast.study.run.training import leave_key, train
 
 
 @pytest.fixture(scope="module")

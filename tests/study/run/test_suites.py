@@ -9,6 +9,7 @@ from vjepa_fast import config
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study.run import cells
+from vjepa_fast.study.run.clips import SIZES
 from vjepa_fast.study.run.plan import Grid, StudyPlan
 from vjepa_fast.study.run.suites import Settings, expand_data
 
@@ -51,3 +52,8 @@ def test_manifests_that_are_missing_are_all_named(tmp_path):
     with pytest.raises(UserError, match="not a folder that holds any of train.csv"):
         expand_data({"ssv2": str(tmp_path)})
     assert not (tmp_path / "study.json").exists()
+
+
+def test_settings_have_sizes_of_their_own():
+    Settings().sizes["dive"]["train"] = 1
+    assert Settings().sizes["dive"]["train"] == SIZES["dive"]["train"] > 1

@@ -32,7 +32,7 @@ EIGHTEEN = [
 
 
 def baseline_of(variant):
-    return config.load(variant.recipe.split("_4gpu_")[0] + "_4gpu_baseline")
+    return config.load(VARIANTS[variant].split("_4gpu_")[0] + "_4gpu_baseline")
 
 
 def test_eighteen_are_counted_and_all_means_them_with_baseline_and_control():
@@ -47,8 +47,8 @@ def test_eighteen_are_counted_and_all_means_them_with_baseline_and_control():
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n != "fwm_hw"])
 def test_a_variant_on_the_published_baseline_is_its_recipe(name):
-    recipe = config.load(VARIANTS[name].recipe)
-    made = apply(name, baseline_of(VARIANTS[name]))
+    recipe = config.load(VARIANTS[name])
+    made = apply(name, baseline_of(name))
     assert dataclasses.replace(made, folder=recipe.folder) == recipe
 
 

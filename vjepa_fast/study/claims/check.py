@@ -1,13 +1,8 @@
-"""All claims about the published results, computed again and set against what the seeds differ by.
-
-A confirmed difference is not yet an effect. Each is therefore set against what two seeds of the published baseline
-differ by, and computed again with the baseline that has the variants' own seed.
-"""
+"""All claims about the published results, computed again and set against what the seeds differ by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from vjepa_fast.study.claims.evaluate import NAMES, Claim, Outcome, evaluate, load_claims, tolerance
 from vjepa_fast.study.claims.published import SAME_SEED, Delta, Published, load_published
@@ -19,11 +14,9 @@ TOLERANCE_TEXT = (
 
 
 def check_claims(published: Published | None = None, claims: Sequence[Claim] | None = None) -> list[dict]:
-    """Every claim as a plain dict.
-
-    Keys: id, statement, kind, status, published (the claimed value), computed, arithmetic, ``figures`` used, ``deltas``
-    with their sampling error, ``spread`` and ``placement`` (against the seeds of the baseline), ``same_seed`` (the
-    claim against the baseline of the variants' own seed; None: it is the same run), ``other_reading``, ``notes``.
+    """Every claim as a plain dict: what it states, its status, the arithmetic, the ``figures`` and ``deltas`` used,
+    their ``placement`` against the seeds of the baseline, and ``same_seed``, the claim against the baseline of the
+    variants' own seed (None: it is the same run).
     """
     published = published or load_published()
     return [_entry(claim, published) for claim in (load_claims() if claims is None else claims)]
@@ -33,6 +26,11 @@ def _entry(claim: Claim, published: Published) -> dict:
     outcome = evaluate(claim, published)
     figures = {(f.run, f.dataset): f.to_dict() for x in outcome.deltas for f in (x.figure, x.base)}
     spread = _against_spread(claim, outcome.deltas, published)
+    notes = [
+        f"{x.method} on {NAMES[x.dataset]}: probed for {x.epochs[0]} epochs, the baseline for {x.epochs[1]}"
+        for x in outcome.deltas
+        if x.epochs[0] != x.epochs[1]
+    ]
     return {
         "id": claim.id,
         "statement": claim.statement,
@@ -48,8 +46,8 @@ def _entry(claim: Claim, published: Published) -> dict:
         "placement": _placement(spread, outcome.deltas),
         "same_seed": _same_seed(claim, outcome, published),
         "other_reading": _other_reading(claim, published),
-        "notes": _notes(claim, outcome),
-        "source": {k: v for k, v in asdict(claim).items() if k in ("verified_by_source", "confidence_by_source")},
+        "notes": [*notes, *([claim.caveat] if claim.caveat else [])],
+        "source": {k: getattr(claim, k) for k in ("verified_by_source", "confidence_by_source")},
     }
 
 
@@ -58,17 +56,18 @@ def _against_spread(claim: Claim, deltas: Sequence[Delta], published: Published)
     out = []
     for dataset in dict.fromkeys(x.dataset for x in deltas):
         spread = published.spread(dataset)
-        mine = [x for x in deltas if x.dataset == dataset]
-        entry = {"dataset": dataset, "points": None, "arithmetic": "", "borrowed": False, "within": [], "beyond": []}
-        if spread is not None:
-            entry |= {
-                "points": spread.points,
-                "arithmetic": spread.arithmetic,
-                "borrowed": claim.regime != "mixed",  # only the mixed baseline was published with two seeds
-                "within": [x.method for x in mine if abs(x.value) <= spread.points],
-                "beyond": [x.method for x in mine if abs(x.value) > spread.points],
+        points, arithmetic = spread or (None, "")
+        within = {x.method: abs(x.value) <= spread[0] for x in deltas if x.dataset == dataset} if spread else {}
+        out.append(
+            {
+                "dataset": dataset,
+                "points": points,
+                "arithmetic": arithmetic,
+                "borrowed": spread is not None and claim.regime != "mixed",  # only the mixed baseline has two seeds
+                "within": [method for method, there in within.items() if there],
+                "beyond": [method for method, there in within.items() if not there],
             }
-        out.append(entry)
+        )
     return out
 
 
@@ -124,15 +123,6 @@ def _other_reading(claim: Claim, published: Published) -> dict | None:
     }
 
 
-def _notes(claim: Claim, outcome: Outcome) -> list[str]:
-    notes = [
-        f"{x.method} on {NAMES[x.dataset]}: probed for {x.epochs[0]} epochs, the baseline for {x.epochs[1]}"
-        for x in outcome.deltas
-        if x.epochs[0] != x.epochs[1]
-    ]
-    return [*notes, *([claim.caveat] if claim.caveat else [])]
-
-
 def value_text(value: object) -> str:
     """A computed value in a table's cell."""
     if value is None:
@@ -159,12 +149,9 @@ def markdown_table(entries: Sequence[dict]) -> str:
     head = ("id", "claim", "status", "computed", "arithmetic", "two baseline seeds", "baseline of the same seed")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for e in entries:
-        arithmetic, other = e["arithmetic"], e["other_reading"]
+        arithmetic, computed, other = e["arithmetic"], value_text(e["computed"]), e["other_reading"]
         if other:
             arithmetic += f"; {other['reading']}: {other['status']}, {value_text(other['computed'])}"
-        computed = value_text(e["computed"])
-        cells = (
-            str(e["id"]), e["statement"], e["status"], computed, arithmetic, e["placement"], same_seed_text(e)
-        )  # fmt: skip
+        cells = (str(e["id"]), e["statement"], e["status"], computed, arithmetic, e["placement"], same_seed_text(e))
         lines.append("| " + " | ".join(c.replace("*", "\\*").replace("|", "\\|") for c in cells) + " |")
     return "\n".join(lines)

@@ -1,19 +1,14 @@
-"""One claim about the published results, computed again from the published figures.
+"""One claim about the published results, computed again from the published figures (how it is judged: docs/claims.md).
 
-A claim is *confirmed* if the figures give what it states, *contradicted* if they give something else, *not computable*
-if a figure is missing or the claim names nothing that can be computed. Nothing is adjusted to make a claim hold; where
-its words allow a second reading, that one is computed beside it (``other_reading``) and does not change the status.
-
-Rounding: a single difference must equal the claimed one to the two decimals that the figures have. The ends of a range
-are taken as rounded, so that values count as inside up to half a unit of the last digit that the claim gives
-(-2.5: 0.05, -16: 0.5). Counts and thresholds are exact.
+Nothing is adjusted to make a claim hold; where its words allow a second reading, that one is computed beside it
+(``other_reading``) and does not change the status.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +82,6 @@ class Outcome:
     computed: object
     arithmetic: str
     deltas: tuple[Delta, ...] = ()
-    missing: tuple[str, ...] = ()  # what was not published, as "method on data set"
 
 
 def load_claims(path: str | os.PathLike | None = None) -> list[Claim]:
@@ -111,24 +105,28 @@ def evaluate(
         return _width(claim, published)
     if claim.kind == "pattern" and not claim.directions:
         return _open_pattern(published)
-    judge = {"delta_top1": _single, "delta_top1_range": _range, "count_below": _count, "pattern": _pattern}
-    if claim.kind not in judge:
-        raise DataError(f"claim {claim.id}: unknown kind {claim.kind!r}; expected one of {', '.join(judge)}")
+    if claim.kind not in JUDGES:
+        raise DataError(f"claim {claim.id}: unknown kind {claim.kind!r}; expected one of {', '.join(JUDGES)}")
     base = baseline or BASELINES[claim.regime]
     methods = published.methods(claim.regime, claim.methods, also_measured_on)
     if not methods:
         return Outcome(NOT_COMPUTABLE, None, f"no published run of {claim.methods} in the regime {claim.regime}")
-    no_base = tuple(f"{base} on {d}" for d in claim.datasets if not published.has(base, d))
-    pairs = [(m, d) for m in methods for d in claim.datasets if published.has(base, d)]
-    found = {p: published.has(f"{claim.regime}_4gpu_{p[0]}", p[1]) for p in pairs}
-    deltas = tuple(published.delta(claim.regime, m, d, base) for (m, d), there in found.items() if there)
-    missing = no_base + tuple(f"{m} on {d}" for (m, d), there in found.items() if not there)
-    # A range or a count speaks of the methods that were tested; a difference or a pattern needs all its figures.
-    needs_all = claim.kind == "delta_top1" or (claim.kind == "pattern" and not _refuted(claim, deltas))
+    based = [d for d in claim.datasets if published.has(base, d)]
+    pairs = [(m, d) for m in methods for d in based]
+    there = [(m, d) for m, d in pairs if published.has(f"{claim.regime}_4gpu_{m}", d)]
+    deltas = tuple(published.delta(claim.regime, m, d, base) for m, d in there)
+    missing = [f"{base} on {d}" for d in claim.datasets if d not in based]
+    missing += [f"{m} on {d}" for m, d in pairs if (m, d) not in there]
+    said, lacking = (
+        [_named(x, deltas) for x in deltas],
+        [f"no published figure: {', '.join(missing)}"] if missing else [],
+    )
+    # A difference needs its figure, a pattern all that could refute it; a range or a count speaks of what was tested.
+    holds, computed, more = JUDGES[claim.kind](claim, deltas) if deltas else (False, None, [])
+    needs_all = claim.kind == "delta_top1" or (claim.kind == "pattern" and holds)
     if not deltas or (needs_all and missing):
-        text = "; ".join([*(_named(x, deltas) for x in deltas), f"no published figure: {', '.join(missing)}"])
-        return Outcome(NOT_COMPUTABLE, None, text, deltas, missing)
-    return judge[claim.kind](claim, deltas, missing)
+        return Outcome(NOT_COMPUTABLE, None, "; ".join(said + lacking), deltas)
+    return Outcome(_status(holds), computed, "; ".join(said + more + lacking), deltas)
 
 
 def tolerance(claim: Claim) -> float:
@@ -141,66 +139,58 @@ def tolerance(claim: Claim) -> float:
 
 def _named(delta: Delta, deltas: Sequence[Delta]) -> str:
     """The arithmetic, with what it differs in from the others in front."""
-    parts = []
-    if len({x.method for x in deltas}) > 1:
-        parts.append(delta.method)
-    if len({x.dataset for x in deltas}) > 1:
-        parts.append(NAMES[delta.dataset])
-    return f"{' '.join(parts)}: {delta.arithmetic}" if parts else delta.arithmetic
-
-
-def _equal(a: float, b: float, tol: float) -> bool:
-    return abs(a - b) <= tol + 1e-9
+    names = [delta.method] if len({x.method for x in deltas}) > 1 else []
+    names += [NAMES[delta.dataset]] if len({x.dataset for x in deltas}) > 1 else []
+    return ": ".join(filter(None, (" ".join(names), delta.arithmetic)))
 
 
 def _status(holds: bool) -> str:
     return CONFIRMED if holds else CONTRADICTED
 
 
-def _single(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
+Judged = tuple[bool, object, list[str]]  # whether the claim holds, what was computed, and how beside the differences
+
+
+def _single(claim: Claim, deltas: Sequence[Delta]) -> Judged:
     (delta,) = deltas
-    return Outcome(_status(_equal(delta.value, claim.value, tolerance(claim))), delta.value, delta.arithmetic, deltas)
+    return abs(delta.value - claim.value) <= tolerance(claim) + 1e-9, delta.value, []
 
 
-def _range(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
+def _range(claim: Claim, deltas: Sequence[Delta]) -> Judged:
     low, high = claim.value
     tol = tolerance(claim)
     outside = [x for x in deltas if not low - tol - 1e-9 <= x.value <= high + tol + 1e-9]
     computed = [min(x.value for x in deltas), max(x.value for x in deltas)]
-    text = "; ".join(_named(x, deltas) for x in deltas) + f"; from {computed[0]:+.2f} to {computed[1]:+.2f}"
+    said = [f"from {computed[0]:+.2f} to {computed[1]:+.2f}"]
     if outside:
         names = ", ".join(f"{x.method} {x.value:+.2f}" for x in outside)
-        text += f"; outside {low:+g} to {high:+g} by more than rounding ({tol:g}): {names}"
-    if missing:
-        text += f"; no published figure: {', '.join(missing)}"
-    return Outcome(_status(not outside), computed, text, deltas, missing)
+        said.append(f"outside {low:+g} to {high:+g} by more than rounding ({tol:g}): {names}")
+    return not outside, computed, said
 
 
-def _count(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
-    threshold = claim.value["threshold"]
-    below = [x for x in deltas if x.value < threshold]
-    computed = {"count": len(below), "of": len(deltas), "threshold": threshold}
-    text = "; ".join(_named(x, deltas) for x in deltas) + f"; {len(below)} of {len(deltas)} below {threshold:+g}"
-    if missing:
-        text += f"; no published figure: {', '.join(missing)}"
-    return Outcome(_status(computed == claim.value), computed, text, deltas, missing)
+def _count(claim: Claim, deltas: Sequence[Delta]) -> Judged:
+    threshold, of = claim.value["threshold"], len(deltas)
+    count = sum(x.value < threshold for x in deltas)
+    computed = {"count": count, "of": of, "threshold": threshold}
+    return computed == claim.value, computed, [f"{count} of {of} below {threshold:+g}"]
 
 
-def _pattern(claim: Claim, deltas: tuple[Delta, ...], missing: tuple[str, ...]) -> Outcome:
-    text = "; ".join(_named(x, deltas) for x in deltas)
-    if missing:
-        text += f"; no published figure: {', '.join(missing)}"
-    computed = {x.dataset: x.value for x in deltas}
-    return Outcome(_status(not _refuted(claim, deltas)), computed, text, deltas, missing)
+def _pattern(claim: Claim, deltas: Sequence[Delta]) -> Judged:
+    """One figure that is not as claimed is enough against a pattern, whatever the others would be."""
+    held = [
+        (x.value > 0 if claim.directions[x.dataset] == "up" else x.value < 0)
+        and (x.dataset != claim.value_on or _single(claim, [x])[0])
+        for x in deltas
+    ]
+    return all(held), {x.dataset: x.value for x in deltas}, []
 
 
-def _refuted(claim: Claim, deltas: Sequence[Delta]) -> bool:
-    """Whether one of a pattern's figures is not as claimed; one is enough, whatever the others would be."""
-    for x in deltas:
-        as_claimed = x.value > 0 if claim.directions[x.dataset] == "up" else x.value < 0
-        if not as_claimed or (x.dataset == claim.value_on and not _equal(x.value, claim.value, tolerance(claim))):
-            return True
-    return False
+JUDGES: dict[str, Callable[[Claim, Sequence[Delta]], Judged]] = {
+    "delta_top1": _single,
+    "delta_top1_range": _range,
+    "count_below": _count,
+    "pattern": _pattern,
+}
 
 
 def _width(claim: Claim, published: Published) -> Outcome:

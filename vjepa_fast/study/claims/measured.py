@@ -1,14 +1,9 @@
 """The claims computed again from one's own study (``vjepa-fast study run``), beside the published figures.
 
-A study that measured the paper's data sets is read as it is. A synthetic one has stand-ins for them (``STAND_INS``):
-objects for ImageNet-100 (appearance), order for SSv2 and motion8 for Diving-48 and the paper's synthetic motion
-(temporal). The paper's single data set, UCF-101, is the study's regime ``single``. A stand-in can bear out which way an
-accuracy moves, not by how many points, so the direction is what is judged, on either kind of study.
-
-Differences are paired by seed (variant minus baseline of the same regime, mode and seed; where the baseline did not run
-in a mode, its intended run stands in), which the published figures are not, and have a 95 % interval by Student's t
-over seeds. *Confirmed*: every interval lies wholly on the claimed side of zero; *contradicted*: one lies wholly on the
-other side; *open*: neither, or one seed only; *not measured*.
+A study that measured the paper's data sets is read as it is; a synthetic one has stand-ins for them (``STAND_INS``),
+which can bear out which way an accuracy moves, not by how many points. So the direction is what is judged, on either:
+*confirmed*, every 95 % interval over seeds lies wholly on the claimed side of zero; *contradicted*, one lies wholly on
+the other side; *open*, neither, or one seed only; *not measured*.
 """
 
 from __future__ import annotations
@@ -97,23 +92,18 @@ def measure(study: Study, claim: Claim, published: Published, compat: str) -> di
     if claim.regime not in REGIMES:
         sized = claim.kind == "embedding_dim"
         why = "a study's encoder has the size that its user chose" if sized else "it names nothing to measure"
-        return _result(compat, NOT_MEASURED, None, why)
-    regime, deltas, lacking = REGIMES[claim.regime], [], []
+        return _result(compat, NOT_MEASURED, (), why)
+    regime, found = REGIMES[claim.regime], {}
     methods = published.methods(claim.regime, claim.methods)  # so that a control of the study counts as none of them
     for dataset in claim.datasets:
         suite = suite_of(study, dataset)
-        found = [seed_delta(study, m, dataset, suite, regime, compat) for m in methods] if suite else []
-        found = [x for x in found if x is not None]
-        deltas += found
-        if not found:
-            lacking.append(dataset)
-    if lacking:
-        names = ", ".join(f"{claim.method} on {suite_of(study, d) or d}" for d in lacking)
-        why = f"no cells of {names} with the baseline's of the same seed (regime {regime}, {compat})"
-    else:
-        why = ""
+        made = [seed_delta(study, m, dataset, suite, regime, compat) for m in methods] if suite else []
+        found[dataset] = [x for x in made if x is not None]
+    deltas = [x for some in found.values() for x in some]
+    names = ", ".join(f"{claim.method} on {suite_of(study, d) or d}" for d, some in found.items() if not some)
+    why = f"no cells of {names} with the baseline's of the same seed (regime {regime}, {compat})" if names else ""
     if not deltas:
-        return _result(compat, NOT_MEASURED, None, why)
+        return _result(compat, NOT_MEASURED, (), why)
     if claim.kind == "count_below":
         return _count(claim, deltas, compat)
     return _directions(claim, deltas, compat, why)
@@ -149,9 +139,8 @@ def wanted(claim: Claim, dataset: str) -> str:
 
 
 def _directions(claim: Claim, deltas: Sequence[SeedDelta], compat: str, lacking: str) -> dict:
-    against = {"up": "down", "down": "up"}
     said = [(x.direction, wanted(claim, x.dataset)) for x in deltas]
-    if any(found == against[want] for found, want in said):
+    if any(found not in (want, OPEN) for found, want in said):
         status = CONTRADICTED
     elif lacking:
         status = NOT_MEASURED
@@ -183,20 +172,16 @@ def _count(claim: Claim, deltas: Sequence[SeedDelta], compat: str) -> dict:
     return _result(compat, status, deltas, text)
 
 
-def _result(compat: str, status: str, deltas: Sequence[SeedDelta] | None, text: str) -> dict:
+def _result(compat: str, status: str, deltas: Sequence[SeedDelta], text: str) -> dict:
     computed = [
         {
-            "method": x.method,
-            "dataset": x.dataset,
-            "suite": x.suite,
-            "baseline": x.baseline,
+            **{k: getattr(x, k) for k in ("method", "dataset", "suite", "baseline")},
             "stand_in": x.suite != x.dataset,
             "seeds": list(x.pairs),
             "delta": round(x.value, 4),
-            "low": None if x.low is None else round(x.low, 4),
-            "high": None if x.high is None else round(x.high, 4),
+            **{k: None if end is None else round(end, 4) for k, end in (("low", x.low), ("high", x.high))},
         }
-        for x in deltas or ()
+        for x in deltas
     ]
     return {"compat": compat, "status": status, "computed": computed or None, "arithmetic": text}
 

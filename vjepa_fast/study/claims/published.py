@@ -1,15 +1,8 @@
 """The published results of arXiv:2605.17165 as data: top-1 in percent of a frozen encoder, by run and data set.
 
 A run is ``<regime>_4gpu_<method>``; a regime is what was pretrained on: ``mixed`` (UCF-101, SSv2 and ImageNet-100) or
-``ucf101``. A delta is a method's top-1 minus the baseline's of the same regime, in percentage points.
-
-Two things to know before a delta is believed:
-
-* Seeds. Every variant was trained with seed 239. In the mixed regime the paper compares with the baseline of seed 42;
-  the same baseline with seed 239 is published too, on ImageNet-100 and SSv2 only. How far these two lie apart is the
-  only published hint of what a seed is worth (:meth:`Published.spread`).
-* Probe epochs. Some rows were probed for 50 epochs, others for 100, and some deltas are between the two
-  (:attr:`Delta.epochs`).
+``ucf101``. Every variant was trained with seed 239. In the mixed regime the paper compares with the baseline of seed
+42; the same baseline with seed 239 is published too, on ImageNet-100 and SSv2 only.
 """
 
 from __future__ import annotations
@@ -74,9 +67,9 @@ class Delta:
         return f"{self.figure.top1:.2f} - {self.base.top1:.2f} = {self.value:+.2f}"
 
     @property
-    def epochs(self) -> tuple[int | None, int | None]:
+    def epochs(self) -> list[int | None]:
         """Probe epochs of the method and of the baseline."""
-        return self.figure.epochs, self.base.epochs
+        return [self.figure.epochs, self.base.epochs]
 
     @property
     def sampling95(self) -> float:
@@ -95,27 +88,8 @@ class Delta:
             "delta": self.value,
             "arithmetic": self.arithmetic,
             "sampling95": self.sampling95,
-            "probe_epochs": list(self.epochs),
+            "probe_epochs": self.epochs,
         }
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What two seeds of the published mixed baseline differ by on one data set: a range of two runs, no interval."""
-
-    dataset: str
-    high: Figure
-    low: Figure
-
-    @property
-    def points(self) -> float:
-        """The distance of the two, in percentage points."""
-        return round(self.high.top1 - self.low.top1, 2)
-
-    @property
-    def arithmetic(self) -> str:
-        """Such as ``24.86 - 21.26 = 3.60``."""
-        return f"{self.high.top1:.2f} - {self.low.top1:.2f} = {self.points:.2f}"
 
 
 @dataclass(frozen=True)
@@ -171,13 +145,16 @@ class Published:
         base = self.figure(baseline or _baseline(regime), dataset)
         return Delta(method, self.figure(f"{regime}_4gpu_{method}", dataset), base)
 
-    def spread(self, dataset: str) -> Spread | None:
-        """Between the two published seeds of the mixed baseline; None where only one was measured on the data set."""
+    def spread(self, dataset: str) -> tuple[float, str] | None:
+        """What the two published seeds of the mixed baseline differ by, in percentage points, and the arithmetic (such
+        as ``24.86 - 21.26 = 3.60``): a range of two runs, no interval. None where only one was measured.
+        """
         runs = (BASELINES["mixed"], SAME_SEED["mixed"])
         if not all(self.has(run, dataset) for run in runs):
             return None
-        low, high = sorted((self.figure(run, dataset) for run in runs), key=lambda f: f.top1)
-        return Spread(dataset, high, low)
+        low, high = sorted(self.top1(run, dataset) for run in runs)
+        points = round(high - low, 2)
+        return points, f"{high:.2f} - {low:.2f} = {points:.2f}"
 
 
 def _baseline(regime: str) -> str:

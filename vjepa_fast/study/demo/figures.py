@@ -5,41 +5,28 @@ Objectives differ by colour, regimes by line style, kinds of encoder by marker.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vjepa_fast.evaluation import Row
-from vjepa_fast.study.demo.records import MaskPicture, PcaPicture, RunRecord
-from vjepa_fast.study.figures import COLOURS, GREY, figure, finish_panels, panels, png, smooth, svg
+from vjepa_fast.study.demo.records import ClipPicture, RunRecord
+from vjepa_fast.study.figures import COLOURS, GREY, figure, legend, panels, png, smooth, svg
 
 MARKERS = {"random": "s", "pixels": "D", "supervised": "^", "pretrained": "o"}
 DASHES = ("-", (0, (4, 2)), ":", "-.")
 
 
-# ---------------------------------------------------------------- curves
-
-
-def _styles(runs: Sequence[RunRecord]) -> dict[str, dict]:
-    objectives = list(dict.fromkeys(r.objective for r in runs))
-    regimes = list(dict.fromkeys(r.regime for r in runs))
-    return {
-        r.name: {
-            "color": COLOURS[objectives.index(r.objective) % len(COLOURS)],
-            "linestyle": DASHES[regimes.index(r.regime) % len(DASHES)],
-        }
-        for r in runs
-    }
-
-
 def _curves(runs: Sequence[RunRecord], series: Mapping[str, dict[str, tuple]], smoothed: bool) -> str | None:
     """One panel per title; ``series[title][run] = (steps, values)``; None where there is nothing to draw."""
-    series = {title: lines for title, lines in series.items() if lines}
-    if not series:
+    if not any(series.values()):
         return None
-    styles = _styles(runs)
-    rows, cols = panels(len(series), 2)
-    with figure(8.2, 2.2 * rows + 0.6, rows, cols) as (drawn, axes):
+    objectives, regimes = (list(dict.fromkeys(names)) for names in zip(*((r.objective, r.regime) for r in runs)))
+    styles: dict[str, dict] = {}
+    for r in runs:
+        colour, dash = objectives.index(r.objective) % len(COLOURS), regimes.index(r.regime) % len(DASHES)
+        styles[r.name] = {"color": COLOURS[colour], "linestyle": DASHES[dash]}
+    with panels(len(series), 2, 8.2, 2.2, 0.6, "step") as (drawn, axes):
         handles = {}
         for axis, (title, lines) in zip(axes, series.items()):
             for run, (steps, values) in lines.items():
@@ -50,51 +37,42 @@ def _curves(runs: Sequence[RunRecord], series: Mapping[str, dict[str, tuple]], s
                 (handles[run],) = axis.plot(steps, y, marker="o" if len(y) < 3 else None, markersize=3, **styles[run])
             axis.set_title(title, loc="left")
             axis.margins(x=0.02)
-        finish_panels(axes, len(series), cols, "step")
-        drawn.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=9.5
-        )
+        legend(drawn, handles, min(4, len(handles)), 9.5)
         return svg(drawn)
 
 
-def _line(metrics: Sequence[dict], value: Callable[[dict], float | None]) -> tuple:
-    """(steps, values) of the metric rows that have the value."""
-    found = [(m["step"], v) for m in metrics if (v := value(m)) is not None]
-    return tuple(zip(*found)) if found else ((), ())
+def _series(runs: Sequence[RunRecord], values: Mapping[str, Sequence[str]]) -> dict[str, dict[str, tuple]]:
+    """{title: {run: (steps, values)}} of what the metric rows have at each title's path of keys."""
+    out: dict[str, dict[str, tuple]] = {}
+    for title, path in values.items():
+        for run in runs:
+            found = []
+            for row in run.metrics:
+                value = row
+                for key in path:
+                    value = (value or {}).get(key)
+                found += [] if value is None else [(row["step"], value)]
+            if found:
+                out.setdefault(title, {})[run.name] = tuple(zip(*found))
+    return out
 
 
 def loss_curves(runs: Sequence[RunRecord]) -> str | None:
     """One panel per loss term, one line per run (unweighted terms; the first panel is the weighted total)."""
-    series: dict[str, dict] = {"total (weighted)": {}}
-    for run in runs:
-        total = _line(run.metrics, lambda m: m.get("loss"))
-        if total[0]:
-            series["total (weighted)"][run.name] = total
-        for term in dict.fromkeys(t for m in run.metrics for t in m.get("terms", {})):
-            line = _line(run.metrics, lambda m, term=term: m.get("terms", {}).get(term))
-            series.setdefault(term, {})[run.name] = line
-    return _curves(runs, series, smoothed=True)
-
-
-MONITORS = {
-    "rankme": "RankMe (effective rank)",
-    "feature_std": "feature standard deviation",
-    "target_var": "target variance",
-}
+    terms = dict.fromkeys(term for run in runs for row in run.metrics for term in row.get("terms", {}))
+    values = {"total (weighted)": ["loss"], **{term: ["terms", term] for term in terms}}
+    return _curves(runs, _series(runs, values), smoothed=True)
 
 
 def monitor_curves(runs: Sequence[RunRecord]) -> str | None:
     """Collapse monitors over the steps, and the learning rate in force."""
-    series: dict[str, dict] = {title: {} for title in MONITORS.values()}
-    for run in runs:
-        for key, title in MONITORS.items():
-            line = _line(run.metrics, lambda m, key=key: (m.get("monitors") or {}).get(key))
-            if line[0]:
-                series[title][run.name] = line
-        rate = _line(run.metrics, lambda m: m.get("lr"))
-        if rate[0]:
-            series.setdefault("learning rate", {})[run.name] = rate
-    return _curves(runs, series, smoothed=False)
+    values = {
+        "RankMe (effective rank)": ["monitors", "rankme"],
+        "feature standard deviation": ["monitors", "feature_std"],
+        "target variance": ["monitors", "target_var"],
+        "learning rate": ["lr"],
+    }
+    return _curves(runs, _series(runs, values), smoothed=False)
 
 
 def committed_curves(curves: Sequence[dict]) -> str | None:
@@ -103,51 +81,35 @@ def committed_curves(curves: Sequence[dict]) -> str | None:
     return _curves([RunRecord(name, name, "") for name in lines], {"loss": lines}, smoothed=True)
 
 
-# ---------------------------------------------------------------- accuracies
-
-
-def palette(labels: list[str], kinds: dict[str, str]) -> dict[str, str]:
+def _colours(labels: Sequence[str], kinds: Mapping[str, str]) -> dict[str, str]:
     """A colour per label: grey for the controls, one hue per run (a run's student, "name, student", shares its hue)."""
-    runs = list(dict.fromkeys(_run(label) for label in labels if kinds[label] == "pretrained"))
-    return {k: COLOURS[runs.index(_run(k)) % len(COLOURS)] if kinds[k] == "pretrained" else GREY for k in labels}
+    runs = list(dict.fromkeys(k.split(",")[0] for k in labels if kinds[k] == "pretrained"))
+    hues = {run: COLOURS[i % len(COLOURS)] for i, run in enumerate(runs)}
+    return {k: hues[k.split(",")[0]] if kinds[k] == "pretrained" else GREY for k in labels}
 
 
-def _run(label: str) -> str:
-    return label.split(",")[0]
-
-
-def accuracy_dots(rows: Sequence[Row], suites: list[str], probe_of: dict[str, str]) -> str | None:
-    """Accuracy with its 95 % interval per row, one panel per suite; the band is the random-init interval."""
-    suites = [s for s in suites if any(r.suite == s for r in rows)]
-    if not suites:
+def accuracy_dots(rows: Sequence[Row], probe_of: Mapping[str, str]) -> str | None:
+    """Accuracy with its 95 % interval per row, one panel per suite and the probe to show of it; the band is the
+    random-init interval.
+    """
+    if not probe_of:
         return None
-    labels = list(dict.fromkeys(r.label for r in rows))
     kinds = {r.label: r.kind for r in rows}
-    colour = palette(labels, kinds)
-    lines, cols = panels(len(suites), 2)
-    with figure(8.2, lines * (0.24 * len(labels) + 0.9), lines, cols, sharey=True) as (drawn, axes):
-        for axis, suite in zip(axes, suites):
-            probe = probe_of[suite]
+    labels, colour = list(kinds), _colours(list(kinds), kinds)
+    with panels(len(probe_of), 2, 8.2, 0.24 * len(labels) + 0.9, 0, "accuracy, %", sharey=True) as (drawn, axes):
+        for axis, (suite, probe) in zip(axes, probe_of.items()):
             here = {r.label: r for r in rows if r.suite == suite and r.probe in (probe, "supervised")}
             for r in here.values():
                 y = len(labels) - 1 - labels.index(r.label)
                 if r.kind == "random":
                     axis.axvspan(100 * r.low, 100 * r.high, color="#e9edf3", zorder=0)
-                axis.errorbar(
-                    100 * r.accuracy,
-                    y,
-                    xerr=_bars(r),
-                    fmt=MARKERS[r.kind],
-                    color=colour[r.label],
-                    markersize=5,
-                    capsize=2,
-                )
+                style = {"fmt": MARKERS[r.kind], "color": colour[r.label], "markersize": 5, "capsize": 2}
+                axis.errorbar(100 * r.accuracy, y, xerr=_bars(r), **style)
             chance = next(iter(here.values())).chance if here else 0
             axis.axvline(100 * chance, color="#b8485a", linewidth=1, linestyle=(0, (2, 2)))
             axis.set_title(f"{suite} ({probe})", loc="left")
             axis.set_yticks(range(len(labels)), labels[::-1], fontsize=8.5)
             axis.grid(axis="y", visible=False)
-        finish_panels(axes, len(suites), cols, "accuracy, %")
         return svg(drawn)
 
 
@@ -157,13 +119,12 @@ def _bars(row: Row) -> np.ndarray:
 
 def tradeoff(rows: Sequence[Row], motion: str, appearance: str, probe: str) -> str | None:
     """Accuracy on the motion suite against the appearance suite, both with 95 % intervals."""
-    x, y = (
-        {r.label: r for r in rows if r.suite == s and r.probe in (probe, "supervised")} for s in (appearance, motion)
-    )
+    shown = [r for r in rows if r.probe in (probe, "supervised")]
+    x, y = ({r.label: r for r in shown if r.suite == suite} for suite in (appearance, motion))
     both = [label for label in x if label in y]
     if not both:
         return None
-    colour = palette(both, {label: x[label].kind for label in both})
+    colour = _colours(both, {label: x[label].kind for label in both})
     with figure(7.6, 5.0) as (drawn, (axis,)):
         for label in both:
             axis.errorbar(
@@ -189,9 +150,6 @@ def tradeoff(rows: Sequence[Row], motion: str, appearance: str, probe: str) -> s
         return svg(drawn)
 
 
-# ---------------------------------------------------------------- pixels
-
-
 def _enlarge(image_ThwC: np.ndarray, size: int) -> np.ndarray:
     """Nearest-neighbour resize of ``[T, h, w, C]`` to ``[T, size, size, C]``."""
     rows = np.arange(size) * image_ThwC.shape[1] // size
@@ -199,13 +157,11 @@ def _enlarge(image_ThwC: np.ndarray, size: int) -> np.ndarray:
     return image_ThwC[:, rows][:, :, cols]
 
 
-def strip(frames: np.ndarray, size: int = 96, gap: int = 4) -> np.ndarray:
-    """Frames uint8 ``[T, h, w, 3]`` side by side on white: ``[size, T*size + gaps, 3]``."""
-    big = _enlarge(frames, size)
-    out = np.full((size, len(big) * (size + gap) - gap, 3), 255, np.uint8)
-    for t, frame in enumerate(big):
-        out[:, t * (size + gap) : t * (size + gap) + size] = frame
-    return out
+def strip(frames: np.ndarray, size: int = 96, gap: int = 4) -> str:
+    """Data URI of frames uint8 ``[T, h, w, 3]`` side by side on white, each ``size`` pixels wide and high."""
+    white = np.full((size, gap, 3), 255, np.uint8)
+    parts = [part for frame in _enlarge(frames, size) for part in (white, frame)]
+    return png(np.concatenate(parts[1:], axis=1))
 
 
 def masked(frames: np.ndarray, predicted: np.ndarray, size: int = 96) -> np.ndarray:
@@ -219,31 +175,22 @@ def masked(frames: np.ndarray, predicted: np.ndarray, size: int = 96) -> np.ndar
     return np.where(edge, 255, out).astype(np.uint8)
 
 
-def heat(saliency: np.ndarray, size: int = 96) -> np.ndarray:
-    """Saliency float ``[T, H, W]`` in [0, 1] as colours uint8 ``[T, size, size, 3]``."""
+def strips(picture: ClipPicture) -> dict[str, str]:
+    """Data URIs: the frames, the motion map, and both masks over the frames."""
     from matplotlib import colormaps
 
-    rgb = colormaps["magma"](np.clip(saliency, 0, 1))[..., :3]
-    return _enlarge((255 * rgb).astype(np.uint8), size)
-
-
-def mask_strips(picture: MaskPicture, size: int = 96) -> dict[str, str]:
-    """Data URIs: the frames, the motion map, and both masks over the frames."""
-    out = {
-        "frames": png(strip(picture.frames, size)),
-        "plain": png(strip(masked(picture.frames, picture.plain, size), size)),
-        "guided": png(strip(masked(picture.frames, picture.guided, size), size)),
+    heat = colormaps["magma"](np.clip(picture.saliency, 0, 1))[..., :3]
+    return {
+        "frames": strip(picture.frames),
+        "plain": strip(masked(picture.frames, picture.plain)),
+        "guided": strip(masked(picture.frames, picture.guided)),
+        "saliency": strip((255 * heat).astype(np.uint8)),
     }
-    if picture.saliency is not None:
-        out["saliency"] = png(strip(heat(picture.saliency, size), size))
-    return out
 
 
 def pca_rgb(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     """First three principal components of tokens float ``[N, D]`` as colours uint8 ``[T, H, W, 3]``, 2nd to 98th
-    percentile.
-
-    The sign of each component is fixed so that its largest loading is positive.
+    percentile; the sign of each is fixed so that its largest loading is positive.
     """
     x = np.asarray(tokens, dtype=np.float64)
     x = x - x.mean(0)
@@ -256,8 +203,3 @@ def pca_rgb(tokens: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     low, high = np.percentile(y, 2, axis=0), np.percentile(y, 98, axis=0)
     y = np.clip((y - low) / np.maximum(high - low, 1e-12), 0, 1)
     return (255 * y).astype(np.uint8).reshape(*grid, 3)
-
-
-def pca_strips(picture: PcaPicture, size: int = 96) -> dict[str, str]:
-    """Data URIs: the frames under "frames", then one strip per encoder."""
-    return {"frames": png(strip(picture.frames, size)), **{k: png(strip(m, size)) for k, m in picture.maps.items()}}

@@ -12,10 +12,10 @@ from typing import Any
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import Row
-from vjepa_fast.study.demo import results, tasks
+from vjepa_fast.study.demo import page, tasks
 from vjepa_fast.study.demo.plan import DemoPlan, DemoRun, run_config
 from vjepa_fast.study.jobs.pool import Task, run_tasks
-from vjepa_fast.study.jobs.workers import workers_and_threads
+from vjepa_fast.study.jobs.workers import cores
 from vjepa_fast.study.run.clips import cached, decode_task, manifests, render_task, suite_values, view_of
 from vjepa_fast.study.run.training import train
 
@@ -23,16 +23,13 @@ from vjepa_fast.study.run.training import train
 class Demo:
     """The task graph of a plan in a folder: ``suites/ cache/ runs/ tasks/ logs/``, ``results.json report.html``.
 
-    Attributes:
-        evaluated: the suites that encoders are evaluated on.
-        configs: by key of the run.
-        view: the clip that encoders are evaluated on.
+    ``evaluated`` are the suites that encoders are evaluated on, ``view`` the clip, ``configs`` the runs' by key.
     """
 
     def __init__(self, folder: str | os.PathLike, plan: DemoPlan, workers: int | None = None):
         self.folder, self.plan = Path(folder), plan
-        found, self.threads = workers_and_threads(plan.device)
-        self.workers = workers or found
+        at_once = min(4, cores()) if plan.device == "cpu" else 1
+        self.workers, self.threads = workers or at_once, max(1, cores() // at_once)
         self.evaluated = [*plan.probed, *(["fewshot"] if "fewshot" in plan.suites else [])]
         paths = {name: manifests(self.folder, name, sizes) for name, sizes in plan.suites.items()}
         self.configs: dict[str, Config] = {
@@ -49,12 +46,14 @@ class Demo:
 
     def tasks(self) -> list[Task]:
         """Everything there is to do; lower ranks first, so that the long runs begin early."""
-        plan, values = self.plan, plan_values(self.plan)
+        plan = self.plan
+        values = {k: getattr(plan, k) for k in tasks.PLAN}
         video = {"size": plan.size, "frames": plan.frames, "fps": plan.fps, "seed": plan.seed}
         decoded = tuple(f"decode-{name}" for name in self.evaluated)
         clips = {name: cached(self.folder, name) for name in self.evaluated}
         first = self.plain(plan.runs[0].key)
         shape = {k: first[k] for k in ("model", "seed")}
+        trained = {run.name: f"train-{run.key}" for run in plan.runs}
         out = [
             *(render_task(self.folder, n, sizes, video, rank) for rank, (n, sizes) in enumerate(plan.suites.items())),
             *(decode_task(self.folder, name, plan.suites[name], self.view, 15) for name in self.evaluated),
@@ -62,49 +61,38 @@ class Demo:
         for rank, run in enumerate(plan.runs):
             evaluated = {"label": run.name, "clips": clips, "plan": values}
             evaluated["cache_dir"] = str(self.folder / "runs" / run.key / "features")
-            out += [
-                self._train(run, video, 10 + rank),
-                Task(
-                    f"evaluate-{run.key}",
-                    tasks.evaluate,
-                    lambda r, name=f"train-{run.key}", more=evaluated: {"checkpoint": r[name]["checkpoint"], **more},
-                    needs=(f"train-{run.key}", *decoded),
-                    rank=20,
-                    identity=[run.name, values],
-                ),
-            ]
-        controls = {"config": first, "clips": clips, "plan": values}
-        out.append(Task("controls", tasks.controls, controls, needs=decoded, rank=25, identity=[shape, values]))
-        out += [
-            Task(
-                f"supervised-{name}",
-                tasks.supervised,
-                {"config": first, "suite": name, "clips": clips[name], "plan": values},
-                needs=(f"decode-{name}",),
-                rank=22,
-                identity=[shape, name, values],
+            evaluate = Task(
+                f"evaluate-{run.key}",
+                tasks.evaluate,
+                lambda r, train=trained[run.name], more=evaluated: {"checkpoint": r[train]["checkpoint"], **more},
+                needs=(trained[run.name], *decoded),
+                rank=20,
+                identity=[run.name, values],
             )
-            for name in self.evaluated
-        ]
+            out += [self._train(run, video, 10 + rank), evaluate]
+        common = {"config": first, "plan": values}
+        controls = {**common, "clips": clips}
+        out.append(Task("controls", tasks.controls, controls, needs=decoded, rank=25, identity=[shape, values]))
+        for name, needed in zip(self.evaluated, decoded):
+            more = {**common, "suite": name, "clips": clips[name]}
+            identity = [shape, name, values]
+            out.append(Task(f"supervised-{name}", tasks.supervised, more, (needed,), rank=22, identity=identity))
         drawn = {
-            "configs_by_run": {run.name: self.plain(run.key) for run in plan.runs},
-            "clips": clips,
-            "names": [n for n in plan.probed if n != "objects"][:2],
+            "config": first,
+            "clips": {n: clips[n] for n in [n for n in plan.probed if n != "objects"][:2]},
             "seed": plan.seed,
             "path": str(self.folder / "pictures.npz"),
         }
-        out.append(
-            Task(
-                "pictures",
-                tasks.pictures,
-                lambda r: {"checkpoints": {x.name: r[f"train-{x.key}"]["checkpoint"] for x in plan.runs}, **drawn},
-                needs=(*(f"train-{run.key}" for run in plan.runs), *decoded),
-                rank=21,
-                identity=[plan.seed],
-                check=os.path.exists,
-            )
+        pictures = Task(
+            "pictures",
+            tasks.pictures,
+            lambda r: {"checkpoints": {name: r[task]["checkpoint"] for name, task in trained.items()}, **drawn},
+            needs=(*trained.values(), *decoded),
+            rank=21,
+            identity=[plan.seed],
+            check=os.path.exists,
         )
-        return out
+        return [*out, pictures]
 
     def _train(self, run: DemoRun, video: dict[str, int], rank: int) -> Task:
         value = self.plain(run.key)
@@ -123,14 +111,6 @@ class Demo:
         )
 
 
-def plan_values(plan: DemoPlan) -> dict[str, Any]:
-    """What the evaluation tasks need of the plan."""
-    return {
-        k: getattr(plan, k)
-        for k in ("pooling", "supervised_steps", "supervised_batch", "episodes", "queries", "seed", "device")
-    }
-
-
 def run_demo(
     folder: str | os.PathLike = "runs/demo",
     plan: DemoPlan | None = None,
@@ -141,10 +121,8 @@ def run_demo(
 ) -> tuple[list[Row], Path]:
     """Run what is missing of the demo in ``folder`` and write its report: (rows, path of the report).
 
-    A stopped demo goes on where it stopped; one with another plan does its changed parts again.
-
-    Raises:
-        UserError: the folder cannot be written. What a task raises is raised too.
+    A stopped demo goes on where it stopped; one with another plan does its changed parts again. Raises UserError where
+    the folder cannot be written, and what a task raises.
     """
     start = time.time()
     demo = Demo(folder, plan or DemoPlan(), workers)
@@ -158,5 +136,5 @@ def run_demo(
     found = run_tasks(
         demo.tasks(), demo.folder, at_once=demo.workers, threads=demo.threads, on_event=on_event, on_tick=on_tick
     )
-    rows = results.rows_of(demo, found)
-    return rows, results.write(demo, found, rows, time.time() - start)
+    rows = page.rows_of(demo, found)
+    return rows, page.write(demo, found, rows, time.time() - start)

@@ -1,42 +1,43 @@
-"""The demo's report: what came out, row by row, beside the random-init control. Its inputs: ``records``."""
+"""What comes out of the demo: rows of accuracy beside the random-init control, ``results.json`` and ``report.html``."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from vjepa_fast.evaluation import Row
-from vjepa_fast.files import write_text
+from vjepa_fast.evaluation import Row, against
+from vjepa_fast.files import write_json, write_text
 from vjepa_fast.study import pages
 from vjepa_fast.study.demo import figures
-from vjepa_fast.study.demo.records import MaskPicture, PcaPicture, RunRecord, SuiteRecord
+from vjepa_fast.study.demo.plan import SUITE_TEXT
+from vjepa_fast.study.demo.records import ClipPicture, RunRecord, SuiteRecord, load_committed
+from vjepa_fast.study.records import read_metrics
+from vjepa_fast.study.run.training import settings_text
+
+if TYPE_CHECKING:
+    from vjepa_fast.study.demo.graph import Demo
 
 TEMPLATE = Path(__file__).parent / "templates" / "report.html.j2"
+MOTION, APPEARANCE, PROBE = "motion8", "objects", "linear"  # axes of the trade-off: vertical, horizontal
+VERDICTS = ("above", "below", "level")
 KIND_NAMES = {"random": "control", "pixels": "control", "supervised": "supervised, small", "pretrained": "pretrained"}
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """0.1234 as "12.3"."""
-    return f"{100 * value:.{digits}f}"
-
-
-def points(value: float) -> str:
-    """0.0123 as "+1.2" (percentage points)."""
-    return f"{100 * value:+.1f}"
 
 
 def table(rows: Sequence[Row]) -> dict:
     """The pivot of the accuracy table: {"columns": [(suite, probe)], "lines": [(label, kind, [Row or None])]}."""
-    columns = list(dict.fromkeys((r.suite, "linear" if r.probe == "supervised" else r.probe) for r in rows))
-    suites = list(dict.fromkeys(suite for suite, _ in columns))
-    columns = [c for s in suites for c in columns if c[0] == s]
     cells = {(r.label, r.suite, "linear" if r.probe == "supervised" else r.probe): r for r in rows}
-    labels = {r.label: r.kind for r in rows}
+    suites = list(dict.fromkeys(r.suite for r in rows))
+    columns = sorted(dict.fromkeys(k[1:] for k in cells), key=lambda c: suites.index(c[0]))
+    kinds = {r.label: r.kind for r in rows}
     return {
         "columns": columns,
         "suites": [(s, sum(c[0] == s for c in columns)) for s in suites],
-        "lines": [(label, kind, [cells.get((label, *c)) for c in columns]) for label, kind in labels.items()],
+        "lines": [(label, kind, [cells.get((label, *c)) for c in columns]) for label, kind in kinds.items()],
     }
 
 
@@ -46,31 +47,21 @@ def statement(rows: Sequence[Row]) -> dict:
     {"above": [...], "below": [...], "level": n, "compared": n, "expected": rows that would stand above by luck alone}.
     """
     compared = [r for r in rows if r.kind == "pretrained" and r.difference is not None]
-    name = "{r.label}: {r.suite}, {r.probe}".format
-    return {
-        "above": [(name(r=r), r.difference) for r in compared if r.verdict == "above"],
-        "below": [(name(r=r), r.difference) for r in compared if r.verdict == "below"],
-        "level": sum(r.verdict == "level" for r in compared),
-        "compared": len(compared),
-        "expected": 0.025 * len(compared),
-    }
+    by = {v: [(f"{r.label}: {r.suite}, {r.probe}", r.difference) for r in compared if r.verdict == v] for v in VERDICTS}
+    counts = {"level": len(by["level"]), "compared": len(compared), "expected": 0.025 * len(compared)}
+    return {"above": by["above"], "below": by["below"], **counts}
 
 
-def committed_summary(committed: dict) -> dict:
-    """Rows of the committed run by (suite, probe, encoder), and whether every seed stands above random init."""
+def _long_run(committed: dict) -> dict:
+    """Rows of the committed run by (suite, probe, encoder), and in how many seeds they stand above random init."""
     groups: dict[tuple, list] = {}
-    for row in committed["rows"]:
+    for row in sorted(committed["rows"], key=lambda r: r["seed"]):
         groups.setdefault((row["suite"], row["probe"], row.get("encoder", "")), []).append(row)
     lines = [
-        {
-            "suite": k[0],
-            "probe": k[1],
-            "encoder": k[2],
-            "rows": sorted(v, key=lambda r: r["seed"]),
-            "above": sum(r["difference_ci95"][0] > 0 for r in v),
-        }
-        for k, v in groups.items()
-    ]
+        {"suite": suite, "probe": probe, "encoder": encoder, "rows": rows,
+         "above": sum(r["difference_ci95"][0] > 0 for r in rows)}
+        for (suite, probe, encoder), rows in groups.items()
+    ]  # fmt: skip
     return {"lines": lines, "seeds": sorted({r["seed"] for r in committed["rows"]})}
 
 
@@ -81,32 +72,20 @@ def write_report(
     runs: Sequence[RunRecord],
     rows: Sequence[Row],
     suites: Sequence[SuiteRecord],
-    mask_pictures: Sequence[MaskPicture] = (),
-    pca_pictures: Sequence[PcaPicture] = (),
+    pictures: Sequence[ClipPicture] = (),
     committed: dict | None = None,
-    environment: dict[str, str] | None = None,
+    environment: Mapping[str, str] = {},
     protocol: Sequence[str] = (),
-    motion: str = "motion8",
-    appearance: str = "objects",
-    probe: str = "linear",
 ) -> Path:
     """Write the report to ``path`` and return the path. Sections without material say so.
 
     ``rows`` have their differences from the control (`vjepa_fast.evaluation.against`); ``committed`` is what
-    `load_committed` returns. The trade-off has the suite ``motion`` on its vertical axis and ``appearance`` on its
-    horizontal one.
-
-    Raises:
-        UserError: ``path`` cannot be written.
+    `load_committed` returns. Raises UserError where ``path`` cannot be written.
     """
-    probe_of = {
-        s: (
-            probe
-            if any(r.suite == s and r.probe == probe for r in rows)
-            else next((r.probe for r in rows if r.suite == s and r.kind == "random"), rows[0].probe)
-        )
-        for s in dict.fromkeys(r.suite for r in rows)
-    }
+    probes: dict[str, dict] = {}  # of each suite: those of random init first, to show where it has no linear probe
+    for r in sorted(rows, key=lambda r: r.kind != "random"):
+        probes.setdefault(r.suite, {})[r.probe] = None
+    probe_of = {s: PROBE if PROBE in probes[s] else next(iter(probes[s])) for s in dict.fromkeys(r.suite for r in rows)}
     content = {
         "title": title,
         "runs": runs,
@@ -114,23 +93,116 @@ def write_report(
         "table": table(rows),
         "statement": statement(rows),
         "kind_names": KIND_NAMES,
-        "environment": environment or {},
+        "environment": environment,
         "protocol": protocol,
         "loss_svg": figures.loss_curves(runs),
         "monitor_svg": figures.monitor_curves(runs),
-        "dots_svg": figures.accuracy_dots(rows, list(probe_of), probe_of),
-        "tradeoff_svg": figures.tradeoff(rows, motion, appearance, probe),
-        "motion": motion,
-        "appearance": appearance,
-        "probe": probe,
-        "masks": [(p, figures.mask_strips(p)) for p in mask_pictures],
-        "pcas": [(p, figures.pca_strips(p)) for p in pca_pictures],
+        "dots_svg": figures.accuracy_dots(rows, probe_of),
+        "tradeoff_svg": figures.tradeoff(rows, MOTION, APPEARANCE, PROBE),
+        "motion": MOTION,
+        "appearance": APPEARANCE,
+        "probe": PROBE,
+        "masks": [(p, figures.strips(p)) for p in pictures],
+        "pcas": [(p, {k: figures.strip(v) for k, v in {"frames": p.frames, **p.maps}.items()}) for p in pictures],
         "setting_names": list(dict.fromkeys(key for run in runs for key in run.settings)),
         "committed": committed,
-        "long_run": committed_summary(committed) if committed else None,
-        "committed_svg": figures.committed_curves(committed.get("curves", [])) if committed else None,
+        "long_run": committed and _long_run(committed),
+        "committed_svg": committed and figures.committed_curves(committed.get("curves", [])),
     }
-    page = pages.render(TEMPLATE, content, {"percent": percent, "points": points})
-    path = Path(path)
-    write_text(path, page, hint="choose another folder")
-    return path
+    page = pages.render(TEMPLATE, content, percent=lambda x: f"{100 * x:.1f}", points=lambda x: f"{100 * x:+.1f}")
+    write_text(Path(path), page, hint="choose another folder")
+    return Path(path)
+
+
+def rows_of(demo: Demo, results: Mapping[str, Any]) -> list[Row]:
+    """All rows, controls first, each pretrained one set against random init. ``results``: of the tasks, by name."""
+    names = [
+        "controls",
+        *(f"supervised-{n}" for n in demo.evaluated),
+        *(f"evaluate-{run.key}" for run in demo.plan.runs),
+    ]
+    rows = [Row(**{**r, "hits": tuple(r["hits"])}) for name in names for r in results[name]]
+    rows.sort(key=lambda r: demo.evaluated.index(r.suite))  # stable: the order of encoders stays
+    return against(rows, [r for r in rows if r.kind == "random"], seed=demo.plan.seed)
+
+
+def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: float) -> Path:
+    """Write ``results.json`` and ``report.html``; returns the path of the report."""
+    import torch
+
+    from vjepa_fast import __version__
+
+    plan = demo.plan
+    environment = {
+        "device": plan.device,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "processes": f"{demo.workers} at once, {demo.threads} thread{'s' if demo.threads > 1 else ''} each",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "vjepa_fast": __version__,
+        "this invocation took": f"{seconds / 60:.1f} minutes" if seconds else "nothing was left to do",
+    }
+    content = {"format": 1, "plan": asdict(plan), "environment": environment, "rows": [r.to_dict() for r in rows]}
+    write_json(demo.folder / "results.json", content)
+    runs = []
+    for run in plan.runs:
+        metrics, settings = (
+            read_metrics(demo.folder / "runs" / run.key),
+            settings_text(demo.configs[run.key], run.weights),
+        )
+        runs.append(RunRecord(run.name, run.objective, run.regime, metrics, settings))
+    suites = []
+    for name in demo.evaluated:
+        classes = len(json.loads((demo.folder / "suites" / name / "classes.json").read_text()))
+        train, val, test = (plan.suites[name].get(part, 0) for part in ("train", "val", "test"))
+        chance = next(r.chance for r in rows if r.suite == name)
+        suites.append(SuiteRecord(name, SUITE_TEXT[name], train, val, test, classes, chance))
+    return write_report(
+        demo.folder / "report.html",
+        title="Video-JEPA on a laptop",
+        runs=runs,
+        rows=rows,
+        suites=suites,
+        pictures=_pictures(results["pictures"]),
+        committed=load_committed(),
+        environment=environment,
+        protocol=_protocol(demo),
+    )
+
+
+def _pictures(path: str) -> list[ClipPicture]:
+    """Of the file that ``tasks.pictures`` wrote."""
+    import numpy as np
+
+    with np.load(path) as arrays:
+        found: dict[str, dict] = {}
+        for key in arrays.files:
+            suite, kind, *label = key.split("/", 2)
+            clip = found.setdefault(suite, {"title": f"A test clip of {suite}", "maps": {}})
+            (clip["maps"] if label else clip)[label[0] if label else kind] = arrays[key]
+    return [ClipPicture(**clip) for clip in found.values()]
+
+
+def _protocol(demo: Demo) -> list[str]:
+    plan, view = demo.plan, demo.view
+    pooling = {
+        "time": "averaged over space, the time steps side by side",
+        "mean": "averaged over all tokens",
+        "meanstd": "mean and standard deviation over all tokens",
+    }[plan.pooling]
+    return [
+        f"One protocol for every encoder: centre clip of {view['num_frames']} frames, step {view['frame_step']}, "
+        f"{view['crop_size']} px; patch features of the last level {pooling}; encoder frozen.",
+        "Pretraining sees the training parts without labels. Validation and test clips are rendered apart and never "
+        "trained on.",
+        "Random init is the very weights that the runs start from. Raw pixels are the clip averaged down to 4 x 8 x 8 "
+        "x RGB.",
+        f"The supervised row is small: {plan.supervised_steps} steps of batch {plan.supervised_batch} on the probe's "
+        "training part, from scratch; for few-shot on the base classes. It is a reference for what labels give at this "
+        "size, not a ceiling.",
+        f"Few-shot: 5-way episodes ({plan.episodes} of them, {plan.queries} queries per class) on novel classes, "
+        "nearest prototype by cosine of features centred by the base classes' mean. The interval beside an accuracy is "
+        "the usual one over episodes; a difference is judged over query clips, which is wider.",
+        "Target is the moving average (EMA) of the weights, student the weights that the optimiser moves. Early in a "
+        "run the target still is half its random start.",
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 
 from vjepa_fast.config import Config
@@ -48,7 +49,7 @@ RUNS = tuple(
 class DemoPlan:
     """Sizes of the demo. ``train_scale`` stretches the runs: iterations, and with them the horizon of the EMA."""
 
-    suites: dict[str, dict[str, int]] = field(default_factory=lambda: dict(SIZES))
+    suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(SIZES))
     probed: tuple[str, ...] = ("motion8", "order", "objects")
     size: int = 64  # pixels of the rendered videos
     frames: int = 16
@@ -66,9 +67,7 @@ class DemoPlan:
 
 
 def plan_for(minutes: float | None, device: str = "cpu") -> DemoPlan:
-    """The plan whose training is stretched or cut so that the demo takes about ``minutes`` on two cores (None: as
-    made).
-    """
+    """The plan whose training is scaled so that the demo takes about ``minutes`` on two cores (None: as made)."""
     if minutes is None:
         return DemoPlan(device=device)
     scale = max(0.02, (minutes - FIXED_MINUTES) / (FULL_MINUTES - FIXED_MINUTES))

@@ -55,51 +55,36 @@ class SuiteRecord:
 
 
 @dataclass(frozen=True)
-class MaskPicture:
-    """Masks over one real clip: ``frames`` uint8 ``[T, h, w, 3]``, one per token time; predicted tokens bool ``[T, H,
-    W]``.
+class ClipPicture:
+    """One real clip: ``frames`` uint8 ``[T, h, w, 3]``, one per token time; predicted tokens of a plain and of a
+    motion-guided mask bool ``[T, H, W]``; the motion map float ``[T, H, W]`` in [0, 1]; and PCA maps of its patch
+    features by encoder, uint8 ``[T, H, W, 3]``.
     """
 
     title: str
     frames: np.ndarray
     plain: np.ndarray
     guided: np.ndarray
-    saliency: np.ndarray | None = None  # float [T, H, W] in [0, 1]
-
-
-@dataclass(frozen=True)
-class PcaPicture:
-    """PCA maps of patch features beside the frames: ``maps[label]`` uint8 ``[T, H, W, 3]``."""
-
-    title: str
-    frames: np.ndarray
+    saliency: np.ndarray
     maps: dict[str, np.ndarray]
 
 
-def committed_path() -> Path | None:
-    """The committed result file, in the package or in the repository around it; None where there is none."""
-    here = Path(__file__).resolve().parent
-    for path in (
-        here.parents[2] / "benchmarks" / "results" / "synthetic_small.json",
-        here / "data" / "synthetic_small.json",
-    ):
-        if path.is_file():
-            return path
-    return None
-
-
 def load_committed(path: str | os.PathLike | None = None) -> dict | None:
-    """Read and check the committed result; None where there is none, DataError where it has another form."""
-    found_at = committed_path() if path is None else Path(path)
-    if found_at is None:
+    """Read and check the committed result (default: in the repository around the package, or the package's copy).
+
+    None where there is none, DataError where it has another form.
+    """
+    here = Path(__file__).resolve().parent
+    places = [here.parents[2] / "benchmarks" / "results", here / "data"]
+    found_at = [Path(path)] if path is not None else [p for d in places if (p := d / "synthetic_small.json").is_file()]
+    if not found_at:
         return None
     try:
-        found = json.loads(found_at.read_text())
+        found = json.loads(found_at[0].read_text())
         missing = sorted({key for row in found["rows"] for key in ROW_KEYS if key not in row})
+        if found.get("format") == 1 and found["rows"] and not missing:
+            return found
+        problem = f"of format 1 with rows that have {', '.join(missing or ROW_KEYS)}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{found_at}: not a result file of a long run ({error})") from None
-    if found.get("format") != 1 or missing or not found["rows"]:
-        raise DataError(
-            f"{found_at}: not a result file of format 1 with rows that have {', '.join(missing or ROW_KEYS)}"
-        )
-    return found
+        problem = f"of a long run ({error})"
+    raise DataError(f"{found_at[0]}: not a result file {problem}")

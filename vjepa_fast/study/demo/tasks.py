@@ -1,7 +1,4 @@
-"""The demo's own pieces of work: functions of plain arguments that run in a worker process and return plain values.
-
-Heavy imports are inside: a worker pays for what its task needs.
-"""
+"""The demo's own pieces of work: functions of plain values that run in a worker process; heavy imports are inside."""
 
 from __future__ import annotations
 
@@ -14,32 +11,28 @@ from vjepa_fast.study.run.clips import load_clips
 from vjepa_fast.study.run.evaluate import suite_rows
 
 if TYPE_CHECKING:
-    from vjepa_fast.evaluation import ClipSet, Features, Row
+    from vjepa_fast.evaluation import ClipSet, Features
 
-# ``plan`` below: the values of `graph.plan_values`.
+# the values of a plan that are ``plan`` below
+PLAN = ("pooling", "supervised_steps", "supervised_batch", "episodes", "queries", "seed", "device")
 
 
 def _rows(
     label: str, kind: str, features_of: Callable[[ClipSet], Features], clips: Mapping[str, str], plan: Mapping
-) -> list[Row]:
+) -> list[dict]:
     """Probe and episode rows of one encoder over all suites."""
     rows = []
     for suite, path in clips.items():
         parts = {part: features_of(c) for part, c in load_clips(path, suite).items()}
-        rows += suite_rows(label, kind, suite, parts, _episodes(suite, plan), plan["seed"])
-    return rows
-
-
-def _episodes(suite: str, plan: Mapping) -> dict[str, int] | None:
-    return {k: plan[k] for k in ("queries", "episodes")} if suite == "fewshot" else None
+        rows += suite_rows(label, kind, suite, parts, plan if suite == "fewshot" else None, plan["seed"])
+    return [r.to_dict() for r in rows]
 
 
 def _features(encoder, plan: Mapping, cache_dir: str | None, clips: ClipSet) -> Features:
     from vjepa_fast.evaluation import extract_features
 
-    return extract_features(
-        encoder, clips, pooling=plan["pooling"], batch_size=32, device=plan["device"], cache_dir=cache_dir
-    )
+    how = {"pooling": plan["pooling"], "device": plan["device"], "cache_dir": cache_dir}
+    return extract_features(encoder, clips, batch_size=32, **how)
 
 
 def evaluate(label: str, checkpoint: str, clips: dict[str, str], plan: dict, cache_dir: str) -> list[dict]:
@@ -50,7 +43,7 @@ def evaluate(label: str, checkpoint: str, clips: dict[str, str], plan: dict, cac
     for which, name in (("target_encoder", label), ("encoder", f"{label}, student")):
         encoder = load_encoder(checkpoint, which=which, device=plan["device"])
         rows += _rows(name, "pretrained", partial(_features, encoder, plan, cache_dir), clips, plan)
-    return [r.to_dict() for r in rows]
+    return rows
 
 
 def controls(config: dict, clips: dict[str, str], plan: dict) -> list[dict]:
@@ -58,10 +51,9 @@ def controls(config: dict, clips: dict[str, str], plan: dict) -> list[dict]:
     from vjepa_fast import config as configs
     from vjepa_fast.evaluation import pixel_features, random_encoder
 
-    encoder = random_encoder(configs.from_dict(config))
-    rows = _rows("random init", "random", partial(_features, encoder, plan, None), clips, plan)
-    rows += _rows("raw pixels", "pixels", pixel_features, clips, plan)
-    return [r.to_dict() for r in rows]
+    features_of = partial(_features, random_encoder(configs.from_dict(config)), plan, None)
+    rows = _rows("random init", "random", features_of, clips, plan)
+    return rows + _rows("raw pixels", "pixels", pixel_features, clips, plan)
 
 
 def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
@@ -70,9 +62,7 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
     from vjepa_fast.evaluation import random_encoder, train_supervised
     from vjepa_fast.evaluation.run.rows import row_of
 
-    parts = load_clips(clips, suite)
-    label, episodes = "supervised (small)", _episodes(suite, plan)
-    few = episodes is not None
+    parts, few = load_clips(clips, suite), suite == "fewshot"
     train, val = base_split(parts["train"], plan["seed"]) if few else (parts["train"], parts["val"])
     model = train_supervised(
         random_encoder(configs.from_dict(config)),
@@ -84,16 +74,12 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
         seed=plan["seed"],
         device=plan["device"],
     )
-    if few:
-        features = {part: _features(model.encoder, plan, None, parts[part]) for part in ("train", "test")}
-        rows = suite_rows(label, "supervised", suite, features, episodes, plan["seed"])
-        return [r.to_dict() for r in rows]
+    label, kind = "supervised (small)", "supervised"
+    if model.result is None:  # no test part: few-shot
+        return _rows(label, kind, partial(_features, model.encoder, plan, None), {suite: clips}, plan)
     labels = parts["test"].labels.tolist()
     chance = max(map(labels.count, set(labels))) / len(labels)
-    assert model.result is not None  # there was a test part
-    return [
-        row_of(model.result, label=label, kind="supervised", suite=suite, probe="supervised", chance=chance).to_dict()
-    ]
+    return [row_of(model.result, label=label, kind=kind, suite=suite, probe=kind, chance=chance).to_dict()]
 
 
 def base_split(train: ClipSet, seed: int) -> tuple[ClipSet, ClipSet]:
@@ -111,15 +97,8 @@ def base_split(train: ClipSet, seed: int) -> tuple[ClipSet, ClipSet]:
     return first, second
 
 
-def pictures(
-    configs_by_run: dict[str, dict],
-    checkpoints: dict[str, str],
-    clips: dict[str, str],
-    names: list[str],
-    seed: int,
-    path: str,
-) -> str:
-    """Arrays of the mask and PCA pictures (one clip of each suite in ``names``), in one .npz file."""
+def pictures(config: dict, checkpoints: dict[str, str], clips: dict[str, str], seed: int, path: str) -> str:
+    """Arrays of the mask and PCA pictures (one clip of each suite in ``clips``), in one .npz file."""
     import dataclasses
 
     import numpy as np
@@ -131,11 +110,11 @@ def pictures(
     from vjepa_fast.models import load_encoder
     from vjepa_fast.study.demo.figures import pca_rgb
 
-    cfg = configs.from_dict(next(iter(configs_by_run.values())))
+    cfg = configs.from_dict(config)
     encoders = {"random init": random_encoder(cfg), **{k: load_encoder(c) for k, c in checkpoints.items()}}
     arrays = {}
-    for name in names:
-        clip = load_clips(clips[name], name)["test"].clips[seed : seed + 1]
+    for name, file in clips.items():
+        clip = load_clips(file, name)["test"].clips[seed : seed + 1]
         tubelet = cfg.data.tubelet_size
         grid = (clip.shape[2] // tubelet, clip.shape[3] // cfg.data.patch_size, clip.shape[4] // cfg.data.patch_size)
         arrays[f"{name}/frames"] = clip[0, :, ::tubelet].permute(1, 2, 3, 0).numpy()
@@ -158,6 +137,6 @@ def pictures(
             with torch.no_grad():
                 z, found = encode(encoder, clip)
             arrays[f"{name}/pca/{label}"] = pca_rgb(z[0].float().numpy(), found)
-    with atomic_file(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    with atomic_file(path, "wb") as out:
+        np.savez_compressed(out, **arrays)
     return path

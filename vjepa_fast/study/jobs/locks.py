@@ -63,9 +63,9 @@ class Lock:
         try:
             with open(path, "x") as file:
                 json.dump({"token": self.token, "pid": os.getpid(), **_place()}, file)
+            return True
         except FileExistsError:
             return False
-        return True
 
     def _read(self, path: Path) -> dict:
         try:
@@ -116,8 +116,8 @@ def _place() -> dict:
 def _alive(pid: object) -> bool:
     try:
         os.kill(int(str(pid)), 0)
-    except (ProcessLookupError, TypeError, ValueError):
-        return False
-    except PermissionError:
+    except PermissionError:  # another user's
         return True
+    except (ProcessLookupError, ValueError):
+        return False
     return True

@@ -1,8 +1,7 @@
 """Runs named tasks in worker processes, each as soon as what it needs is done, and remembers what is done.
 
 A finished task leaves ``<folder>/tasks/<name>.json`` with its key and result. The key covers the function, its
-arguments and the keys of what it needs, so that a repeated command takes up where the last one stopped, and a changed
-plan does its changed part again.
+arguments and the keys of what it needs, so that a repeated command does only what is new or changed.
 """
 
 from __future__ import annotations
@@ -28,21 +27,15 @@ FORMAT = 2  # raise it when tasks compute other results from the same arguments
 
 @dataclass
 class Task:
-    """``function(**arguments)`` once all of ``needs`` are done. Lower ``rank`` goes first.
-
-    Attributes:
-        arguments: keyword arguments of plain values, or a function that makes them of the results by task name.
-        identity: what the key is made of in place of the arguments (paths left out).
-        check: whether a remembered result still stands.
-    """
+    """``function(**arguments)`` once all of ``needs`` are done. Lower ``rank`` goes first."""
 
     name: str
     function: Callable
-    arguments: Mapping | Callable[[dict], Mapping]
+    arguments: Mapping | Callable[[dict], Mapping]  # plain values, or a function that makes them of results by name
     needs: tuple[str, ...] = ()
     rank: int = 0
-    identity: object = None
-    check: Callable[[Any], bool] = field(default=lambda result: True)
+    identity: object = None  # what the key is made of in place of the arguments (paths left out)
+    check: Callable[[Any], bool] = field(default=lambda result: True)  # whether a remembered result still stands
 
     def values(self, results: dict) -> dict:
         """The keyword arguments, given the results of ``needs``."""
@@ -61,38 +54,27 @@ def run_tasks(
     """Run the tasks in ``at_once`` processes of ``threads`` CPU threads each; returns the results by name.
 
     ``on_event`` gets ("start" | "done" | "kept", name), ``on_tick`` about twice a second the names of running tasks.
-
-    Raises:
-        UserError: a worker process was killed. What a task raises is raised too.
+    Raises UserError where a worker process was killed, and what a task raises.
     """
     results: dict[str, object] = {}
     keys: dict[str, str] = {}
     running: dict[Future, Task] = {}
     others = set(multiprocessing.active_children())
     waiting = {t.name: t for t in tasks}
-    (folder / "tasks").mkdir(parents=True, exist_ok=True)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
     with workers.environment(threads):
-        pool = ProcessPoolExecutor(
-            at_once,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(str(folder / "logs"),),
-        )
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(at_once, spawn, initializer=_start, initargs=(str(folder / "logs"),))
         try:
             while waiting or running:
-                ready = sorted(
-                    (t for t in waiting.values() if all(n in results for n in t.needs)), key=lambda t: t.rank
-                )
-                for task in ready:
-                    known = task.name in keys
-                    if not known:
+                ready = [t for t in waiting.values() if all(n in results for n in t.needs)]
+                for task in sorted(ready, key=lambda t: t.rank):
+                    if task.name not in keys:
                         keys[task.name] = _key(task, results, keys)
-                    if not known and (kept := _kept(folder, task, keys[task.name])) is not None:
-                        results[task.name] = kept[0]
-                        del waiting[task.name]
-                        on_event("kept", task.name)
-                        break
+                        if (kept := _kept(folder, task, keys[task.name])) is not None:
+                            results[task.name] = kept[0]
+                            del waiting[task.name]
+                            on_event("kept", task.name)
+                            break
                     if len(running) < at_once:
                         running[pool.submit(_call, task.function, task.values(results))] = task
                         del waiting[task.name]
@@ -103,7 +85,8 @@ def run_tasks(
                     for future in done:
                         task = running.pop(future)
                         results[task.name], spent = future.result()
-                        _remember(folder, task, keys[task.name], results[task.name], spent)
+                        record = {"key": keys[task.name], **spent, "result": results[task.name]}
+                        write_json(folder / "tasks" / f"{task.name}.json", record, indent=None)
                         on_event("done", task.name)
                     on_tick({t.name for t in running.values()})
         except BaseException as error:
@@ -124,12 +107,11 @@ def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         result = function(**arguments)
-        return result, {
-            "seconds": round(time.perf_counter() - wall, 2),
-            "cpu_seconds": round(time.process_time() - cpu, 2),
-        }
+        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+        return result, {k: round(v, 2) for k, v in spent.items()}
     except SystemExit:  # the trainer was stopped and has saved
-        if not workers.parent_is_alive():
+        parent = multiprocessing.parent_process()
+        if parent is None or not parent.is_alive():
             os._exit(0)  # nobody is left to take a result
         raise KeyboardInterrupt from None
 
@@ -141,10 +123,8 @@ def _start(logs: str) -> None:
 
 def _key(task: Task, results: dict, keys: dict) -> str:
     what = task.identity if task.identity is not None else task.values(results)
-    text = json.dumps(
-        [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]], sort_keys=True, default=str
-    )
-    return hashlib.sha256(text.encode()).hexdigest()
+    value = [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]]
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _kept(folder: Path, task: Task, key: str) -> tuple | None:
@@ -153,7 +133,3 @@ def _kept(folder: Path, task: Task, key: str) -> tuple | None:
         return (stored["result"],) if stored["key"] == key and task.check(stored["result"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _remember(folder: Path, task: Task, key: str, result: object, spent: dict) -> None:
-    write_json(folder / "tasks" / f"{task.name}.json", {"key": key, **spent, "result": result}, indent=None)

@@ -1,7 +1,8 @@
-"""Jobs in processes of their own on this machine, and on others that run the same command on the same folder.
+"""Jobs in processes of their own, here and on machines that run the same command on the folder, or as a SLURM array.
 
-Each command takes a job by its lock, which only one can hold. The job of a command that died is taken over by
-another, and goes on from its last checkpoint.
+A job is a plain dict, so that it can be sent to another process or machine; the launchers read its ``folder`` and its
+``key``, a name that is unique in the folder. Each command takes a job by its lock, which only one can hold. The job of
+a command that died is taken over by another, and goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -12,17 +13,52 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.study.jobs import workers
 from vjepa_fast.study.jobs.locks import Lock
-from vjepa_fast.study.jobs.work import Event, Work
 
 _RECORDED = 3  # exit code of a worker that has recorded its failure
+Event = Callable[[str, dict], None]  # what happened (start, done, failed, kept, elsewhere), and to which job
+
+
+@dataclass(frozen=True)
+class Work:
+    """The functions that make jobs of one kind; importable by name, since workers get them by pickle."""
+
+    run: Callable[[dict], object]  # does the job and leaves its result on disk; raises where it cannot
+    done: Callable[[dict], bool]  # whether the job's result is there
+    fail: Callable[[dict, BaseException | str], None]  # records why there is none: an exception, or a sentence
+
+    def attempt(self, job: dict) -> str:
+        """Run a job in this process: ``done`` or ``failed``. A stop (SystemExit, Ctrl-C) passes."""
+        try:
+            self.run(job)
+            return "done"
+        except Exception as error:
+            self.fail(job, error)
+            return "failed"
+
+    def locked(self, job: dict) -> str:
+        """`attempt` under the job's lock; ``kept`` where it is done, ``elsewhere`` where another process has it."""
+        lock = self.lock(job)
+        if self.done(job):
+            return "kept"
+        if not lock.take():
+            return "elsewhere"
+        try:
+            return self.attempt(job)
+        finally:
+            lock.release()
+
+    def lock(self, job: dict) -> Lock:
+        """The lock of a job, ``locks/<key>.lock`` in its folder."""
+        return Lock(Path(job["folder"]) / "locks" / f"{job['key']}.lock")
 
 
 def slots(device: str, jobs: int | None, per_gpu: int, runs: int) -> tuple[list[str | None], int]:
@@ -99,20 +135,17 @@ def _child(work: Work, job: dict) -> None:
 def _next(work: Work, waiting: list[dict], reported: set[str], on_event: Event) -> tuple[dict, Lock] | None:
     """The first job that is neither done nor held by another process, and its lock; what is done leaves the list."""
     for job in list(waiting):
-        if work.done(job):
-            waiting.remove(job)
-            on_event("kept", job)
-            continue
         lock = work.lock(job)
-        if lock.take():
-            waiting.remove(job)
-            if not work.done(job):
-                return job, lock
-            lock.release()  # finished between the two looks
-            on_event("kept", job)
-        elif job["key"] not in reported:
-            reported.add(job["key"])
-            on_event("elsewhere", job)
+        if not work.done(job) and not lock.take():
+            if job["key"] not in reported:
+                reported.add(job["key"])
+                on_event("elsewhere", job)
+            continue
+        waiting.remove(job)
+        if not work.done(job):  # looked at again under the lock
+            return job, lock
+        lock.release()
+        on_event("kept", job)
     return None
 
 
@@ -134,11 +167,53 @@ def terminable() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    before = signal.signal(signal.SIGTERM, stop) if main else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def run_slurm(
+    work: Work,
+    jobs: Sequence[dict],
+    folder: str | os.PathLike,
+    options: Mapping[str, object],
+    at_once: int | None,
+    on_event: Event,
+    poll: float = 10.0,
+) -> None:
+    """Submit the jobs as a SLURM array and wait for them, looking every ``poll`` seconds; Ctrl-C leaves them running.
+
+    ``options`` go to submitit's ``update_parameters``: slurm_partition, timeout_min, gpus_per_node, cpus_per_task, ...
+    ``at_once``: jobs of the array that may run at the same time (None: as many as SLURM allows). Raises UserError where
+    submitit is not installed, or refuses the options.
+    """
+    try:
+        import submitit  # pyright: ignore[reportMissingImports]  # optional, and not among the extras
+    except ImportError:
+        raise UserError("--launcher slurm needs submitit: pip install submitit") from None
+    executor = submitit.AutoExecutor(folder=str(Path(folder) / "slurm"))
+    if at_once:
+        options = {**options, "slurm_array_parallelism": at_once}
+    try:
+        executor.update_parameters(name="vjepa-study", **options)
+    except (NameError, TypeError, ValueError) as error:
+        raise UserError(f"--slurm: submitit does not take these ({error})") from None
+    handles = list(zip(executor.map_array(work.locked, jobs), jobs))
+    for _, job in handles:
+        on_event("start", job)
+    while handles:
+        for handle, job in [h for h in handles if h[0].done()]:
+            handles.remove((handle, job))
+            try:
+                what = handle.result()
+            except Exception as error:  # the job was cancelled, ran out of time or memory
+                what = "failed"
+                if not work.done(job):
+                    work.fail(job, f"the SLURM job ended without a result: {error}")
+            on_event("done" if work.done(job) else what, job)
+        if handles:
+            time.sleep(poll)

@@ -1,4 +1,4 @@
-"""What worker processes have in common: their number and threads, their log, and leaving with their parent."""
+"""What worker processes have in common: their threads, their log, and leaving with their parent."""
 
 from __future__ import annotations
 
@@ -17,14 +17,6 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def workers_and_threads(device: str = "cpu") -> tuple[int, int]:
-    """(processes to run at once, CPU threads of each): one per core and 4 at most; one alone on a GPU."""
-    if device != "cpu":
-        return 1, cores()
-    workers = min(4, cores())
-    return workers, max(1, cores() // workers)
 
 
 @contextmanager
@@ -56,9 +48,3 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def parent_is_alive() -> bool:
-    """Whether the process that started this worker is there to take a result."""
-    parent = multiprocessing.parent_process()
-    return parent is not None and parent.is_alive()

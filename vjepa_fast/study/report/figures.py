@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vjepa_fast.study.figures import COLOURS, GREY, INK, figure, finish_panels, panels, smooth, svg
+from vjepa_fast.study.figures import COLOURS, GREY, INK, figure, legend, name_lines, panels, smooth, svg
 from vjepa_fast.study.records import RANDOM, Study
 from vjepa_fast.study.report.tables import GEOMETRY_COLUMNS, cost_table, geometry_table, tradeoff_axes
 from vjepa_fast.study.stats import MEAN, Comparison
@@ -28,38 +31,30 @@ def _colour(name: str) -> str:
     return REGIME_COLOURS.get(name, COLOURS[2])
 
 
-# ---------------------------------------------------------------- differences
-
-
-def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str], series: str = "regime") -> str | None:
-    """Differences with their intervals, one panel per title, one line per variant in ``order``, one colour per value of
-    the Comparison field ``series``. Thin with caps: t interval over seeds; thick and pale: bootstrap. Filled: verdict
-    after correction. A t interval that leaves the panel ends in an arrow.
+def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -> str | None:
+    """Differences with their intervals, one panel per title, one line per variant in ``order``, one colour per regime.
+    Thin with caps: t interval over seeds; thick and pale: bootstrap. Filled: verdict after correction. A t interval
+    that leaves the panel ends in an arrow.
     """
     shown = {title: found for title, found in by_title.items() if found}
     if not shown:
         return None
     order = [v for v in order if any(c.variant == v for found in shown.values() for c in found)]
-    names = list(dict.fromkeys(getattr(c, series) for found in shown.values() for c in found))
-    rows, cols = panels(len(shown), 2)
-    height = rows * ((0.17 + 0.14 * len(names)) * len(order) + 0.75) + 0.5
-    with figure(9.2, height, rows, cols, sharey=True) as (drawn, axes):
+    names = list(dict.fromkeys(c.regime for found in shown.values() for c in found))
+    height = (0.17 + 0.14 * len(names)) * len(order) + 0.75
+    with panels(len(shown), 2, 9.2, height, 0.5, "difference, percentage points", sharey=True) as (drawn, axes):
         for axis, (title, found) in zip(axes, shown.items()):
             limits = _limits(found)
             axis.axvline(0, color=INK, linewidth=0.9)
             for c in found:
-                place = names.index(getattr(c, series))
-                y = len(order) - 1 - order.index(c.variant) - (place - (len(names) - 1) / 2) * 0.62 / max(1, len(names))
-                _interval(axis, c, y, _colour(getattr(c, series)), limits)
+                shift = (names.index(c.regime) - (len(names) - 1) / 2) * 0.62 / max(1, len(names))
+                _interval(axis, c, len(order) - 1 - order.index(c.variant) - shift, _colour(c.regime), limits)
             if MEAN in order:
                 axis.axhline(len(order) - 1 - order.index(MEAN) + 0.5, color="#c3c8d0", linewidth=0.8)
             axis.set_xlim(limits)
             axis.set_ylim(-0.6, len(order) - 0.4)
             axis.set_title(title, loc="left")
-            axis.set_yticks(range(len(order)), order[::-1], fontsize=9)
-            axis.grid(axis="y", visible=False)
-            axis.tick_params(axis="y", length=0)
-        finish_panels(axes, len(shown), cols, "difference, percentage points")
+            name_lines(axis, order)
         _forest_legend(drawn, names)
         return svg(drawn)
 
@@ -77,9 +72,8 @@ def _limits(found: Sequence[Comparison]) -> tuple[float, float]:
 
 def _interval(axis: Axes, c: Comparison, y: float, colour: str, limits: tuple[float, float]) -> None:
     if c.boot_low is not None and c.boot_high is not None:
-        axis.plot(
-            [100 * c.boot_low, 100 * c.boot_high], [y, y], color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt"
-        )
+        ends = [100 * c.boot_low, 100 * c.boot_high]
+        axis.plot(ends, [y, y], color=colour, alpha=0.3, linewidth=5, solid_capstyle="butt")
     if c.low is not None and c.high is not None:
         low, high = max(100 * c.low, limits[0]), min(100 * c.high, limits[1])
         axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
@@ -92,18 +86,15 @@ def _interval(axis: Axes, c: Comparison, y: float, colour: str, limits: tuple[fl
 def _forest_legend(drawn: Figure, names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=_colour(n), marker="o", label=n) for n in names] if len(names) > 1 else []
-    base = _colour(names[0]) if len(names) == 1 else GREY
-    handles += [
-        Line2D([], [], color=base, marker="|", linewidth=1.2, label="95 % t interval over seeds"),
-        Line2D([], [], color=base, alpha=0.35, linewidth=5, label="bootstrap"),
-        Line2D([], [], color=base, marker="o", linewidth=0, label="decided after correction"),
-        Line2D([], [], color=base, marker="o", linewidth=0, markerfacecolor="white", label="undecided"),
-    ]
-    drawn.legend(handles=handles, loc="outside lower center", ncols=3 if len(handles) > 4 else 4, fontsize=9)
-
-
-# ---------------------------------------------------------------- trade-off
+    line = partial(Line2D, [], [], color=_colour(names[0]) if len(names) == 1 else GREY)
+    handles = {
+        **({n: line(color=_colour(n), marker="o") for n in names} if len(names) > 1 else {}),
+        "95 % t interval over seeds": line(marker="|", linewidth=1.2),
+        "bootstrap": line(alpha=0.35, linewidth=5),
+        "decided after correction": line(marker="o", linewidth=0),
+        "undecided": line(marker="o", linewidth=0, markerfacecolor="white"),
+    }
+    legend(drawn, handles, 3 if len(handles) > 4 else 4)
 
 
 def _axis_points(found: list[Comparison], outcomes: list) -> dict[str, np.ndarray]:
@@ -180,20 +171,15 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
         text = axis.annotate(name, (0, 0), fontsize=size, color=INK, annotation_clip=False)
         extent = text.get_window_extent(renderer)
         text.remove()
-        best, box, distance = math.inf, (0.0, 0.0, 0.0, 0.0), 0
-        for reach in (8, 14, 22, 32, 44, 60, 80):
-            for turn in range(16):
-                angle = 2 * math.pi * turn / 16
-                dx, dy = reach * scale * math.cos(angle), reach * scale * math.sin(angle)
-                left = x + dx - extent.width * (1 - math.cos(angle)) / 2
-                bottom = y + dy - extent.height / 2
-                place = (left, bottom, left + extent.width, bottom + extent.height)
-                outside = left < frame.x0 or place[2] > frame.x1 or bottom < frame.y0 or place[3] > frame.y1
-                cost = sum(_overlap(place, t) for t in taken) + (1e4 if outside else 0)
-                if cost < best:
-                    best, box, distance = cost, place, reach
-            if best == 0:
-                break
+        places = []
+        for reach, turn in product((8, 14, 22, 32, 44, 60, 80), range(16)):
+            angle = 2 * math.pi * turn / 16
+            left = x + reach * scale * math.cos(angle) - extent.width * (1 - math.cos(angle)) / 2
+            bottom = y + reach * scale * math.sin(angle) - extent.height / 2
+            box = (left, bottom, left + extent.width, bottom + extent.height)
+            outside = left < frame.x0 or box[2] > frame.x1 or bottom < frame.y0 or box[3] > frame.y1
+            places.append((sum(_overlap(box, t) for t in taken) + (1e4 if outside else 0), reach, box))
+        _, distance, box = min(places, key=itemgetter(0))  # the first of the best, so the nearest
         taken.append(box)
         boxes[name] = box
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
@@ -211,9 +197,6 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
-# ---------------------------------------------------------------- cost, curves, geometry
-
-
 def cost(study: Study) -> str | None:
     """What a step of each variant costs: milliseconds and, where measured, megabytes. Small marks are seeds."""
     table = cost_table(study)
@@ -224,21 +207,15 @@ def cost(study: Study) -> str | None:
     titles = {"step_ms": "median ms per step", "peak_mb": "peak MB"}
     with figure(9.2, 0.29 * len(order) + 1.1, 1, len(shown), sharey=True) as (drawn, axes):
         for axis, key in zip(axes, shown):
-            for row in table:
-                if row[key] is None:
-                    continue
+            for row in (r for r in table if r[key] is not None):
                 place = study.regimes.index(row["regime"])
                 y = len(order) - 1 - order.index(row["variant"]) - (place - (len(study.regimes) - 1) / 2) * 0.34
                 axis.barh(y, row[key], height=0.3, color=_colour(row["regime"]), alpha=0.75, label=row["regime"])
-                axis.plot(
-                    row["values"][key], [y] * len(row["values"][key]), "|", color=INK, markersize=6, markeredgewidth=0.9
-                )
+                seeds = row["values"][key]
+                axis.plot(seeds, [y] * len(seeds), "|", color=INK, markersize=6, markeredgewidth=0.9)
             axis.set_title(titles[key], loc="left")
-            axis.set_yticks(range(len(order)), order[::-1], fontsize=9)
-            axis.grid(axis="y", visible=False)
-            axis.tick_params(axis="y", length=0)
-        handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
+            name_lines(axis, order)
+        legend(drawn, dict(zip(*reversed(axes[0].get_legend_handles_labels()))), 2)
         return svg(drawn)
 
 
@@ -246,15 +223,14 @@ def curves(study: Study) -> str | None:
     """Loss over the steps, one panel per variant: seeds thin, their mean thick, regimes by colour. Losses of different
     objectives are sums of different terms, so every panel has its own axis.
     """
-    found = {
-        v: {r: [c.curve for c in study.runs(v, r, study.compat).values() if c.curve.get("step")] for r in study.regimes}
-        for v in study.variants
-    }
-    found = {v: {r: lines for r, lines in by.items() if lines} for v, by in found.items() if any(by.values())}
+    found: dict[str, dict[str, list[dict]]] = {}
+    for variant, regime in product(study.variants, study.regimes):
+        lines = [c.curve for c in study.runs(variant, regime, study.compat).values() if c.curve.get("step")]
+        if lines:
+            found.setdefault(variant, {})[regime] = lines
     if not found:
         return None
-    rows, cols = panels(len(found), 4)
-    with figure(9.2, 1.75 * rows + 0.6, rows, cols) as (drawn, axes):
+    with panels(len(found), 4, 9.2, 1.75, 0.6, "step") as (drawn, axes):
         handles = {}
         for axis, (variant, by_regime) in zip(axes, found.items()):
             for regime, lines in by_regime.items():
@@ -267,11 +243,11 @@ def curves(study: Study) -> str | None:
                     y = smooth(mean, max(1, len(common) // 20))
                     (handles[regime],) = axis.plot(common, y, color=_colour(regime), linewidth=1.7)
             axis.set_title(variant, loc="left", fontsize=9.5)
+            axis.xaxis.label.set_fontsize(9)
             axis.tick_params(labelsize=8)
             axis.locator_params(nbins=4)
             axis.margins(x=0.02)
-        finish_panels(axes, len(found), cols, "step", fontsize=9)
-        drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9)
+        legend(drawn, handles, 2)
         return svg(drawn)
 
 
@@ -300,19 +276,15 @@ def geometry(study: Study) -> str | None:
                 if t["level"] != "all":
                     style = {"marker": "o", "color": shades[levels.index(t["level"])]}
                 axis.plot(t[key], y, markersize=4.5, linewidth=0, **style)
-            axis.set_title(
-                f"{GEOMETRY[key]}, {regime}" if regime != "none" else GEOMETRY[key], loc="left", fontsize=9.5
-            )
+            title = GEOMETRY[key] if regime == "none" else f"{GEOMETRY[key]}, {regime}"
+            axis.set_title(title, loc="left", fontsize=9.5)
             axis.set_yticks(range(len(order)), order[::-1], fontsize=8.5)
             axis.tick_params(axis="y", length=0)
             axis.tick_params(axis="x", labelsize=8)
             axis.locator_params(axis="x", nbins=4)
-        handles = [
-            Line2D([], [], color=s, marker="o", linewidth=0, label=f"level {k + 1}") for s, k in zip(shades, levels)
-        ]
+        dot = partial(Line2D, [], [], linewidth=0)
+        handles = {f"level {k + 1}": dot(color=s, marker="o") for s, k in zip(shades, levels)}
         if any(t["level"] == "all" for t in table):
-            handles.append(
-                Line2D([], [], color=INK, marker="D", markerfacecolor="none", linewidth=0, label="all levels together")
-            )
-        drawn.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+            handles["all levels together"] = dot(color=INK, marker="D", markerfacecolor="none")
+        legend(drawn, handles, len(handles))
         return svg(drawn)

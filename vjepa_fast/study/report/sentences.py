@@ -32,11 +32,6 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else "<0.05" if p < ALPHA and text == "0.050" else text
 
 
-def name_of(outcome: tuple[str, str]) -> str:
-    """("fewshot", "1-shot") as "few-shot 1-shot"; others as "suite probe"."""
-    return " ".join(outcome)
-
-
 def sentence(text: str) -> str:
     """With a capital at the start, unless it starts with a variant's name."""
     return text if "_" in text.split()[0] else text[0].upper() + text[1:]
@@ -75,29 +70,32 @@ def headline(found: dict) -> str:
     parts = "; ".join(
         f"{c.probe} {points(c.value)} ({c.note if c.low is None else span(c.low, c.high)}), {c.verdict}" for c in asked
     )
-    words = {c.verdict for c in asked}
+    partly = (
+        "Partly: for some numbers of shots mixed pretraining gives {} few-shot accuracy, for others this study cannot "
+    )
+    partly += "tell,"
     start = {
-        frozenset({"above"}): "Yes, in this study: mixed pretraining gives higher few-shot accuracy",
-        frozenset({"below"}): "No: in this study mixed pretraining gives lower few-shot accuracy",
-        frozenset({"undecided"}): "Undecided: this study cannot tell mixed from single pretraining",
-        frozenset({"above", "undecided"}): "Partly: for some numbers of shots mixed pretraining gives higher few-shot "
-        "accuracy, for others this study cannot tell,",
-        frozenset({"below", "undecided"}): "Partly: for some numbers of shots mixed pretraining gives lower few-shot "
-        "accuracy, for others this study cannot tell,",
-    }.get(frozenset(words), "It depends on the number of shots: mixed minus single pretraining")
+        ("above",): "Yes, in this study: mixed pretraining gives higher few-shot accuracy",
+        ("below",): "No: in this study mixed pretraining gives lower few-shot accuracy",
+        ("undecided",): "Undecided: this study cannot tell mixed from single pretraining",
+        ("above", "undecided"): partly.format("higher"),
+        ("below", "undecided"): partly.format("lower"),
+    }.get(
+        tuple(sorted({c.verdict for c in asked})), "It depends on the number of shots: mixed minus single pretraining"
+    )
     return f"{start} {what}, in percentage points: {parts}."
 
 
 def answer_lines(found: dict) -> list[str]:
     """What stands under the headline: each test in words, and how single variants came out."""
     lines = [
-        f"{name_of(c.outcome)}, {c.variant}: mixed minus single {verdict_text(c)}."
+        f"{' '.join(c.outcome)}, {c.variant}: mixed minus single {verdict_text(c)}."
         for c in found["mean"] + found["baseline"]
     ]
     for outcome, n in found["variants"].items():
         names = [f"{w}: {', '.join(n[w])}" for w in ("above", "below") if n[w]]
         lines.append(
-            f"{name_of(outcome)}, {_many(n['of'])} one by one after correction: {len(n['above'])} above, "
+            f"{' '.join(outcome)}, {_many(n['of'])} one by one after correction: {len(n['above'])} above, "
             f"{len(n['below'])} below, {len(n['undecided'])} undecided" + (f" ({'; '.join(names)})." if names else ".")
         )
     return lines
@@ -105,60 +103,54 @@ def answer_lines(found: dict) -> list[str]:
 
 def random_lines(comparisons: Sequence[Comparison], compat: str) -> list[str]:
     """Whether pretraining gave anything at all for few-shot recognition: runs above and below random init."""
-    found = [c for c in comparisons if c.kind == "random" and c.compat == compat and is_fewshot(c.outcome)]
+    found: dict[tuple, list[str]] = {}
+    for c in comparisons:
+        if c.kind == "random" and c.compat == compat and is_fewshot(c.outcome):
+            found.setdefault((" ".join(c.outcome), c.regime), []).append(c.verdict)
     return [
-        f"{name_of(outcome)} against random init, {regime}: of {_many(len(here))} "
-        + ", ".join(f"{sum(c.verdict == w for c in here)} {w}" for w in ("above", "below", "undecided"))
+        f"{outcome} against random init, {regime}: of {_many(len(verdicts))} "
+        + ", ".join(f"{verdicts.count(w)} {w}" for w in ("above", "below", "undecided"))
         + " after correction."
-        for outcome, regime in dict.fromkeys((c.outcome, c.regime) for c in found)
-        for here in [[c for c in found if (c.outcome, c.regime) == (outcome, regime)]]
+        for (outcome, regime), verdicts in found.items()
     ]
 
 
 def chance_lines(study: Study) -> list[str]:
     """How far few-shot recognition is from guessing: a difference between two encoders that guess says nothing."""
-    out = []
-    for outcome in filter(is_fewshot, study.outcomes):
-        at = study.outcomes.index(outcome)
-        found = {
-            (variant, regime): cell[0]
-            for regime in study.regimes
-            for variant, _, line in tables.accuracy_lines(study, regime, study.compat)
-            if (cell := line[at]) is not None
-        }
-        runs = {k: v for k, v in found.items() if k[0] != RANDOM}
-        if not runs:
-            continue
-        chance = tables.chances(study)[outcome]
-        ends = [f"{100 * runs[k]:.1f} ({', '.join(k)})" for k in _ends(runs)]
-        near = sum(abs(v - chance) < NEAR for v in runs.values())
-        random = next((f", random init {100 * v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
-        out.append(
-            f"{name_of(outcome)}: chance is {100 * chance:.1f} %{random}, the variants' means go from {ends[0]} to "
-            f"{ends[1]}; {near} of {len(runs)} lie less than {100 * NEAR:g} point from chance"
-            + (", where a difference tells little of recognition." if near else ".")
-        )
+    out, chances = [], tables.chances(study)
+    lines = {r: tables.accuracy_lines(study, r, study.compat) for r in study.regimes}
+    for at, outcome in enumerate(study.outcomes):
+        found = {(v, r): mean[0] for r in lines for v, _, cells in lines[r] if (mean := cells[at]) is not None}
+        runs, random, low, high = _ends(found, 100)
+        if is_fewshot(outcome) and runs:
+            near = sum(abs(v - chances[outcome]) < NEAR for v in runs.values())
+            random = random and f", {random}"
+            out.append(
+                f"{' '.join(outcome)}: chance is {100 * chances[outcome]:.1f} %{random}, the variants' means go from "
+                f"{low} to {high}; {near} of {len(runs)} lie less than {100 * NEAR:g} point from chance"
+                + (", where a difference tells little of recognition." if near else ".")
+            )
     return out
 
 
-def _ends(values: Mapping[tuple[str, str], float]) -> tuple[tuple[str, str], tuple[str, str]]:
-    """The keys of the least and of the greatest value."""
-    return min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+def _ends(found: Mapping[tuple[str, str], float], unit: float = 1) -> tuple[dict, str, str, str]:
+    """Of values by (variant, regime): those of variants, and as text random init's, the least and the greatest."""
+    runs = {k: v for k, v in found.items() if k[0] != RANDOM}
+    if not runs:
+        return {}, "", "", ""
+    random = next((f"random init {unit * v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
+    ends = min(runs, key=runs.__getitem__), max(runs, key=runs.__getitem__)
+    low, high = (f"{unit * runs[k]:.1f} ({', '.join(k)})" for k in ends)
+    return runs, random, low, high
 
 
 def rank_lines(table: Sequence[dict]) -> list[str]:
     """Whether features collapse: the ends of RankMe over the variants, beside random init."""
-    found = {
-        (r["variant"], r["regime"]): r["rankme"]
-        for r in table
-        if (r["level"], r["subspace"]) == ("all", "all") and r["rankme"] is not None
-    }
-    runs = {k: v for k, v in found.items() if k[0] != RANDOM}
-    if not runs:
-        return []
-    low, high = (f"{runs[k]:.1f} ({', '.join(k)})" for k in _ends(runs))
-    random = next((f"; random init {v:.1f}" for k, v in found.items() if k[0] == RANDOM), "")
-    return [f"Directions that the features use (RankMe, 1 is full collapse): {low} to {high}{random}."]
+    rows = [r for r in table if (r["level"], r["subspace"]) == ("all", "all") and r["rankme"] is not None]
+    runs, random, low, high = _ends({(r["variant"], r["regime"]): r["rankme"] for r in rows})
+    random = random and f"; {random}"
+    text = f"Directions that the features use (RankMe, 1 is full collapse): {low} to {high}{random}."
+    return [text] if runs else []
 
 
 def tradeoff_lines(comparisons: Sequence[Comparison], study: Study) -> list[str]:
@@ -166,11 +158,8 @@ def tradeoff_lines(comparisons: Sequence[Comparison], study: Study) -> list[str]
     out = []
     for regime in study.regimes:
         found = [c for c in comparisons if (c.kind, c.regime, c.compat) == ("baseline", regime, study.compat)]
-        decided = [c for c in found if c.verdict != "undecided"]
-        said = "; ".join(f"{c.variant} {name_of(c.outcome)} {points(c.value)}" for c in decided) or "none"
-        if not found:
-            out.append(f"{regime}: no variant beside the baseline has a result.")
-            continue
-        count = f"{len(decided)} of {len(found)} differences to the baseline"
-        out.append(f"{regime}: {count} are decided after correction: {said}.")
+        decided = [f"{c.variant} {' '.join(c.outcome)} {points(c.value)}" for c in found if c.verdict != "undecided"]
+        count = f"{len(decided)} of {len(found)} differences to the baseline are decided after correction"
+        said = f"{count}: {'; '.join(decided) or 'none'}." if found else "no variant beside the baseline has a result."
+        out.append(f"{regime}: {said}")
     return out

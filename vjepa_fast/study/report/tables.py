@@ -1,4 +1,4 @@
-"""The tables of a study's report as plain data; ``markdown``, ``latex`` and the HTML template lay them out."""
+"""The tables of a study's report as plain data; ``latex`` and the templates lay them out."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ class DeltaTable:
     @property
     def title(self) -> str:
         """What is subtracted from what, regime and mode."""
-        where = {"control": (), "mode": (self.regime,), "regime": (self.compat,)}.get(
-            self.kind, (self.regime, self.compat)
-        )
+        both = (self.regime, self.compat)
+        where = {"control": (), "mode": both[:1], "regime": both[1:]}.get(self.kind, both)
         return ", ".join((KINDS[self.kind], *where))
 
     @property
@@ -46,27 +45,31 @@ class DeltaTable:
         return sorted({c.family for _, cells in self.lines for c in cells if c is not None and c.variant != MEAN})
 
 
+def line_order(study: Study) -> list[str]:
+    """Names of lines in the order of the plan: each variant, its student where that has a line, last the mean."""
+    return [*(name for v in study.variants for name in (v, v + STUDENT)), MEAN]
+
+
 def delta_tables(comparisons: Sequence[Comparison], study: Study, kind: str) -> list[DeltaTable]:
-    """The comparisons of one kind, a table per regime and mode; variants in the order of the plan, their mean last. The
-    control has one table with a line per regime and mode.
-    """
-    out = []
-    found = [c for c in comparisons if c.kind == kind]
-    if kind == "control" and found:
-        by = {(f"{c.regime}, {c.compat}", c.outcome): c for c in found}
-        names = dict.fromkeys(name for name, _ in by)
-        return [
-            DeltaTable(
-                kind, "all", "all", study.outcomes, [(n, [by.get((n, o)) for o in study.outcomes]) for n in names]
-            )
-        ]
-    for regime, compat in dict.fromkeys((c.regime, c.compat) for c in found):
-        here = {(c.variant, c.outcome): c for c in found if (c.regime, c.compat) == (regime, compat)}
-        order = [name for v in study.variants for name in (v, v + STUDENT)] + [MEAN]
-        variants = [v for v in order if any(k[0] == v for k in here)]
-        lines = [(v, [here.get((v, o)) for o in study.outcomes]) for v in variants]
-        out.append(DeltaTable(kind, regime, compat, study.outcomes, lines))
+    """The comparisons of one kind, a table per regime and mode; of the control one, with a line per regime and mode."""
+    places: dict[tuple[str, str], dict] = {}
+    for c in comparisons:
+        place, name = (c.regime, c.compat), c.variant
+        if kind == "control":
+            place, name = ("all", "all"), f"{c.regime}, {c.compat}"
+        if c.kind == kind:
+            places.setdefault(place, {})[name, c.outcome] = c
+    order, out = line_order(study), []
+    for place, cells in places.items():
+        met = dict.fromkeys(name for name, _ in cells)
+        names = met if kind == "control" else [name for name in order if name in met]
+        lines = [(name, [cells.get((name, o)) for o in study.outcomes]) for name in names]
+        out.append(DeltaTable(kind, *place, study.outcomes, lines))
     return out
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def accuracy_lines(study: Study, regime: str, compat: str) -> list[tuple[str, int, list[tuple | None]]]:
@@ -74,18 +77,16 @@ def accuracy_lines(study: Study, regime: str, compat: str) -> list[tuple[str, in
     out = []
     for variant in (RANDOM, *study.variants):
         cells = list(study.runs(variant, regime, compat).values())
-        if not cells:
-            continue
-        values = [[c.rows[o].accuracy for c in cells if o in c.rows] for o in study.outcomes]
-        line = [(float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else None) if v else None for v in values]
-        out.append((variant, len(cells), line))
+        if cells:
+            values = [[c.rows[o].accuracy for c in cells if o in c.rows] for o in study.outcomes]
+            line = [(_mean(v), float(np.std(v, ddof=1)) if len(v) > 1 else None) if v else None for v in values]
+            out.append((variant, len(cells), line))
     return out
 
 
 def chances(study: Study) -> dict[tuple[str, str], float]:
     """What guessing gives, per outcome (``load_study`` holds all cells to one value)."""
-    rows = [cell.rows for cell in study.cells.values()]
-    return {o: next(r[o].chance for r in rows if o in r) for o in study.outcomes}
+    return {o: row.chance for cell in study.cells.values() for o, row in cell.rows.items()}
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict]:
@@ -113,38 +114,32 @@ def tradeoff_axes(outcomes: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, 
     """The (temporal, appearance) outcomes among those of a study, by linear probe where there is one."""
     probes = [p for _, p in outcomes]
     probe = "linear" if "linear" in probes else next((p for p in probes if not p.endswith("-shot")), None)
-    temporal, appearance = (
-        [o for o in outcomes if o[0] in group and o[1] == probe] for group in (TEMPORAL, APPEARANCE)
-    )
-    return temporal, appearance
+    first, second = ([o for o in outcomes if o[0] in group and o[1] == probe] for group in (TEMPORAL, APPEARANCE))
+    return first, second
 
 
 def cost_table(study: Study) -> list[dict]:
     """Cost per variant and regime: means over seeds of ms and MB per step, and both minus the baseline's; None where
-    not measured. {"variant", "regime", "step_ms", "peak_mb", "minutes", "ms_more", "mb_more", "values": ms per seed}.
+    not measured. {"variant", "regime", "step_ms", "peak_mb", "minutes", "ms_more", "mb_more", "values": per seed}.
     """
     out = []
     for regime in study.regimes:
-        base = None
+        base = {}
         for variant in study.variants:
             cells = study.runs(variant, regime, study.compat).values()
-            values = {
-                k: [c.cost[k] for c in cells if c.cost.get(k) is not None] for k in ("step_ms", "peak_mb", "minutes")
-            }
-            mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
             if not cells:
                 continue
+            keys = ("step_ms", "peak_mb", "minutes")
+            values = {k: [c.cost[k] for c in cells if c.cost.get(k) is not None] for k in keys}
+            mean = {k: _mean(v) for k, v in values.items()}
             base = mean if variant == BASELINE else base
-            more = {
-                name: None if base is None else _minus(mean[k], base[k])
-                for name, k in (("ms_more", "step_ms"), ("mb_more", "peak_mb"))
+            pairs = {
+                "ms_more": (mean["step_ms"], base.get("step_ms")),
+                "mb_more": (mean["peak_mb"], base.get("peak_mb")),
             }
+            more = {k: None if a is None or b is None else a - b for k, (a, b) in pairs.items()}
             out.append({"variant": variant, "regime": regime, **mean, **more, "values": values})
     return out
-
-
-def _minus(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
 
 
 def geometry_table(study: Study) -> list[dict]:
@@ -158,8 +153,7 @@ def geometry_table(study: Study) -> list[dict]:
                     if not cell.encoder or g.get("encoder") in (None, cell.encoder):
                         by.setdefault((g["level"], g["subspace"]), []).append(g)
             for (level, subspace), rows in by.items():
-                values = {k: [g[k] for g in rows if g.get(k) is not None] for k in GEOMETRY_COLUMNS}
-                mean = {k: float(np.mean(v)) if v else None for k, v in values.items()}
+                mean = {k: _mean([g[k] for g in rows if g.get(k) is not None]) for k in GEOMETRY_COLUMNS}
                 out.append({"variant": variant, "regime": regime, "level": level, "subspace": subspace, **mean})
     return out
 
@@ -167,20 +161,21 @@ def geometry_table(study: Study) -> list[dict]:
 def geometry_lines(table: Sequence[dict]) -> list[tuple[str, str, list[tuple[str, ...]]]]:
     """(variant, regime, [text of (whole, appearance half, dynamics half) per figure]), all levels together."""
     found = {(r["variant"], r["regime"], r["subspace"]): r for r in table if r["level"] == "all"}
+    out = []
+    for place in dict.fromkeys(k[:2] for k in found):
+        rows = [found.get((*place, s), {}) for s in ("all", "appearance", "dynamics")]
+        cells = [
+            tuple("n/a" if r.get(key) is None else f"{r[key]:.{digits}f}" for r in rows)
+            for key, (_, digits) in GEOMETRY_COLUMNS.items()
+        ]
+        out.append((*place, cells))
+    return out
 
-    def text(variant, regime, subspace, key, digits) -> str:
-        value = found.get((variant, regime, subspace), {}).get(key)
-        return "n/a" if value is None else f"{value:.{digits}f}"
 
-    return [
-        (v, r, [tuple(text(v, r, s, key, digits) for s in ("all", "appearance", "dynamics"))
-                for key, (_, digits) in GEOMETRY_COLUMNS.items()])
-        for v, r in dict.fromkeys(k[:2] for k in found)
-    ]  # fmt: skip
-
-
-def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]]]:
-    """(settings that all runs share, names of those that differ, [("variant, regime, mode", settings)]), one seed."""
+def settings_table(study: Study) -> dict:
+    """Of one seed: settings that all runs have (``shared``), names of those that ``differ``, and ``setting_lines``:
+    [("variant, regime, mode", settings)].
+    """
     lines = []
     for variant in study.variants:
         for regime in study.regimes:
@@ -192,31 +187,28 @@ def settings_table(study: Study) -> tuple[dict, list[str], list[tuple[str, dict]
     names = list(dict.fromkeys(k for _, s in lines for k in s))
     differ = [k for k in names if len({s.get(k) for _, s in lines}) > 1]
     shared = {k: lines[0][1][k] for k in names if k not in differ}
-    return shared, differ, lines
+    return {"shared": shared, "differ": differ, "setting_lines": lines}
 
 
-def coverage(study: Study) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """What ran: columns (regime, mode), and per variant "evaluated of planned" in each, empty where none was."""
-    split = {k: split_key(k) for k in study.expected}
-    columns = list(dict.fromkeys((r, c) for _, r, c, _ in split.values()))
+def coverage(study: Study) -> dict:
+    """What ran: ``coverage_columns`` (regime, mode), and ``coverage``: per variant "evaluated of planned" in each."""
+    places: dict[tuple, list[bool]] = {}
+    for key in study.expected:
+        places.setdefault(split_key(key)[:3], []).append(key in study.cells)
+    columns = list(dict.fromkeys(place[1:] for place in places))
     lines = []
-    for variant in [RANDOM, BASELINE, *study.planned()]:
-        texts = []
-        for column in columns:
-            keys = [k for k, (v, r, c, _) in split.items() if v == variant and (r, c) == column]
-            texts.append(f"{sum(k in study.cells for k in keys)} of {len(keys)}" if keys else "")
-        if any(texts) and variant not in [name for name, _ in lines]:
-            lines.append((variant, texts))
-    return columns, lines
+    for variant in dict.fromkeys((RANDOM, BASELINE, *study.planned())):
+        found = [places.get((variant, *column)) for column in columns]
+        if any(found):
+            lines.append((variant, [f"{sum(ran)} of {len(ran)}" if ran else "" for ran in found]))
+    return {"coverage_columns": columns, "coverage": lines}
 
 
 def environment_of(study: Study) -> dict[str, str]:
     """Versions, commit, device and sizes of the plan as text; versions that differ between cells are named."""
     plan = study.plan
     out = {k: str(plan[k]) for k in ("suite", "device", "commit") if plan.get(k)}
-    for key in ("sizes", "evaluation", "versions"):
-        if plan.get(key):
-            out[key] = _plain(plan[key])
+    out |= {k: _plain(plan[k]) for k in ("sizes", "evaluation", "versions") if plan.get(k)}
     for key in sorted({k for c in study.cells.values() for k in c.versions if k in VERSIONS}):
         seen = sorted({str(c.versions[key]) for c in study.cells.values() if key in c.versions})
         if key in ("commit", "device"):  # of the runs, not of the last command as in the plan

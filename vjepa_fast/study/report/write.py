@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Mapping
@@ -13,18 +12,15 @@ from vjepa_fast.files import write_text
 from vjepa_fast.study import pages, stats
 from vjepa_fast.study.records import BASELINE, Study, is_fewshot, load_study, some, table_rows, write_csv
 from vjepa_fast.study.report import figures, sentences, tables
-from vjepa_fast.study.report.latex import latex
-from vjepa_fast.study.report.markdown import markdown
-from vjepa_fast.study.report.sentences import name_of, points, span
+from vjepa_fast.study.report.sentences import label, points, sentence, span
 from vjepa_fast.study.run.variants import COUNTED
-from vjepa_fast.study.stats import MEAN, STUDENT
+from vjepa_fast.study.stats import MEAN, Comparison
 
 QUESTION = (
     "Does pretraining on mixed data improve few-shot recognition over single-dataset pretraining, and what does each "
     "objective trade away?"
 )
 FILES = {"html": "report.html", "md": "report.md", "csv": "report.csv", "latex": "report.tex"}
-TEMPLATE = Path(__file__).parent / "templates" / "study.html.j2"
 
 
 def content(study: Study) -> dict[str, Any]:
@@ -33,6 +29,7 @@ def content(study: Study) -> dict[str, Any]:
     found = stats.answer(comparisons, study.compat)
     by_kind = {kind: tables.delta_tables(comparisons, study, kind) for kind in stats.KINDS}
     families = {(c.kind, c.regime, c.compat, c.outcome, c.variant in COUNTED) for c in comparisons if c.variant != MEAN}
+    temporal, appearance = tables.tradeoff_axes(study.outcomes)
     return {
         "title": f"The study: {sum(v != BASELINE for v in study.variants)} objectives beside the baseline, "
         f"{' and '.join(study.regimes)}, {len(study.seeds)} seed" + ("s" if len(study.seeds) != 1 else ""),
@@ -49,11 +46,19 @@ def content(study: Study) -> dict[str, Any]:
         "by_kind": by_kind,
         "missing": list(study.missing),
         "missing_text": some(study.missing),
+        "accuracy": {r: tables.accuracy_lines(study, r, study.compat) for r in study.regimes},
+        "chances": tables.chances(study),
         "cost": tables.cost_table(study),
+        "shared_machine": max((c.cost.get("side_by_side") or 1 for c in study.cells.values()), default=1),
         "geometry": geometry,
+        "geometry_lines": tables.geometry_lines(geometry),
+        "geometry_columns": tables.GEOMETRY_COLUMNS,
         "environment": tables.environment_of(study),
         "families": len(families),
-        "chances": tables.chances(study),
+        "temporal": temporal,
+        "appearance": appearance,
+        **tables.settings_table(study),
+        **tables.coverage(study),
     }
 
 
@@ -64,9 +69,9 @@ def pictures(content: Mapping[str, Any]) -> dict[str, str | None]:
     def panels(kind: str, compat: str, few: bool | None = None) -> dict:
         found = [c for c in comparisons if (c.kind, c.compat) == (kind, compat)]
         shown = [o for o in study.outcomes if few is None or is_fewshot(o) is few]
-        return {name_of(o): [c for c in found if c.outcome == o] for o in shown}
+        return {" ".join(o): [c for c in found if c.outcome == o] for o in shown}
 
-    order = [*(name for v in study.variants for name in (v, v + STUDENT)), MEAN]
+    order = tables.line_order(study)
     return {
         "question_svg": figures.forest(panels("regime", study.compat, True), order),
         "forest_svg": figures.forest(panels("baseline", study.compat), order),
@@ -78,36 +83,68 @@ def pictures(content: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
+def _render(name: str, content: Mapping[str, Any]) -> str:
+    return pages.render(
+        Path(__file__).parent / "templates" / name,
+        {**content, "label": label, "span": span},
+        points=points,
+        p_text=sentences.p_text,
+        sentence=sentence,
+        minus=lambda text: re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", text),
+    )
+
+
 def html(content: Mapping[str, Any]) -> str:
     """The report as HTML, with the pictures inside."""
-    study: Study = content["study"]
-    minus = functools.partial(re.sub, r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}")
-    shared, differ, lines = tables.settings_table(study)
-    columns, ran = tables.coverage(study)
-    temporal, appearance = tables.tradeoff_axes(study.outcomes)
-    values = {
-        **content,
-        **pictures(content),
-        "accuracy": {r: tables.accuracy_lines(study, r, study.compat) for r in study.regimes},
-        "geometry_lines": tables.geometry_lines(content["geometry"]),
-        "geometry_columns": tables.GEOMETRY_COLUMNS,
-        "temporal": temporal,
-        "appearance": appearance,
-        "shared": shared,
-        "differ": differ,
-        "setting_lines": lines,
-        "coverage_columns": columns,
-        "coverage": ran,
-        "shared_machine": max((c.cost.get("side_by_side") or 1 for c in study.cells.values()), default=1),
-        "label": sentences.label,
-    }
-    filters = {
-        "points": lambda x: minus(points(x)),
-        "p_text": sentences.p_text,
-        "minus": minus,
-        "sentence": sentences.sentence,
-    }
-    return pages.render(TEMPLATE, values, filters, {"span": lambda low, high: minus(span(low, high))})
+    return _render("study.html.j2", {**content, **pictures(content)})
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The report as Markdown."""
+    return _render("study.md.j2", content)
+
+
+def latex(content: Mapping[str, Any]) -> str:
+    """All tables of differences as LaTeX (packages booktabs and graphicx), one ``table*`` each."""
+    out = [
+        f"% {content['title']}; commit {content['environment'].get('commit', 'unknown')}",
+        r"% needs \usepackage{booktabs,graphicx}",
+    ]
+    for table in content["tables"]:
+        caption = (
+            f"{sentence(table.title)}: percentage points, 95 % paired t interval over seeds below. Bold: significant "
+            f"at 5 % after Holm's correction within an outcome over {', '.join(map(str, table.families))} comparisons."
+        )
+        suites = list(dict.fromkeys(s for s, _ in table.columns))
+        columns = sorted(table.columns, key=lambda o: suites.index(o[0]))
+        spans = [rf"\multicolumn{{{sum(s == o[0] for o in columns)}}}{{c}}{{{_escape(s)}}}" for s in suites]
+        out += [
+            "", r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}",
+            rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}", r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {' & '.join(spans)} \\",
+            rf"variant & {' & '.join(_escape(p) for _, p in columns)} \\", r"\midrule",
+        ]  # fmt: skip
+        for variant, cells in table.lines:
+            by_column = dict(zip(table.columns, cells))
+            out += [r"\midrule"] if variant == MEAN else []
+            out.append(rf"{_escape(label(variant, cells))} & {' & '.join(_cell(by_column[o]) for o in columns)} \\")
+        out += [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
+    return "\n".join(out) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Text with LaTeX's special characters escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _cell(c: Comparison | None) -> str:
+    if c is None:
+        return "--"
+    value = points(c.value).replace("-", "$-$")
+    value = value if c.verdict == "undecided" else rf"\textbf{{{value}}}"
+    interval = "n/a" if c.low is None else f"[{points(c.low)}, {points(c.high)}]".replace("-", "$-$")
+    return rf"\shortstack{{{value}\\{{\tiny {interval}}}}}"
 
 
 def write_study_report(
@@ -117,20 +154,15 @@ def write_study_report(
 
     ``paths`` has the files of html, md, csv and latex that are wanted (default: all four in ``folder`` as report.*).
     ``results.csv``, one line per run and outcome, is always written beside the study. ``partial``: report although
-    cells are missing.
-
-    Raises:
-        DataError: the study cannot be read (see ``records.load_study``).
-        UserError: a file cannot be written.
+    cells are missing. Raises DataError where the study cannot be read, UserError where a file cannot be written.
     """
     study = load_study(folder, partial)
     made = content(study)
     written = [write_csv(study.folder / "results.csv", table_rows(study))]
     for kind, path in (paths or {k: Path(folder) / name for k, name in FILES.items()}).items():
-        path = Path(path)
         if kind == "csv":
             write_csv(path, tables.comparison_rows(made["comparisons"]))
         else:
-            write_text(path, {"html": html, "md": markdown, "latex": latex}[kind](made))
-        written.append(path)
+            write_text(Path(path), {"html": html, "md": markdown, "latex": latex}[kind](made))
+        written.append(Path(path))
     return made, written

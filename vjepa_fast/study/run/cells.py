@@ -5,7 +5,7 @@ A job is a plain dict, so that it can be sent to another process or machine:
      "folder": of the study, "sources": suites.*.sources(), "evaluation": suites.*.evaluation(), "device",
      "settings": {text: text}, "side_by_side": runs on the machine at once, "processes": per run (torchrun if > 1)}
 
-``run``, ``done`` and ``fail`` are what the launchers of ``study.jobs`` need of it.
+``run``, ``done`` and ``fail`` are what ``study.jobs`` needs of it.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ def config_hash(config: dict, processes: int = 1) -> str:
     value = {k: v for k, v in config.items() if k not in ("folder", "runtime")}
     value["data"] = {k: v for k, v in config["data"].items() if k not in ("datasets", "num_workers", "pin_mem")}
     value["dtype"] = config["runtime"]["dtype"]
-    if processes > 1:
-        value["processes"] = processes
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return _hash({**value, "processes": processes} if processes > 1 else value)
 
 
 def control_hash(config: dict) -> str:
     """The same of a random-init control, whose weights and clips do not depend on how anything is trained."""
-    data = {k: config["data"][k] for k in ("crop_size", "patch_size", "tubelet_size", "dataset_fpcs")}
-    data["dataset_fpcs"] = max(data["dataset_fpcs"])
-    value = {"model": config["model"], "seed": config["seed"], "data": data}
+    data = {k: config["data"][k] for k in ("crop_size", "patch_size", "tubelet_size")}
+    data["dataset_fpcs"] = max(config["data"]["dataset_fpcs"])
+    return _hash({"model": config["model"], "seed": config["seed"], "data": data})
+
+
+def _hash(value: dict) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -77,28 +78,29 @@ def done(job: Mapping[str, Any]) -> bool:
 
 def run(job: Mapping[str, Any]) -> dict:
     """Train, evaluate and write the cell of ``job``; returns it. Raises what training and evaluation raise."""
+    import torch
+
     from vjepa_fast import config as configs
+    from vjepa_fast.evaluation import random_encoder
+    from vjepa_fast.models import load_encoder
+    from vjepa_fast.trainer.run_folder import versions
 
-    start, cfg = time.time(), configs.from_dict(job["config"])
-    cost, curve, students = {"step_ms": None, "peak_mb": None, "steps": 0, "minutes": 0.0}, {"step": [], "loss": []}, []
+    start, cfg, students = time.time(), configs.from_dict(job["config"]), []
     if job["kind"] == "random":
-        from vjepa_fast.evaluation import random_encoder
-
-        encoder = random_encoder(cfg).to(job["device"])
-        rows, geometry = evaluate(job, encoder)
-        versions = _versions(cfg, job["device"])
+        rows, geometry = evaluate(job, random_encoder(cfg).to(job["device"]))
+        cost, curve = {"step_ms": None, "peak_mb": None, "steps": 0, "minutes": 0.0}, {"step": [], "loss": []}
+        dtype = torch.float32 if cfg.runtime.dtype == "float32" else torch.bfloat16
+        found_on = versions(torch.device(job["device"]), dtype)
     else:
-        from vjepa_fast.models import load_encoder
-
         checkpoint = _checkpoint(job)
         rows, geometry = evaluate(job, load_encoder(checkpoint, which="target_encoder", device=job["device"]))
         if cfg.compat == "published" and cfg.target.mode == "online":
             # the published code evaluates a target left at its random start: show what was trained beside it
             student = load_encoder(checkpoint, which="encoder", device=job["device"])
-            students, found = evaluate(job, student, "encoder")
-            geometry += found
+            students, more = evaluate(job, student, "encoder")
+            geometry += more
         cost, curve = of_metrics(cfg, read_metrics(cfg.folder), job["processes"])
-        versions = json.loads((Path(cfg.folder) / "versions.json").read_text())
+        found_on = json.loads((Path(cfg.folder) / "versions.json").read_text())
     cell = {
         "format": FORMAT,
         **{k: job[k] for k in ("key", "variant", "regime", "compat", "seed", "kind")},
@@ -109,7 +111,7 @@ def run(job: Mapping[str, Any]) -> dict:
         "cost": {**cost, "side_by_side": job["side_by_side"]},
         "curve": curve,
         "config_hash": job["config_hash"],
-        "versions": versions,
+        "versions": found_on,
         "settings": job["settings"],
         "seconds": round(time.time() - start, 1),
     }
@@ -151,11 +153,3 @@ def of_metrics(cfg: Config, metrics: Sequence[dict], processes: int = 1) -> tupl
     }
     kept = metrics[:: -(-len(metrics) // POINTS)]
     return cost, {"step": [m["step"] for m in kept], "loss": [round(m["loss"], 6) for m in kept]}
-
-
-def _versions(cfg: Config, device: str) -> dict:
-    import torch
-
-    from vjepa_fast.trainer.run_folder import versions
-
-    return versions(torch.device(device), torch.float32 if cfg.runtime.dtype == "float32" else torch.bfloat16)

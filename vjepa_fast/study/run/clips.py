@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from vjepa_fast.files import atomic_path
 from vjepa_fast.study.jobs.pool import Task
-from vjepa_fast.study.run.keys import has_key, leave_key
+from vjepa_fast.study.run.training import has_key, leave_key
 
 if TYPE_CHECKING:
     from vjepa_fast.evaluation import ClipSet
@@ -61,14 +61,9 @@ def render_task(folder: Path, name: str, sizes: Mapping[str, int], video: Mappin
     """The task ``render-<name>``. ``video``: size, frames, fps and seed."""
     identity = [name, sizes, video, suite_values(name)]
     place = {"name": name, "folder": str(folder / "suites" / name), "splits": sizes}
-    return Task(
-        f"render-{name}",
-        render,
-        {**place, "key": json.dumps(identity, sort_keys=True), **video},
-        rank=rank,
-        identity=identity,
-        check=lambda found: all(os.path.exists(path) for path in found.values()),
-    )
+    arguments = {**place, "key": json.dumps(identity, sort_keys=True), **video}
+    check = lambda found: all(map(os.path.exists, found.values()))  # noqa: E731
+    return Task(f"render-{name}", render, arguments, rank=rank, identity=identity, check=check)
 
 
 def decode_task(folder: Path, name: str, sizes: Mapping[str, int], view: Mapping[str, int], rank: int = 0) -> Task:
@@ -79,13 +74,8 @@ def decode_task(folder: Path, name: str, sizes: Mapping[str, int], view: Mapping
         "view": dict(view),
         "path": cached(folder, name),
     }
-    needs = (f"render-{name}",)
-    return Task(
-        f"decode-{name}", decode, arguments, needs=needs, rank=rank, identity=[name, view], check=os.path.exists
-    )
-
-
-# ---------------------------------------------------------------- in a worker
+    needs, identity = (f"render-{name}",), [name, view]
+    return Task(f"decode-{name}", decode, arguments, needs, rank, identity=identity, check=os.path.exists)
 
 
 def render(
@@ -128,15 +118,15 @@ def load_clips(path: str, name: str) -> dict[str, ClipSet]:
 
     from vjepa_fast.evaluation import ClipSet
 
-    found = {}
     with safe_open(path, "pt") as file:
-        meta, names = file.metadata(), file.keys()
-        for part in sorted({name.split(".")[0] for name in names}):
-            found[part] = ClipSet(
+        meta, parts = file.metadata(), sorted({key.split(".")[0] for key in file.keys()})  # noqa: SIM118
+        return {
+            part: ClipSet(
                 file.get_tensor(f"{part}.clips"),
                 file.get_tensor(f"{part}.labels").numpy(),
                 meta[f"{part}.hash"],
                 f"{name}-{part}",
                 meta["images"] == "True",
             )
-    return found
+            for part in parts
+        }

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def suite_rows(
-    label: str, kind: str, suite: str, features: Mapping[str, Features], episodes: Mapping[str, int] | None, seed: int
+    label: str, kind: str, suite: str, features: Mapping[str, Features], episodes: Mapping[str, Any] | None, seed: int
 ) -> list[Row]:
     """Rows of one encoder on one suite.
 
-    ``episodes``: way, queries, ... of few-shot episodes; None: linear and kNN probe. ``features`` by part; for episodes
-    "train" is the base classes, whose mean centres the novel ones of "test".
+    ``episodes``: queries, episodes and way (default 5) of few-shot episodes, among others; None: linear and kNN probe.
+    ``features`` by part; for episodes "train" is the base classes, whose mean centres the novel ones of "test".
     """
     from vjepa_fast.evaluation import episode_rows, probe_rows
     from vjepa_fast.evaluation.fewshot import centred
@@ -31,39 +31,34 @@ def suite_rows(
         parts = features["train"], features.get("val"), features["test"]
         return probe_rows(label, kind, suite, *parts, seed=seed)
     novel = centred(features["test"], features["train"]) if "train" in features else features["test"]
-    way, queries, number = episodes.get("way", 5), episodes["queries"], episodes["episodes"]
-    return episode_rows(label, kind, suite, novel, way=way, queries=queries, episodes=number, seed=seed)
+    many = {k: episodes[k] for k in ("way", "queries", "episodes") if k in episodes}
+    return episode_rows(label, kind, suite, novel, seed=seed, **many)
 
 
 def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> tuple[list[Row], list[dict]]:
     """(accuracy rows, geometry rows) of a job's frozen encoder on every source of the study."""
+    from vjepa_fast import data
     from vjepa_fast.evaluation import extract_features
 
     how, rows = job["evaluation"], []
     label = job["variant"].replace("_", " ") if job["kind"] == "random" else f"{job['variant']} {job['regime']}"
     label += " (published)" if job["compat"] == "published" else ""
     label += ", student" if which == "encoder" else ""
-    episodes = {k: how[k] for k in ("way", "queries", "episodes")}
     geometry = None
     for suite, source in job["sources"].items():
-        in_memory = "clips" in source
-        parts = load_clips(source["clips"], suite) if in_memory else _manifests(source["manifests"])
-        cache = None if in_memory else str(Path(job["folder"]) / "runs" / job["key"] / "features")
-        features_of = partial(
-            extract_features,
-            encoder,
-            pooling=how["pooling"],
-            batch_size=32,
-            device=job["device"],
-            cache_dir=cache,
-            workers=0 if in_memory else min(4, os.cpu_count() or 1),
-            **how["view"],
-        )
+        if "clips" in source:
+            parts, where = load_clips(source["clips"], suite), {"cache_dir": None, "workers": 0}
+        else:
+            parts = {part: data.load_manifest(path) for part, path in source["manifests"].items()}
+            cache = str(Path(job["folder"]) / "runs" / job["key"] / "features")
+            where = {"cache_dir": cache, "workers": min(4, os.cpu_count() or 1)}
+        options = {"pooling": how["pooling"], "device": job["device"], **where, **how["view"]}
+        features_of = partial(extract_features, encoder, batch_size=32, **options)
         found = {part: features_of(clips) for part, clips in parts.items()}
         if geometry is None:  # of the first suite's test clips
             geometry = _geometry(job, encoder, which, parts["test"])
-        few = source["kind"] == "fewshot"
-        rows += suite_rows(label, job["kind"], suite, found, episodes if few else None, how["seed"])
+        episodes = how if source["kind"] == "fewshot" else None
+        rows += suite_rows(label, job["kind"], suite, found, episodes, how["seed"])
     return rows, geometry or []
 
 
@@ -82,9 +77,3 @@ def _geometry(job: Mapping[str, Any], encoder, which: str, source: ClipSet | Man
     return geometry_rows(
         encoder, source, label=which, seed=how["seed"], batch_size=32, device=job["device"], **how["geometry"]
     )
-
-
-def _manifests(paths: Mapping[str, str]) -> dict[str, Manifest]:
-    from vjepa_fast import data
-
-    return {part: data.load_manifest(path) for part, path in paths.items()}

@@ -12,12 +12,12 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vjepa_fast.config import Config
 from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.files import write_json
 from vjepa_fast.study.jobs.locks import Lock
@@ -37,37 +37,31 @@ class Grid:
     intended: bool = True
     published: tuple[str, ...] = ()
 
+    @property
+    def modes(self) -> dict[str, tuple[str, ...]]:
+        """The variants of each mode."""
+        return {"intended": self.variants if self.intended else (), "published": self.published}
+
     def runs(self) -> list[tuple[str, str, str, int]]:
         """(variant, regime, compat, seed) of every run, seed by seed, so that a study stopped early has whole seeds."""
         out = []
         for seed in self.seeds:
             out.append((RANDOM, "none", "intended", seed))
-            for regime in self.regimes:
-                for name in variants.VARIANTS:
-                    if self.intended and name in self.variants:
-                        out.append((name, regime, "intended", seed))
-                    if name in self.published:
-                        out.append((name, regime, "published", seed))
+            for regime, name in product(self.regimes, variants.VARIANTS):
+                out += [(name, regime, compat, seed) for compat, asked in self.modes.items() if name in asked]
         return out
 
 
 @dataclass
 class StudyPlan:
-    """A grid of runs with common settings in a folder.
-
-    Attributes:
-        threads: CPU threads of each run (0: torch's choice).
-        side_by_side: runs that share the machine; noted in their cells.
-        processes: of each run; more than one are started by torchrun.
-        jobs: one per run, as ``run.cells`` describes them.
-    """
+    """A grid of runs with common settings in a folder; ``jobs`` has one per run, as ``run.cells`` describes them."""
 
     folder: Path
     settings: Settings
     grid: Grid
-    threads: int = 0
-    side_by_side: int = 1
-    processes: int = 1
+    threads: int = 0  # CPU threads of each run (0: torch's choice)
+    side_by_side: int = 1  # runs that share the machine; noted in their cells
+    processes: int = 1  # of each run; more than one are started by torchrun
     jobs: list[dict] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,36 +75,25 @@ class StudyPlan:
         self.suite.check(self.grid.regimes)
         self.jobs = [self._job(*run) for run in self.grid.runs()]
 
-    def config(self, variant: str, regime: str, compat: str, seed: int) -> Config:
-        """The resolved Config of one run. Raises ConfigError where the combination has no meaning, saying why."""
-        control = variant == RANDOM
-        regime = self.grid.regimes[0] if control else regime
-        cfg = self.suite.baseline(regime, compat, seed)
-        cfg = cfg if control else variants.apply(variant, cfg)
-        runtime = dataclasses.replace(
-            cfg.runtime, device=self.settings.device, threads=self.threads, tensorboard=False, keep_checkpoints=1
-        )
-        folder = str(self.folder / "runs" / cell_key(variant, regime, compat, seed))
-        return dataclasses.replace(cfg, runtime=runtime, folder=folder)
-
     def _job(self, variant: str, regime: str, compat: str, seed: int) -> dict:
+        """One run as a job. Raises ConfigError where the combination has no meaning, saying why."""
         from vjepa_fast import config as configs
 
-        key = cell_key(variant, regime, compat, seed)
+        key, control = cell_key(variant, regime, compat, seed), variant == RANDOM
+        more = {"device": self.settings.device, "threads": self.threads, "tensorboard": False, "keep_checkpoints": 1}
         try:
-            cfg = self.config(variant, regime, compat, seed)
+            like = self.grid.regimes[0] if control else regime
+            cfg = self.suite.baseline(like, compat, seed)
+            cfg = cfg if control else variants.apply(variant, cfg)
+            folder = str(self.folder / "runs" / cell_key(variant, like, compat, seed))
+            cfg = dataclasses.replace(cfg, folder=folder, runtime=dataclasses.replace(cfg.runtime, **more))
             value = configs.to_dict(cfg)
             configs.from_dict(value, source=key)
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
-        control = variant == RANDOM
-        weights = {} if control else self.suite.weights(regime)
+        identity = {"key": key, "variant": variant, "regime": regime, "compat": compat, "seed": seed}
         return {
-            "key": key,
-            "variant": variant,
-            "regime": regime,
-            "compat": compat,
-            "seed": seed,
+            **identity,
             "kind": "random" if control else "pretrained",
             "config": value,
             "config_hash": cells.control_hash(value) if control else cells.config_hash(value, self.processes),
@@ -118,20 +101,17 @@ class StudyPlan:
             "sources": self.suite.sources(),
             "evaluation": self.suite.evaluation(),
             "device": self.settings.device,
-            "settings": settings_text(cfg, weights),
+            "settings": settings_text(cfg, {} if control else self.suite.weights(regime)),
             "side_by_side": self.side_by_side,
             "processes": 1 if control else self.processes,
         }
-
-    # ------------------------------------------------------------ what is there
 
     def claim(self) -> None:
         """Write ``study.json``, or add this grid to the one that is there.
 
         Raises UserError where the folder holds a study with other settings, or cells of other configurations.
         """
-        fixed = json.loads(json.dumps(asdict(self.settings)))
-        fixed["data"] = self.suite.data
+        now = {**json.loads(json.dumps(asdict(self.settings))), "data": self.suite.data}
         path = self.folder / "study.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,43 +122,42 @@ class StudyPlan:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from None
         try:
             before = read_plan(self.folder) if path.exists() else {}
-            if before:
-                self._same(before["settings"], fixed)
-            write_json(path, self._content(before, fixed), cells.HINT)
+            there = before.get("settings", now)
+            differs = [f"{k} ({there.get(k)} there, {v} now)" for k, v in now.items() if there.get(k) != v]
+            if differs:
+                raise UserError(
+                    f"{self.folder}: holds a study with other settings: {'; '.join(differs)}; its runs cannot be "
+                    "compared with these, choose another folder"
+                )
+            write_json(path, self._content(before, now), cells.HINT)
         finally:
             lock.release()
 
-    def _same(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        differs = [f"{k} ({before.get(k)} there, {now[k]} now)" for k in now if before.get(k) != now[k]]
-        if differs:
-            raise UserError(
-                f"{self.folder}: holds a study with other settings: {'; '.join(differs)}; its runs cannot be compared "
-                "with these, choose another folder"
-            )
+    def _content(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+        import torch
 
-    def _content(self, before: Mapping[str, Any], fixed: Mapping[str, Any]) -> dict:
-        grid = self.grid
-        modes = {"intended": grid.variants if grid.intended else (), "published": grid.published}
-        asked = {
-            "variants": [*dict.fromkeys([*grid.variants, *grid.published])],
-            "regimes": list(grid.regimes),
-            "seeds": list(grid.seeds),
-            "keys": [job["key"] for job in self.jobs],
-        }
-        merged = {k: list(dict.fromkeys([*before.get(k, []), *v])) for k, v in asked.items()}
-        merged["variants"] = [v for v in variants.VARIANTS if v in merged["variants"]]
-        merged["seeds"] = sorted(merged["seeds"])
-        old = before.get("modes", {})
+        from vjepa_fast import __version__
+        from vjepa_fast.trainer.run_folder import git_commit
+
+        def merged(old: Sequence, new: Iterable) -> list:
+            return list(dict.fromkeys([*old, *new]))
+
+        grid, modes = self.grid, before.get("modes", {})
+        chosen = merged(before.get("variants", []), (*grid.variants, *grid.published))
         return {
             "format": FORMAT,
             "suite": self.settings.suite,
-            **merged,
-            "modes": {k: list(dict.fromkeys([*old.get(k, []), *v])) for k, v in modes.items()},
+            "variants": [v for v in variants.VARIANTS if v in chosen],
+            "regimes": merged(before.get("regimes", []), grid.regimes),
+            "seeds": sorted(merged(before.get("seeds", []), grid.seeds)),
+            "keys": merged(before.get("keys", []), (job["key"] for job in self.jobs)),
+            "modes": {mode: merged(modes.get(mode, []), asked) for mode, asked in grid.modes.items()},
             "sizes": self.settings.sizes if self.settings.suite == "synthetic" else {},
-            "settings": fixed,
+            "settings": settings,
             "evaluation": self.suite.evaluation(),
             "device": self.settings.device,
-            **_versions(),
+            "versions": {"package": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
+            "commit": git_commit(),
         }
 
     def missing(self) -> list[dict]:
@@ -197,8 +176,8 @@ class StudyPlan:
 
     def failed(self) -> list[str]:
         """Keys of this grid that have an error file and no cell."""
-        keys = [j["key"] for j in self.jobs]
-        return [k for k in keys if cells.error_path(self.folder, k).is_file() and not cells.read_cell(self.folder, k)]
+        keys = [j["key"] for j in self.jobs if not cells.done(j)]
+        return [key for key in keys if cells.error_path(self.folder, key).is_file()]
 
 
 def read_plan(folder: str | os.PathLike) -> dict:
@@ -213,13 +192,3 @@ def read_plan(folder: str | os.PathLike) -> dict:
         raise UserError(f"{path}: no such study; vjepa-fast study run makes one") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is not a study plan of format {FORMAT}; remove it or choose another folder") from None
-
-
-def _versions() -> dict:
-    import torch
-
-    from vjepa_fast import __version__
-    from vjepa_fast.trainer.run_folder import git_commit
-
-    found = {"package": __version__, "torch": str(torch.__version__), "python": platform.python_version()}
-    return {"versions": found, "commit": git_commit()}

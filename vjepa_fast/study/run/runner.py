@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from vjepa_fast.study.jobs.locks import Lock
 from vjepa_fast.study.jobs.pool import run_tasks
-from vjepa_fast.study.jobs.processes import run_processes, terminable
-from vjepa_fast.study.jobs.slurm import run_slurm
-from vjepa_fast.study.jobs.work import Work
+from vjepa_fast.study.jobs.processes import Work, run_processes, run_slurm, terminable
 from vjepa_fast.study.run import cells
 from vjepa_fast.study.run.plan import StudyPlan
 
@@ -32,9 +30,8 @@ def run_study(
     """
     study.claim()
     jobs = study.missing()
-    keys = {j["key"] for j in jobs}
     for job in study.jobs:
-        if job["key"] not in keys:
+        if job not in jobs:
             on_event("kept", job)
     if not jobs:
         return study.failed()
@@ -42,11 +39,11 @@ def run_study(
     with terminable():
         cores = os.cpu_count() or 1
         workers = 0 if launcher == "inline" else cores if study.settings.device != "cpu" else min(cores, len(places))
-        prepare(
-            study,
-            workers,
-            lambda what, name: on_event("elsewhere" if what == "elsewhere" else "prepare", f"{name}: {what}"),
-        )
+
+        def on_task(what: str, name: str) -> None:
+            on_event(what if what == "elsewhere" else "prepare", f"{name}: {what}")
+
+        prepare(study, workers, on_task)
         if launcher == "slurm":
             run_slurm(work, jobs, study.folder, slurm or {}, at_once, on_event)
         elif launcher == "inline":

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -36,7 +36,7 @@ class Settings:
     scale: float = 1.0
     overrides: tuple[str, ...] = ()
     device: str = "cpu"  # cpu | cuda
-    sizes: dict[str, dict[str, int]] = field(default_factory=lambda: dict(SIZES))
+    sizes: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(SIZES))
     size: int = 64
     frames: int = 16
     fps: int = 8
@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0  # of rendering, held-out parts and episodes; the same for every run
 
 
-def suite_of(settings: Settings, folder: str | os.PathLike) -> Suite:
+def suite_of(settings: Settings, folder: str | os.PathLike) -> Synthetic | Paper:
     """The suite named in ``settings``, with its data in ``folder``. Raises UserError for an unknown one."""
     kinds = {"synthetic": Synthetic, "paper": Paper}
     if settings.suite not in kinds:
@@ -61,17 +61,12 @@ def suite_of(settings: Settings, folder: str | os.PathLike) -> Suite:
     return kinds[settings.suite](settings, Path(folder))
 
 
-class Suite(ABC):
-    """What a study is run on. ``data``: paths of the user's manifests by ``suite.part``.
+class Suite:
+    """What the suites share. ``data``: the user's manifests by ``suite.part``; ``names``: what is evaluated."""
 
-    Attributes:
-        evaluated: names of the suites that it can evaluate on; ``names``: of those that it does.
-        recipes: the recipe of each regime's baseline.
-    """
-
-    evaluated: ClassVar[tuple[str, ...]]
+    evaluated: ClassVar[tuple[str, ...]]  # names of the suites that it can evaluate on
     own_pooling: ClassVar[str]
-    recipes: ClassVar[dict[str, str]]
+    recipes: ClassVar[dict[str, str]]  # of each regime's baseline
 
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self.folder = settings, folder
@@ -82,26 +77,6 @@ class Suite(ABC):
         self.names = tuple(n for n in self.evaluated if not settings.evaluate or n in settings.evaluate)
         self.pooling = settings.pooling or self.own_pooling
 
-    @abstractmethod
-    def weights(self, regime: str) -> dict[str, float]:
-        """Sampling weights of the data sets that a regime trains on."""
-
-    @abstractmethod
-    def baseline(self, regime: str, compat: str, seed: int) -> Config:
-        """The Config of a regime's baseline run."""
-
-    @abstractmethod
-    def check(self, regimes: Iterable[str]) -> None:
-        """Raise UserError where the data of the regimes or of the evaluation is missing."""
-
-    @abstractmethod
-    def tasks(self, regimes: Iterable[str]) -> list[Task]:
-        """What prepares the data."""
-
-    @abstractmethod
-    def sources(self) -> dict[str, dict]:
-        """What an encoder is evaluated on, by suite."""
-
     def _load(self, recipe: str, compat: str, seed: int) -> Config:
         from vjepa_fast import config
 
@@ -109,9 +84,8 @@ class Suite(ABC):
 
     def evaluation(self) -> dict:
         """Plain values of the frozen evaluation, one protocol for every encoder of the study."""
-        s = self.settings
-        many = {"way": s.way, "queries": s.queries, "episodes": s.episodes, "seed": s.seed}
-        return {"pooling": self.pooling, "view": self.view(), "geometry": {"max_clips": 256, "views": 4}, **many}
+        episodes = {k: getattr(self.settings, k) for k in ("way", "queries", "episodes", "seed")}
+        return {"pooling": self.pooling, "view": self.view(), "geometry": {"max_clips": 256, "views": 4}, **episodes}
 
     def view(self) -> dict[str, int]:
         """The clip that every encoder is evaluated on: the mixed regime's (the single one may read by fps instead)."""
@@ -125,7 +99,8 @@ class Synthetic(Suite):
     own_pooling = "time"
     recipes = {"single": "demo_baseline_single", "mixed": "demo_baseline_mixed"}
 
-    def weights(self, regime: str) -> dict[str, float]:  # noqa: D102
+    def weights(self, regime: str) -> dict[str, float]:
+        """Sampling weights of the data sets that a regime trains on."""
         return WEIGHTS[regime]
 
     def baseline(self, regime: str, compat: str, seed: int) -> Config:
@@ -191,7 +166,8 @@ class Paper(Suite):
         super().__init__(settings, folder)
         self.data = expand_data(settings.data)
 
-    def weights(self, regime: str) -> dict[str, float]:  # noqa: D102
+    def weights(self, regime: str) -> dict[str, float]:
+        """Sampling weights of the data sets that a regime trains on."""
         from vjepa_fast import config
 
         weights = config.load(PUBLISHED[regime]).data.datasets_weights or (1.0,)
@@ -239,22 +215,19 @@ def expand_data(data: Mapping[str, str]) -> dict[str, str]:
 
     Raises UserError for a name that no suite knows, or a folder without manifests.
     """
-    known, parts = set(Paper.evaluated), {"train": "train", "val": "val", "test": "test", "base": "train"}
-    parts["novel"] = "test"
+    known = sorted(Paper.evaluated)
+    parts = {"train": "train", "val": "val", "test": "test", "base": "train", "novel": "test"}
     out = {}
     for name, path in data.items():
         suite, _, part = name.partition(".")
         if suite not in known or (part and part not in parts):
             raise UserError(
-                f"--data {name}=...: not known; names are {', '.join(sorted(known))}, alone (a folder) or with "
+                f"--data {name}=...: not known; names are {', '.join(known)}, alone (a folder) or with "
                 ".train, .val, .test, .base or .novel"
             )
-        if part:
-            out[f"{suite}.{parts[part]}"] = os.path.abspath(path)
-            continue
-        found = {parts[p]: Path(path) / f"{p}.csv" for p in parts if (Path(path) / f"{p}.csv").is_file()}
-        if not found:
+        files = {part: Path(path)} if part else {p: file for p in parts if (file := Path(path) / f"{p}.csv").is_file()}
+        out |= {f"{suite}.{parts[p]}": os.path.abspath(file) for p, file in files.items()}
+        if not files:
             wanted = ", ".join(f"{p}.csv" for p in parts)
             raise UserError(f"--data {name}={path}: not a folder that holds any of {wanted}")
-        out.update({f"{suite}.{p}": os.path.abspath(file) for p, file in found.items()})
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.files import write_text
-from vjepa_fast.study.run.keys import has_key, leave_key
+from vjepa_fast.files import write_json, write_text
+
+KEY = "demo_key.json"  # what a folder was made for, so that one of another plan is not taken for a stopped one
 
 
 def stretched(cfg: Config, scale: float) -> Config:
@@ -27,10 +29,15 @@ def stretched(cfg: Config, scale: float) -> Config:
 def settings_text(cfg: Config, weights: Mapping[str, float]) -> dict[str, str]:
     """A run's settings, one printable line each, for the report. ``weights``: sampling weight by data set."""
     data, model, opt, target = cfg.data, cfg.model, cfg.optimization, cfg.target
+
+    def term(name: str, fields: Mapping) -> str:
+        return " ".join([name, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())])
+
     specs = [
         f"{m.num_blocks} x {m.spatial_scale[0]:g}" + (" motion-guided" if m.motion_guided else "")
         for m in cfg.masks.specs
     ]
+    decay = dict.fromkeys((opt.weight_decay, opt.final_weight_decay))
     return {
         "data": ", ".join(f"{w:g} {name}" for name, w in weights.items()),
         "clips": f"{max(data.dataset_fpcs)} frames, step {data.frame_sample_rate or 1}, {data.crop_size} px, "
@@ -38,31 +45,34 @@ def settings_text(cfg: Config, weights: Mapping[str, float]) -> dict[str, str]:
         "encoder": f"width {model.embed_dim or model.model_name}, depth {model.depth or ''}, {model.levels} levels, "
         f"tubelets {data.tubelet_size} x {data.patch_size} x {data.patch_size}",
         "predictor": f"width {model.pred_embed_dim}, depth {model.pred_depth}",
-        "objectives": "; ".join(
-            name + (" " + " ".join(f"{k}={_short(v)}" for k, v in fields.items()) if fields else "")
-            for name, fields in cfg.objectives.items()
-        ),
+        "objectives": "; ".join(term(*item) for item in cfg.objectives.items()),
         "masks": "; ".join(specs),
         "steps": str(int(opt.epochs * opt.ipe * opt.ipe_scale)),
         "learning rate": f"{opt.start_lr:g} to {opt.lr:g} to {opt.final_lr:g}, "
         f"warm-up {opt.warmup:g} of {opt.epochs} epochs",
-        "weight decay": f"{opt.weight_decay:g}"
-        + (f" to {opt.final_weight_decay:g}" if opt.final_weight_decay != opt.weight_decay else ""),
+        "weight decay": " to ".join(f"{w:g}" for w in decay),
         "target": f"{target.mode}, momentum {target.ema[0]:.5g} to {target.ema[1]:.5g}",
         "compat": cfg.compat,
         "seed": str(cfg.seed),
     }
 
 
-def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def has_key(folder: str | os.PathLike, key: str | None = None) -> bool:
+    """Whether a folder has the note that it was made for ``key``, a plan's (None: any note)."""
+    mark = Path(folder) / KEY
+    return mark.is_file() and (key is None or json.loads(mark.read_text()) == key)
+
+
+def leave_key(folder: str | os.PathLike, key: str) -> None:
+    """Leave the note in a folder that has none."""
+    if not has_key(folder):
+        write_json(Path(folder) / KEY, key)
 
 
 def train(config: dict, key: str, device: str) -> dict:
-    """Pretrain, or go on with a stopped run; a folder of another ``key`` is started anew.
+    """Pretrain, or go on with a stopped run: {"folder", "step", "checkpoint"} of the finished one, plain values.
 
-    Returns:
-        {"folder", "step", "checkpoint"} of the finished run, plain values.
+    A folder of another ``key`` is started anew.
     """
     from vjepa_fast import config as configs
     from vjepa_fast import trainer
@@ -70,18 +80,15 @@ def train(config: dict, key: str, device: str) -> dict:
     cfg = configs.from_dict(config)
     same = has_key(cfg.folder, key)
     if not same:
-        leave_key(cfg.folder, None)
+        (Path(cfg.folder) / KEY).unlink(missing_ok=True)
     result = trainer.train(cfg, resume=same, device=device, on_log=lambda row: leave_key(cfg.folder, key))
     return {"folder": str(result.folder), "step": result.step, "checkpoint": str(result.checkpoint)}
 
 
 def train_under_torchrun(config: dict, key: str, processes: int, yaml: Path) -> str:
-    """As `train`, on ``processes`` GPUs of this machine; returns the path of the checkpoint.
+    """As `train`, on ``processes`` GPUs of this machine, configured by ``yaml``; returns the path of the checkpoint.
 
-    The configuration is written to ``yaml`` for the trainers.
-
-    Raises:
-        TrainingError: the command failed; names it and its exit code.
+    Raises TrainingError that names the command and its exit code where it failed.
     """
     from vjepa_fast import config as configs
     from vjepa_fast.models.interop import newest_checkpoint
@@ -90,7 +97,9 @@ def train_under_torchrun(config: dict, key: str, processes: int, yaml: Path) -> 
     mark = Path(cfg.folder) / "study_hash.txt"
     same = mark.is_file() and mark.read_text() == key
     write_text(yaml, configs.dump_yaml(cfg))
-    command = torchrun_command(yaml, processes, resume=same or not (Path(cfg.folder) / "checkpoints").exists())
+    resume = same or not (Path(cfg.folder) / "checkpoints").exists()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += ["-m", "vjepa_fast", "train", str(yaml), *([] if resume else ["--no-resume"])]
     write_text(mark, key)
     process = subprocess.Popen(command)
     try:
@@ -102,9 +111,3 @@ def train_under_torchrun(config: dict, key: str, processes: int, yaml: Path) -> 
     if code:
         raise TrainingError(f"{' '.join(command)}: exit code {code}; the run's log has its output")
     return str(newest_checkpoint(cfg.folder))
-
-
-def torchrun_command(config: str | os.PathLike, processes: int, *, resume: bool = True) -> list[str]:
-    """The command that trains one run on ``processes`` GPUs of this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*launcher, "-m", "vjepa_fast", "train", str(config), *([] if resume else ["--no-resume"])]
