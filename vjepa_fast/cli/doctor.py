@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vjepa_fast.cli._arguments import add_json
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
@@ -33,7 +35,7 @@ DEVICES = {"cpu": {"triton": "supports CUDA tensors only"}, "cuda": {"cpp": "sup
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("--json", metavar="PATH", help="also write everything to PATH")
+    add_json(parser, "everything")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ Shapes: n clips, q views of a clip, F frames, S pixels, L levels, E embed_dim, D
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa_fast.config.schema import AugmentConfig, Config
+from vjepa_fast.config.schema import AugmentConfig
 from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import ClipSet, clip_settings, clip_view, decode_clips
 from vjepa_fast.evaluation.extract.features import extract_features
-from vjepa_fast.evaluation.run.encoders import WHICH, Say, encoders_of
+from vjepa_fast.evaluation.run.encoders import Subject
 from vjepa_fast.layers import channels
 from vjepa_fast.metrics import geometry
 from vjepa_fast.models.vit import VisionTransformer
@@ -148,10 +147,6 @@ def checkpoint_geometry(
     path: str | os.PathLike,
     manifest: str,
     *,
-    which: Sequence[str] = WHICH,
-    config: Config | None = None,
-    random: bool = True,
-    device: str | torch.device = "cpu",
     num_frames: int | None = None,
     crop_size: int | None = None,
     frame_step: int | None = None,
@@ -159,30 +154,32 @@ def checkpoint_geometry(
     max_clips: int = 256,
     views: int = 8,
     seed: int = 0,
-    on_progress: Say | None = None,
+    split: str = "depth",
+    batch_size: int = 16,
     **how: Any,
 ) -> list[dict]:
     """`geometry_rows` of the encoders in a checkpoint file or run folder, first the random-init control.
 
     ``manifest``: path of a CSV, of which only the chosen clips are read, each with ``extra_frames`` more than the
-    encoder sees. ``how``: split, batch_size.
+    encoder sees. ``how``: fields of `Subject`; nothing is cached.
 
     Raises:
-        CheckpointError: as `encoders_of`.
+        CheckpointError: as `Subject.encoders`.
         DataError: as `geometry_rows`, or an unreadable manifest.
     """
-    say = on_progress or (lambda text: None)
-    listed = load_manifest(manifest)
-    encoders = encoders_of(path, which, config=config, random=random, say=say)
+    subject, listed = Subject(path, **how), load_manifest(manifest)
+    encoders = subject.encoders()
     view = clip_view(encoders[0][2], num_frames, crop_size, frame_step)
     frames = view["num_frames"]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(listed))[:max_clips])
     few = replace(listed, paths=[listed.paths[i] for i in chosen], labels=listed.labels[chosen])
-    say(f"decoding {len(few)} clips")
+    subject.say(f"decoding {len(few)} clips")
     clips = decode_clips(few, **{**view, "num_frames": frames + extra_frames})
+    options = {"split": split, "views": views, "max_clips": max_clips, "seed": seed, "batch_size": batch_size}
     rows = []
     for label, _, encoder in encoders:
-        say(f"{label}: features of {len(clips)} clips, {views} views")
-        how |= {"max_clips": max_clips, "views": views, "seed": seed, "num_frames": frames, "device": device}
-        rows += geometry_rows(encoder.to(device), clips, label=label, **how)
+        subject.say(f"{label}: features of {len(clips)} clips, {views} views")
+        rows += geometry_rows(
+            encoder.to(subject.device), clips, label=label, num_frames=frames, device=subject.device, **options
+        )
     return rows
