@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.extract.features import Features, amp, encode, pool_tokens
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part
-from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings, parse_trunk
+from vjepa_fast.evaluation.fewshot.tuning.settings import Setup, TuneSettings, parse_trunk
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -118,12 +119,12 @@ def new_head(width: int, classes: int, seed: int, device: torch.device) -> nn.Li
 
 
 @torch.no_grad()
-def embed(model: Embedder, part: Part, chunk: int, device: torch.device) -> Features:
+def embed(model: Embedder, part: Part, setup: Setup) -> Features:
     """Features of all samples of a part, in order. DataError where they are not finite."""
     rows = []
-    for index in np.array_split(np.arange(len(part.labels)), max(1, math.ceil(len(part.labels) / chunk))):
-        with amp(device):
-            rows.append(model(part.fetch(index).to(device)).float().cpu())
-    x = torch.cat(rows).numpy()
-    Features(x, part.labels, f"{part.role} part {part.name}").check_finite()
-    return Features(x, part.labels, part.name)
+    for index in np.array_split(np.arange(len(part.labels)), max(1, math.ceil(len(part.labels) / setup.chunk))):
+        with amp(setup.device):
+            rows.append(model(part.fetch(index).to(setup.device)).float().cpu())
+    features = Features(torch.cat(rows).numpy(), part.labels, f"{part.role} part {part.name}")
+    features.check_finite()
+    return replace(features, name=part.name)

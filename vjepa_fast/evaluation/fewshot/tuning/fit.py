@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, Setup
 
 
 def fit(
@@ -18,15 +18,13 @@ def fit(
     samples: int,
     settings: FitSettings,
     loss_of: Callable[[np.ndarray], Tensor],
-    *,
-    chunk: int,
-    seed: int,
+    setup: Setup,
     what: str,
-    on_epoch: Callable[[int, float], None] | None = None,
+    on_epoch: Callable[[], None] | None = None,
 ) -> list[float]:
     """Minimise the mean of ``loss_of(rows)`` over batches of ``samples`` samples; returns the mean loss per epoch.
 
-    A batch above ``chunk`` is taken in portions whose gradients are added: the same step in less memory.
+    A batch above ``setup.chunk`` is taken in portions whose gradients are added: the same step in less memory.
 
     Raises:
         TrainingError: an epoch's loss is not finite.
@@ -37,7 +35,7 @@ def fit(
         )
     else:
         optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=settings.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(setup.seed)
     steps, losses = math.ceil(samples / settings.batch_size), []
     for epoch in range(settings.epochs):
         total = 0.0
@@ -45,14 +43,15 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = settings.lr * settings.rate(epoch, step, steps)
             optimizer.zero_grad(set_to_none=True)
-            for part in rows.split(chunk):
+            for part in rows.split(setup.chunk):
                 loss = loss_of(part.numpy()) * (len(part) / len(rows))
                 loss.backward()
                 total = total + loss.detach().double() * len(rows)
             optimizer.step()
         losses.append(finite_loss(total / samples, what, epoch))
         if on_epoch is not None:
-            on_epoch(epoch, losses[-1])
+            on_epoch()
+        setup.say(f"{what}: epoch {epoch + 1}, loss {losses[-1]:.4f}")
     return losses
 
 

@@ -1,15 +1,11 @@
-"""A tuned model and how it came about, and its test on the novel classes."""
+"""A tuned model and how it came about."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
-from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
-from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, embed
-from vjepa_fast.evaluation.fewshot.tuning.parts import Part
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder
 from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
 from vjepa_fast.models.vit import VisionTransformer
 
@@ -25,14 +21,14 @@ class TuneResult:
 
     method: str
     model: Embedder
-    losses: dict[str, list[float]]
-    validation: dict[str, list[float]]
-    test: dict[str, dict[int, EpisodeResult]]
-    best_epoch: int  # of the meta stage, from 1; 0: no meta stage
-    temperature: float
     seed: int
     settings: TuneSettings
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    validation: dict[str, list[float]] = field(default_factory=dict)
+    test: dict[str, dict[int, EpisodeResult]] = field(default_factory=dict)
+    best_epoch: int = 0  # of the meta stage, from 1; 0: no meta stage
+    temperature: float = 0.0
 
     @property
     def encoder(self) -> VisionTransformer | None:
@@ -56,14 +52,3 @@ class TuneResult:
             "settings": asdict(self.settings),
             "notes": list(self.notes),
         }
-
-
-def novel_episodes(
-    model: Embedder, novel: Part, settings: TuneSettings, seed: int, device: torch.device
-) -> dict[int, EpisodeResult]:
-    """EpisodeResult by shots on the novel classes; the episodes depend on labels and ``seed`` alone."""
-    features = embed(model, novel, settings.chunk, device)
-    return {
-        shot: prototype_episodes(features, settings.way, shot, settings.queries, settings.episodes, seed)
-        for shot in settings.shots
-    }
