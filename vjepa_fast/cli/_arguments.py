@@ -89,6 +89,18 @@ def add_json(parser: ArgumentParser, what: str = "the rows") -> None:
     parser.add_argument("--json", metavar="PATH", type=writable_file, help=f"also write {what} to a file")
 
 
+def add_overrides(parser: ArgumentParser, what: str = "one value") -> None:
+    """``--set KEY=VALUE``, as ``overrides``."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"override {what}, such as optimization.lr=3e-4; may be repeated",
+    )
+
+
 def add_encoders(parser: ArgumentParser) -> None:
     """The checkpoint, which of its encoders, and their control; to be read with `subject_of`, as ``--device``."""
     parser.add_argument(

@@ -139,8 +139,6 @@ def _check(args: Namespace) -> None:
         raise UserError("--protocol published probes: give --train and --test manifests")
     if (args.train is None) != (args.test is None):
         raise UserError("--train and --test go together: one fits the probe, the other measures it")
-    if args.train is None and args.fewshot is None:
-        raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
 
 
 def print_table(rows: Sequence[Row], title: str = "Frozen evaluation, accuracy in %") -> None:

@@ -12,9 +12,9 @@ from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
 from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS, EpisodeProtocol
+from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.methods import method_named, tune
 from vjepa_fast.evaluation.fewshot.tuning.parts import check_counts
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
 from vjepa_fast.evaluation.run.encoders import Subject
 from vjepa_fast.evaluation.run.rows import Row, against, fewshot_rows, tune_rows
@@ -110,9 +110,7 @@ def tune_checkpoint(
         results[label] = tune(
             method,
             encoder,
-            sources["base"],
-            sources.get("val"),
-            sources["novel"],
+            *(sources["base"], sources.get("val"), sources["novel"]),
             settings=tuning,
             seed=protocol.seed,
             device=subject.device,

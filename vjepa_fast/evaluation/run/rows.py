@@ -14,7 +14,7 @@ from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.extract.tokens import Tokens
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol, evaluate_episodes
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
+from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.intervals import mean_ci95, paired_difference
 from vjepa_fast.evaluation.probes import PROBES, ProbeOptions, ProbeResult
 

@@ -6,6 +6,7 @@ Shapes: E episodes, W ways, S shots, Q queries per class, M = W*Q, d features, C
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,15 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vjepa_fast.errors import TrainingError
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features, amp
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, sample_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, weak_views
-from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, embed, new_head, trained
-from vjepa_fast.evaluation.fewshot.tuning.fit import finite_loss, fit
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, TuneResult, build_embedder, embed, new_head, trained
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part, Parts, part_of, parts_of
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.settings import (
     PLAIN,
     FitSettings,
@@ -58,6 +58,52 @@ def episode_loss(logits: Tensor) -> Tensor:
     way = logits.shape[-1]
     truth_M = torch.arange(way, device=logits.device).repeat_interleave(logits.shape[-2] // way)
     return F.cross_entropy(logits.reshape(-1, way), truth_M.repeat(logits.numel() // (way * len(truth_M))))
+
+
+def fit(
+    parameters: list[nn.Parameter],
+    samples: int,
+    settings: FitSettings,
+    loss_of: Callable[[np.ndarray], Tensor],
+    setup: Setup,
+    what: str,
+    on_epoch: Callable[[], None] | None = None,
+) -> list[float]:
+    """Minimise the mean of ``loss_of(rows)`` over batches of ``samples`` samples; returns the mean loss per epoch.
+
+    A batch above ``setup.chunk`` is taken in portions whose gradients are added: the same step in less memory. TrainingError
+    where an epoch's loss is not finite.
+    """
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(setup.seed)
+    steps, losses = math.ceil(samples / settings.batch_size), []
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for step, rows in enumerate(torch.randperm(samples, generator=generator).split(settings.batch_size)):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * settings.rate(epoch, step, steps)
+            optimizer.zero_grad(set_to_none=True)
+            for part in rows.split(setup.chunk):
+                loss = loss_of(part.numpy()) * (len(part) / len(rows))
+                loss.backward()
+                total = total + loss.detach().double() * len(rows)
+            optimizer.step()
+        losses.append(finite_loss(total / samples, what, epoch))
+        if on_epoch is not None:
+            on_epoch()
+        setup.say(f"{what}: epoch {epoch + 1}, loss {losses[-1]:.4f}")
+    return losses
+
+
+def finite_loss(mean: Tensor | float, what: str, epoch: int) -> float:
+    """``mean`` as a float; TrainingError where it is NaN or infinite."""
+    value = float(mean)
+    if not math.isfinite(value):
+        raise TrainingError(f"{what}: the loss is {value} in epoch {epoch + 1}; lower lr")
+    return value
 
 
 def train_classifier(
@@ -122,9 +168,7 @@ def meta_train(
     device = setup.device
     temperature = nn.Parameter(torch.tensor(float(meta.temperature), device=device))
     parameters = trained(model)
-    optimizer = torch.optim.SGD(
-        [*parameters, temperature], lr=meta.lr, momentum=meta.momentum, weight_decay=meta.weight_decay
-    )
+    optimizer = torch.optim.SGD([*parameters, temperature], meta.lr, meta.momentum, weight_decay=meta.weight_decay)
     way = min(meta.way, base.classes) if meta.reduce_way else meta.way
     losses, accuracies, best, kept = [], [], 0, None
     at_once = meta.episodes_per_step if base.features else 1  # clips: an episode at a time, gradients added

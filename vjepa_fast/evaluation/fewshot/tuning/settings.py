@@ -13,9 +13,7 @@ from vjepa_fast.errors import ConfigError
 
 def parse_trunk(trunk: str | int) -> str | int:
     """What ``trunk`` means: "all", "head", or a number of last blocks (also as text: "2", "last 2 blocks").
-
-    Raises:
-        ConfigError: anything else.
+    ConfigError otherwise.
     """
     text = str(trunk).strip().lower()
     if text in ("all", "head"):

@@ -19,11 +19,9 @@ from vjepa_fast.evaluation.extract.cache import normalisation
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features, amp
 from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views
-from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, new_head, trained
-from vjepa_fast.evaluation.fewshot.tuning.fit import fit
-from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import look, meta_stage, train_classifier
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, TuneResult, build_embedder, new_head, trained
+from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import fit, look, meta_stage, train_classifier
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part, parts_of
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.settings import PLAIN, FitSettings, MetaSettings, Setup, TuneSettings
 from vjepa_fast.models.vit import VisionTransformer
 
