@@ -23,9 +23,19 @@ _found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswit
 COMMANDS = {name: f"{__name__}.{name}" for name in sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))}
 
 # An operating system error with one of these is about the folder or disk the user named, not a defect.
-_USER_ERRORS = set(
-    "EACCES EPERM EROFS ENOSPC EDQUOT EFBIG ENOTDIR EISDIR EEXIST ENOENT ENAMETOOLONG".split()  # noqa: SIM905
-)
+_USER_ERRNO = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+    errno.ENAMETOOLONG,
+}
 
 
 class _Usage(UserError):
@@ -53,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if errno.errorcode.get(error.errno or 0) not in _USER_ERRORS:
+        if error.errno not in _USER_ERRNO:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}")

@@ -288,7 +288,8 @@ def attentive_probe(
     join, device, heads_at_once and on_progress, as `train_heads`. Deterministic on a CPU.
 
     ``chosen``: lr, wd, val_accuracy, epochs, heads (tried), diverged (of them), and max_over_heads_on_test, the best
-    test accuracy of any head: the published way of scoring, not used to choose. DataError as `checked_parts`, TrainingError where every head diverged.
+    test accuracy of any head: the published way of scoring, not used to choose. DataError as `checked_parts`,
+    TrainingError where every head diverged.
     """
     grid = list(itertools.product(lrs, weight_decays))
     if not grid or epochs < 1 or batch_size < 1:

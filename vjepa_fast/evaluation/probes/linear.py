@@ -33,8 +33,8 @@ def linear_probe(
 ) -> ProbeResult:
     """Logistic regression on features standardised by the training part; the penalty C is chosen on ``val``.
 
-    Ties go to the smaller C. ``val=None`` holds out 20 % of ``train``, by class and ``seed``. Deterministic. DataError as
-    `checked_parts`.
+    Ties go to the smaller C. ``val=None`` holds out 20 % of ``train``, by class and ``seed``. Deterministic.
+    DataError as `checked_parts`.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

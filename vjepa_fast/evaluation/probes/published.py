@@ -73,7 +73,8 @@ def published_probe(
 
     Features are mean-pooled, ``[n, D]``: the probe sees one token per sample. ``epochs`` overrides the published
     number; ``how``: batch_size, seed, device and on_progress, as `train_heads`. ``chosen`` holds the settings,
-    "selection": "none", and what had to be assumed. DataError as `check_parts`, TrainingError where the loss is not finite.
+    "selection": "none", and what had to be assumed. DataError as `check_parts`, TrainingError where the
+    loss is not finite.
     """
     classes = check_parts({"train": train, "test": test}, classes)
     shown, asked = (from_array(part.x[:, None], part.y, part.name) for part in (train, test))

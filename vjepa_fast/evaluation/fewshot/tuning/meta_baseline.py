@@ -71,8 +71,8 @@ def fit(
 ) -> list[float]:
     """Minimise the mean of ``loss_of(rows)`` over batches of ``samples`` samples; returns the mean loss per epoch.
 
-    A batch above ``setup.chunk`` is taken in portions whose gradients are added: the same step in less memory. TrainingError
-    where an epoch's loss is not finite.
+    A batch above ``setup.chunk`` is taken in portions whose gradients are added: the same step in less memory.
+    TrainingError where an epoch's loss is not finite.
     """
     if settings.optimizer == "sgd":
         optimizer = torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
