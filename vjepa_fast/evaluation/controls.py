@@ -19,6 +19,7 @@ from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_batches
 from vjepa_fast.evaluation.extract.features import Features, encode, pool_tokens
 from vjepa_fast.evaluation.probes import ProbeResult, result_of
 from vjepa_fast.evaluation.tasks import check_labels, check_within
+from vjepa_fast.models.interop import clip_settings
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -33,17 +34,7 @@ def random_encoder(config: Config, seed: int | None = None) -> VisionTransformer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
         encoder = models.encoder_from_config(config)
-    data = config.data
-    step = data.frame_sample_rate if data.frame_sample_rate or data.fps or data.duration else 1
-    encoder.clip_settings = {
-        "crop_size": data.crop_size,
-        "num_frames": max(data.dataset_fpcs),
-        "frame_step": step,
-        "fps": data.fps,
-        "duration": data.duration,
-        "mean": tuple(config.data_aug.mean),
-        "std": tuple(config.data_aug.std),
-    }
+    encoder.clip_settings = clip_settings(config)
     return encoder.eval()
 
 

@@ -63,7 +63,10 @@ def geometry_rows(
         raise DataError(f"{clips.name}: geometry compares clips with each other and needs at least 2, got {len(clips)}")
     levels = encoder.levels
     chosen = np.sort(np.random.default_rng(seed).permutation(len(clips))[:max_clips])
-    frames = _frames(encoder, clips, num_frames)
+    there = clips.clips.shape[2]
+    if num_frames is not None and not 1 <= num_frames <= there:
+        raise DataError(f"{clips.name}: clips have {there} frames, {num_frames} were asked for")
+    frames = num_frames or min(there, clip_settings(encoder).get("num_frames") or there)
 
     def features(view: int | None) -> Tensor:
         made = torch.stack([view_of(clips.clips[i], frames, view, (seed, int(i))) for i in chosen])
@@ -98,13 +101,15 @@ def geometry_rows(
 
 def _figures(x: Tensor, views: Tensor | None, number: int) -> tuple[dict, dict]:
     """The figures of ``x`` ``[n, d]`` and ``views`` ``[n, q, d]``, and why one is missing."""
-    found, why = {}, {}
-    found["rankme"] = float(geometry.rankme(x))
-    found["lidar"] = None if views is None else float(geometry.lidar(views))
-    if views is None:
-        why["lidar"] = f"needs at least 2 views of a clip, got views={number}"
     alpha = float(geometry.alpha_req(x))
-    found["alpha_req"] = alpha if np.isfinite(alpha) else None
+    found = {
+        "rankme": float(geometry.rankme(x)),
+        "lidar": None if views is None else float(geometry.lidar(views)),
+        "alpha_req": alpha if np.isfinite(alpha) else None,
+        "feature_std": float(geometry.feature_std(x)),
+        "mean_cosine": float(geometry.mean_cosine(x)),
+    }
+    why = {} if views is not None else {"lidar": f"needs at least 2 views of a clip, got views={number}"}
     if found["alpha_req"] is None:
         first, last = geometry.fit_range(*x.shape)
         few = last - first + 1 < geometry.MIN_FIT
@@ -113,17 +118,7 @@ def _figures(x: Tensor, views: Tensor | None, number: int) -> tuple[dict, dict]:
             if few
             else f"some of eigenvalues {first} to {last} are zero: the features have a lower rank, no power law"
         )
-    found["feature_std"] = float(geometry.feature_std(x))
-    found["mean_cosine"] = float(geometry.mean_cosine(x))
     return found, why
-
-
-def _frames(encoder: VisionTransformer, clips: ClipSet, wanted: int | None) -> int:
-    """Frames of a view: as asked, as trained, at most those that there are."""
-    there = clips.clips.shape[2]
-    if wanted is not None and not 1 <= wanted <= there:
-        raise DataError(f"{clips.name}: clips have {there} frames, {wanted} were asked for")
-    return wanted or min(there, clip_settings(encoder).get("num_frames") or there)
 
 
 def view_of(clip: Tensor, frames: int, view: int | None, key: tuple[int, int]) -> Tensor:

@@ -26,7 +26,7 @@ class FeatureSettings:
     images: str = "repeat"
     workers: int = 0
     spread: str | None = None
-    short: str | None = None
+    short: str | None = None  # "hold" repeats the last frame of short videos (set by a task), "refuse" leaves them out
 
     def take(self, encoder: VisionTransformer, source: Source, subject: Subject) -> Features:
         """The pooled features of ``source``, on the device and in the cache folder of ``subject``."""
