@@ -56,7 +56,8 @@ def test_flags_have_the_defaults_of_evaluation():
     args = parser.parse_args(["runs/mine"])
     shared = {k: v for k, v in vars(AS_TRAINED).items() if hasattr(args, k)}
     assert shared == {k: getattr(args, k) for k in shared} and len(shared) == 8
-    assert arguments.encoders_of(args.which) == WHICH and arguments.encoders_of("encoder") == ("encoder",)
+    assert arguments.subject_of(args)["which"] == WHICH
+    assert arguments.subject_of(parser.parse_args(["runs/mine", "--which", "encoder"]))["which"] == ("encoder",)
     assert tuple(POOLINGS) == arguments.POOLINGS
 
 

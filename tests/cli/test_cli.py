@@ -89,7 +89,7 @@ def test_errors_of_a_process_are_one_line_on_stderr():
         (["train"], ["the following arguments are required: config", "vjepa-fast train --help"]),
         (["train", "x.yaml", "--wrong"], ["unrecognized arguments: --wrong"]),
         (["config", "shwo", "x"], ["argument ACTION: invalid choice: 'shwo'"]),
-        (["train", "mixed_4gpu_baseline", "--max-steps", "0"], ["--max-steps: must be at least 1"]),
+        (["train", "mixed_4gpu_baseline", "--max-steps", "0"], ["--max-steps: 0 is not a positive number"]),
         (["train", "mixed_4gpu_baseline", "--set", "optimization.lrr=1"], ["optimization.lrr", "did you mean lr?"]),
         (["train", "mixed_4gpu_baseline", "--device", "tpu"], ["runtime.device: unknown value 'tpu'"]),
         (["train", "nowhere/none.yaml"], ["nowhere/none.yaml: no such file"]),

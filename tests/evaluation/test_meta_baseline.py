@@ -24,7 +24,7 @@ from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import (
 )
 from vjepa_fast.evaluation.fewshot.tuning.methods import METHODS
 from vjepa_fast.evaluation.fewshot.tuning.parts import part_of, parts_of
-from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, parse_trunk
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, Setup, parse_trunk
 
 QUICK = MetaBaselineSettings(
     trunk="head",
@@ -166,7 +166,7 @@ def test_novel_classes_choose_nothing():
 
 
 def test_the_best_epoch_on_validation_is_kept(monkeypatch):
-    base, val, _, _ = parts_of(None, *features(), QUICK, 0)
+    (base, val, _), _ = parts_of(None, *features(), QUICK, 0)
 
     def run(epochs, scores):
         scores = iter(scores)
@@ -212,7 +212,7 @@ def test_portions_of_a_batch_are_the_same_step():
 
     def train(chunk):
         model = Embedder(None, identity_projection(24))
-        losses = train_classifier(model, base, FitSettings(epochs=2, lr=0.02, batch_size=100), chunk=chunk)[1]
+        losses = train_classifier(model, base, FitSettings(epochs=2, lr=0.02, batch_size=100), Setup(chunk))[1]
         return losses, model.projection.weight.detach()
 
     (a, whole), (b, portions) = train(100), train(7)
@@ -221,7 +221,7 @@ def test_portions_of_a_batch_are_the_same_step():
 
 def test_validation_classes_can_be_set_aside():
     base, _, novel = features()
-    b, v, _, notes = parts_of(None, base, None, novel, QUICK, seed=1)
+    (b, v, _), notes = parts_of(None, base, None, novel, QUICK, seed=1)
     assert b.classes == 15 and v.classes == 5 and v.role == "val" and not set(b.ids) & set(v.ids)
     assert set(b.ids) | set(v.ids) == set(range(20)) and "5 of the base classes were set aside" in notes[0]
     row = v.fetch(np.array([30]))[0].numpy()
@@ -232,7 +232,7 @@ def test_validation_classes_can_be_set_aside():
 
 def test_shared_class_numbers_are_stated():
     base, val, _ = features()
-    notes = parts_of(None, base, val, planted_features(10, 2, 0), QUICK, 0)[3]
+    notes = parts_of(None, base, val, planted_features(10, 2, 0), QUICK, 0)[1]
     assert len(notes) == 1 and "base and novel part share class numbers (0, 1, 2" in notes[0]
 
 
@@ -245,7 +245,9 @@ def test_a_manifest_is_read(tiny_suites, monkeypatch):
     assert whole.shape == (2, 3, 4, 32, 32) and held.classes == len(set(source.labels.tolist()))
     monkeypatch.setattr(clips_module, "IN_MEMORY", 0)  # larger than memory: read per batch
     for workers in (0, 2):
-        assert torch.equal(part_of(source, "base", encoder, workers).fetch(np.array([5, 0])), whole)
+        assert torch.equal(
+            part_of(source, "base", encoder, replace(QUICK, workers=workers)).fetch(np.array([5, 0])), whole
+        )
 
 
 def test_rates_and_trunks():

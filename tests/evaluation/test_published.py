@@ -25,7 +25,7 @@ def test_settings_are_those_of_the_result_files():
         (1e-3, 0.01, "mean", "last", "whole")
     }
     p = ProbeProtocol(name="published", task="ssv2", level="all", pooling="time", probes=("linear",)).settled()
-    assert (p.level, p.pooling, p.probes, p.epochs, p.num_frames, p.features.spread) == (
+    assert (p.level, p.pooling, p.probes, p.epochs, p.num_frames, p.spread) == (
         "last", "mean", ("published",), 100, 16, "whole"
     )  # fmt: skip
     assert ProbeProtocol(name="published", epochs=7).settled().epochs == 7

@@ -16,7 +16,7 @@ from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views, 
 from vjepa_fast.evaluation.fewshot.tuning.embedder import build_embedder
 from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import MetaBaselineSettings
 from vjepa_fast.evaluation.fewshot.tuning.parts import part_of
-from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, Setup
 from vjepa_fast.evaluation.fewshot.tuning.sun import (
     SunSettings,
     background_tokens,
@@ -196,7 +196,7 @@ def test_the_teacher_sees_weak_views_and_the_student_strong_ones(monkeypatch):
         model.tokens = tokens
     before = copy.deepcopy(teacher.state_dict())
     start = copy.deepcopy(student.state_dict())
-    losses, location = train_student(student, teacher, nn.Linear(24, 12), base, replace(settings, chunk=72))
+    losses, location = train_student(student, teacher, nn.Linear(24, 12), base, settings, Setup(72))
     assert seen["teacher"] == [[50], [50]] and seen["student"][1:] == [[200], [200]]  # [0]: its width is looked up
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
     assert not all(torch.equal(v, start[k]) for k, v in student.state_dict().items())

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -89,8 +89,20 @@ def add_json(parser: ArgumentParser, what: str = "the rows") -> None:
     parser.add_argument("--json", metavar="PATH", type=writable_file, help=f"also write {what} to a file")
 
 
+def add_overrides(parser: ArgumentParser, what: str = "one value") -> None:
+    """``--set KEY=VALUE``, as ``overrides``."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"override {what}, such as optimization.lr=3e-4; may be repeated",
+    )
+
+
 def add_encoders(parser: ArgumentParser) -> None:
-    """The checkpoint, which of its encoders, and their control; `encoders_of` reads ``--which``."""
+    """The checkpoint, which of its encoders, and their control; to be read with `subject_of`, as ``--device``."""
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
     )
@@ -132,9 +144,20 @@ def add_features(parser: ArgumentParser) -> None:
 # ---------------------------------------------------------------- what the flags say
 
 
-def encoders_of(which: str) -> tuple[str, ...]:
-    """The encoders that ``--which`` names."""
-    return ENCODERS if which == "both" else (which,)
+def subject_of(args: Namespace) -> dict[str, Any]:
+    """Whose encoders are measured, where and with which cache: fields of `evaluation.run.encoders.Subject`."""
+    from vjepa_fast import config
+    from vjepa_fast.evaluation.run.encoders import cache_folder
+
+    return {
+        "path": args.checkpoint,
+        "which": ENCODERS if args.which == "both" else (args.which,),
+        "config": config.load(args.config) if args.config else None,
+        "random": not args.no_random,
+        "device": device_of(args.device),
+        # without --cache and --no-cache a command keeps no features
+        "cache_dir": None if getattr(args, "no_cache", True) else args.cache or cache_folder(args.checkpoint),
+    }
 
 
 def device_of(name: str) -> torch.device:

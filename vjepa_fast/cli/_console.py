@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def table_console(width: int = 140) -> Console:
-    """A console on stdout: as wide as the terminal, or ``width`` where it is a pipe, so that rows are not wrapped."""
+def table_console(width: int = 140, least: int = 0) -> Console:
+    """A console on stdout: as wide as the terminal; ``width`` in a pipe, or where the terminal is below ``least``."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=width)
+    return console if console.is_terminal and console.width >= least else Console(width=width)
 
 
 def new_table(title: str, columns: Sequence[str], right: Sequence[str] = (), wraps: str = "encoder") -> Table:

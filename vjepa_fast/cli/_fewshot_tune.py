@@ -11,32 +11,36 @@ if TYPE_CHECKING:
     from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, TuneSettings
 
 METHODS = ("meta-baseline", "sun")
-SHARED = (
-    "val",
-    "trunk",
-    "tune_epochs",
-    "tune_lr",
-    "tune_batch",
-    "tune_chunk",
-    "meta_epochs",
-    "meta_steps",
-    "meta_lr",
-    "meta_way",
-    "meta_shot",
-    "meta_queries",
-    "val_way",
-    "val_queries",
-)
-SUN = ("flip", "top_k", "background")
+ALL_STAGES = "of the classifier; of sun's teacher and student"
+NUMBERS = {  # of both methods: type and help
+    "tune_epochs": (int, ALL_STAGES),
+    "tune_lr": (float, ALL_STAGES),
+    "tune_batch": (int, ALL_STAGES),
+    "tune_chunk": (int, "clips through the encoder at once (default 64)"),
+    "meta_epochs": (int, None),
+    "meta_steps": (int, "per epoch"),
+    "meta_lr": (float, None),
+    "meta_way": (int, None),
+    "meta_shot": (int, None),
+    "meta_queries": (int, None),
+    "val_way": (int, "of the episodes that choose the epoch (default 5)"),
+    "val_queries": (int, "likewise, per class (default 15)"),
+}
+OF_SUN = {
+    "flip": (float, "sun: chance of mirroring; 0 where direction matters"),
+    "top_k": (int, "sun: classes raised in a tubelet's label"),
+    "background": (int, "sun: tubelets of a clip labelled background"),
+}
+EVERY = ("val", "trunk", *NUMBERS, *OF_SUN)
 
 
 def check(args: Namespace) -> None:
     """ConfigError for arguments that ``args.method`` does not read, and for base classes that it lacks."""
     from vjepa_fast.errors import ConfigError
 
-    names, methods = (SHARED + SUN, METHODS) if args.method == "frozen" else (SUN, ("sun",))
+    names, methods = (EVERY, METHODS) if args.method == "frozen" else (OF_SUN, ("sun",))
     if args.method != "sun" and (given := [n for n in names if getattr(args, n) is not None]):
-        raise ConfigError(f"--{given[0].replace('_', '-')} belongs to --method {' or '.join(methods)}")
+        raise ConfigError(f"{_flag(given[0])} belongs to --method {' or '.join(methods)}")
     if args.method == "frozen":
         return
     if args.classifier != "prototype" or args.metric == "euclidean" or args.center != "none" or args.l2:
@@ -62,21 +66,12 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--trunk", metavar="all|head|N", help="what is trained: encoder (default), a projection, N last blocks"
     )
-    group.add_argument("--tune-epochs", type=int, metavar="N", help="of the classifier; of sun's teacher and student")
-    group.add_argument("--tune-lr", type=float, metavar="X", help="of the classifier; of sun's teacher and student")
-    group.add_argument("--tune-batch", type=int, metavar="N", help="of the classifier; of sun's teacher and student")
-    group.add_argument("--tune-chunk", type=int, metavar="N", help="clips through the encoder at once (default 64)")
-    group.add_argument("--meta-epochs", type=int, metavar="N")
-    group.add_argument("--meta-steps", type=int, metavar="N", help="per epoch")
-    group.add_argument("--meta-lr", type=float, metavar="X")
-    group.add_argument("--meta-way", type=int, metavar="N")
-    group.add_argument("--meta-shot", type=int, metavar="N")
-    group.add_argument("--meta-queries", type=int, metavar="N")
-    group.add_argument("--val-way", type=int, metavar="N", help="of the episodes that choose the epoch (default 5)")
-    group.add_argument("--val-queries", type=int, metavar="N", help="likewise, per class (default 15)")
-    group.add_argument("--flip", type=float, metavar="P", help="sun: chance of mirroring; 0 where direction matters")
-    group.add_argument("--top-k", type=int, metavar="N", help="sun: classes raised in a tubelet's label")
-    group.add_argument("--background", type=int, metavar="N", help="sun: tubelets of a clip labelled background")
+    for name, (kind, text) in (NUMBERS | OF_SUN).items():
+        group.add_argument(_flag(name), type=kind, metavar="N" if kind is int else "X", help=text)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def settings_of(method: str, args: Namespace, **test: Any) -> TuneSettings:
@@ -88,22 +83,11 @@ def settings_of(method: str, args: Namespace, **test: Any) -> TuneSettings:
     from vjepa_fast.evaluation.fewshot.tuning.methods import method_named
 
     default: Any = method_named(method)[1]()
-    meta = _given(
-        args,
-        epochs="meta_epochs",
-        steps="meta_steps",
-        lr="meta_lr",
-        way="meta_way",
-        shot="meta_shot",
-        queries="meta_queries",
-        val_way="val_way",
-        val_queries="val_queries",
-    )
+    meta = _given(args, **{n.removeprefix("meta_"): n for n in NUMBERS if n.startswith(("meta_", "val_"))})
     if "way" in meta:
         meta["reduce_way"] = False  # asked for by name: refused rather than reduced
     fit = _given(args, epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")
-    given = _given(args, trunk="trunk", chunk="tune_chunk")
-    fields = {"meta": replace(default.meta, **meta), **given, **test}
+    fields = {"meta": replace(default.meta, **meta), **_given(args, trunk="trunk", chunk="tune_chunk"), **test}
     for stage in ("teacher", "student") if method == "sun" else ("classifier",):
         fields[stage] = _scaled(getattr(default, stage), fit)
     if method == "sun":

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import writable_file
+from vjepa_fast.cli._console import table_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,13 +65,6 @@ def _table(title: str, columns: Iterable[str]) -> Table:
     return table
 
 
-def _show(table: Table) -> None:
-    from rich.console import Console
-
-    console = Console()  # a pipe has no width: give it one that wraps little
-    (console if console.is_terminal and console.width >= 120 else Console(width=160)).print(table)
-
-
 def _colour(status: str) -> str:
     style = STYLES.get(status, "dim")
     return f"[{style}]{status}[/{style}]"
@@ -82,15 +76,9 @@ def _print(entries: Sequence[dict], rounding: str) -> None:
     names = ("claim", "status", "computed", "against two baseline seeds", "against the baseline of the same seed")
     table = _table("The claims, from the published figures (top-1 in %, differences in points)", names)
     for e in entries:
-        table.add_row(
-            str(e["id"]),
-            e["statement"],
-            _colour(e["status"]),
-            value_text(e["computed"]),
-            e["placement"],
-            same_seed_text(e),
-        )
-    _show(table)
+        found = _colour(e["status"]), value_text(e["computed"]), e["placement"], same_seed_text(e)
+        table.add_row(str(e["id"]), e["statement"], *found)
+    table_console(160, least=120).print(table)
     for e in entries:
         print(f"{e['id']:>2}  {e['status']}: {e['arithmetic']}")
         if e["other_reading"]:
@@ -108,5 +96,5 @@ def _print_study(entries: Sequence[dict], how: Sequence[str]) -> None:
     for e in entries:
         for found in e["study"]:
             table.add_row(str(e["id"]), e["statement"], found["compat"], _colour(found["status"]), found["arithmetic"])
-    _show(table)
+    table_console(160, least=120).print(table)
     print("\n".join(how))

@@ -6,7 +6,7 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
-from vjepa_fast.cli._arguments import POOLINGS, names, positive, positive_real
+from vjepa_fast.cli._arguments import POOLINGS, add_overrides, names, positive, positive_real
 
 if TYPE_CHECKING:
     from vjepa_fast.study.run.plan import Grid, StudyPlan
@@ -40,14 +40,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="variants that also run as the published code does (with --compat published: only these do)",
     )
     parser.add_argument("--scale", type=positive_real, default=1.0, help="stretch or cut all runs by this (default 1)")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a value of every run, such as optimization.lr=3e-4; may be repeated",
-    )
+    add_overrides(parser, "a value of every run")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument(
         "--jobs", type=positive, help="runs at once (default: one per core, or --jobs-per-gpu on each GPU)"
@@ -155,17 +148,13 @@ def _settings(args: Namespace) -> Settings:
             )
         sizes[name][part] = number
     return Settings(
-        suite=args.suite,
-        scale=args.scale,
+        **{k: getattr(args, k) for k in ("suite", "scale", "way", "queries", "episodes")},
         overrides=tuple(args.overrides),
         device=device,
         sizes=sizes,
         data=_pairs("--data", args.data),
         evaluate=tuple(args.evaluate),
         pooling=args.pooling or "",
-        way=args.way,
-        queries=args.queries,
-        episodes=args.episodes,
     )
 
 

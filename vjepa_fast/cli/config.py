@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from vjepa_fast.cli._arguments import add_overrides
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -22,18 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listed = actions.add_parser("list", help="print the names of the recipes")
     listed.add_argument(
         "--kinds", action="store_true", help="also objectives, mask strategies, decoders, ... that can be named"
-    )
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """The option ``--set``, as ``overrides``."""
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override one value, such as optimization.lr=3e-4; may be repeated",
     )
 
 

@@ -42,14 +42,8 @@ def run(args: argparse.Namespace) -> int:
 def _manifest(args: argparse.Namespace) -> int:
     from vjepa_fast.data.manifests.scan import scan_folder
 
-    written = scan_folder(
-        args.dir,
-        out=args.out,
-        val_fraction=args.val_fraction,
-        test_fraction=args.test_fraction,
-        absolute=args.absolute,
-        seed=args.seed,
-    )
+    options = ("out", "val_fraction", "test_fraction", "absolute", "seed")
+    written = scan_folder(args.dir, **{k: getattr(args, k) for k in options})
     for part, facts in written.items():
         print(f"{part}: {facts['samples']} samples of {facts['classes']} classes, {facts['path']}")
     first = written.get("train", next(reversed(written.values())))

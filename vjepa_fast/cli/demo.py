@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_device, device_of, positive, positive_real
+from vjepa_fast.cli._console import table_console
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -122,7 +123,6 @@ class _Display:
 
 def _table(rows: Sequence[Row]) -> None:
     """The pivot of the report on the terminal: a line per encoder, a column per suite and probe."""
-    from rich.console import Console
     from rich.table import Table
 
     from vjepa_fast.study.demo.page import table
@@ -135,24 +135,20 @@ def _table(rows: Sequence[Row]) -> None:
     out.add_column("encoder")
     for suite, probe in pivot["columns"]:
         out.add_column(f"{suite}\n{probe}", justify="right", no_wrap=True)
-    marks = {"above": "[green]+[/green]", "below": "[red]-[/red]", "level": " ", "": " "}
-    kind_before = None
+    marks = {"above": "[green]+[/green]", "below": "[red]-[/red]"}
+    pretrained_before = None
     for label, kind, cells in pivot["lines"]:
-        if kind_before is not None and (kind == "pretrained") != (kind_before == "pretrained"):
+        pretrained = kind == "pretrained"
+        if pretrained_before not in (None, pretrained):
             out.add_section()
-        kind_before = kind
-        out.add_row(
-            label,
-            *(
-                ""
-                if r is None
-                else f"{100 * r.accuracy:.1f}{marks[r.verdict] if kind == 'pretrained' else ' '}\n"
-                f"[dim]{100 * r.low:.0f}-{100 * r.high:.0f}[/dim]"
-                for r in cells
-            ),
-        )
-    console = Console()
-    (console if console.is_terminal and console.width >= 120 else Console(width=130)).print(out)
+        pretrained_before = pretrained
+        texts = []
+        for r in cells:
+            mark = marks.get(r.verdict, " ") if r and pretrained else " "
+            interval = f"[dim]{100 * r.low:.0f}-{100 * r.high:.0f}[/dim]" if r else ""
+            texts.append(f"{100 * r.accuracy:.1f}{mark}\n{interval}" if r else "")
+        out.add_row(label, *texts)
+    table_console(130, least=120).print(out)
 
 
 def _verdict(rows: Sequence[Row]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vjepa_fast.cli._arguments import add_json
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
@@ -33,7 +35,7 @@ DEVICES = {"cpu": {"triton": "supports CUDA tensors only"}, "cuda": {"cpp": "sup
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("--json", metavar="PATH", help="also write everything to PATH")
+    add_json(parser, "everything")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -136,12 +138,8 @@ def driver() -> str | None:
     import subprocess
 
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            text=True,
-            capture_output=True,
-            timeout=20,
-        )
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return None
     lines = done.stdout.split() if done.returncode == 0 else []
@@ -258,14 +256,10 @@ def advice(report: Mapping[str, Any]) -> list[str]:
     broken = [part["error"] for part in (gpu, built, choice) if "error" in part]
     said += [f"reinstall torch and vjepa-fast: {error}" for error in dict.fromkeys(broken)]
     if gpu.get("driver") and not gpu["devices"]:
-        said.append(
-            "there is an NVIDIA driver, but torch finds no device: "
-            + (
-                f"the driver may be too old for CUDA {gpu['torch_built_for']}, or CUDA_VISIBLE_DEVICES hides it"
-                if gpu["torch_built_for"]
-                else "torch is a build without CUDA, install one with it"
-            )
-        )
+        why = "torch is a build without CUDA, install one with it"
+        if built_for := gpu["torch_built_for"]:
+            why = f"the driver may be too old for CUDA {built_for}, or CUDA_VISIBLE_DEVICES hides it"
+        said.append(f"there is an NVIDIA driver, but torch finds no device: {why}")
     if gpu.get("devices"):
         if not report["packages"]["triton"]["version"]:
             said.append("install triton: without it the ops run eager PyTorch on the GPU")
@@ -297,37 +291,19 @@ def text(report: Mapping[str, Any]) -> list[str]:
     """The report for people, lines of at most WIDTH characters."""
     built, found = report["extension"], report["decoders"]
     lines = _section("System", _system(report["system"], report["cuda"]))
-    lines += _section(
-        "Packages",
-        [(name, p["version"] or f"not installed; it is for: {p['gives']}") for name, p in report["packages"].items()],
-    )
+    rows = [(n, p["version"] or f"not installed; it is for: {p['gives']}") for n, p in report["packages"].items()]
+    lines += _section("Packages", rows)
     lines += _section("CUDA", _cuda(report["cuda"]))
-    lines += _section(
-        "C++ extension",
-        [
-            (
-                "",
-                built.get("error")
-                or (f"in use, {built['path']}" if built["loaded"] else f"not in use: {built['reason']}"),
-            )
-        ],
-    )
+    state = f"in use, {built['path']}" if built.get("loaded") else f"not in use: {built.get('reason')}"
+    lines += _section("C++ extension", [("", built.get("error", state))])
     lines += _ops(report["ops"])
     lines += _section("Usable by name", _kinds(report["kinds"]))
-    lines += _section(
-        "Decoders",
-        [("", found["error"])]
-        if "error" in found
-        else [(name, d.get("error") or f"{d['by']}: {', '.join(d['formats'])}") for name, d in found.items()],
-    )
-    lines += _section(
-        "Environment",
-        [
-            (name, value + (f" ({VARIABLES[name]})" if name in VARIABLES else ""))
-            for name, value in report["environment"].items()
-        ]
-        or [("", "no variable of vjepa-fast is set")],
-    )
+    readers = {"": found} if "error" in found else found
+    rows = [(name, d.get("error") or f"{d['by']}: {', '.join(d['formats'])}") for name, d in readers.items()]
+    lines += _section("Decoders", rows)
+    read_by = {name: f" ({reader})" for name, reader in VARIABLES.items()}
+    rows = [(name, value + read_by.get(name, "")) for name, value in report["environment"].items()]
+    lines += _section("Environment", rows or [("", "no variable of vjepa-fast is set")])
     return lines + _section("Advice", [("", a) for a in report["advice"]] or [("", "none")])
 
 
@@ -349,17 +325,11 @@ def _cuda(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "error" in gpu:
         return [("", gpu["error"])]
     built = gpu["torch_built_for"]
-    rows = [
-        ("torch", f"built for CUDA {built}" if built else "a build without CUDA"),
-        ("driver", gpu["driver"] or "none"),
-    ]
-    return rows + (
-        [
-            (f"cuda:{n}", f"{d['name']}, capability {d['capability']}, {_gib(d['memory_bytes'])}")
-            for n, d in enumerate(gpu["devices"])
-        ]
-        or [("devices", "none")]
-    )
+    rows = [("torch", f"built for CUDA {built}" if built else "a build without CUDA")]
+    rows.append(("driver", gpu["driver"] or "none"))
+    for n, d in enumerate(gpu["devices"]):
+        rows.append((f"cuda:{n}", f"{d['name']}, capability {d['capability']}, {_gib(d['memory_bytes'])}"))
+    return rows if gpu["devices"] else [*rows, ("devices", "none")]
 
 
 def _kinds(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -398,13 +368,10 @@ def _ops(found: Mapping[str, Any]) -> list[str]:
                 reason = "no implementation" if reason == f"{op} has no {backend} implementation" else reason
                 why.setdefault((backend, reason), []).append(op)
         if why:
-            lines += _section(
-                f"Not on {device.upper()}, and why",
-                [
-                    (backend, f"{reason}: {'every op' if len(names) == len(table) else ', '.join(names)}")
-                    for (backend, reason), names in sorted(why.items())
-                ],
-            )
+            rows = []
+            for (backend, reason), names in sorted(why.items()):
+                rows.append((backend, f"{reason}: {'every op' if len(names) == len(table) else ', '.join(names)}"))
+            lines += _section(f"Not on {device.upper()}, and why", rows)
     return [line.rstrip() for line in lines]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict, fields
@@ -9,15 +10,11 @@ from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
 from vjepa_fast.cli import _fewshot_tune
+from vjepa_fast.files import write_text
 
 if TYPE_CHECKING:
     from vjepa_fast.config.schema import Config
     from vjepa_fast.data.manifests.manifest import Manifest
-    from vjepa_fast.evaluation.fewshot.leakage import Leakage
-    from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol
-    from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
-    from vjepa_fast.evaluation.run.rows import Row
-    from vjepa_fast.evaluation.run.sources import FeatureSettings
 
 HELP = "few-shot recognition, frozen or fine-tuned, beside random init; reports what pretraining has seen"
 
@@ -96,15 +93,13 @@ def run(args: Namespace) -> int:
     _check(args)
     from rich.console import Console
 
-    from vjepa_fast import config as configs
     from vjepa_fast.cli.probe import print_table
     from vjepa_fast.evaluation.fewshot.leakage import find_leakage
     from vjepa_fast.evaluation.fewshot.protocols import episode_protocol
-    from vjepa_fast.evaluation.run.encoders import cache_folder, checkpoint_config
+    from vjepa_fast.evaluation.run.encoders import checkpoint_config
     from vjepa_fast.evaluation.run.fewshot import check_episodes, fewshot_checkpoint, tune_checkpoint
     from vjepa_fast.evaluation.run.sources import FeatureSettings
 
-    console = Console(stderr=True)
     protocol = episode_protocol(
         args.protocol,
         way=args.way,
@@ -116,36 +111,24 @@ def run(args: Namespace) -> int:
     tuning = None if args.method == "frozen" else _fewshot_tune.settings_of(args.method, args)
     novel, base, val = _manifests(args)
     check_episodes(novel, protocol)
-    given = configs.load(args.config) if args.config else None
-    pretrain, gaps = _pretrain(args, given or checkpoint_config(args.checkpoint))
+    subject = arguments.subject_of(args)
+    pretrain, gaps = _pretrain(args, subject["config"] or checkpoint_config(args.checkpoint))
     options = {"center": args.center, "l2": args.l2}
     options |= {"c": args.c or 1.0} if args.classifier == "logistic" else {"metric": args.metric or "cosine"}
     settings = FeatureSettings(
         **{f.name: getattr(args, f.name) for f in fields(FeatureSettings) if hasattr(args, f.name)}
     )
-    with console.status("looking for leakage") as status:
+    with Console(stderr=True).status("looking for leakage") as status:
         content = not args.no_content
         leaks = {"leakage": find_leakage(novel, pretrain, content=content, gaps=gaps)}
-        common = {
-            "protocol": protocol,
-            "settings": settings,
-            "which": arguments.encoders_of(args.which),
-            "config": given,
-            "random": not args.no_random,
-            "device": arguments.device_of(args.device),
-            "cache_dir": None if args.no_cache else args.cache or cache_folder(args.checkpoint),
-            "on_progress": status.update,
-        }
+        common = {"novel": novel, "protocol": protocol, "settings": settings, "on_progress": status.update, **subject}
         tuned = {}
-        if base is None or args.method == "frozen":
-            how = {"base": base, "classifier": args.classifier, "options": options}
-            rows = fewshot_checkpoint(args.checkpoint, novel, **how, **common)
+        if base is None or args.method == "frozen":  # `_check`: a method that trains has a base
+            rows = fewshot_checkpoint(base=base, classifier=args.classifier, options=options, **common)
         else:
             trained_on = [base] if val is None else [base, val]
             leaks["leakage_of_base"] = find_leakage(novel, trained_on, content=content, labelled=True)
-            rows, tuned = tune_checkpoint(
-                args.checkpoint, novel, base, val, method=args.method, tuning=tuning, **common
-            )
+            rows, tuned = tune_checkpoint(base=base, val=val, method=args.method, tuning=tuning, **common)
     print_table(rows, title=f"Few-shot, accuracy in %, {_options_text(args.classifier, options)}")
     print(f"Protocol {protocol.text}.")
     for note in dict.fromkeys(note for result in tuned.values() for note in result.notes):
@@ -153,7 +136,19 @@ def run(args: Namespace) -> int:
     for leak in leaks.values():
         print(leak.statement)
     if args.json:
-        _write_json(args, protocol, options, settings, leaks, rows, tuned)
+        taken = ("pooling", "level", "num_frames", "crop_size", "frame_step", "images")
+        content = {
+            "checkpoint": os.path.abspath(args.checkpoint),
+            "protocol": asdict(protocol),
+            "method": args.method,
+            "classifier": {"name": args.classifier, **options},
+            "features": {k: getattr(settings, k) for k in taken},
+            "manifests": {k: getattr(args, k) for k in ("novel", "base", "val", "pretrain", "videos", "split")},
+            **{k: leak.to_dict() for k, leak in leaks.items()},
+            "rows": [r.to_dict() for r in rows],
+            "tuning": {label: result.to_dict() for label, result in tuned.items()},
+        }
+        write_text(args.json, json.dumps(content, indent=1))
     return 0
 
 
@@ -206,31 +201,3 @@ def _options_text(classifier: str, options: dict) -> str:
     text = [f"{classifier} ({options['metric']})" if "metric" in options else f"{classifier} (C = {options['c']:g})"]
     text += [f"less the mean of the {options['center']}"] if options["center"] != "none" else []
     return ", ".join(text + (["L2-normalised"] if options["l2"] else []))
-
-
-def _write_json(
-    args: Namespace,
-    protocol: EpisodeProtocol,
-    options: dict,
-    settings: FeatureSettings,
-    leaks: dict[str, Leakage],
-    rows: list[Row],
-    tuned: dict[str, TuneResult],
-) -> None:
-    import json
-
-    from vjepa_fast.files import write_text
-
-    taken = ("pooling", "level", "num_frames", "crop_size", "frame_step", "images")
-    content = {
-        "checkpoint": os.path.abspath(args.checkpoint),
-        "protocol": asdict(protocol),
-        "method": args.method,
-        "classifier": {"name": args.classifier, **options},
-        "features": {k: getattr(settings, k) for k in taken},
-        "manifests": {k: getattr(args, k) for k in ("novel", "base", "val", "pretrain", "videos", "split")},
-        **{k: leak.to_dict() for k, leak in leaks.items()},
-        "rows": [r.to_dict() for r in rows],
-        "tuning": {label: result.to_dict() for label, result in tuned.items()},
-    }
-    write_text(args.json, json.dumps(content, indent=1))

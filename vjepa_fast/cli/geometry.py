@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import ArgumentParser, Namespace
 
 from vjepa_fast.cli import _arguments as arguments
 from vjepa_fast.cli._console import new_table, table_console
+from vjepa_fast.files import write_text
 
 HELP = "collapse figures of a checkpoint: RankMe, LiDAR, alpha-ReQ per level and half"
 
@@ -44,34 +46,19 @@ def run(args: Namespace) -> int:
     """Measure every encoder and print the table."""
     from rich.console import Console
 
-    from vjepa_fast import config as configs
     from vjepa_fast.evaluation.run.geometry import checkpoint_geometry
 
+    settings = ("num_frames", "crop_size", "frame_step", "extra_frames", "batch_size")
+    settings += ("split", "views", "max_clips", "seed")
     with Console(stderr=True).status("reading") as status:
         rows = checkpoint_geometry(
-            args.checkpoint,
-            args.data,
-            which=arguments.encoders_of(args.which),
-            config=configs.load(args.config) if args.config else None,
-            random=not args.no_random,
-            device=arguments.device_of(args.device),
-            num_frames=args.num_frames,
-            crop_size=args.crop_size,
-            frame_step=args.frame_step,
-            extra_frames=args.extra_frames,
+            manifest=args.data,
             on_progress=status.update,
-            split=args.split,
-            views=args.views,
-            max_clips=args.max_clips,
-            batch_size=args.batch_size,
-            seed=args.seed,
+            **{k: getattr(args, k) for k in settings},
+            **arguments.subject_of(args),
         )
     print_table(rows)
     if args.json:
-        import json
-
-        from vjepa_fast.files import write_text
-
         content = {"checkpoint": os.path.abspath(args.checkpoint), "data": args.data, "seed": args.seed, "rows": rows}
         write_text(args.json, json.dumps(content, indent=1))
     return 0
@@ -79,15 +66,12 @@ def run(args: Namespace) -> int:
 
 def print_table(rows: list[dict]) -> None:
     """Rows as a table on stdout, then the reasons for what is missing."""
+    from vjepa_fast.evaluation.run.geometry import METRICS
+
     first = rows[0]
     title = f"Geometry of {first['clips']} clips ({first['views']} views for LiDAR, {first['split']} split)"
-    metrics = {
-        "rankme": "RankMe",
-        "lidar": "LiDAR",
-        "alpha_req": "alpha-ReQ",
-        "feature_std": "std",
-        "mean_cosine": "mean cosine",
-    }
+    titles = ("RankMe", "LiDAR", "alpha-ReQ", "std", "mean cosine")
+    metrics = dict(zip(METRICS, titles))
     numbers = ("channels", *metrics.values())
     table = new_table(title, ("encoder", "level", "part", *numbers), right=("level", *numbers))
     for i, r in enumerate(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
 from vjepa_fast.cli._console import new_table, table_console
+from vjepa_fast.files import write_text
 
 if TYPE_CHECKING:
+    from vjepa_fast.config.schema import Config
     from vjepa_fast.evaluation.fewshot.leakage import Leakage
-    from vjepa_fast.evaluation.run.probe import ProbeProtocol
     from vjepa_fast.evaluation.run.rows import Row
 
 HELP = "frozen evaluation: linear, kNN and attentive probes, few-shot episodes, beside random init"
@@ -94,48 +96,39 @@ def run(args: Namespace) -> int:
     _check(args)
     from rich.console import Console
 
-    from vjepa_fast import config as configs
-    from vjepa_fast.evaluation.run.encoders import cache_folder
     from vjepa_fast.evaluation.run.probe import ProbeProtocol, probe_checkpoint
 
-    console = Console(stderr=True)
     given = {f.name: getattr(args, f.name) for f in fields(ProbeProtocol) if hasattr(args, f.name)}
     given |= {"probes": tuple(args.probes), "shots": tuple(args.shots), "name": args.protocol}
     protocol = ProbeProtocol(**given).settled()
-    with console.status("reading") as status:
-        rows = probe_checkpoint(
-            args.checkpoint,
-            train=args.train,
-            val=args.val,
-            test=args.test,
-            fewshot=args.fewshot,
-            which=arguments.encoders_of(args.which),
-            protocol=protocol,
-            config=configs.load(args.config) if args.config else None,
-            random=not args.no_random,
-            device=arguments.device_of(args.device),
-            cache_dir=None if args.no_cache else args.cache or cache_folder(args.checkpoint),
-            on_progress=status.update,
-        )
+    manifests = {k: getattr(args, k) for k in ("train", "val", "test", "fewshot")}
+    subject = arguments.subject_of(args)
+    with Console(stderr=True).status("reading") as status:
+        rows = probe_checkpoint(**manifests, protocol=protocol, on_progress=status.update, **subject)
     print_table(rows)
-    leakage = _leakage(args) if args.fewshot else None
+    leakage = _leakage(args, subject["config"]) if args.fewshot else None
     if leakage:
         print(leakage.statement)
     if args.json:
-        _write_json(args, protocol, rows, leakage)
+        content = {
+            "checkpoint": os.path.abspath(args.checkpoint),
+            "protocol": {k: v for k, v in asdict(protocol).items() if k != "spread"},  # by the protocol's name
+            "manifests": manifests,
+            "rows": [r.to_dict() for r in rows],
+            "leakage": leakage.to_dict() if leakage else None,
+        }
+        write_text(args.json, json.dumps(content, indent=1))
     return 0
 
 
-def _leakage(args: Namespace) -> Leakage:
+def _leakage(args: Namespace, config: Config | None) -> Leakage:
     """What pretraining has seen of the novel classes, by the data sets that the checkpoint's configuration names."""
-    from vjepa_fast import config as configs
     from vjepa_fast.data.manifests.manifest import load_manifest
     from vjepa_fast.evaluation.fewshot.leakage import find_leakage
     from vjepa_fast.evaluation.run.encoders import checkpoint_config
     from vjepa_fast.evaluation.run.fewshot import pretraining_manifests
 
-    found = configs.load(args.config) if args.config else checkpoint_config(args.checkpoint)
-    pretrain, gaps = pretraining_manifests(found)
+    pretrain, gaps = pretraining_manifests(config or checkpoint_config(args.checkpoint))
     return find_leakage(load_manifest(args.fewshot), pretrain, gaps=gaps)
 
 
@@ -146,8 +139,6 @@ def _check(args: Namespace) -> None:
         raise UserError("--protocol published probes: give --train and --test manifests")
     if (args.train is None) != (args.test is None):
         raise UserError("--train and --test go together: one fits the probe, the other measures it")
-    if args.train is None and args.fewshot is None:
-        raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
 
 
 def print_table(rows: Sequence[Row], title: str = "Frozen evaluation, accuracy in %") -> None:
@@ -187,18 +178,3 @@ def notes(rows: Sequence[Row]) -> list[str]:
     if any(r.probe == "published" for r in rows):
         lines.append("published: nothing held out, nothing chosen; what is assumed of it is in docs/evaluation.md")
     return lines
-
-
-def _write_json(args: Namespace, protocol: ProbeProtocol, rows: Sequence[Row], leakage: Leakage | None) -> None:
-    import json
-
-    from vjepa_fast.files import write_text
-
-    content = {
-        "checkpoint": os.path.abspath(args.checkpoint),
-        "protocol": asdict(protocol),
-        "manifests": {k: getattr(args, k) for k in ("train", "val", "test", "fewshot")},
-        "rows": [r.to_dict() for r in rows],
-        "leakage": leakage.to_dict() if leakage else None,
-    }
-    write_text(args.json, json.dumps(content, indent=1))

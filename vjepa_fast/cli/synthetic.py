@@ -45,11 +45,7 @@ def run(args: argparse.Namespace) -> int:
                 name,
                 folder,
                 splits=splits,
-                size=args.size,
-                frames=args.frames,
-                fps=args.fps,
-                seed=args.seed,
-                workers=args.workers,
+                **{k: getattr(args, k) for k in ("size", "frames", "fps", "seed", "workers")},
                 on_progress=lambda done, total, task=task: progress.update(task, completed=done),
             )
     for name, manifests in written.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from vjepa_fast.cli.config import add_overrides
+from vjepa_fast.cli._arguments import add_overrides, at_least, positive
 
 HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
 
@@ -20,13 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-steps",
-        type=int,
+        type=positive,
         metavar="N",
         help="stop after step N of the schedule; the next start goes on from there",
     )
     parser.add_argument(
         "--profile",
-        type=int,
+        type=at_least(0),
         nargs="?",
         const=5,
         default=0,
@@ -43,12 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     from vjepa_fast import config
     from vjepa_fast.config.convert import named
-    from vjepa_fast.errors import UserError
 
-    if args.max_steps is not None and args.max_steps < 1:
-        raise UserError(f"--max-steps: must be at least 1, got {args.max_steps}")
-    if args.profile < 0:
-        raise UserError(f"--profile: must be at least 1, got {args.profile}")
     overrides = list(args.overrides)
     if args.device is not None:
         overrides.append(f"runtime.device={args.device}")

@@ -19,6 +19,7 @@ from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_batches
 from vjepa_fast.evaluation.extract.features import Features, encode, pool_tokens
 from vjepa_fast.evaluation.probes import ProbeResult, result_of
 from vjepa_fast.evaluation.tasks import check_labels, check_within
+from vjepa_fast.models.interop import clip_settings
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -33,17 +34,7 @@ def random_encoder(config: Config, seed: int | None = None) -> VisionTransformer
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed if seed is None else seed)
         encoder = models.encoder_from_config(config)
-    data = config.data
-    step = data.frame_sample_rate if data.frame_sample_rate or data.fps or data.duration else 1
-    encoder.clip_settings = {
-        "crop_size": data.crop_size,
-        "num_frames": max(data.dataset_fpcs),
-        "frame_step": step,
-        "fps": data.fps,
-        "duration": data.duration,
-        "mean": tuple(config.data_aug.mean),
-        "std": tuple(config.data_aug.std),
-    }
+    encoder.clip_settings = clip_settings(config)
     return encoder.eval()
 
 
@@ -91,11 +82,9 @@ def _shift(clip: Tensor, generator: torch.Generator, most: int = 4) -> Tensor:
 
 
 @torch.no_grad()
-def _predict(
-    encoder: VisionTransformer, head: nn.Module, clips: ClipSet, pooling: str, device: torch.device, batch_size: int
-) -> np.ndarray:
-    out = []
-    for clip, _ in clip_batches(clips, batch_size, {}):
+def _predict(encoder: VisionTransformer, head: nn.Module, clips: ClipSet, pooling: str) -> np.ndarray:
+    out, device = [], next(encoder.parameters()).device
+    for clip, _ in clip_batches(clips, 64, {}):
         z, grid = encode(encoder, clip.to(device))
         out.append(head(pool_tokens(z.float(), grid, pooling)).argmax(1).cpu())
     return torch.cat(out).numpy()
@@ -147,11 +136,8 @@ def train_supervised(
         if len(order) < min(batch_size, len(labels)):
             order = torch.randperm(len(labels), generator=generator)
         rows, order = order[:batch_size], order[batch_size:]
-        rate = (
-            (step + 1) / first
-            if step < first
-            else 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
-        )
+        cosine = 0.5 * (1 + math.cos(math.pi * (step - first) / max(1, steps - first)))
+        rate = (step + 1) / first if step < first else cosine
         for group in optimizer.param_groups:
             group["lr"] = lr * rate
         clip = _shift(train.clips[rows], generator).to(device)
@@ -166,7 +152,7 @@ def train_supervised(
             raise TrainingError(f"{train.name}: the supervised loss is {losses[-1]} in step {step + 1}; lower lr")
         if (step + 1) % max(1, steps // checks) == 0 or step + 1 == steps:
             encoder.eval()
-            accuracy = float((_predict(encoder, head, val, pooling, device, 64) == val.labels).mean())
+            accuracy = float((_predict(encoder, head, val, pooling) == val.labels).mean())
             encoder.train()
             if accuracy > best:
                 best, kept = accuracy, copy.deepcopy((encoder.state_dict(), head.state_dict()))
@@ -174,7 +160,5 @@ def train_supervised(
     head.load_state_dict(kept[1])
     encoder.eval()
     chosen = {"steps": steps, "batch_size": batch_size, "lr": lr, "pooling": pooling, "val_accuracy": best}
-    result = (
-        None if test is None else result_of(_predict(encoder, head, test, pooling, device, 64), test.labels, chosen)
-    )
+    result = None if test is None else result_of(_predict(encoder, head, test, pooling), test.labels, chosen)
     return Supervised(encoder, head, result, best, losses)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,34 +34,16 @@ def normalisation(encoder: VisionTransformer | None) -> tuple[tuple[float, ...],
     return tuple(known.get("mean") or IMAGENET_MEAN), tuple(known.get("std") or IMAGENET_STD)
 
 
-def cache_key(
-    encoder: VisionTransformer,
-    source: Source,
-    *,
-    format: int,
-    level: str,
-    view: dict,
-    images: str,
-    dtype: torch.dtype,
-    pooling: str | None = None,
-    views: tuple[int, int] | None = None,
-    storage: str | None = None,
-) -> dict:
+def cache_key(encoder: VisionTransformer, source: Source, view: dict, dtype: torch.dtype, **settings: Any) -> dict:
     """All that the numbers depend on: encoder, data (files with size and time, or the clips' content) and settings."""
-    key = {
-        "format": format,
+    return {
+        **settings,
         "encoder": encoder_hash(encoder),
         "data": str(source.hash),
-        "pooling": pooling,
-        "level": level,
         "view": {} if isinstance(source, ClipSet) else view,
-        "views": list(views) if views else None,
-        "images": images,
         "dtype": str(dtype),
-        "storage": storage,
         "mean_std": [list(v) for v in normalisation(encoder)],
     }
-    return {k: v for k, v in key.items() if v is not None}
 
 
 def cache_stem(cache_dir: str | os.PathLike, name: str, key: dict) -> Path:

@@ -81,10 +81,7 @@ def fits_in_memory(samples: int, view: dict) -> bool:
 
 def decode_clips(manifest: Manifest, *, num_frames: int, crop_size: int, batch_size: int = 32, **view) -> ClipSet:
     """Decode a whole manifest's centre views into memory once (small data sets); ``view`` as
-    ``data.eval_batches``.
-
-    Raises:
-        DataError: no readable sample.
+    ``data.eval_batches``. DataError where none can be read.
     """
     clips, labels = [], []
     for clip, label, _ in eval_batches(manifest, num_frames, crop_size, batch_size, **view):

@@ -77,20 +77,11 @@ class Features:
 # ---------------------------------------------------------------- pooling
 
 
-def _mean(z_BTHWD: Tensor) -> Tensor:
-    return z_BTHWD.mean((1, 2, 3))
-
-
-def _time(z_BTHWD: Tensor) -> Tensor:
-    return z_BTHWD.mean((2, 3)).flatten(1)
-
-
-def _meanstd(z_BTHWD: Tensor) -> Tensor:
-    tokens = z_BTHWD.flatten(1, 3)
-    return torch.cat([tokens.mean(1), tokens.std(1, correction=0)], dim=1)
-
-
-POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean, "time": _time, "meanstd": _meanstd}
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {  # of z [B, T, H, W, D]
+    "mean": lambda z: z.mean((1, 2, 3)),
+    "time": lambda z: z.mean((2, 3)).flatten(1),
+    "meanstd": lambda z: torch.cat([z.flatten(1, 3).mean(1), z.flatten(1, 3).std(1, correction=0)], dim=1),
+}
 
 
 def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
@@ -186,9 +177,9 @@ def extract_features(
     view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
     key, path = {}, None
     if cache_dir is not None:
-        how = {"pooling": pooling, "level": level, "view": view, "images": images, "dtype": dtype}
-        key = cache_key(encoder, manifest, format=FORMAT, **how)
-        path = cache_path(cache_dir, manifest.name, key)
+        how = {"pooling": pooling, "level": level, "images": images}
+        key = cache_key(encoder, manifest, view, dtype, format=FORMAT, **how)
+        path = Path(f"{cache_stem(cache_dir, manifest.name, key)}.safetensors")
         if (cached := load_cache(path, key, manifest.name)) is not None:
             return cached
     rows, labels = [], []
@@ -208,12 +199,6 @@ def extract_features(
 
 
 # ---------------------------------------------------------------- cache
-
-
-def cache_path(cache_dir: str | os.PathLike, name: str, key: dict) -> Path:
-    """Where the features of ``key`` lie."""
-    stem = cache_stem(cache_dir, name, key)
-    return stem.with_name(f"{stem.name}.safetensors")
 
 
 def load_cache(path: Path, key: dict, name: str) -> Features | None:

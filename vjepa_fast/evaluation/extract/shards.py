@@ -116,10 +116,8 @@ class ShardStore:
             self._write(self.folder, until)
 
     def finish(self, total: int) -> None:
-        """Write what waits, and mark the store complete.
-
-        Raises:
-            DataError: no sample was read, or over `MAX_BAD` of them could not be.
+        """Write what waits, and mark the store complete. DataError where no sample was read, or over `MAX_BAD` of them
+        could not be.
         """
         if self._waiting and self.folder is not None:
             self._write(self.folder, total)

@@ -82,9 +82,13 @@ class Tokens:
             if not len(out):
                 out = part.new_empty((len(wanted), *part.shape[1:]))
             out[torch.from_numpy(places)] = part
-        if not torch.isfinite(out).all():
-            raise DataError(f"{self.name}: features are not finite; the encoder gives NaN or infinity")
+        _check_finite(out, self.name)
         return out
+
+
+def _check_finite(z: Tensor, name: str) -> None:
+    if not torch.isfinite(z).all():
+        raise DataError(f"{name}: features are not finite; the encoder gives NaN or infinity")
 
 
 def from_array(x, y, name: str = "tokens", views: tuple[int, int] = (1, 1)) -> Tokens:
@@ -145,8 +149,8 @@ def extract_tokens(
     still = is_still(source)
     view = clip_view(encoder, num_frames, crop_size, frame_step, short=short)
     views = (1 if still else clips, crops)
-    how = {"level": level, "view": view, "views": views, "images": images, "dtype": dtype, "storage": storage}
-    key = cache_key(encoder, source, format=FORMAT, **how)
+    how = {"level": level, "views": list(views), "images": images, "storage": storage}
+    key = cache_key(encoder, source, view, dtype, format=FORMAT, **how)
     folder = None if cache_dir is None else cache_stem(cache_dir, f"{source.name}-tokens", key)
     store = ShardStore(folder, key, source.name)
     if store.complete:
@@ -169,8 +173,7 @@ def extract_tokens(
 
 
 def _stored(z: Tensor, storage: torch.dtype, name: str) -> Tensor:
-    if not torch.isfinite(z).all():
-        raise DataError(f"{name}: features are not finite; the encoder gives NaN or infinity")
+    _check_finite(z, name)
     out = z.to(storage)
     if storage == torch.float16 and not torch.isfinite(out).all():
         raise DataError(f"{name}: features reach {z.abs().max().item():.3g}, too large for float16; store bfloat16")

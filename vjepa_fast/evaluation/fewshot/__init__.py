@@ -2,15 +2,9 @@
 
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, Episodes, centred, sample_episodes
 from vjepa_fast.evaluation.fewshot.logistic import logistic_episodes
-from vjepa_fast.evaluation.fewshot.protocols import (
-    EPISODE_PROTOCOLS,
-    EpisodeProtocol,
-    episode_protocol,
-    evaluate_episodes,
-)
+from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS as PROTOCOLS
+from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol, episode_protocol, evaluate_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
-
-PROTOCOLS = EPISODE_PROTOCOLS
 
 __all__ = [
     "PROTOCOLS",

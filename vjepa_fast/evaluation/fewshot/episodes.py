@@ -130,7 +130,7 @@ def sample_episodes(labels: np.ndarray, way: int, shot: int, queries: int, episo
 
 
 def _distinct(rng: np.random.Generator, sizes: np.ndarray, k: int) -> np.ndarray:
-    """K distinct numbers below each of ``sizes``, in random order: int64 ``sizes.shape + (k,)``.
+    """Draw k distinct numbers below each of ``sizes``, in random order: int64 ``sizes.shape + (k,)``.
 
     Floyd's subsets (Bentley and Floyd, CACM 30(9), 1987), all at once; their order is not random, so it is shuffled.
     """

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation.extract.cache import file_hash
 
+T = TypeVar("T")
 EXAMPLES = 5  # named per finding
 KINDS = {
     "path": "are the same file",
@@ -169,9 +171,10 @@ def _real(path: str) -> str:
     return os.path.join(_real_folder(folder), name)
 
 
-def _size(path: str) -> int | None:
+def _read(what: Callable[[str], T], path: str) -> T | None:
+    """``what(path)``; None where the file cannot be read."""
     try:
-        return os.stat(path).st_size
+        return what(path)
     except OSError:
         return None
 
@@ -180,17 +183,9 @@ def _sizes(manifest: Manifest) -> dict[int, list[int]]:
     """Size in bytes -> samples whose file has it."""
     sizes: dict[int, list[int]] = {}
     for i, path in enumerate(manifest.paths):
-        if (size := _size(path)) is not None:
+        if (size := _read(os.path.getsize, path)) is not None:
             sizes.setdefault(size, []).append(i)
     return sizes
-
-
-def _content(path: str) -> str | None:
-    """The hash of a file; None where it cannot be read."""
-    try:
-        return file_hash(path)
-    except OSError:
-        return None
 
 
 def _same_content(
@@ -199,7 +194,7 @@ def _same_content(
     """(novel sample -> file name in ``manifest`` of the same content, number of the manifest's files not found)."""
     wanted, missing, hits = {}, 0, {}
     for path in manifest.paths:
-        size = _size(path)
+        size = _read(os.path.getsize, path)
         missing += size is None
         if size in sizes:
             wanted.setdefault(size, []).append(path)
@@ -207,9 +202,9 @@ def _same_content(
         mine = [i for i in sizes[size] if i not in skip]
         if not mine:
             continue
-        theirs = {_content(path): os.path.basename(path) for path in paths}
+        theirs = {_read(file_hash, path): os.path.basename(path) for path in paths}
         for i in mine:
-            if (digest := _content(novel.paths[i])) is not None and digest in theirs:
+            if (digest := _read(file_hash, novel.paths[i])) is not None and digest in theirs:
                 hits[i] = theirs[digest]
     return hits, missing
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,20 +217,22 @@ def train_heads(
     grid: Sequence[tuple[float, float]],
     *,
     epochs: int,
-    batch_size: int,
-    depth: int,
-    num_heads: int,
-    join: bool,
-    seed: int,
-    device: str | torch.device,
-    heads_at_once: int | None,
+    batch_size: int = 64,
+    depth: int = 4,
+    num_heads: int = 16,
+    join: bool = True,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    heads_at_once: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Callable[[Tokens], np.ndarray], np.ndarray]:
     """Train a head per (lr, weight decay) of ``grid`` on all of ``train``; returns ``predict(tokens)`` -> int [G, n]
     and the last losses [G] (not finite: that head diverged).
 
     AdamW on all weights, cosine from lr to 0 over all steps, no warm-up. Where there are several crops, each sample
-    shows one of them per epoch. Order and crops depend on ``seed`` alone.
+    shows one of them per epoch. Order and crops depend on ``seed`` alone. ``join``: the tokens of all clips of a video
+    are read together, and the softmax is averaged over its crops (as published); otherwise over all views.
+    ``heads_at_once`` bounds the memory and changes no result beyond rounding.
     """
     device = torch.device(device)
     autocast = partial(amp, device)
@@ -274,47 +277,25 @@ def attentive_probe(
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     epochs: int = EPOCHS,
     batch_size: int = 64,
-    depth: int = 4,
-    num_heads: int = 16,
-    join: bool = True,
     classes: int | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
-    heads_at_once: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    **how: Any,
 ) -> ProbeResult:
     """V-JEPA 2's attentive probe (arXiv:2506.09985): 4 blocks, 16 heads, a grid of 5 learning rates x 4 weight decays.
 
     ``val`` chooses the head (ties: the smaller lr, then the larger weight decay); None holds out 20 % of ``train`` by
-    class and ``seed``. ``join``: the tokens of all clips of a video are read together, and the softmax is averaged
-    over its crops (as published); otherwise over all views. ``classes``: how many there must be (default: the highest
-    label + 1). ``heads_at_once`` bounds the memory and changes no result beyond rounding. Deterministic on a CPU.
+    class and ``seed``. ``classes``: how many there must be (default: the highest label + 1). ``how``: depth, num_heads,
+    join, device, heads_at_once and on_progress, as `train_heads`. Deterministic on a CPU.
 
     ``chosen``: lr, wd, val_accuracy, epochs, heads (tried), diverged (of them), and max_over_heads_on_test, the best
-    test accuracy of any head: the published way of scoring, not used to choose.
-
-    Raises:
-        DataError: as `checked_parts`.
-        TrainingError: every head diverged.
+    test accuracy of any head: the published way of scoring, not used to choose. DataError as `checked_parts`,
+    TrainingError where every head diverged.
     """
     grid = list(itertools.product(lrs, weight_decays))
     if not grid or epochs < 1 or batch_size < 1:
         raise UserError("an attentive probe needs a learning rate, a weight decay, and at least 1 epoch and batch size")
     train, val, test, classes = checked_parts(train, val, test, classes=classes, seed=seed)
-    predict, losses = train_heads(
-        train,
-        classes,
-        grid,
-        epochs=epochs,
-        batch_size=batch_size,
-        depth=depth,
-        num_heads=num_heads,
-        join=join,
-        seed=seed,
-        device=device,
-        heads_at_once=heads_at_once,
-        on_progress=on_progress,
-    )
+    predict, losses = train_heads(train, classes, grid, epochs=epochs, batch_size=batch_size, seed=seed, **how)
     fine = np.isfinite(losses)
     if not fine.any():
         raise TrainingError(f"{train.name}: all {len(grid)} heads diverged; lower the learning rates")

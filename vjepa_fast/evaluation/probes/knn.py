@@ -58,10 +58,7 @@ def knn_probe(
 ) -> ProbeResult:
     """K nearest neighbours by cosine with DINO's weights; k is chosen on ``val`` (ties: the smaller k).
 
-    A k above the number of training samples is not tried; if all are, k is that number.
-
-    Raises:
-        DataError: as `checked_parts`.
+    A k above the number of training samples is not tried; if all are, k is that number. DataError as `checked_parts`.
     """
     train, val, test, _ = checked_parts(train, val, test, seed=seed)
     n = len(train.y)

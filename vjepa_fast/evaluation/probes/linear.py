@@ -34,9 +34,7 @@ def linear_probe(
     """Logistic regression on features standardised by the training part; the penalty C is chosen on ``val``.
 
     Ties go to the smaller C. ``val=None`` holds out 20 % of ``train``, by class and ``seed``. Deterministic.
-
-    Raises:
-        DataError: as `checked_parts`.
+    DataError as `checked_parts`.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

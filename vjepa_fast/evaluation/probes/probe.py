@@ -95,24 +95,19 @@ def result_of(predicted: np.ndarray, labels: np.ndarray, chosen: dict) -> ProbeR
     return ProbeResult(hits / n, wilson(hits, n), n, chosen, correct)
 
 
-def held_out(y: np.ndarray, name: str, fraction: float = 0.2, seed: int = 0) -> np.ndarray:
-    """Which of the labels ``y`` [n] are held out, bool ``[n]``: ``fraction`` of each class, at least one sample where
-    it has two. DataError where no class has.
+def split_validation(train: Samples, fraction: float = 0.2, seed: int = 0) -> tuple[Samples, Samples]:
+    """Take ``fraction`` of each class (at least one sample, where it has two) off ``train``: (rest, validation).
+
+    DataError where no class has two samples.
     """
     rng = np.random.default_rng(seed)
-    held = np.zeros(len(y), dtype=bool)
-    for label in np.unique(y):
-        members = rng.permutation(np.flatnonzero(y == label))
+    held = np.zeros(len(train), dtype=bool)
+    for label in np.unique(train.y):
+        members = rng.permutation(np.flatnonzero(train.y == label))
         if len(members) > 1:
             held[members[: max(1, round(fraction * len(members)))]] = True
     if not held.any():
-        raise DataError(f"{name}: too few samples to hold out a validation part; give one with --val")
-    return held
-
-
-def split_validation(train: Samples, fraction: float = 0.2, seed: int = 0) -> tuple[Samples, Samples]:
-    """Take ``fraction`` of each class (at least one sample, where it has two) off ``train``: (rest, validation)."""
-    held = held_out(train.y, train.name, fraction, seed)
+        raise DataError(f"{train.name}: too few samples to hold out a validation part; give one with --val")
     return train.take(~held), train.take(held)
 
 

@@ -10,10 +10,8 @@ Legend: n samples, D embed_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from vjepa_fast.errors import TrainingError
 from vjepa_fast.evaluation.extract.features import Features
@@ -69,37 +67,20 @@ def published_probe(
     *,
     classes: int | None = None,
     epochs: int | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_progress: Callable[[int, int], None] | None = None,
+    **how: Any,
 ) -> ProbeResult:
     """Train the published probe on all of ``train`` and score it on ``test`` after the last epoch.
 
     Features are mean-pooled, ``[n, D]``: the probe sees one token per sample. ``epochs`` overrides the published
-    number. ``chosen`` holds the settings, "selection": "none", and what had to be assumed.
-
-    Raises:
-        DataError: as `check_parts`.
-        TrainingError: the loss is not finite.
+    number; ``how``: batch_size, seed, device and on_progress, as `train_heads`. ``chosen`` holds the settings,
+    "selection": "none", and what had to be assumed. DataError as `check_parts`, TrainingError where the
+    loss is not finite.
     """
     classes = check_parts({"train": train, "test": test}, classes)
     shown, asked = (from_array(part.x[:, None], part.y, part.name) for part in (train, test))
     epochs = epochs or settings.epochs
-    predict, losses = train_heads(
-        shown,
-        classes,
-        [(settings.lr, settings.weight_decay)],
-        epochs=epochs,
-        batch_size=batch_size,
-        depth=1 if settings.head == "attention" else 0,
-        num_heads=16,
-        join=True,
-        seed=seed,
-        device=device,
-        heads_at_once=1,
-        on_progress=on_progress,
-    )
+    grid, depth = [(settings.lr, settings.weight_decay)], 1 if settings.head == "attention" else 0
+    predict, losses = train_heads(shown, classes, grid, epochs=epochs, depth=depth, heads_at_once=1, **how)
     if not losses[0] < float("inf"):
         raise TrainingError(f"{train.name}: the published probe diverged")
     chosen = {

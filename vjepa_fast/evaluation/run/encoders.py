@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError
@@ -34,41 +37,54 @@ def cache_folder(path: str | os.PathLike) -> Path:
     return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "features"
 
 
-def encoders_of(
-    path: str | os.PathLike,
-    which: Sequence[str] = WHICH,
-    *,
-    config: Config | None = None,
-    random: bool = True,
-    say: Say = print,
-) -> list[tuple[str, str, VisionTransformer]]:
-    """(label, kind, encoder) of a checkpoint file or run folder, first the random-init control if ``random``.
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint file or run folder, and how its encoders are measured.
 
-    Of two encoders one may be missing; ``say`` gets a line about it.
-
-    Raises:
-        CheckpointError: missing or damaged, another architecture, none of the encoders in it, or no configuration for
-            the control.
+    ``which``: of two encoders one may be missing. ``config``: for files that hold none. ``random``: with the
+    random-init control. ``on_progress`` gets a line of text before each part, and about an encoder that is missing.
     """
-    from vjepa_fast import models
 
-    found = config or checkpoint_config(path)
-    control = []
-    if random:
-        if found is None:
-            raise CheckpointError(
-                f"{path}: holds no configuration, so the random-init control cannot be built; give --config or "
-                "--no-random"
-            )
-        control = [("random init", "random", random_encoder(found))]
-    encoders = []
-    for name in which:
-        try:
-            encoders.append((name, "pretrained", models.load_encoder(Path(path), which=name, config=config)))
-        except CheckpointError as error:
-            if len(which) == 1 or "holds no" not in str(error):
-                raise
-            say(f"{error}; left out")
-    if not encoders:
-        raise CheckpointError(f"{path}: holds none of {', '.join(which)}")
-    return control + encoders
+    path: str | os.PathLike
+    which: Sequence[str] = WHICH
+    config: Config | None = None
+    random: bool = True
+    device: str | torch.device = "cpu"
+    cache_dir: str | os.PathLike | None = None
+    on_progress: Say | None = None
+
+    def say(self, text: str) -> None:
+        """Report what comes next."""
+        if self.on_progress is not None:
+            self.on_progress(text)
+
+    def encoders(self) -> list[tuple[str, str, VisionTransformer]]:
+        """(label, kind, encoder), first the random-init control.
+
+        Raises:
+            CheckpointError: missing or damaged, another architecture, none of the encoders in it, or no configuration
+                for the control.
+        """
+        from vjepa_fast import models
+
+        found = []
+        if self.random:
+            config = self.config or checkpoint_config(self.path)
+            if config is None:
+                raise CheckpointError(
+                    f"{self.path}: holds no configuration, so the random-init control cannot be built; give --config "
+                    "or --no-random"
+                )
+            found.append(("random init", "random", random_encoder(config)))
+        for name in self.which:
+            try:
+                encoder = models.load_encoder(Path(self.path), which=name, config=self.config)
+            except CheckpointError as error:
+                if len(self.which) == 1 or "holds no" not in str(error):
+                    raise
+                self.say(f"{error}; left out")
+            else:
+                found.append((name, "pretrained", encoder))
+        if all(kind == "random" for _, kind, _ in found):
+            raise CheckpointError(f"{self.path}: holds none of {', '.join(self.which)}")
+        return found

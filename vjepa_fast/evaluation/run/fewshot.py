@@ -7,18 +7,16 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
 from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS, EpisodeProtocol
+from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.methods import method_named, tune
 from vjepa_fast.evaluation.fewshot.tuning.parts import check_counts
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
-from vjepa_fast.evaluation.run.encoders import WHICH, Say, encoders_of
+from vjepa_fast.evaluation.run.encoders import Subject
 from vjepa_fast.evaluation.run.rows import Row, against, fewshot_rows, tune_rows
 from vjepa_fast.evaluation.run.sources import AS_TRAINED, FeatureSettings, open_sources, suite_name
 from vjepa_fast.evaluation.tasks import check_apart
@@ -33,24 +31,19 @@ def fewshot_checkpoint(
     classifier: str = "prototype",
     options: Mapping[str, Any] | None = None,
     settings: FeatureSettings = AS_TRAINED,
-    which: tuple[str, ...] = WHICH,
-    config: Config | None = None,
-    random: bool = True,
-    device: str | torch.device = "cpu",
-    cache_dir: str | os.PathLike | None = None,
-    on_progress: Say | None = None,
+    **how: Any,
 ) -> list[Row]:
     """Rows of the encoders in a checkpoint file or run folder, first the random-init control.
 
     ``novel``, ``base``: data.Manifest of the novel classes, and of base classes, whose mean ``options["center"] ==
     "base"`` takes off. ``options``: center, l2, metric (prototype) or c (logistic). ``settings``: how features are
-    taken. The same episodes for every encoder.
+    taken. ``how``: fields of `Subject`. The same episodes for every encoder.
 
     Raises:
-        CheckpointError: as `encoders_of`.
+        CheckpointError: as `Subject.encoders`.
         DataError, ConfigError: as the classifier, before any feature is taken where the manifests suffice.
     """
-    options = dict(options or {})
+    subject, options = Subject(path, **how), dict(options or {})
     if options.get("center") != "base":
         base = None  # nothing would read its features
     elif base is None:
@@ -58,19 +51,18 @@ def fewshot_checkpoint(
     check_episodes(novel, protocol)
     if base is not None:
         check_apart({"base": base, "novel": novel})  # its mean would show the classifier its queries
-    say = on_progress or (lambda text: None)
-    encoders = encoders_of(path, which, config=config, random=random, say=say)
+    encoders = subject.encoders()
     manifests = {"novel": novel, **({"base": base} if base is not None else {})}
-    sources = open_sources(manifests, encoders[0][2], settings, say)
+    sources = open_sources(manifests, encoders[0][2], settings, subject)
     suite = suite_name(novel) + " few-shot"
     rows = []
     for label, kind, encoder in encoders:
-        encoder.to(device)
+        encoder.to(subject.device)
         parts = {}
         for part, source in sources.items():
-            say(f"{label}: features of {part} ({len(source)} clips)")
-            parts[part] = settings.take(encoder, source, device, cache_dir)
-        say(f"{label}: {protocol.episodes:,} episodes")
+            subject.say(f"{label}: features of {part} ({len(source)} clips)")
+            parts[part] = settings.take(encoder, source, subject)
+        subject.say(f"{label}: {protocol.episodes:,} episodes")
         centre = {"base": parts["base"]} if "base" in parts else {}
         rows += fewshot_rows(label, kind, suite, parts["novel"], protocol, classifier, **centre, **options)
     return against(rows, [r for r in rows if r.kind == "random"])
@@ -86,12 +78,7 @@ def tune_checkpoint(
     tuning: TuneSettings | None = None,
     protocol: EpisodeProtocol = EPISODE_PROTOCOLS["action"],
     settings: FeatureSettings = AS_TRAINED,
-    which: tuple[str, ...] = WHICH,
-    config: Config | None = None,
-    random: bool = True,
-    device: str | torch.device = "cpu",
-    cache_dir: str | os.PathLike | None = None,
-    on_progress: Say | None = None,
+    **how: Any,
 ) -> tuple[list[Row], dict[str, TuneResult]]:
     """(rows, results by encoder): every encoder of a checkpoint file or run folder tuned by ``method`` on ``base``.
 
@@ -99,14 +86,13 @@ def tune_checkpoint(
     number of shots, all on the same episodes. The random-init control is tuned as well: the difference is what
     pretraining adds to labels and tuning. ``protocol`` gives the test's way, shots, queries, episodes, seed and
     interval, ``settings`` pooling, level, frames, size and step; these replace those of ``tuning``. ``protocol.seed``
-    is that of training too. ``val`` None: some base classes are set aside.
+    is that of training too. ``val`` None: some base classes are set aside. ``how``: fields of `Subject`.
 
     Raises:
         DataError: parts share files or have too few classes or samples, before any feature is taken.
         CheckpointError, ConfigError: as `fewshot_checkpoint` and `tune`.
     """
-    say = on_progress or (lambda text: None)
-    default = method_named(method)[1]()
+    subject, default = Subject(path, **how), method_named(method)[1]()
     if settings.images != "repeat":
         raise ConfigError("tuning takes still images as clips that stand still (images repeat)")
     fields = {k: getattr(protocol, k) for k in ("way", "shots", "queries", "episodes")}
@@ -116,24 +102,20 @@ def tune_checkpoint(
     manifests = {"base": base, **({"val": val} if val is not None else {}), "novel": novel}
     check_apart(manifests)
     check_counts(base, val, novel, tuning)
-    common: dict[str, Any] = {"which": which, "config": config, "random": random}
-    shared: dict[str, Any] = {"protocol": protocol, "settings": settings, "device": device, "cache_dir": cache_dir}
-    frozen = fewshot_checkpoint(path, novel, options={"metric": "cosine"}, on_progress=say, **common, **shared)
-    encoders = encoders_of(path, **common, say=lambda text: None)
-    sources = open_sources(manifests, encoders[0][2], settings, say)
+    frozen = fewshot_checkpoint(path, novel, options={"metric": "cosine"}, protocol=protocol, settings=settings, **how)
+    encoders = replace(subject, on_progress=None).encoders()
+    sources = open_sources(manifests, encoders[0][2], settings, subject)
     rows, results = [], {}
     for label, kind, encoder in encoders:
         results[label] = tune(
             method,
             encoder,
-            sources["base"],
-            sources.get("val"),
-            sources["novel"],
+            *(sources["base"], sources.get("val"), sources["novel"]),
             settings=tuning,
             seed=protocol.seed,
-            device=device,
+            device=subject.device,
             interval=protocol.ci95,
-            on_progress=lambda text, label=label: say(f"{label}: {text}"),
+            on_progress=lambda text, label=label: subject.say(f"{label}: {text}"),
         )
         tuned = tune_rows(results[label], label=label, kind=kind, suite=suite_name(novel) + " few-shot")
         rows += [r for r in frozen if r.label == label]

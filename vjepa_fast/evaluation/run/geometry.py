@@ -6,7 +6,6 @@ Shapes: n clips, q views of a clip, F frames, S pixels, L levels, E embed_dim, D
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vjepa_fast.config.schema import AugmentConfig, Config
+from vjepa_fast.config.schema import AugmentConfig
 from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import ClipSet, clip_settings, clip_view, decode_clips
 from vjepa_fast.evaluation.extract.features import extract_features
-from vjepa_fast.evaluation.run.encoders import WHICH, Say, encoders_of
+from vjepa_fast.evaluation.run.encoders import Subject
 from vjepa_fast.layers import channels
 from vjepa_fast.metrics import geometry
 from vjepa_fast.models.vit import VisionTransformer
@@ -64,7 +63,10 @@ def geometry_rows(
         raise DataError(f"{clips.name}: geometry compares clips with each other and needs at least 2, got {len(clips)}")
     levels = encoder.levels
     chosen = np.sort(np.random.default_rng(seed).permutation(len(clips))[:max_clips])
-    frames = _frames(encoder, clips, num_frames)
+    there = clips.clips.shape[2]
+    if num_frames is not None and not 1 <= num_frames <= there:
+        raise DataError(f"{clips.name}: clips have {there} frames, {num_frames} were asked for")
+    frames = num_frames or min(there, clip_settings(encoder).get("num_frames") or there)
 
     def features(view: int | None) -> Tensor:
         made = torch.stack([view_of(clips.clips[i], frames, view, (seed, int(i))) for i in chosen])
@@ -99,13 +101,15 @@ def geometry_rows(
 
 def _figures(x: Tensor, views: Tensor | None, number: int) -> tuple[dict, dict]:
     """The figures of ``x`` ``[n, d]`` and ``views`` ``[n, q, d]``, and why one is missing."""
-    found, why = {}, {}
-    found["rankme"] = float(geometry.rankme(x))
-    found["lidar"] = None if views is None else float(geometry.lidar(views))
-    if views is None:
-        why["lidar"] = f"needs at least 2 views of a clip, got views={number}"
     alpha = float(geometry.alpha_req(x))
-    found["alpha_req"] = alpha if np.isfinite(alpha) else None
+    found = {
+        "rankme": float(geometry.rankme(x)),
+        "lidar": None if views is None else float(geometry.lidar(views)),
+        "alpha_req": alpha if np.isfinite(alpha) else None,
+        "feature_std": float(geometry.feature_std(x)),
+        "mean_cosine": float(geometry.mean_cosine(x)),
+    }
+    why = {} if views is not None else {"lidar": f"needs at least 2 views of a clip, got views={number}"}
     if found["alpha_req"] is None:
         first, last = geometry.fit_range(*x.shape)
         few = last - first + 1 < geometry.MIN_FIT
@@ -114,17 +118,7 @@ def _figures(x: Tensor, views: Tensor | None, number: int) -> tuple[dict, dict]:
             if few
             else f"some of eigenvalues {first} to {last} are zero: the features have a lower rank, no power law"
         )
-    found["feature_std"] = float(geometry.feature_std(x))
-    found["mean_cosine"] = float(geometry.mean_cosine(x))
     return found, why
-
-
-def _frames(encoder: VisionTransformer, clips: ClipSet, wanted: int | None) -> int:
-    """Frames of a view: as asked, as trained, at most those that there are."""
-    there = clips.clips.shape[2]
-    if wanted is not None and not 1 <= wanted <= there:
-        raise DataError(f"{clips.name}: clips have {there} frames, {wanted} were asked for")
-    return wanted or min(there, clip_settings(encoder).get("num_frames") or there)
 
 
 def view_of(clip: Tensor, frames: int, view: int | None, key: tuple[int, int]) -> Tensor:
@@ -148,10 +142,6 @@ def checkpoint_geometry(
     path: str | os.PathLike,
     manifest: str,
     *,
-    which: Sequence[str] = WHICH,
-    config: Config | None = None,
-    random: bool = True,
-    device: str | torch.device = "cpu",
     num_frames: int | None = None,
     crop_size: int | None = None,
     frame_step: int | None = None,
@@ -159,30 +149,32 @@ def checkpoint_geometry(
     max_clips: int = 256,
     views: int = 8,
     seed: int = 0,
-    on_progress: Say | None = None,
+    split: str = "depth",
+    batch_size: int = 16,
     **how: Any,
 ) -> list[dict]:
     """`geometry_rows` of the encoders in a checkpoint file or run folder, first the random-init control.
 
     ``manifest``: path of a CSV, of which only the chosen clips are read, each with ``extra_frames`` more than the
-    encoder sees. ``how``: split, batch_size.
+    encoder sees. ``how``: fields of `Subject`; nothing is cached.
 
     Raises:
-        CheckpointError: as `encoders_of`.
+        CheckpointError: as `Subject.encoders`.
         DataError: as `geometry_rows`, or an unreadable manifest.
     """
-    say = on_progress or (lambda text: None)
-    listed = load_manifest(manifest)
-    encoders = encoders_of(path, which, config=config, random=random, say=say)
+    subject, listed = Subject(path, **how), load_manifest(manifest)
+    encoders = subject.encoders()
     view = clip_view(encoders[0][2], num_frames, crop_size, frame_step)
     frames = view["num_frames"]
     chosen = np.sort(np.random.default_rng(seed).permutation(len(listed))[:max_clips])
     few = replace(listed, paths=[listed.paths[i] for i in chosen], labels=listed.labels[chosen])
-    say(f"decoding {len(few)} clips")
+    subject.say(f"decoding {len(few)} clips")
     clips = decode_clips(few, **{**view, "num_frames": frames + extra_frames})
+    options = {"split": split, "views": views, "max_clips": max_clips, "seed": seed, "batch_size": batch_size}
     rows = []
     for label, _, encoder in encoders:
-        say(f"{label}: features of {len(clips)} clips, {views} views")
-        how |= {"max_clips": max_clips, "views": views, "seed": seed, "num_frames": frames, "device": device}
-        rows += geometry_rows(encoder.to(device), clips, label=label, **how)
+        subject.say(f"{label}: features of {len(clips)} clips, {views} views")
+        rows += geometry_rows(
+            encoder.to(subject.device), clips, label=label, num_frames=frames, device=subject.device, **options
+        )
     return rows

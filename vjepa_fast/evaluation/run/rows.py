@@ -14,7 +14,7 @@ from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.extract.tokens import Tokens
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol, evaluate_episodes
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
+from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.intervals import mean_ci95, paired_difference
 from vjepa_fast.evaluation.probes import PROBES, ProbeOptions, ProbeResult
 
@@ -65,15 +65,14 @@ def probe_row(
     val: Features | Tokens | None,
     test: Features | Tokens,
     options: ProbeOptions,
-    *,
-    label: str,
-    kind: str,
-    suite: str,
+    **of: str,
 ) -> Row:
-    """The Row of the probe ``name``. Chance is the share of the commonest class in the test part."""
+    """The Row of the probe ``name``, ``of`` a label, kind and suite. Chance is the share of the commonest class in the
+    test part.
+    """
     result = PROBES[name]()(train, val, test, options)
     chance = float(np.unique(test.y, return_counts=True)[1].max() / len(test.y))
-    return row_of(result, label=label, kind=kind, suite=suite, probe=name, chance=chance)
+    return row_of(result, probe=name, chance=chance, **of)
 
 
 def probe_rows(
@@ -134,18 +133,12 @@ def tune_rows(result: TuneResult, *, label: str, kind: str, suite: str) -> list[
     """
     chosen = {"method": result.method, "trunk": result.settings.trunk, "best_epoch": result.best_epoch}
     chosen |= {"temperature": result.temperature, "notes": list(result.notes)}
-    return [
-        _episode_row(
-            r,
-            label,
-            kind,
-            suite,
-            f"{result.method} {stage} {shot}-shot",
-            {**chosen, "way": r.way, "queries": r.queries},
-        )
-        for stage, by_shot in result.test.items()
-        for shot, r in by_shot.items()
-    ]
+    rows = []
+    for stage, by_shot in result.test.items():
+        for shot, r in by_shot.items():
+            probe, more = f"{result.method} {stage} {shot}-shot", {"way": r.way, "queries": r.queries}
+            rows.append(_episode_row(r, label, kind, suite, probe, {**chosen, **more}))
+    return rows
 
 
 def _episode_row(r: EpisodeResult, label: str, kind: str, suite: str, probe: str, chosen: dict) -> Row:

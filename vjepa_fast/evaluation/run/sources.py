@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-
-import torch
 
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, decode_clips, fits_in_memory
 from vjepa_fast.evaluation.extract.features import Features, extract_features
-from vjepa_fast.evaluation.run.encoders import Say
+from vjepa_fast.evaluation.run.encoders import Subject
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -29,42 +26,31 @@ class FeatureSettings:
     images: str = "repeat"
     workers: int = 0
     spread: str | None = None
-    short: str | None = None
+    short: str | None = None  # "hold" repeats the last frame of short videos (set by a task), "refuse" leaves them out
 
-    def take(
-        self,
-        encoder: VisionTransformer,
-        source: Source,
-        device: str | torch.device,
-        cache_dir: str | os.PathLike | None,
-    ) -> Features:
-        """The pooled features of ``source``."""
-        return extract_features(encoder, source, device=device, cache_dir=cache_dir, **vars(self))
+    def take(self, encoder: VisionTransformer, source: Source, subject: Subject) -> Features:
+        """The pooled features of ``source``, on the device and in the cache folder of ``subject``."""
+        own = {f.name: getattr(self, f.name) for f in fields(FeatureSettings)}
+        return extract_features(encoder, source, device=subject.device, cache_dir=subject.cache_dir, **own)
 
 
 AS_TRAINED = FeatureSettings()
 
 
 def open_sources(
-    manifests: Mapping[str, Manifest], encoder: VisionTransformer, settings: FeatureSettings, say: Say
+    manifests: Mapping[str, Manifest], encoder: VisionTransformer, settings: FeatureSettings, subject: Subject
 ) -> dict[str, Manifest] | dict[str, ClipSet]:
     """Small manifests decoded once into memory; large ones stay on disk and are decoded per encoder."""
-    view = clip_view(
-        encoder,
-        settings.num_frames,
-        settings.crop_size,
-        settings.frame_step,
-        spread=settings.spread,
-        short=settings.short,
-    )
+    s = settings
+    view = clip_view(encoder, s.num_frames, s.crop_size, s.frame_step, spread=s.spread, short=s.short)
     if not fits_in_memory(sum(map(len, manifests.values())), view):
         return dict(manifests)
     sources = {}
     for part, manifest in manifests.items():
-        say(f"decoding {part} ({len(manifest)} clips)")
+        subject.say(f"decoding {part} ({len(manifest)} clips)")
         sources[part] = decode_clips(manifest, **view)
         if len(sources[part]) < len(manifest):
-            say(f"{manifest.path}: {len(manifest) - len(sources[part])} unreadable samples left out")
+            subject.say(f"{manifest.path}: {len(manifest) - len(sources[part])} unreadable samples left out")
     return sources
 
 

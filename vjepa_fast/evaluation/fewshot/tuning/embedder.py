@@ -1,4 +1,4 @@
-"""The model of features that is tuned, and what of it is trained.
+"""The model of features that is tuned, what of it is trained, and what comes of it.
 
 Shapes: B batch, F frames, S pixels, N tokens of grid (T, H, W), D token width, d feature width.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.extract.features import Features, amp, encode, pool_tokens
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part
-from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings, parse_trunk
+from vjepa_fast.evaluation.fewshot.tuning.settings import Setup, TuneSettings, parse_trunk
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -118,12 +120,56 @@ def new_head(width: int, classes: int, seed: int, device: torch.device) -> nn.Li
 
 
 @torch.no_grad()
-def embed(model: Embedder, part: Part, chunk: int, device: torch.device) -> Features:
+def embed(model: Embedder, part: Part, setup: Setup) -> Features:
     """Features of all samples of a part, in order. DataError where they are not finite."""
     rows = []
-    for index in np.array_split(np.arange(len(part.labels)), max(1, math.ceil(len(part.labels) / chunk))):
-        with amp(device):
-            rows.append(model(part.fetch(index).to(device)).float().cpu())
-    x = torch.cat(rows).numpy()
-    Features(x, part.labels, f"{part.role} part {part.name}").check_finite()
-    return Features(x, part.labels, part.name)
+    for index in np.array_split(np.arange(len(part.labels)), max(1, math.ceil(len(part.labels) / setup.chunk))):
+        with amp(setup.device):
+            rows.append(model(part.fetch(index).to(setup.device)).float().cpu())
+    features = Features(torch.cat(rows).numpy(), part.labels, f"{part.role} part {part.name}")
+    features.check_finite()
+    return replace(features, name=part.name)
+
+
+@dataclass
+class TuneResult:
+    """A tuned model and how it came about.
+
+    ``losses``: mean per epoch, by stage. ``validation``: few-shot accuracy on the validation classes, by stage; of
+    "meta" one per epoch. ``test``: EpisodeResult on the novel classes by stage and shots, all stages on the same
+    episodes; "start" is the model as it was given, "meta" the answer. ``notes``: what was changed or is worth knowing.
+    """
+
+    method: str
+    model: Embedder
+    seed: int
+    settings: TuneSettings
+    notes: list[str]
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    validation: dict[str, list[float]] = field(default_factory=dict)
+    test: dict[str, dict[int, EpisodeResult]] = field(default_factory=dict)
+    best_epoch: int = 0  # of the meta stage, from 1; 0: no meta stage
+    temperature: float = 0.0
+
+    @property
+    def encoder(self) -> VisionTransformer | None:
+        """The tuned encoder (its ``state_dict()`` can be saved); None where frozen features were given."""
+        return self.model.encoder
+
+    def to_dict(self) -> dict:
+        """Plain types, for JSON; without weights and per-episode values."""
+        episode = ("mean", "ci95", "episodes", "way", "shot", "queries")
+        return {
+            "method": self.method,
+            "losses": self.losses,
+            "validation": self.validation,
+            "test": {
+                stage: {str(shot): {k: getattr(r, k) for k in episode} for shot, r in by_shot.items()}
+                for stage, by_shot in self.test.items()
+            },
+            "best_epoch": self.best_epoch,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "settings": asdict(self.settings),
+            "notes": list(self.notes),
+        }

@@ -6,6 +6,7 @@ Shapes: E episodes, W ways, S shots, Q queries per class, M = W*Q, d features, C
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,16 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vjepa_fast.errors import TrainingError
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features, amp
-from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
+from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, sample_episodes
 from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, weak_views
-from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, embed, new_head, trained
-from vjepa_fast.evaluation.fewshot.tuning.fit import finite_loss, fit
-from vjepa_fast.evaluation.fewshot.tuning.parts import Part, part_of, parts_of
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult, novel_episodes
-from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, TuneSettings, parse_trunk
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, TuneResult, build_embedder, embed, new_head, trained
+from vjepa_fast.evaluation.fewshot.tuning.parts import Part, Parts, part_of, parts_of
+from vjepa_fast.evaluation.fewshot.tuning.settings import (
+    PLAIN,
+    FitSettings,
+    MetaSettings,
+    Setup,
+    TuneSettings,
+    parse_trunk,
+)
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -53,24 +60,66 @@ def episode_loss(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.reshape(-1, way), truth_M.repeat(logits.numel() // (way * len(truth_M))))
 
 
+def fit(
+    parameters: list[nn.Parameter],
+    samples: int,
+    settings: FitSettings,
+    loss_of: Callable[[np.ndarray], Tensor],
+    setup: Setup,
+    what: str,
+    on_epoch: Callable[[], None] | None = None,
+) -> list[float]:
+    """Minimise the mean of ``loss_of(rows)`` over batches of ``samples`` samples; returns the mean loss per epoch.
+
+    A batch above ``setup.chunk`` is taken in portions whose gradients are added: the same step in less memory.
+    TrainingError where an epoch's loss is not finite.
+    """
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(parameters, settings.lr, settings.momentum, weight_decay=settings.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, settings.lr, weight_decay=settings.weight_decay)
+    generator = torch.Generator().manual_seed(setup.seed)
+    steps, losses = math.ceil(samples / settings.batch_size), []
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for step, rows in enumerate(torch.randperm(samples, generator=generator).split(settings.batch_size)):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * settings.rate(epoch, step, steps)
+            optimizer.zero_grad(set_to_none=True)
+            for part in rows.split(setup.chunk):
+                loss = loss_of(part.numpy()) * (len(part) / len(rows))
+                loss.backward()
+                total = total + loss.detach().double() * len(rows)
+            optimizer.step()
+        losses.append(finite_loss(total / samples, what, epoch))
+        if on_epoch is not None:
+            on_epoch()
+        setup.say(f"{what}: epoch {epoch + 1}, loss {losses[-1]:.4f}")
+    return losses
+
+
+def finite_loss(mean: Tensor | float, what: str, epoch: int) -> float:
+    """``mean`` as a float; TrainingError where it is NaN or infinite."""
+    value = float(mean)
+    if not math.isfinite(value):
+        raise TrainingError(f"{what}: the loss is {value} in epoch {epoch + 1}; lower lr")
+    return value
+
+
 def train_classifier(
     model: Embedder,
     base: Part,
     settings: FitSettings,
-    *,
+    setup: Setup = PLAIN,
     augment: Augment | None = None,
-    chunk: int = 64,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
     what: str = "classifier",
-    on_epoch: Callable[[int, float], None] | None = None,
 ) -> tuple[nn.Linear, list[float]]:
     """Train ``model`` (changed in place, where it has gradients) and a linear head on the base classes.
 
     Returns the head ``d -> C`` and the mean cross-entropy per epoch. ``augment``: weak views of clips, drawn by
-    ``seed``.
+    the seed.
     """
-    device = torch.device(device)
+    seed, device = setup.seed, setup.device
     with torch.no_grad():
         width = model(base.fetch(np.array([0])).to(device)).shape[1]
     head = new_head(width, base.classes, seed, device)
@@ -85,26 +134,30 @@ def train_classifier(
         return F.cross_entropy(logits.float(), labels[rows].to(device))
 
     parameters = [*trained(model), *head.parameters()]
-    losses = fit(parameters, len(labels), settings, loss_of, chunk=chunk, seed=seed, what=what, on_epoch=on_epoch)
-    return head, losses
+    return head, fit(parameters, len(labels), settings, loss_of, setup, what)
 
 
-def validate(model: Embedder, val: Part, meta: MetaSettings, chunk: int, device: torch.device) -> float:
+def validate(model: Embedder, val: Part, meta: MetaSettings, setup: Setup) -> float:
     """Mean few-shot accuracy on the validation classes, always on the same episodes."""
-    features = embed(model, val, chunk, device)
+    features = embed(model, val, setup)
     return prototype_episodes(features, meta.val_way, meta.shot, meta.val_queries, meta.val_episodes, seed=0).mean
 
 
+def look(result: TuneResult, stage: str, model: Embedder, parts: Parts, setup: Setup) -> None:
+    """Validation and test of ``model`` as ``stage`` left it; all stages and models meet the same episodes."""
+    _, val, novel = parts
+    result.validation[stage] = [validate(model, val, result.settings.meta, setup)]
+    result.test[stage] = novel_episodes(model, novel, result.settings, setup)
+
+
+def novel_episodes(model: Embedder, novel: Part, settings: TuneSettings, setup: Setup) -> dict[int, EpisodeResult]:
+    """EpisodeResult by shots on the novel classes; the episodes depend on labels and seed alone."""
+    features, s = embed(model, novel, setup), settings
+    return {k: prototype_episodes(features, s.way, k, s.queries, s.episodes, setup.seed) for k in s.shots}
+
+
 def meta_train(
-    model: Embedder,
-    base: Part,
-    val: Part,
-    meta: MetaSettings,
-    *,
-    chunk: int = 64,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_epoch: Callable[[int, float, float], None] | None = None,
+    model: Embedder, base: Part, val: Part, meta: MetaSettings, setup: Setup = PLAIN
 ) -> tuple[list[float], list[float], int, float]:
     """Train ``model`` (in place) on episodes of base classes; it ends with the weights of the best epoch on ``val``.
 
@@ -112,12 +165,10 @@ def meta_train(
     earlier epoch; without epochs the model stays as it is and the best epoch is 0. The gradient of a step is the mean
     over its episodes. Raises DataError as ``sample_episodes`` and TrainingError on a loss that is not finite.
     """
-    device = torch.device(device)
+    device = setup.device
     temperature = nn.Parameter(torch.tensor(float(meta.temperature), device=device))
     parameters = trained(model)
-    optimizer = torch.optim.SGD(
-        [*parameters, temperature], lr=meta.lr, momentum=meta.momentum, weight_decay=meta.weight_decay
-    )
+    optimizer = torch.optim.SGD([*parameters, temperature], meta.lr, meta.momentum, weight_decay=meta.weight_decay)
     way = min(meta.way, base.classes) if meta.reduce_way else meta.way
     losses, accuracies, best, kept = [], [], 0, None
     at_once = meta.episodes_per_step if base.features else 1  # clips: an episode at a time, gradients added
@@ -125,7 +176,7 @@ def meta_train(
         for group in optimizer.param_groups:
             group["lr"] = meta.lr * meta.gamma ** sum(epoch >= m for m in meta.milestones)
         drawn = sample_episodes(
-            base.labels, way, meta.shot, meta.queries, meta.steps * meta.episodes_per_step, _seed(seed, epoch)
+            base.labels, way, meta.shot, meta.queries, meta.steps * meta.episodes_per_step, _seed(setup.seed, epoch)
         )
         rows_EWK = np.concatenate([drawn.support, drawn.query], axis=2)
         total = 0.0
@@ -143,11 +194,10 @@ def meta_train(
                 total = total + loss.detach().double()
             optimizer.step()
         losses.append(finite_loss(total / meta.steps, "meta stage", epoch))
-        accuracies.append(validate(model, val, meta, chunk, device))
+        accuracies.append(validate(model, val, meta, setup))
         if kept is None or accuracies[-1] > accuracies[best - 1]:
             best, kept = epoch + 1, (copy.deepcopy([p.detach() for p in parameters]), float(temperature.detach()))
-        if on_epoch is not None:
-            on_epoch(epoch, losses[-1], accuracies[-1])
+        setup.say(f"meta: epoch {epoch + 1}, loss {losses[-1]:.4f}, validation {accuracies[-1]:.4f}")
     if kept is None:
         return losses, accuracies, 0, float(meta.temperature)
     with torch.no_grad():
@@ -180,63 +230,29 @@ def meta_baseline(
     seed on a CPU. The novel classes choose nothing. Raises DataError, ConfigError and TrainingError as
     `parts_of`, `build_embedder` and `fit`.
     """
-    device, say = torch.device(device), on_progress or (lambda text: None)
-    *parts, notes = parts_of(encoder, base, val, novel, settings, seed)
-    model = build_embedder(encoder, parts[0], settings, device)
+    setup = Setup(settings.chunk, seed, torch.device(device), on_progress)
+    parts, notes = parts_of(encoder, base, val, novel, settings, seed)
+    model = build_embedder(encoder, parts[0], settings, setup.device)
     if not parts[0].features and parse_trunk(settings.trunk) == "head":
-        say("features of the frozen encoder")
+        setup.say("features of the frozen encoder")
         frozen = Embedder(model.encoder, None, settings.pooling, settings.level)
-        parts = [part_of(embed(frozen, p, settings.chunk, device), p.role, None) for p in parts]
+        base_part, val_part, novel_part = (part_of(embed(frozen, p, setup), p.role, None) for p in parts)
+        parts = base_part, val_part, novel_part
         if settings.augment is not None:
             notes.append("augment: features of a frozen encoder are taken once, so clips were not varied")
-    base_part, val_part, novel_part = parts
-    validation = {"start": [validate(model, val_part, settings.meta, settings.chunk, device)]}
-    test = {"start": novel_episodes(model, novel_part, settings, seed, device)}
-    _, losses = train_classifier(
-        model,
-        base_part,
-        settings.classifier,
-        augment=settings.augment,
-        chunk=settings.chunk,
-        seed=seed,
-        device=device,
-        on_epoch=lambda epoch, loss: say(f"classifier: epoch {epoch + 1}, loss {loss:.4f}"),
-    )
-    result = meta_stage(
-        "meta-baseline", "classifier", model, (base_part, val_part, novel_part), settings, seed, device, say
-    )
-    result.notes = notes
-    result.losses = {"classifier": losses, **result.losses}
-    result.validation = {**validation, **result.validation}
-    result.test = {**test, **result.test}
+    result = TuneResult("meta-baseline", model, seed, settings, notes)
+    look(result, "start", model, parts, setup)
+    _, result.losses["classifier"] = train_classifier(model, parts[0], settings.classifier, setup, settings.augment)
+    meta_stage(result, "classifier", parts, setup)
     return result
 
 
-def meta_stage(
-    method: str,
-    before: str,
-    model: Embedder,
-    parts: tuple[Part, Part, Part],
-    settings: TuneSettings,
-    seed: int,
-    device: torch.device,
-    say: Callable[[str], None],
-) -> TuneResult:
-    """``meta_train``, with validation and test ``before`` (the name of that stage) and after it, as a TuneResult."""
-    base, val, novel = parts
-    validation = {before: [validate(model, val, settings.meta, settings.chunk, device)]}
-    test = {before: novel_episodes(model, novel, settings, seed, device)}
-    losses, validation["meta"], best, temperature = meta_train(
-        model,
-        base,
-        val,
-        settings.meta,
-        chunk=settings.chunk,
-        seed=seed,
-        device=device,
-        on_epoch=lambda e, loss, a: say(f"meta: epoch {e + 1}, loss {loss:.4f}, validation {a:.4f}"),
-    )
-    if best:
-        test["meta"] = novel_episodes(model, novel, settings, seed, device)
+def meta_stage(result: TuneResult, before: str, parts: Parts, setup: Setup) -> None:
+    """``meta_train`` of ``result.model``, with validation and test ``before`` (the name of that stage) and after it."""
+    model, settings, (base, val, novel) = result.model, result.settings, parts
+    look(result, before, model, parts, setup)
+    losses, accuracies, result.best_epoch, result.temperature = meta_train(model, base, val, settings.meta, setup)
+    result.losses["meta"], result.validation["meta"] = losses, accuracies
+    if result.best_epoch:
+        result.test["meta"] = novel_episodes(model, novel, settings, setup)
     model.eval().requires_grad_(False)
-    return TuneResult(method, model, {"meta": losses}, validation, test, best, temperature, seed, settings)

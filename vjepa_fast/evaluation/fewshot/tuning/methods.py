@@ -11,8 +11,8 @@ from vjepa_fast.errors import ConfigError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features
+from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import MetaBaselineSettings, meta_baseline
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
 from vjepa_fast.evaluation.fewshot.tuning.sun import SunSettings, sun
 from vjepa_fast.evaluation.intervals import mean_ci95

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -22,20 +22,6 @@ from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
 from vjepa_fast.models.vit import VisionTransformer
 
 log = logging.getLogger("vjepa_fast")
-
-
-class Labelled(Protocol):
-    """Samples with labels: a manifest, clips or a `Part`."""
-
-    @property
-    def name(self) -> str:
-        """The data set, for messages."""
-        ...
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 ``[n]``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,16 +50,15 @@ class Part:
         return replace(self, labels=labels.reshape(-1), fetch=lambda i: self.fetch(rows[i]), ids=ids)
 
 
-def part_of(
-    source: Source | Features,
-    role: str,
-    encoder: VisionTransformer | None,
-    workers: int = 0,
-    view: tuple[int | None, int | None, int | None] = (None, None, None),
-) -> Part:
-    """The Part of a ClipSet, a data.Manifest (which needs ``encoder``, for its view) or Features.
+Parts: TypeAlias = tuple[Part, Part, Part]  # base, val, novel
+Labelled: TypeAlias = Source | Part
+AS_TRAINED = TuneSettings()
 
-    ``view``: num_frames, crop_size and frame_step of a manifest's clips, None as the encoder was trained.
+
+def part_of(
+    source: Source | Features, role: str, encoder: VisionTransformer | None, settings: TuneSettings = AS_TRAINED
+) -> Part:
+    """The Part of a ClipSet, a data.Manifest (``encoder`` and ``settings`` give its view) or Features.
 
     Raises DataError: no samples, one class only, features that are not finite, clips that are not square.
     """
@@ -97,7 +82,7 @@ def part_of(
         if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != clips.shape[-2]:
             raise DataError(f"{name}: clips must be uint8 [n,3,F,S,S], got {clips.dtype} {tuple(clips.shape)}")
         return Part(role, source.name, labels, lambda rows: clips[torch.as_tensor(rows)], source.hash, ids)
-    how = clip_view(encoder, *view)
+    how = clip_view(encoder, settings.num_frames, settings.crop_size, settings.frame_step)
     if fits_in_memory(len(source), how):
         return part_of(decode_clips(source, **how), role, encoder)
 
@@ -105,9 +90,9 @@ def part_of(
         def one(row: int) -> Tensor:
             return eval_clip(source.paths[row], **how)
 
-        if workers < 1:
+        if settings.workers < 1:
             return torch.stack([one(r) for r in rows])
-        with ThreadPoolExecutor(workers) as pool:
+        with ThreadPoolExecutor(settings.workers) as pool:
             return torch.stack(list(pool.map(one, rows)))
 
     return Part(role, source.name, labels, fetch, str(source.hash), ids)
@@ -120,8 +105,8 @@ def parts_of(
     novel: Source | Features,
     settings: TuneSettings,
     seed: int,
-) -> tuple[Part, Part, Part, list[str]]:
-    """(base, val, novel, notes), looked at as a whole before anything is trained.
+) -> tuple[Parts, list[str]]:
+    """((base, val, novel), notes), looked at as a whole before anything is trained.
 
     ``val`` None: a fifth of the base classes, but at least ``meta.val_way``, is set aside for it.
 
@@ -129,8 +114,7 @@ def parts_of(
     that are the same data; features of unequal width.
     """
     meta, notes = settings.meta, []
-    how = encoder, settings.workers, (settings.num_frames, settings.crop_size, settings.frame_step)
-    base_part, novel_part = part_of(base, "base", *how), part_of(novel, "novel", *how)
+    base_part, novel_part = part_of(base, "base", encoder, settings), part_of(novel, "novel", encoder, settings)
     if val is None:
         whole, count = base_part, max(meta.val_way, base_part.classes // 5)
         if whole.classes - count < 2:
@@ -144,7 +128,7 @@ def parts_of(
         base_part = replace(whole.take(base_rows), name=f"{whole.name} less {count} classes set aside for validation")
         notes.append(f"{count} of the base classes were set aside as validation classes")
     else:
-        val_part = part_of(val, "val", *how)
+        val_part = part_of(val, "val", encoder, settings)
     parts = base_part, val_part, novel_part
     for one, other in ((base_part, novel_part), (val_part, novel_part), (base_part, val_part)):
         if one.key == other.key:
@@ -167,7 +151,7 @@ def parts_of(
         taken = base_part.classes
         notes.append(f"meta stage: {meta.way}-way asked for, but {taken} base classes; {taken}-way taken")
         log.warning(notes[-1])
-    return *parts, notes
+    return parts, notes
 
 
 def check_counts(base: Labelled, val: Labelled | None, novel: Labelled, settings: TuneSettings) -> None:

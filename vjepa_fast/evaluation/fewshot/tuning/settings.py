@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from vjepa_fast.errors import ConfigError
 
 
 def parse_trunk(trunk: str | int) -> str | int:
     """What ``trunk`` means: "all", "head", or a number of last blocks (also as text: "2", "last 2 blocks").
-
-    Raises:
-        ConfigError: anything else.
+    ConfigError otherwise.
     """
     text = str(trunk).strip().lower()
     if text in ("all", "head"):
@@ -128,3 +129,23 @@ class TuneSettings:
                 f"few-shot test: way {self.way}, shots {self.shots}, queries {self.queries}, episodes {self.episodes}, "
                 f"chunk {self.chunk}; expected 2 or more ways, at least one shot and 1 or more of the others"
             )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all stages of one tuning share. ``chunk``: clips through the encoder at once; ``report`` gets a line of text
+    per epoch.
+    """
+
+    chunk: int = 64
+    seed: int = 0
+    device: torch.device = torch.device("cpu")
+    report: Callable[[str], None] | None = None
+
+    def say(self, text: str) -> None:
+        """Report a line."""
+        if self.report is not None:
+            self.report(text)
+
+
+PLAIN = Setup()

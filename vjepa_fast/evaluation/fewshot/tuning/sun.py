@@ -6,7 +6,7 @@ Shapes: B clips, N tokens (tubelets) of grid (T, H, W), D token width, C base cl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from vjepa_fast.evaluation.extract.cache import normalisation
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features, amp
 from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views
-from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, build_embedder, new_head, trained
-from vjepa_fast.evaluation.fewshot.tuning.fit import fit
-from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import meta_stage, train_classifier, validate
+from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, TuneResult, build_embedder, new_head, trained
+from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import fit, look, meta_stage, train_classifier
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part, parts_of
-from vjepa_fast.evaluation.fewshot.tuning.result import TuneResult, novel_episodes
-from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, TuneSettings
+from vjepa_fast.evaluation.fewshot.tuning.settings import PLAIN, FitSettings, MetaSettings, Setup, TuneSettings
 from vjepa_fast.models.vit import VisionTransformer
 
 POOLINGS = ("mean", "time")  # linear in the tokens: a classifier of the pooled feature is one of each token as well
@@ -129,24 +127,15 @@ def label_clips(teacher: Embedder, head: nn.Linear, weak: Tensor, settings: SunS
 
 
 def train_student(
-    student: Embedder,
-    teacher: Embedder,
-    head: nn.Linear,
-    base: Part,
-    settings: SunSettings,
-    *,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    on_epoch: Callable[[int, float], None] | None = None,
+    student: Embedder, teacher: Embedder, head: nn.Linear, base: Part, settings: SunSettings, setup: Setup = PLAIN
 ) -> tuple[list[float], list[float]]:
     """Train ``student`` (in place) on base classes with the global and the location-specific loss.
 
     The teacher with its ``head`` sees a weak view of each clip, the student a strong one of the same crop and frames.
     Returns the mean of the whole loss and of the location-specific loss alone, per epoch.
     """
-    device = torch.device(device)
-    classes, width = base.classes, head.in_features
-    own_head = new_head(width, classes, seed, device)
+    seed, device, classes = setup.seed, setup.device, base.classes
+    own_head = new_head(head.in_features, classes, seed, device)
     with torch.no_grad():
         token_width = student.tokens(base.fetch(np.array([0])).to(device))[0].shape[-1]
     local_head = new_head(token_width, classes + 1, seed + 1, device)
@@ -163,24 +152,12 @@ def train_student(
         seen.append((local_loss.detach(), len(rows)))
         return F.cross_entropy(logits.float(), labels[rows].to(device)) + settings.location_weight * local_loss
 
-    def closed(epoch: int, loss: float) -> None:
+    def closed() -> None:
         location.append(float(sum(value * n for value, n in seen) / sum(n for _, n in seen)))
         seen.clear()
-        if on_epoch is not None:
-            on_epoch(epoch, loss)
 
     parameters = [*trained(student), *own_head.parameters(), *local_head.parameters()]
-    losses = fit(
-        parameters,
-        len(labels),
-        settings.student,
-        loss_of,
-        chunk=settings.chunk,
-        seed=seed,
-        what="student",
-        on_epoch=closed,
-    )
-    return losses, location
+    return fit(parameters, len(labels), settings.student, loss_of, setup, "student", closed), location
 
 
 def sun(
@@ -202,48 +179,25 @@ def sun(
     tubelets), ConfigError (also: ``top_k`` not below the number of base classes, ``background`` not below the number
     of tubelets, a pooling that is not linear) and TrainingError.
     """
-    device, say = torch.device(device), on_progress or (lambda text: None)
-    base_part, val_part, novel_part, notes = parts_of(encoder, base, val, novel, settings, seed)
+    setup = Setup(settings.chunk, seed, torch.device(device), on_progress)
+    parts, notes = parts_of(encoder, base, val, novel, settings, seed)
+    base_part = parts[0]
     if base_part.features:
         raise DataError(f"base part {base_part.name}: sun labels tubelets and needs clips; features have none")
-    teacher, student = (build_embedder(encoder, base_part, settings, device, per_token=True) for _ in range(2))
+    teacher, student = (build_embedder(encoder, base_part, settings, setup.device, per_token=True) for _ in range(2))
     with torch.no_grad():  # refuses top_k and background before hours of training
-        z, grid = teacher.tokens(base_part.fetch(np.array([0])).to(device))
+        z, _ = teacher.tokens(base_part.fetch(np.array([0])).to(setup.device))
         blank = z.new_zeros(1, z.shape[1], base_part.classes)
         soft_labels(blank, background_tokens(blank, lowest=settings.background), top_k=settings.top_k)
-
-    def look(name: str, model: Embedder) -> None:
-        validation[name] = [validate(model, val_part, settings.meta, settings.chunk, device)]
-        test[name] = novel_episodes(model, novel_part, settings, seed, device)
-
-    validation, test = {}, {}
-    look("start", teacher)
-    head, teacher_losses = train_classifier(
-        teacher,
-        base_part,
-        settings.teacher,
-        augment=settings.augment,
-        chunk=settings.chunk,
-        seed=seed,
-        device=device,
-        what="teacher",
-        on_epoch=lambda epoch, loss: say(f"teacher: epoch {epoch + 1}, loss {loss:.4f}"),
+    result = TuneResult("sun", student, seed, settings, notes)
+    look(result, "start", teacher, parts, setup)
+    head, result.losses["teacher"] = train_classifier(
+        teacher, base_part, settings.teacher, setup, settings.augment, "teacher"
     )
-    look("teacher", teacher)
+    look(result, "teacher", teacher, parts, setup)
     teacher.eval().requires_grad_(False)
-    student_losses, location = train_student(
-        student,
-        teacher,
-        head,
-        base_part,
-        settings,
-        seed=seed + 1,
-        device=device,
-        on_epoch=lambda epoch, loss: say(f"student: epoch {epoch + 1}, loss {loss:.4f}"),
+    result.losses["student"], result.losses["location"] = train_student(
+        student, teacher, head, base_part, settings, replace(setup, seed=seed + 1)
     )
-    result = meta_stage("sun", "student", student, (base_part, val_part, novel_part), settings, seed, device, say)
-    result.notes = notes
-    result.losses = {"teacher": teacher_losses, "student": student_losses, "location": location, **result.losses}
-    result.validation = {**validation, **result.validation}
-    result.test = {**test, **result.test}
+    meta_stage(result, "student", parts, setup)
     return result
