@@ -25,6 +25,12 @@ MOVED = {
     "evaluation.collapse": "evaluation.run.geometry",
     "evaluation.compare": "evaluation.run.rows",
     "evaluation.features": "evaluation.extract.features evaluation.extract.clips evaluation.extract.cache",
+    "evaluation.fewshot.meta_baseline": "evaluation.fewshot.tuning.meta_baseline",
+    "evaluation.fewshot.run": "evaluation.run.fewshot",
+    "evaluation.fewshot.sun": "evaluation.fewshot.tuning.sun",
+    "evaluation.fewshot.tune": "evaluation.fewshot.tuning.methods evaluation.run.rows",
+    "evaluation.fewshot.views": "evaluation.fewshot.tuning.augment",
+    "evaluation.leakage": "evaluation.fewshot.leakage",
     "evaluation.protocol_published": "evaluation.probes.published",
     "evaluation.tokens": "evaluation.extract.tokens evaluation.extract.shards",
     "models.attention": "layers.block layers.attention",
@@ -35,12 +41,19 @@ MOVED = {
     "ops.geometry": "metrics.geometry",
     "ops.packed": "layers.packed",
     "study.cells": "study.run.cells",
+    "study.claims_study": "study.claims.measured",
     "study.launch": "study.jobs.locks study.jobs.processes",
+    "study.plan": "study.demo.plan study.run.clips study.run.training",
+    "study.plots": "study.figures study.demo.figures",
     "study.pool": "study.jobs.pool study.jobs.workers",
     "study.published": "study.claims.published",
     "study.results": "study.records",
     "study.runner": "study.run.runner study.run.plan",
+    "study.study_plots": "study.report.figures",
+    "study.study_report": "study.report.write study.report.sentences",
+    "study.study_tables": "study.report.tables study.report.write",
     "study.suites": "study.run.suites",
+    "study.tasks": "study.demo.tasks study.run.clips study.run.evaluate study.run.training",
     "study.variants": "study.run.variants",
     "trainer.flops": "metrics.flops",
     "trainer.hardware": "metrics.hardware",
@@ -72,6 +85,8 @@ class Finder:
         warnings.warn(f"{module.__name__} is {now} now", DeprecationWarning, stacklevel=2)
 
         def look_up(name: str) -> Any:
+            if name.startswith("__"):  # what `inspect` asks every module
+                raise AttributeError(name)
             for place in places:
                 found = importlib.import_module(place)
                 if hasattr(found, name):
