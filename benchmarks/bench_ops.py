@@ -57,7 +57,7 @@ def functions(case: Case, mode: str, providers: Iterable[str], failed: dict[str,
 def compiled(case: Case) -> Callable[[], object] | None:
     if case.compile_ is None:
         return None
-    if not hasattr(case, "compiled"):
+    if case.compiled is None:
         args = case.leaves if case.recorded else []
         fn = torch.compile(record(case.compile_, args) if case.recorded else case.compile_, dynamic=False)
         case.compiled = lambda: fn(*args)
@@ -135,7 +135,7 @@ def _tensors(x) -> list[torch.Tensor]:
 def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float) -> list[dict]:
     """The rows of one op: of every provider that it has in a mode, those that fail included."""
     where, cpu, rows = results.describe(inputs.device), torch.device("cpu"), []
-    what = {"op": name, "dtype": str(inputs.dtype).split(".")[1]}
+    what: dict[str, object] = {"op": name, "dtype": str(inputs.dtype).split(".")[1]}
     try:
         case = CASES[name](inputs)
     except Exception as error:

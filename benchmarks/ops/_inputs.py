@@ -45,6 +45,7 @@ class Case:
     recorded: bool = False
     atol: float = 1e-4
     on_host: tuple[str, ...] = ()
+    compiled: Callable[[], object] | None = field(default=None, init=False)  # what came of compile_
 
 
 def record(fn: Callable[..., object], args: Sequence[Tensor]) -> torch.fx.GraphModule:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vjepa_fast.bench.providers import Provider, Work
 
 TRIES = 20  # steps passed over, one after another, while looking for masks of new shapes
 
 
-class Ready(NamedTuple):
+@dataclass(frozen=True)
+class Ready:
     """A batch as `Provider.prepare` made it for step ``index``; ``known``: masks of its shapes came before."""
 
     index: int
@@ -45,15 +47,15 @@ class Batches:
     def _again(self, ready: Ready) -> Ready:
         known = ready.work.shapes in self.seen
         self.seen.add(ready.work.shapes)
-        return ready._replace(known=known)
+        return replace(ready, known=known)
 
     def _new(self) -> Ready:
-        for _ in range(1 + TRIES):
+        last = self.index + TRIES
+        while True:
             prepared = self.provider.prepare(self.index)
             work = self.provider.work(prepared)
             ready = Ready(self.index, prepared, work, work.shapes in self.seen)
             self.index += 1
-            if not ready.known:
-                break
-        self.seen.add(ready.work.shapes)
-        return ready
+            if not ready.known or ready.index == last:
+                self.seen.add(work.shapes)
+                return ready

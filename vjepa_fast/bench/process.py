@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from vjepa_fast.bench.results import error_text
@@ -68,7 +69,7 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _end(process: multiprocessing.process.BaseProcess) -> None:
+def _end(process: BaseProcess) -> None:
     assert process.pid is not None
     with contextlib.suppress(ProcessLookupError, PermissionError):  # its group, once it has one
         os.killpg(process.pid, signal.SIGKILL)
