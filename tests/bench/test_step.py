@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -298,6 +299,18 @@ def test_work_in_a_process_of_its_own(tmp_path):
     with pytest.raises(process.TimeLimitError, match="not done after 15 s"):  # of which it takes some to import
         process.isolated(sleeps, (path,), 15)
     assert not alive(int(path.read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_work_ends_with_a_process_that_is_killed(tmp_path):
+    """Else a compiled reference would keep the GPU after the time limit of `make gpu-check`."""
+    path = tmp_path / "pid"
+    code = f"from tests.bench.test_step import *; process.isolated(sleeps, (Path({str(path)!r}),))"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
+    while not (path.exists() and path.read_text()) and parent.poll() is None:
+        time.sleep(0.1)
+    parent.kill()
+    assert parent.wait() == -signal.SIGKILL and not alive(int(path.read_text()))
 
 
 def test_the_compiled_reference_is_ended_and_the_rest_measured(monkeypatch, tmp_path):
