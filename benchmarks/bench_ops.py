@@ -7,7 +7,9 @@
     python -m pytest benchmarks/bench_ops.py --benchmark-only  # the same functions under pytest-benchmark
 
 Outputs and gradients of the providers are compared first. ``ops/`` says what each computes,
-``vjepa_fast/bench/timing.py`` how it is measured.
+``vjepa_fast/bench/timing.py`` how it is measured. A provider that fails, or computes something else than the first, has
+a row with ``error``; the rest goes on. Exit code: 0, 1 if any row has an error, 3 if an error left the GPU unusable for
+this process: the ops without rows were not begun then.
 """
 
 from __future__ import annotations
@@ -17,36 +19,48 @@ import functools
 import json
 import pathlib
 import sys
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.ops import CASES, Case, Inputs  # noqa: E402
+from benchmarks.ops._inputs import record  # noqa: E402
 from vjepa_fast.bench import memory, results, timing  # noqa: E402
 
 PROVIDERS = ("reference", "eager", "compiled", "fused")
+LOST = 3  # exit code
+Functions = dict[str, Callable[[], object]]
 
 
 def modes(case: Case) -> list[str]:
     return ["forward", "backward", "full"] if case.leaves else ["forward"]
 
 
-def functions(case: Case, mode: str, providers) -> dict:
-    """Provider -> what to time in this mode."""
-    found = {}
+def functions(case: Case, mode: str, providers: Iterable[str], failed: dict[str, str] | None = None) -> Functions:
+    """Provider -> what to time in this mode. ``failed`` gets the error of one that cannot be built; None: raised."""
+    found: Functions = {}
     for name in providers:
-        fn = compiled(case) if name == "compiled" else case.functions.get(name)
+        try:
+            fn = compiled(case) if name == "compiled" else case.functions.get(name)
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = results.error_text(error)
+            continue
         if fn is not None:
             found[name] = in_mode(fn, case, mode)
     return found
 
 
-def compiled(case):
+def compiled(case: Case) -> Callable[[], object] | None:
     if case.compile_ is None:
         return None
-    if not hasattr(case, "compiled"):
-        case.compiled = torch.compile(case.compile_, dynamic=False)
+    if case.compiled is None:
+        args = case.leaves if case.recorded else []
+        fn = torch.compile(record(case.compile_, args) if case.recorded else case.compile_, dynamic=False)
+        case.compiled = lambda: fn(*args)
     return case.compiled
 
 
@@ -83,20 +97,35 @@ def cotangent(out: torch.Tensor) -> torch.Tensor:
     return torch.randn(out.shape, generator=g, device=out.device).to(out.dtype)
 
 
-def check(case: Case, fns: dict) -> None:
-    """Raise SystemExit where a provider's result differs from the first one's: then times would compare nothing."""
+def check(case: Case, fns: Functions) -> dict[str, str]:
+    """Errors of the providers that raise, or whose result is not the first one's: their times would compare nothing."""
+    failed: dict[str, str] = {}
     if not case.compare or len(fns) < 2:
-        return
-    first, *others = fns
-    want = _tensors(fns[first]())
-    for name in others:
-        for a, b in zip(want, _tensors(fns[name]())):
-            scale = a.double().abs().max().clamp(min=1e-12)
-            off = (a.double() - b.double()).abs() / scale
-            # one in a million may: the slope of an absolute value where rounding decides the sign
-            if (~(off <= case.atol)).sum() > 1e-6 * off.numel():
-                error = off.max().item()
-                raise SystemExit(f"{case.op}: {name} differs from {first} by {error:.3g} of the largest value")
+        return failed
+    first, want = "", []
+    for name, fn in fns.items():
+        try:
+            result = _tensors(fn())
+            if not first:
+                first, want = name, result
+            elif (off := _difference(want, result, case.atol)) is not None:
+                failed[name] = f"differs from {first} by {off:.3g} of the largest value"
+        except Exception as error:
+            failed[name] = results.error_text(error)
+    return failed
+
+
+def _difference(want: list[torch.Tensor], got: list[torch.Tensor], atol: float) -> float | None:
+    """The largest, over the largest value of the tensor, where more than one number in a million is off by ``atol``.
+
+    Such a one may be: the slope of an absolute value where rounding decides the sign.
+    """
+    for a, b in zip(want, got):
+        scale = a.double().abs().max().clamp(min=1e-12)
+        off = (a.double() - b.double()).abs() / scale
+        if (~(off <= atol)).sum() > 1e-6 * off.numel():
+            return off.max().item()
+    return None
 
 
 def _tensors(x) -> list[torch.Tensor]:
@@ -104,32 +133,57 @@ def _tensors(x) -> list[torch.Tensor]:
 
 
 def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float) -> list[dict]:
-    """The rows of one op."""
-    case = CASES[name](inputs)
-    where, rows = results.describe(inputs.device), []
+    """The rows of one op: of every provider that it has in a mode, those that fail included."""
+    where, cpu, rows = results.describe(inputs.device), torch.device("cpu"), []
+    what: dict[str, object] = {"op": name, "dtype": str(inputs.dtype).split(".")[1]}
+    try:
+        case = CASES[name](inputs)
+    except Exception as error:
+        what.update(shape="", mode="forward", peak_bytes=None, clock=None, **where)
+        return [results.row([], None, provider=p, error=results.error_text(error), **what) for p in providers]
     for mode in modes(case):
-        fns = functions(case, mode, providers)
-        check(case, fns)
-        taken = timing.times(fns, inputs.device, repeats, budget_s)
-        for provider, ms in taken.items():
+        failed: dict[str, str] = {}
+        fns = functions(case, mode, providers, failed)
+        failed.update(check(case, fns))
+        good = {provider: fn for provider, fn in fns.items() if provider not in failed}
+        taken = timing.times(good, inputs.device, repeats, budget_s, host=case.on_host, failed=failed)
+        for provider in (p for p in providers if p in fns or p in failed):
             floor = {"forward": case.floor_bytes, "full": case.floor_full}.get(mode)
             if mode == "backward" and case.floor_full:
                 floor = case.floor_full - (case.floor_bytes or 0)
-            peak = memory.peak_bytes(fns[provider], inputs.device) if mode != "backward" else None
+            at = cpu if provider in case.on_host else inputs.device
+            peak = None
+            if mode != "backward" and provider not in failed:
+                try:
+                    peak = memory.peak_bytes(fns[provider], at)
+                except Exception as error:
+                    failed[provider] = results.error_text(error)
             rows.append(
                 results.row(
-                    ms,
+                    taken.get(provider, []),
                     floor,
-                    op=name,
+                    **what,
                     shape=case.shape,
-                    dtype=str(inputs.dtype).split(".")[1],
                     provider=provider,
                     mode=mode,
                     peak_bytes=peak,
-                    **where,
+                    **{**where, "device": results.describe(at)["device"]},
+                    clock="device" if at.type == "cuda" else "wall",
+                    error=failed.get(provider),
                 )
             )
     return rows
+
+
+def unusable(device: torch.device) -> bool:
+    """Whether an error has left the GPU without use for this process, as an illegal access does."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return True
+    return False
 
 
 def main() -> int:
@@ -163,8 +217,11 @@ def main() -> int:
         print(f"{name} done", file=sys.stderr, flush=True)
         if args.json:
             results.write(args.json, rows)
+        if unusable(device):
+            print(f"the GPU is of no more use to this process after {name}", file=sys.stderr)
+            return LOST
     print(results.table(rows))
-    return 0
+    return 1 if any(row["error"] for row in rows) else 0
 
 
 # -- under pytest-benchmark --------------------------------------------------------------------------------------------

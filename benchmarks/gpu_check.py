@@ -4,15 +4,19 @@
     python benchmarks/gpu_check.py --out benchmarks/results/gpu.json
 
 From the source tree; needs torch, timm and pytest and installs nothing. Parts, in this order: measured copy bandwidth;
-the tests of TESTS on CUDA, a pytest process per file, several at a time, so that a crash takes one file along; the op
-benchmarks; the step benchmark. Every part has a time limit; one that fails is recorded with its last lines and the next
-one runs. The file is written after each. Exit code: 0, 1 if anything failed, 2 without CUDA.
+the whole step of the published recipe at batch 8 and 64, on mask shapes that are new at every step, ours and the
+reference; the tests of TESTS on CUDA, a pytest process per file, several at a time, so that a crash takes one file
+along; the op benchmarks. Every part has a time limit, and all of them together `--budget` seconds: what a part has left
+over, another one does not get, and one that runs out is recorded with ``ran_out`` and with what it had found. One that
+fails is recorded with its last lines and the next one runs. The file is written after each. Exit code: 0, 1 if anything
+failed, 2 without CUDA.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -38,7 +42,13 @@ TESTS = (
     "tests/models/test_goldens.py",
     "tests/layers/test_attention.py",
 )
-LIMITS = {"copy_bandwidth": 40, "tests": 200, "ops": 170, "step": 50}  # seconds, under 8 minutes together
+LIMITS = {"copy_bandwidth": 30, "step": 200, "tests": 120, "ops": 110}  # seconds
+BUDGET = 470  # for all of it: 8 minutes with the start and the end
+STEP = (
+    *("bench", "step", "--device", "cuda", "--full-size", "--batches", "8,64", "--shapes", "new"),
+    *("--providers", "vjepa_fast,reference", "--warmup", "3", "--repeats", "3"),
+)
+LOST = 3  # exit code of bench_ops.py where an error took the GPU away from the process; others may still use it
 TAIL = 30  # lines of a failed part that are kept
 _running: set[subprocess.Popen] = set()
 
@@ -103,6 +113,18 @@ def outcome(code: int | None, limit: float) -> str:
     return f"stopped after {limit:.0f} s" if code is None else f"exit code {code}"
 
 
+NO_TIME = "not begun: no time was left"
+
+
+def ran_out(found: dict) -> bool:
+    """Whether it was time that a part lacked, or a file of tests, an op or a provider in it."""
+    inner = [*found.get("files", {}).values(), *found.get("rows", ())]
+    if isinstance(found.get("failures"), dict):
+        inner += found["failures"].values()
+    texts = [part.get("error") or "" for part in (found, *inner)]
+    return any(text.startswith(("stopped after", "not begun", "time limit")) for text in texts)
+
+
 def clock() -> float:
     return time.monotonic()
 
@@ -139,10 +161,11 @@ def test_file(path: str, limit: float) -> dict:
     """Run one file of tests. ``error``: what no test of the file reports (a crash, an import, the time limit)."""
     began = clock()
     if limit < 1:
-        return {**read_output(""), "error": "not begun: no time was left", "tail": [], "seconds": 0.0}
+        return {**read_output(""), "error": NO_TIME, "tail": [], "seconds": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         report = os.path.join(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--junitxml={report}", path]
+        plugins = ["-p", "no:cacheprovider", "-p", "no:randomly"]  # in the order of the file: what it ended at is known
+        command = [sys.executable, "-m", "pytest", "-v", *plugins, f"--junitxml={report}", path]
         code, output = run(command, limit, {**environment(), "OMP_NUM_THREADS": "2"})
         found = read_report(report) or read_output(output)
     if code not in (0, 1) or code == 1 and not found["failed"]:
@@ -188,27 +211,51 @@ def rows_of(command: list[str], limit: float) -> dict:
             rows = []
     found = {"ok": code == 0 and bool(rows), "rows": rows}
     if not found["ok"]:
-        found.update(error=outcome(code, limit) if code != 0 else "wrote no rows", tail=tail(output))
+        found.update(error=outcome(code, limit) if code != 0 else "wrote no rows", exit_code=code, tail=tail(output))
+    return found
+
+
+def wrong_rows(rows: Iterable[dict]) -> dict[str, str]:
+    """What failed -> its error, of rows that have one."""
+    keys = ("op", "mode", "provider", "batch")
+    return {" ".join(str(r[k]) for k in keys if k in r): r["error"] for r in rows if r.get("error")}
+
+
+def rows_of_step(command: list[str], limit: float) -> dict:
+    """`rows_of` the step benchmark; where some of its rows have errors, ``error`` says which."""
+    found = rows_of([*command, "--budget", f"{0.9 * limit:.0f}"], limit)
+    if wrong := wrong_rows(found["rows"]):
+        texts = [f"{name}: {error}" for name, error in wrong.items()]
+        found["error"] = "; ".join([*([found["error"]] if found.get("exit_code") is None else []), *texts])
     return found
 
 
 def rows_of_ops(command: list[str], names: list[str], limit: float, report: Callable[[dict], None]) -> dict:
-    """{ok, rows, failures} of ``command --ops NAMES``. Where an op breaks it, the ops after that one are run anew."""
+    """{ok, rows, failures} of ``command --ops NAMES``.
+
+    Where an op breaks it, or takes the GPU away from its process, the ops after that one are run anew. An op some of
+    whose providers have failed counts as a failure and has its rows.
+    """
     deadline, total = clock() + limit, {"ok": False, "rows": [], "failures": {}}
     while names and (left := deadline - clock()) > 1:
         found = rows_of([*command, "--ops", ",".join(names)], left)
         total["rows"] += found["rows"]
         done = {row["op"] for row in found["rows"]}
+        for name, error in wrong_rows(found["rows"]).items():
+            total["failures"].setdefault(name.split()[0], {"error": f"{name}: {error}", "tail": []})
         names = [name for name in names if name not in done]
-        if names:  # the first of these is where it ended
+        if names and not (done and found.get("exit_code") == LOST):  # the first of these is where it ended
             broken, *names = names
             total["failures"][broken] = {"error": found.get("error", "no rows"), "tail": found.get("tail", [])}
             say("\n  | ".join([f"  {broken}: {found.get('error', 'no rows')}", *found.get("tail", [])]))
         report(total)
     for name in names:
-        total["failures"][name] = {"error": "not begun: no time was left", "tail": []}
+        total["failures"][name] = {"error": NO_TIME, "tail": []}
     if total["failures"]:
-        total["error"] = f"no rows of {', '.join(total['failures'])}"
+        have = {row["op"] for row in total["rows"]}
+        none, some = ([name for name in total["failures"] if (name in have) == yes] for yes in (False, True))
+        parts = (("no rows of", none), ("errors in", some))
+        total["error"] = ", ".join(f"{words} {', '.join(those)}" for words, those in parts if those)
     total["ok"] = not total["failures"] and bool(total["rows"])
     return total
 
@@ -296,6 +343,8 @@ class Results:
             result = work()
         except Exception as error:
             result = {"ok": False, "error": f"{type(error).__name__}: {error}"}
+        if not result.get("ok") and ran_out(result):
+            result["ran_out"] = True
         self.add(**{name: result})
         state = "ok" if result.get("ok") else f"FAILED {result.get('error', '')}"
         say(f"{name}: {state}, {clock() - began:.0f} s")
@@ -305,9 +354,9 @@ class Results:
 
 
 def parts(args: argparse.Namespace, results: Results) -> dict[str, Callable[[], dict]]:
-    """Name -> what to do, in order."""
+    """Name -> what to do, in order; each within its limit and what is left of the budget of all."""
 
-    def ops() -> dict:
+    def ops(limit: float) -> dict:
         sys.path.insert(0, str(ROOT))
         from benchmarks.ops import CASES
 
@@ -315,16 +364,22 @@ def parts(args: argparse.Namespace, results: Results) -> dict[str, Callable[[], 
             over_bandwidth(total["rows"], results.found.get("copy_bandwidth", {}).get("bytes_per_s"))
             results.add(ops=total)
 
-        command = [sys.executable, "benchmarks/bench_ops.py", "--device", "cuda"]
-        return rows_of_ops(command, list(CASES), args.limit_ops, known)
+        command = [sys.executable, "benchmarks/bench_ops.py", "--device", "cuda", "--budget", "0.5"]
+        return rows_of_ops(command, list(CASES), limit, known)
 
-    step = [sys.executable, "-m", "vjepa_fast", "bench", "step", "--device", "cuda"]
-    return {
-        "copy_bandwidth": lambda: copy_bandwidth(args.limit_copy_bandwidth),
-        "tests": lambda: run_tests(args.tests, args.limit_tests, args.jobs, lambda total: results.add(tests=total)),
+    work: dict[str, Callable[[float], dict]] = {
+        "copy_bandwidth": copy_bandwidth,
+        "step": lambda limit: rows_of_step([sys.executable, "-m", "vjepa_fast", *STEP], limit),
+        "tests": lambda limit: run_tests(args.tests, limit, args.jobs, lambda total: results.add(tests=total)),
         "ops": ops,
-        "step": lambda: rows_of(step, args.limit_step),
     }
+
+    def within(name: str) -> dict:
+        left = args.budget - (clock() - results.began)
+        limit = min(getattr(args, f"limit_{name}"), left)
+        return work[name](limit) if limit >= 1 else {"ok": False, "error": NO_TIME}
+
+    return {name: functools.partial(within, name) for name in work}
 
 
 def check(results: Results, work: dict[str, Callable[[], dict]]) -> int:
@@ -348,6 +403,9 @@ def main(argv: list[str] | None = None) -> int:
     for name, limit in LIMITS.items():
         option = f"--limit-{name.replace('_', '-')}"
         parser.add_argument(option, type=float, default=limit, metavar="S", help=f"seconds (default {limit})")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="S", help=f"seconds for all parts (default {BUDGET})"
+    )
     args = parser.parse_args(argv)
     try:
         import torch

@@ -30,31 +30,47 @@ COLOURS = {
 }
 
 
+_ON_A_GPU = (  # heading, key, form, scale
+    ("host ms", "host_ms", "{:.1f}", 1),
+    ("busy %", "device_busy", "{:.0f}", 100),
+    ("plans", "plan_builds_per_step", "{:g}", 1),
+)
+
+
 def cases(rows: list[dict]) -> dict[tuple, dict[str, dict]]:
-    """(device, dtype, recipe, batch) -> provider -> row, in the order of the rows."""
+    """(device, dtype, case, batch) -> provider -> row, in the order of the rows.
+
+    What others have reported stands with what was measured, under the name of their device.
+    """
     found: dict[tuple, dict[str, dict]] = {}
-    devices = [r["device"] for r in rows if "device" in r]
+    devices = [r["device"] for r in rows if "device" in r and r["provider"] != "public"]
+    here = devices[0] if devices else "?"
     for r in rows:
-        key = r.get("device", devices[0] if devices else "?"), r["dtype"], r["recipe"], r["batch"]
-        found.setdefault(key, {})[r["provider"]] = r
+        public = r["provider"] == "public"
+        device, name = (here, f"public, {r['device']}") if public else (r.get("device", here), r["provider"])
+        case = r.get("case") or r["recipe"]
+        case += ", shapes repeated" if r.get("shapes") == "repeated" else ""
+        found.setdefault((device, r["dtype"], case, r["batch"]), {})[name] = r
     return found
 
 
 def step_table(rows: list[dict]) -> str:
     head = next(r for r in rows if "shape" in r)
+    gpu = [column for column in _ON_A_GPU if any(r.get(column[1]) is not None for r in rows)]
     lines = [
         f"{head['device']}, {head['threads']} threads, torch {head['torch']}, {head['dtype']}, "
         f"{head['shape'].split(' ')[0]} {head['shape'].split(' ', 2)[2].rsplit(' ', 1)[0]}:",
         "",
-        "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| recipe | batch | step | ms | clips/s | speed-up | MFU % | peak MB | of reference | launches | syncs |"
+        + "".join(f" {heading} |" for heading, *_ in gpu),
+        "|---" * (11 + len(gpu)) + "|",
     ]
     for (_, _, recipe, batch), providers in cases(rows).items():
         base = providers.get("reference", {})
         for name, r in providers.items():
             cells = [recipe, batch, name]
             if r["error"]:
-                cells += [r["error"].replace("|", "/"), *[""] * 7]
+                cells += [r["error"].replace("|", "/"), *[""] * (7 + len(gpu))]
             else:
                 cells += [
                     f"{r['median_ms']:.1f}",
@@ -65,6 +81,7 @@ def step_table(rows: list[dict]) -> str:
                     _ratio(r, base, "peak_after_imports"),
                     _number(r["launches_per_step"], "{:.0f}"),
                     _number(r["syncs_per_step"], "{:g}"),
+                    *(_number(r.get(key), form, scale) for _, key, form, scale in gpu),
                 ]
             lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -119,7 +136,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
     found = cases(rows)
     columns = list(dict.fromkeys((device, dtype, batch) for device, dtype, _, batch in found))
-    names = list(dict.fromkeys(r["provider"] for r in rows))
+    names = list(dict.fromkeys(name for providers in found.values() for name in providers))
     counts = [sum(1 for k in found if (k[0], k[1], k[3]) == c) for c in columns]
     size = (max(6.0, sum(1.6 + 1.1 * n for n in counts)), 6)
     figure, axes = plt.subplots(

@@ -41,7 +41,7 @@ INSIDE = {
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
     "study": ("figures pages records jobs", "run", "stats", "demo report claims"),
-    "bench": ("cases memory results timing", "providers", "step"),
+    "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}
 REFERENCE_MAY_IMPORT = {"torch", "numpy"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from vjepa_fast import ops
 from vjepa_fast.ops import _backend
@@ -29,6 +30,8 @@ class Case:
         floor_bytes: forward; ``floor_full`` forward and backward. None: something else than memory is the limit.
         compare: whether the outputs of the providers must agree (masks are drawn by other generators).
         compile_: function to be put under torch.compile as the provider ``compiled``; None: there is none.
+        recorded: ``compile_`` takes the ``leaves`` and is compiled as the graph that `record` makes of it.
+        on_host: the providers that work on the CPU wherever the inputs are; a GPU's clock does not see them.
     """
 
     op: str
@@ -38,8 +41,23 @@ class Case:
     floor_bytes: int | None = None
     floor_full: int | None = None
     compare: bool = True
-    compile_: Callable[[], object] | None = None
+    compile_: Callable[..., object] | None = None
+    recorded: bool = False
     atol: float = 1e-4
+    on_host: tuple[str, ...] = ()
+    compiled: Callable[[], object] | None = field(default=None, init=False)  # what came of compile_
+
+
+def record(fn: Callable[..., object], args: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """``fn`` as one graph of tensor operations, as it ran on ``args``.
+
+    For functions that build Python objects on the way, such as the states and row calls of the objectives: a compiler
+    that is given the graph does not have to rebuild them. Gradients are cut in the graph where ``fn`` cuts them.
+    """
+    graph = make_fx(fn, pre_dispatch=True)(*args)
+    graph.graph.eliminate_dead_code()  # questions about dtypes are recorded too, and are no operations on tensors
+    graph.recompile()
+    return graph
 
 
 def forced(backend: str, fn: Callable[[], object]) -> Callable[[], object]:

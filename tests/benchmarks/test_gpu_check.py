@@ -95,8 +95,13 @@ for op in ops:
         sys.exit("bad differs from reference")
     if op == "slow":
         time.sleep(600)
-    rows.append({"op": op, "median_ms": 2.0, "floor_bytes": 1000 if op == "a" else None})
+    error = {"half": "RuntimeError: no compiler", "lost": "illegal access"}.get(op)
+    rows.append({"op": op, "mode": "full", "provider": "compiled", "median_ms": 2.0, "error": error,
+                 "floor_bytes": 1000 if op == "a" else None})
     json.dump(rows, open(sys.argv[sys.argv.index("--json") + 1], "w"))
+    if op == "lost":
+        sys.exit(3)
+sys.exit(any(row["error"] for row in rows))
 """
 
 
@@ -110,11 +115,37 @@ def test_ops_after_a_broken_one_are_measured():
     assert gpu_check.rows_of_ops([sys.executable, "-c", BENCH], ["a", "b"], 300, lambda t: None)["ok"]
 
 
+def test_an_op_with_a_failed_provider_keeps_its_rows_and_one_that_lost_the_gpu_does_not_stop_the_others():
+    names = ["half", "lost", "a"]
+    found = gpu_check.rows_of_ops([sys.executable, "-c", BENCH], names, 300, lambda t: None)
+    assert [row["op"] for row in found["rows"]] == names and not found["ok"]
+    assert found["failures"]["half"]["error"] == "half full compiled: RuntimeError: no compiler"
+    assert set(found["failures"]) == {"half", "lost"} and found["error"] == "errors in half, lost"
+    assert not gpu_check.ran_out(found)
+
+
+def test_the_step_names_what_failed_and_is_given_a_budget(monkeypatch):
+    asked = []
+
+    def rows_of(command, limit):
+        asked.append((command, limit))
+        return {"ok": False, "rows": rows, "error": "exit code 1", "exit_code": 1}
+
+    row = {"op": "train_step", "mode": "step", "provider": "reference", "batch": 64}
+    rows = [{**row, "error": "OutOfMemoryError: no"}, {**row, "provider": "vjepa_fast", "error": None}]
+    monkeypatch.setattr(gpu_check, "rows_of", rows_of)
+    found = gpu_check.rows_of_step(["x"], 200)
+    assert asked == [(["x", "--budget", "180"], 200)]
+    assert found["error"] == "train_step step reference 64: OutOfMemoryError: no" and not gpu_check.ran_out(found)
+    rows[0]["error"] = "not begun: the time of --budget was over"
+    assert gpu_check.ran_out(gpu_check.rows_of_step(["x"], 200))
+
+
 def test_ops_without_time_are_named():
     found = gpu_check.rows_of_ops([sys.executable, "-c", BENCH], ["a", "slow", "b"], 3, lambda t: None)
     assert [row["op"] for row in found["rows"]] == ["a"]
     assert found["failures"]["slow"]["error"].startswith("stopped after")
-    assert found["failures"]["b"]["error"] == "not begun: no time was left"
+    assert found["failures"]["b"]["error"] == "not begun: no time was left" and gpu_check.ran_out(found)
 
 
 def test_rows_of_a_benchmark():
@@ -161,6 +192,7 @@ def test_every_part_is_tried_and_the_file_is_written_after_each(tmp_path, capsys
     assert [sorted(s) for s in seen][:2] == [["complete", "seconds"], ["complete", "copy_bandwidth", "seconds"]]
     assert not seen[3]["complete"] and "ops" in seen[3]
     printed = capsys.readouterr().out
+    assert "ran_out" not in found["ops"]
     assert "tests: FAILED RuntimeError: lost the device" in printed and "| why" in printed
     assert gpu_check.check(gpu_check.Results(path), {"step": part({"ok": True})}) == 0
 
@@ -176,9 +208,50 @@ def test_without_cuda_it_says_so_and_writes_nothing(tmp_path, capsys):
 def test_the_parts_are_those_that_have_limits_and_the_tests_exist(tmp_path):
     parser_free = type("Args", (), {})()
     assert list(gpu_check.parts(parser_free, gpu_check.Results(tmp_path / "x"))) == list(gpu_check.LIMITS)
-    assert sum(gpu_check.LIMITS.values()) < 480
+    assert sum(gpu_check.LIMITS.values()) <= gpu_check.BUDGET < 480
     assert all((gpu_check.ROOT / path).is_file() for path in gpu_check.TESTS)
     assert len(gpu_check.TESTS) == len(set(gpu_check.TESTS)) and "tests/ops/test_distance.py" in gpu_check.TESTS
+
+
+def test_no_part_takes_more_than_is_left_of_the_budget(tmp_path, monkeypatch):
+    """Time is what the parts say that they took; the JSON says which of them ran out of it."""
+    now, given = [0.0], {}
+
+    def part(name, took, result):
+        def do(limit, *_):
+            given[name] = limit
+            now[0] += min(took, limit)
+            return result
+
+        return do
+
+    monkeypatch.setattr(gpu_check, "clock", lambda: now[0])
+    monkeypatch.setattr(gpu_check, "copy_bandwidth", part("copy", 5, {"ok": True, "bytes_per_s": 1.0}))
+    late = {"ok": False, "rows": [], "error": "stopped after 200 s"}
+    monkeypatch.setattr(gpu_check, "rows_of_step", lambda command, limit: part("step", 900, late)(limit))
+    monkeypatch.setattr(gpu_check, "run_tests", lambda files, *more: part("tests", 50, {"ok": True})(*more))
+    monkeypatch.setattr(gpu_check, "rows_of_ops", lambda command, names, *more: part("ops", 9, {"ok": True})(*more))
+    args = type("Args", (), {f"limit_{name}": limit for name, limit in gpu_check.LIMITS.items()})()
+    args.budget, args.tests, args.jobs = 255.5, [], 1
+    results = gpu_check.Results(tmp_path / "gpu.json")
+    assert gpu_check.check(results, gpu_check.parts(args, results)) == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert given == {"copy": 30, "step": 200, "tests": 50.5} and now[0] <= args.budget
+    assert found["failed"] == ["step", "ops"] and found["step"]["ran_out"] and found["ops"]["ran_out"]
+    assert found["ops"]["error"] == "not begun: no time was left" and found["tests"]["ok"] and found["complete"]
+
+
+def test_the_step_is_the_whole_one_on_new_shapes():
+    """Its command line is one that the command takes."""
+    import argparse
+
+    from vjepa_fast.cli import bench
+
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    args = parser.parse_args(gpu_check.STEP[1:])
+    assert args.full_size and args.batches == [8, 64] and args.shapes == "new" and args.device == "cuda"
+    assert {"vjepa_fast", "reference"} <= set(args.providers)
 
 
 def test_kernels_are_compiled_whatever_the_environment_says(monkeypatch):

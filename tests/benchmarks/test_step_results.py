@@ -78,6 +78,26 @@ def test_page_is_filled(page, tmp_path, monkeypatch):
         plot_step.put(text, "nothing", "")
 
 
+def test_rows_of_a_gpu_of_repeated_shapes_and_of_others():
+    """Each in a line of its own; the figures of others beside the case that they are of."""
+    gpu = {"host_ms": 12.5, "device_busy": 0.97, "plan_builds_per_step": 0.5}
+    public = {**row("public", 1714.3, None), "case": "vit_g_256", "device": "NVIDIA H200", "mfu": None}
+    del public["shape"]
+    rows = [
+        public,
+        {**row("vjepa_fast", 900.0, 300e6), "case": "vit_g_256", "shapes": "new", **gpu},
+        {**row("vjepa_fast", 800.0, 300e6), "case": None, "shapes": "repeated", **gpu},
+        {**row("vjepa_fast", 850.0, 300e6), "case": None, "shapes": "new"},
+    ]
+    lines = plot_step.step_table(rows).splitlines()
+    assert lines[2].endswith("| syncs | host ms | busy % | plans |") and lines[3] == "|---" * 14 + "|"
+    assert lines[4].startswith("| vit_g_256 | 8 | public, NVIDIA H200 | 1714.3 |")
+    assert lines[5].startswith("| vit_g_256 | 8 | vjepa_fast | 900.0 |") and lines[5].endswith("| 12.5 | 97 | 0.5 |")
+    assert lines[6].startswith("| mixed_4gpu_ld, shapes repeated | 8 | vjepa_fast | 800.0 |")
+    assert lines[7].startswith("| mixed_4gpu_ld | 8 | vjepa_fast | 850.0 |") and lines[7].endswith("| - | - | - |")
+    assert [key[0] for key in plot_step.cases(rows)] == ["A device"] * 3
+
+
 def test_linear_table():
     products = [
         ("forward", 2.0, 1.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,13 @@ _OPTIMIZATION_KEYS = (
     "epochs", "ipe", "ipe_scale", "lr", "start_lr", "final_lr", "warmup", "weight_decay",
     "final_weight_decay", "betas", "eps",
 )  # fmt: skip
+
+
+class Work(NamedTuple):
+    """Of a step: the shapes of its masks, and the floating point operations that the model requires."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    flops: float
 
 
 class Provider:
@@ -87,11 +94,13 @@ class Provider:
         return self.theirs(*prepared)["loss"]
 
     def steps(
-        self, prepared: Sequence[Any], first: int, mark: Callable[[int], AbstractContextManager] | None = None
+        self,
+        prepared: Sequence[Any],
+        indices: Sequence[int],
+        mark: Callable[[int], AbstractContextManager] | None = None,
     ) -> Tensor:
-        """Make the steps ``first``, ``first + 1``, ... and return the last loss; ours as the trainer makes them, the
-        next batch on its way while the device works. ``mark(i)``: a context for all that is done from step i on to the
-        next.
+        """Make the steps ``indices`` and return the last loss; ours as the trainer makes them, the next batch on its
+        way while the device works. ``mark(i)``: a context for all that is done from the i-th step on to the next.
         """
         feed = None
         if self.ours is not None:
@@ -100,14 +109,14 @@ class Provider:
         for i, batch in enumerate(prepared):
             with mark(i) if mark is not None else nullcontext():
                 if feed is not None:
-                    batch = feed.take(first + i)[0]
-                loss = self.step(batch, first + i)
+                    batch = feed.take(indices[i])[0]
+                loss = self.step(batch, indices[i])
                 if feed is not None and i + 1 < len(prepared):
-                    feed.advance(first + i + 1)
+                    feed.advance(indices[i + 1])
         return loss
 
-    def flops(self, prepared: Any) -> float:
-        """Floating point operations of the step on ``prepared`` that the model requires, whoever computes it."""
+    def work(self, prepared: Any) -> Work:
+        """What a step on ``prepared`` has to do, whoever computes it."""
         if self.theirs is None:
             masks = [
                 self.sampler(g.clip, step=prepared.step, first_sample=g.first_sample, group=n)
@@ -121,7 +130,8 @@ class Provider:
             for clip, enc, pred in zip(clips, masks_enc, masks_pred)
             for c in flops.clips_of(self.sampler.grid(clip.shape), enc, pred)
         ]
-        return sum(c.flops for c in flops.step_cost(self.dims, groups, **self.counted).values())
+        shapes = tuple(tuple(m.shape) for enc, pred in zip(masks_enc, masks_pred) for m in (*enc, *pred))
+        return Work(shapes, sum(c.flops for c in flops.step_cost(self.dims, groups, **self.counted).values()))
 
 
 def random_batch(cfg: Config, index: int) -> Batch:

@@ -2,7 +2,7 @@
 
 A row is a dict: op, shape, dtype, provider, mode (forward, backward, full, step), median_ms, min_ms, max_ms, repeats,
 peak_bytes, floor_bytes (what the op cannot avoid moving; None where that is not the limit), gb_per_s (floor over
-time), device, threads, torch, triton, python, commit.
+time), device, threads, torch, triton, python, commit, and error: None, or why there is no time.
 """
 
 from __future__ import annotations
@@ -36,19 +36,28 @@ def describe(device: torch.device) -> dict:
     }
 
 
-def row(ms: Sequence[float], floor_bytes: int | None, **what: object) -> dict:
-    """One row; ``what``: op, shape, dtype, provider, mode, peak_bytes and the fields of ``describe``."""
-    median = statistics.median(ms)
-    rate = None if floor_bytes is None else round(floor_bytes / median / 1e6, 2)
+def row(ms: Sequence[float], floor_bytes: int | None, *, error: str | None = None, **what: object) -> dict:
+    """One row; ``what``: op, shape, dtype, provider, mode, peak_bytes and the fields of ``describe``.
+
+    ``error``: why nothing was measured; ``ms`` is empty then, and so are the fields made of it.
+    """
+    median = statistics.median(ms) if ms else None
     return {
         **what,
-        "median_ms": round(median, 4),
-        "min_ms": round(min(ms), 4),
-        "max_ms": round(max(ms), 4),
+        "median_ms": None if median is None else round(median, 4),
+        "min_ms": round(min(ms), 4) if ms else None,
+        "max_ms": round(max(ms), 4) if ms else None,
         "repeats": len(ms),
         "floor_bytes": floor_bytes,
-        "gb_per_s": rate,
+        "gb_per_s": None if floor_bytes is None or median is None else round(floor_bytes / median / 1e6, 2),
+        "error": error,
     }
+
+
+def error_text(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says, 300 characters at most."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def write(path: str | Path, rows: Sequence[dict]) -> None:
@@ -58,7 +67,7 @@ def write(path: str | Path, rows: Sequence[dict]) -> None:
 
 def table(rows: Sequence[dict]) -> str:
     """Markdown: a line per op, shape, dtype and mode; milliseconds of each provider and how many times faster the last
-    one is than each, peak memory of the first and the last.
+    one is than each, peak memory of the first and the last. Errors follow, a line each.
     """
     order = ["reference", "eager", "compiled", "fused"]
     groups: dict[tuple, dict[str, dict]] = {}
@@ -89,4 +98,5 @@ def table(rows: Sequence[dict]) -> str:
             memory,
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    errors = [f"{r['op']} {r['mode']}, {r['provider']}: {r['error']}" for r in rows if r.get("error")]
+    return "\n".join([*lines, *([""] if errors else []), *errors])

@@ -1,41 +1,85 @@
-"""The time of functions, taken by turns, on a CPU or on the device's own clock; and what a large copy reaches."""
+"""The time of functions, taken by turns, by the wall or on the device's own clock; and what a large copy reaches."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
+from vjepa_fast.bench.results import error_text
+
 
 def times(
-    fns: Mapping[str, Callable[[], object]], device: torch.device, repeats: int, budget_s: float
+    fns: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    repeats: int,
+    budget_s: float,
+    *,
+    host: Collection[str] = (),
+    failed: dict[str, str] | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every function, taken by turns so that a slow moment of the machine hits all.
 
-    ``repeats``: rounds at most; no new round of a function begins once its rounds have taken ``budget_s``, so that slow
-    functions have fewer, but at least three.
+    Args:
+        fns: name -> function.
+        device: whose clock is read: events on CUDA, elsewhere the wall clock.
+        repeats: rounds at most; no new round of a function begins once its rounds have taken ``budget_s``, so that slow
+            functions have fewer, but at least three.
+        host: names of functions that work on the CPU. Events on a GPU see nothing of them, so they are timed by the
+            wall clock, from an idle device to an idle device.
+        failed: gets the error of each function that raises; it has no times and the others go on. None: it is raised.
     """
     found: dict[str, list[float]] = {name: [] for name in fns}
     flush = torch.empty(64 << 20, dtype=torch.int32, device=device) if device.type == "cuda" else None
-    for fn in fns.values():
-        for _ in range(2):
-            fn()
-    hold = {name: _cycles_to_queue(fn) for name, fn in fns.items()} if flush is not None else {}
+    clocks: dict[str, Callable[[], float]] = {}
+
+    def attempt(name: str, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if failed is None:
+                raise
+            failed[name] = error_text(error)
+            del found[name]
+
+    for name, fn in fns.items():
+
+        def ready(name: str = name, fn: Callable[[], object] = fn) -> None:
+            clocks[name] = _clock(fn, device, None if name in host else flush)
+
+        attempt(name, ready)
     for _ in range(repeats):
-        for name, fn in fns.items():
+        for name in list(found):
             if len(found[name]) < 3 or sum(found[name]) < 1e3 * budget_s:
-                found[name].append(_cuda_ms(fn, flush, hold[name]) if flush is not None else _cpu_ms(fn))
+                attempt(name, lambda name=name: found[name].append(clocks[name]()))
     return found
 
 
-def _cpu_ms(fn: Callable[[], object]) -> float:
+def _clock(fn: Callable[[], object], device: torch.device, flush: torch.Tensor | None) -> Callable[[], float]:
+    """What takes the time of ``fn``, which has been called twice; by events on the device where ``flush`` is given."""
+    for _ in range(2):
+        fn()
+    if flush is None:
+        return lambda: _wall_ms(fn, device)
+    hold = _cycles_to_queue(fn)
+    return lambda: _cuda_ms(fn, flush, hold)
+
+
+def _wall_ms(fn: Callable[[], object], device: torch.device) -> float:
+    wait = torch.cuda.synchronize if device.type == "cuda" else _nothing
+    wait()
     began = time.perf_counter()
     out = fn()
+    wait()
     ended = time.perf_counter()
     del out
     return 1e3 * (ended - began)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _cycles_to_queue(fn: Callable[[], object]) -> int:

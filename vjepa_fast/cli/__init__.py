@@ -3,7 +3,8 @@
 Each module in this package is a command: ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``. The
 modules import the standard library only, so that ``--help`` answers at once; torch comes with the first real work.
 
-Exit codes: 0 done, 2 wrong input (one line ``error: ...`` on stderr), 130 interrupted.
+Exit codes: 0 done, 1 done in part (a study or a benchmark, some rows of which have errors), 2 wrong input (one line
+``error: ...`` on stderr), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ class Xformers(Backend):
 
     def objections(self, call: Call) -> list[str]:
         """Why this backend does not support the call."""
-        return needs_cuda(call) + ([] if _INSTALLED else ["the package xformers is not installed"])
+        reasons = needs_cuda(call) + ([] if _INSTALLED else ["the package xformers is not installed"])
+        return reasons or list(_refusals(call.device, call.dtype, call.head_dim))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         """One call for all segments of all samples."""
@@ -30,6 +31,19 @@ class Xformers(Backend):
         flat = (x.flatten(0, 1)[None] for x in (q, k, v))
         bias = _block_diagonal(q.shape[0], segments.lengths, q.device)
         return memory_efficient_attention(*flat, attn_bias=bias)[0].view_as(q)
+
+
+@functools.lru_cache(64)
+def _refusals(device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
+    """What a small call says: a wheel that was built for another CUDA than torch imports and has no operator."""
+    from xformers.ops import memory_efficient_attention
+
+    x = torch.zeros(1, 16, 1, head_dim, device=device, dtype=dtype)
+    try:
+        memory_efficient_attention(x, x, x, attn_bias=_block_diagonal(1, (8, 8), device))
+    except (NotImplementedError, ValueError) as error:
+        return (f"xformers has no operator for it: {' '.join(str(error).split())[:300]}",)
+    return ()
 
 
 @functools.lru_cache(64)
