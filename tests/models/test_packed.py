@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vjepa_fast.layers.block import run_block
-from vjepa_fast.layers.packed import Packed, filler
+from vjepa_fast.layers.packed import Packed
 from vjepa_fast.models import build_encoder, build_predictor, vit
 
 N, SEEN, HIDDEN = 32, ((13, 2, 7), (5, 9, 1)), ((7, 20, 3), (20, 1, 30))

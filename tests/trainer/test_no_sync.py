@@ -111,10 +111,10 @@ def staged(step, data, index, device):
     groups, masks = [], []
     for number, group in enumerate(data.groups):
         sampler = step._sampler(group)
-        enc, pred = sampler(group.clip, **step._keys(group, number, index))
+        enc, pred = sampler.draw(group.clip, **step._keys(group, number, index)).wait(step.quantum)
         on_device = [[m.to(device) for m in side] for side in (enc, pred)]
         groups.append(dataclasses.replace(group, clip=group.clip.to(device)))
-        masks.append(SimpleNamespace(wait=lambda found=on_device: tuple(found)))
+        masks.append(SimpleNamespace(wait=lambda quantum, found=on_device: tuple(found)))
     return Staged(groups, data.step, masks)
 
 

@@ -27,11 +27,18 @@ class DrawnMasks:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def wait(self) -> tuple[list[torch.Tensor] | list[Packed], list[torch.Tensor] | list[Packed]]:
-        """(masks_enc, masks_pred), as ``MaskStrategy.__call__`` returns and raises; cut on the current stream."""
+    def wait(
+        self, quantum: int | None = 0
+    ) -> tuple[list[torch.Tensor] | list[Packed], list[torch.Tensor] | list[Packed]]:
+        """(masks_enc, masks_pred), as ``MaskStrategy.__call__`` returns and raises; cut on the current stream.
+
+        With a ``quantum`` of tokens, or None for the usual one, all are ``Packed`` and have a capacity (`pack`).
+        """
         if self.copied is not None:
             self.copied.synchronize()
-        return pack(self.masks, self.lengths) if self.packed else self.masks.trim(self.lengths)
+        if self.packed or quantum != 0:
+            return pack(self.masks, self.lengths, quantum)
+        return self.masks.trim(self.lengths)
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of the masks until this stream is done with them too."""

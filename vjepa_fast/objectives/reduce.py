@@ -50,6 +50,13 @@ def hard_softmax(error: Tensor, temperature: float, valid: Tensor | None = None)
     return logits.softmax(-1).masked_fill(~valid, 0.0)
 
 
+def mean_of_tokens(error_BK: Tensor, mask: Tensor | Packed) -> Tensor:
+    """Mean over all tokens of a mask, whose ids ``mask`` are. The rows of filler must be 0."""
+    if isinstance(mask, Packed) and mask.fixed:
+        return error_BK.sum() / mask.count
+    return error_BK.mean()
+
+
 def hard_mean(error_BK: Tensor, temperature: float, mask: Tensor | Packed) -> Tensor:
     """Mean over all tokens of K x softmax(error / temperature) x error, softmax over the K tokens of each sample.
 
@@ -57,6 +64,6 @@ def hard_mean(error_BK: Tensor, temperature: float, mask: Tensor | Packed) -> Te
     """
     if not isinstance(mask, Packed):  # averaged over K tokens: the K cancels
         return (hard_softmax(error_BK, temperature) * error_BK).sum(-1).mean()
-    error_BK, tokens = mask.padded(error_BK, 0.0), mask.shape[1]
+    error_BK = mask.padded(error_BK, 0.0)
     value_B = (hard_softmax(error_BK, temperature, mask.valid) * error_BK).sum(-1)
-    return (value_B * (mask.sizes.to(value_B.dtype) * len(value_B) / tokens)).mean()
+    return (value_B * (mask.sizes.to(value_B.dtype) * len(value_B) / mask.count)).mean()

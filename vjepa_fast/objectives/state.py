@@ -8,7 +8,8 @@ B batch, N = T*H*W grid tokens, K kept tokens of a mask, D = levels * embed_dim 
 Group i is an entry of the outer lists (one per frames-per-clip value), j a mask.
 
 Where samples keep different numbers of tokens (``layers.Packed``), a mask's tokens are one row [1, M] not [B, K],
-and grids [B, N] are seen as [1, B*N]: there is no padding, and a mean over tokens is one over those of all samples.
+and grids [B, N] are seen as [1, B*N]: a mean over tokens is one over those of all samples. Filler at the end of a row
+with a capacity has weight 0 in every view, gets no gradient, and its features may be anything.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from vjepa_fast import ops
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vjepa_fast.layers.packed import Packed, ids
+from vjepa_fast.layers.packed import Packed, ids, real
 from vjepa_fast.objectives.reduce import hard_softmax
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
@@ -118,11 +119,16 @@ class LatentState:
     def target_rows(
         self, i: int, x_BKD: Tensor, idx_BK: Tensor, call: RowCall, target: str = "same", after: Tensor | None = None
     ) -> Tensor:
-        """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``."""
+        """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``.
+
+        Rows with a negative ``after`` are 0.
+        """
         h = by_rows(self.h[i], idx_BK)
         if target == "same" and h.requires_grad and not self.stop_gradient:  # differentiable in h too
-            value_BKD, _ = function(call.key).formula(computing(x_BKD), take_rows(self.target(i), idx_BK), call.p)
-            return value_BKD.mean(-1)
+            dead = None if after is None else (after < 0)[..., None]
+            x_BKD = computing(x_BKD) if dead is None else computing(x_BKD).masked_fill(dead, 0.0)
+            value_BKD, _ = function(call.key).formula(x_BKD, take_rows(self.target(i), idx_BK), call.p)
+            return (value_BKD if dead is None else value_BKD.masked_fill(dead, 0.0)).mean(-1)
         _, height, width = self.grids[i] if self.has("grids") else (1, 0, 0)
         return ops.latent_loss_token(
             x_BKD,
@@ -137,8 +143,17 @@ class LatentState:
         )
 
     def context(self, i: int, j: int) -> Tensor:
-        """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype."""
-        return self.once(("z", i, j), lambda: computing(self.z[i][j]))
+        """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype, 0 in filler."""
+
+        def make() -> Tensor:
+            rows = self.real(i, j)
+            return computing(self.z[i][j] if rows is None else self.z[i][j].masked_fill(~rows[..., None], 0.0))
+
+        return self.once(("z", i, j), make)
+
+    def real(self, i: int, j: int) -> Tensor | None:
+        """Bool [1, K_enc], False for the filler of context mask j; None where there is none."""
+        return real(self.masks_enc[i][j]) if self.has("masks_enc") else None
 
     def prediction_errors(self, call: RowCall) -> list[list[Tensor]]:
         """Per group and mask: ``call`` of z_pred and h, mean over D, at each predicted token, [B, K_pred]."""
@@ -151,7 +166,7 @@ class LatentState:
     def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
         def make() -> list[list[Tensor]]:
             return [
-                [self.target_rows(i, z, ids(m), call) for z, m in zip(zs, ms)]
+                [self.target_rows(i, z, ids(m), call, after=_live(m)) for z, m in zip(zs, ms)]
                 for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
             ]
 
@@ -163,7 +178,7 @@ class LatentState:
         if not isinstance(enc, Packed) or not isinstance(pred, Packed):
             return ops.mask_distance(ids(enc).long(), ids(pred).long(), self.grids[i], offset=offset)
         rows = enc.padded(enc.token), pred.padded(pred.token)  # a token twice changes no distance
-        return enc.packed(ops.mask_distance(*rows, self.grids[i], offset=offset))
+        return enc.packed(ops.mask_distance(*rows, self.grids[i], offset=offset), fill=1.0)
 
     def grid_pairs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """(idx, after, before) [B, N] of all tokens of group ``i``, for ``ops.latent_loss_pair``."""
@@ -195,7 +210,7 @@ class TemporalView:
 
     A token (t, y, x) makes a *pair* if (t+1, y, x) is a context token too. Everything stays in the [B, K] layout of the
     context; a token without a successor counts as its own, so differences are exactly 0 there. Under a packed mask B is
-    1 and K is M: the samples' grids follow each other, and no pair leads from one to the next.
+    1 and K all its rows: the samples' grids follow each other, and no pair leads from one to the next, nor to filler.
     """
 
     def __init__(self, state: LatentState, i: int, j: int):
@@ -206,18 +221,25 @@ class TemporalView:
         self.packed = mask if isinstance(mask, Packed) else None
         self.idx = ids(mask)
         b, k = self.idx.shape
-        n = self.steps * self.places * (len(self.packed.lengths) if self.packed else 1)
-        if _check.debugging():  # a token has one row, or gradients go astray
-            _check.in_range("objectives", "masks_enc", self.idx, n)
-            _check.distinct("objectives", "masks_enc", self.idx)
+        n = self.steps * self.places * (len(self.packed.sizes) if self.packed else 1)
         slot_BK = torch.arange(k, device=self.idx.device).expand(b, k)
         # one time step more than the grid has, so that the successor of a last token is looked up and not found
-        self.slot_of_token = self.idx.new_full((b, n + self.places), -1).scatter_(1, self.idx, slot_BK)
+        beyond = n + self.places
+        real = None if self.packed is None or not self.packed.fixed else self.packed.real
+        own_BK = self.idx if real is None else torch.where(real, self.idx, beyond + slot_BK)  # filler is nowhere
+        if _check.debugging():  # a token has one row, or gradients go astray
+            _check.in_range("objectives", "masks_enc", self.idx, n)
+            _check.distinct("objectives", "masks_enc", own_BK)
+        self.slot_of_token = self.idx.new_full((b, beyond + (0 if real is None else k)), -1)
+        self.slot_of_token.scatter_(1, own_BK, slot_BK)
+        self.slot_of_token = self.slot_of_token[:, :beyond]
         after_BK = self.slot_of_token.gather(1, self.idx + self.places)
         place_BK = self.idx
         if self.packed:
             place_BK = self.packed.token
             after_BK = after_BK.masked_fill(place_BK >= self.packed.tokens - self.places, -1)  # of the next sample
+        if real is not None:
+            after_BK = after_BK.masked_fill(~real, -1)
         self.pair = after_BK >= 0
         self.after_slot = after_BK  # row of the successor, -1 where there is none
         earlier_BK = torch.where(place_BK >= self.places, self.idx - self.places, n)
@@ -258,7 +280,7 @@ class TemporalView:
 
     @property
     def z(self) -> Tensor:
-        """Context features [B, K, D]."""
+        """Context features [B, K, D], 0 in filler."""
         return self.state.context(self.i, self.j)
 
     # for terms in plain PyTorch
@@ -321,7 +343,7 @@ class TemporalView:
 
         K tokens fill at most P = K // T columns, which keeps the shapes fixed.
         """
-        k = max(self.packed.lengths) if self.packed else self.idx.shape[1]
+        k = self.packed.longest if self.packed else self.idx.shape[1]
         slot_BTS = self.slot_of_token[:, : -self.places].view(-1, self.steps, self.places)
         seen, place = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
         seen, place = seen[:, : k // self.steps, None] > 0, place[:, : k // self.steps]
@@ -345,6 +367,10 @@ class TemporalView:
             levels=self.state.levels,
             normalize=not self.state.h_normalized,
         )
+
+
+def _live(mask: Tensor | Packed) -> Tensor | None:
+    return mask.live if isinstance(mask, Packed) and mask.fixed else None
 
 
 def computing(x: Tensor) -> Tensor:

@@ -22,13 +22,20 @@ def _nowhere() -> Tensor:
     return torch.empty(0, device="cpu")  # tokens without positions
 
 
+Lengths = tuple[int, ...] | Tensor  # of segments; int64 [S]
+
+
+def _lengths(values: Lengths) -> Tensor:
+    return values if isinstance(values, Tensor) else _as_tensor(values)
+
+
 @functools.lru_cache(256)
 @torch.inference_mode(False)
-def _lengths(values: tuple[int, ...]) -> Tensor:
+def _as_tensor(values: tuple[int, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
-def attention(qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_heads: int) -> tuple[Tensor, Tensor]:
+def attention(qkv: Tensor, table: Tensor | None, lengths: Lengths, num_heads: int) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d)) v of each segment of tokens, q and k turned by their positions first (`ops.rope3d`).
 
     Args:
@@ -53,7 +60,7 @@ def attention(qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_h
 
 
 def attention_backward(
-    grad: Tensor, qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_heads: int, out: Tensor, lse: Tensor
+    grad: Tensor, qkv: Tensor, table: Tensor | None, lengths: Lengths, num_heads: int, out: Tensor, lse: Tensor
 ) -> Tensor:
     """The gradient of qkv [B,K,3*E] from that of the result, [B,K,E], and from what ``attention`` returned."""
     dqkv = torch.empty_like(qkv)

@@ -25,7 +25,7 @@ from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.models.vit import VisionTransformer
-from vjepa_fast.trainer import graphs, optim, precision, regional
+from vjepa_fast.trainer import capacity, graphs, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
@@ -107,6 +107,7 @@ class TrainStep:
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
         use_attention(cfg.runtime.attention, self.device, dtype, encoder, predictor)
+        self.quantum = capacity.quantum(cfg, self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -243,10 +244,11 @@ class TrainStep:
             if isinstance(batch, Staged):  # lengths arrived while the device was busy; the target needs none of them
                 h = self._target(clip, number)
                 with phase("masks"):
-                    enc, pred = batch.masks[number].wait()
+                    enc, pred = batch.masks[number].wait(self.quantum)
             else:
                 with phase("masks"):
-                    enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
+                    drawn = self._sampler(group).draw(clip, **self._keys(group, number, index))
+                    enc, pred = drawn.wait(self.quantum)
                 h = self._target(clip, number)
             enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
@@ -322,7 +324,10 @@ class TrainStep:
 
 
 def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
-    return monitors.collapse(state.h[0], state.z[0][0], levels, normalized=state.h_normalized)
+    z, mask = state.z[0][0], state.masks_enc[0][0]
+    if isinstance(mask, Packed):
+        z = z[:, : sum(mask.lengths)]  # no filler
+    return monitors.collapse(state.h[0], z, levels, normalized=state.h_normalized)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -39,10 +39,19 @@ class FwmOrth(Objective):
         entries: list[Entry] = []
         for view in state.temporal():
             z_MD = (level_norm(view.z, ctx.levels) if self.normalize else view.z).flatten(0, 1)
-            rows = z_MD.shape[0]
-            if rows < 2:
+            real = state.real(view.i, view.j)
+            if real is None and z_MD.shape[0] < 2:
                 continue
-            z_MD = z_MD - z_MD.mean(0)
+            z_MD, free, present = _centred(z_MD, real)
             app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
-            entries.append(((app.t() @ dyn / (rows - 1)).square().mean(), None))
+            entries.append(((app.t() @ dyn / free).square().mean(), present))
         return mean_of_entries(entries, state.outputs("z"))
+
+
+def _centred(z_MD: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor | None]:
+    """(rows minus their mean, number of rows - 1, 1 if that is over 0 or None for always); filler stays out, as 0."""
+    if real is None:
+        return z_MD - z_MD.mean(0), len(z_MD) - 1, None
+    rows, real_M1 = real.sum(), real.view(-1, 1)
+    mean = z_MD.masked_fill(~real_M1, 0.0).sum(0) / rows
+    return (z_MD - mean).masked_fill(~real_M1, 0.0), (rows - 1).clamp(min=1), (rows > 1).to(z_MD.dtype)
