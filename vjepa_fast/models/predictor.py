@@ -16,12 +16,9 @@ from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.layers import packed
 from vjepa_fast.layers.block import Block, init_weights, run_block
 from vjepa_fast.layers.linear import Linear
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Masks, Stream
 from vjepa_fast.models import rope
 from vjepa_fast.models.vit import VisionTransformer, check_heads
-
-Masks = Sequence[Tensor] | Sequence[Packed]
-
 
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
     """The blocks that the published code associates with the levels. It counts them only: no output is taken there."""
@@ -100,7 +97,8 @@ class Predictor(nn.Module):
 
         Tokens carry their positions, so their order does not matter and nothing is sorted. The first four arguments may
         also be lists, one entry per mask: one pass for all, each attending to itself only. Ids may then be
-        ``layers.Packed``, where samples keep different numbers of tokens; features are [1,C,D].
+        ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D]. Or lists of one
+        ``layers.packed.Stream`` each, with all masks; ``mask_index`` still has an entry for each of these.
 
         Args:
             z_BKD: encoder output of the context [B,Ke,D].
@@ -139,11 +137,10 @@ class Predictor(nn.Module):
         if self.modality_embedding:
             mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
             x, tokens = x + mod, tokens + mod
-        fill = [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, idx_pred)]
-        stream = _Woven(idx_enc, idx_pred) if packed.real(idx_enc[0]) is not None else _Joined(idx_enc, idx_pred)
-        x = stream.join(x.split([m.shape[1] for m in idx_enc], 1), fill)
-        if isinstance(stream, _Woven):
-            x = x.masked_fill(stream.filler[..., None], 0.0)
+        if isinstance(idx_enc[0], Stream):  # filler is zeros, whatever came out of the encoder
+            x = x.masked_fill(~idx_enc[0].real[..., None], 0.0)
+        stream = _Woven(idx_enc[0], idx_pred[0]) if isinstance(idx_enc[0], Stream) else _Joined(idx_enc, idx_pred)
+        x = stream.join(x.split([m.shape[1] for m in idx_enc], 1), stream.fill(x, tokens))
         idx_BK = stream.join([packed.places(m) for m in idx_enc], [packed.places(m) for m in idx_pred])
         table = None
         if self.use_rope:
@@ -178,17 +175,21 @@ class _Joined:
 
     def __init__(self, enc: Masks, pred: Masks):
         self.enc, self.pred = enc, pred
-        self.sizes = [[n for m in side for n in packed.lengths(m)] for side in (enc, pred)]
+
+    def fill(self, x: Tensor, tokens: Tensor) -> list[Tensor]:
+        """The hidden tokens of each mask, from the mask tokens [masks,1,1,E]."""
+        return [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, self.pred)]
 
     def join(self, seen: Sequence[Tensor], hidden: Sequence[Tensor]) -> Tensor:
-        """What there is of the tokens of each mask, in the order of the stream."""
+        """What there is of the context and hidden tokens of each mask, in the order of the stream."""
         sides = ((seen, self.enc), (hidden, self.pred))
         parts = ([part for x, m in zip(xs, side) for part in packed.pieces(x, m)] for xs, side in sides)
         return torch.cat([part for pair in zip(*parts) for part in pair], 1)
 
     def apart(self, x: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
         """The inverse of ``join``."""
-        parts = x.split([n for pair in zip(*self.sizes) for n in pair], 1)
+        seen, hidden = ([n for m in side for n in packed.lengths(m)] for side in (self.enc, self.pred))
+        parts = x.split([n for pair in zip(seen, hidden) for n in pair], 1)
         return _by_mask(parts[::2], self.enc), _by_mask(parts[1::2], self.pred)
 
 
@@ -201,28 +202,28 @@ def _by_mask(parts: Sequence[Tensor], masks: Masks) -> Iterator[Tensor]:
 
 
 class _Woven:
-    """The same stream where masks have a capacity: the places of all tokens are computed on the device.
+    """The same of all masks at once where their lengths are on the device, and so are the places of all tokens."""
 
-    The filler of a mask follows the last segment of that mask.
-    """
-
-    def __init__(self, enc: Sequence[Packed], pred: Sequence[Packed]):
-        self.at: list[Tensor] = []  # of context and predicted tokens of each mask
-        begin = 0
-        for e, p in zip(enc, pred):
-            self.at += [rows + begin for rows in packed.weave(e, p)]
-            begin += e.shape[1] + p.shape[1]
+    def __init__(self, enc: Stream, pred: Stream):
+        self.enc, self.pred = enc, pred
+        self.at = packed.weave(enc, pred)
         at = torch.cat(self.at)
-        self.order = torch.empty_like(at).scatter_(0, at, torch.arange(begin, device=at.device))
-        self.filler = self.join([~m.real for m in enc], [~m.real for m in pred])
+        self.order = torch.empty_like(at).scatter_(0, at, torch.arange(len(at), device=at.device))
+
+    def fill(self, x: Tensor, tokens: Tensor) -> list[Tensor]:
+        """As ``_Joined.fill``; filler gets the first mask's token."""
+        found = tokens[0].expand(1, self.pred.shape[1], -1)
+        for own_C, token in zip(self.pred.own[1:], tokens[1:]):
+            found = torch.where(own_C[:, None], token, found)
+        return [found]
 
     def join(self, seen: Sequence[Tensor], hidden: Sequence[Tensor]) -> Tensor:
         """As ``_Joined.join``."""
-        return torch.cat([x for pair in zip(seen, hidden) for x in pair], 1).index_select(1, self.order)
+        return torch.cat([*seen, *hidden], 1).index_select(1, self.order)
 
     def apart(self, x: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
         """As ``_Joined.apart``."""
-        seen, hidden = ((x.index_select(1, rows) for rows in side) for side in (self.at[::2], self.at[1::2]))
+        seen, hidden = ((x.index_select(1, rows) for rows in (side,)) for side in self.at)
         return seen, hidden
 
 

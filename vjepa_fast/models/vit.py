@@ -21,7 +21,7 @@ from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.layers import packed
 from vjepa_fast.layers.attention import Lengths
 from vjepa_fast.layers.block import Block, init_weights, run_block
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.models import rope
 from vjepa_fast.ops.linear import linear
 from vjepa_fast.registry import suggestion
@@ -163,11 +163,12 @@ class VisionTransformer(nn.Module):
                 normalises with ``mean`` and ``std``. F = ``img_temporal_dim_size`` is an image. Other numbers of frames
                 and other sizes than configured are accepted where patches fit.
             masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass, each attending
-                to itself only. Or a list of ``layers.Packed``: then the tokens of all samples are one stream.
+                to itself only. Or a list of ``layers.Packed``: then the tokens of all samples are one stream; or of
+                one ``layers.packed.Stream``, which has all masks.
             hierarchical: True returns all levels, concatenated; False the last one.
 
         Returns:
-            [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,C,L*E] of a packed mask of C rows).
+            [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,M,L*E] of a packed mask with M tokens).
         """
         grid = self.grid(clip.shape)
         if masks is None or isinstance(masks, Tensor):
@@ -178,10 +179,10 @@ class VisionTransformer(nn.Module):
         if not masks:
             return []
         idx_BK = torch.cat([packed.ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
-        place_BK = torch.cat([packed.places(m) for m in masks], 1) if isinstance(masks[0], Packed) else idx_BK
+        place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
         x = self._embed(clip, grid, idx_BK, place_BK)
-        if isinstance(masks[0], Packed) and masks[0].fixed:  # filler is zeros, whatever it read
-            x = x.masked_fill(~torch.cat([m.real for m in masks], 1)[..., None], 0.0)
+        if isinstance(masks[0], Stream):  # filler is zeros, whatever it read
+            x = x.masked_fill(~masks[0].real[..., None], 0.0)
         outs = self._levels(x, self._rope(x, grid, place_BK), hierarchical, packed.segments(masks))
         parts = [out.split([m.shape[1] for m in masks], 1) for out in outs]
         if len(parts) == 1:

@@ -8,8 +8,9 @@ B batch, N = T*H*W grid tokens, K kept tokens of a mask, D = levels * embed_dim 
 Group i is an entry of the outer lists (one per frames-per-clip value), j a mask.
 
 Where samples keep different numbers of tokens (``layers.Packed``), a mask's tokens are one row [1, M] not [B, K],
-and grids [B, N] are seen as [1, B*N]: a mean over tokens is one over those of all samples. Filler at the end of a row
-with a capacity has weight 0 in every view, gets no gradient, and its features may be anything.
+and grids [B, N] are seen as [1, B*N]: there is no padding, and a mean over tokens is one over those of all samples.
+Where all masks of a group are one ``layers.packed.Stream`` [1, C], j is 0 alone, and means are [S], one for each mask.
+Its filler has weight 0, gets no gradient, and may hold anything.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from vjepa_fast import ops
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vjepa_fast.layers.packed import Packed, ids, real
+from vjepa_fast.layers.packed import Packed, Stream, ids
 from vjepa_fast.objectives.reduce import hard_softmax
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
@@ -49,7 +50,7 @@ class LatentState:
         z: per group and mask ``[B, K_enc, D]``, the context encoder's features.
         z_pred, z_context: per group and mask ``[B, K_pred, D]`` and ``[B, K_enc, D]``, the predictor's outputs.
         masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``, or ``layers.Packed``, whose features
-            (z, z_pred, z_context) are ``[1, M, D]``.
+            (z, z_pred, z_context) are ``[1, M, D]``; or per group one ``layers.packed.Stream``.
         step, total_steps, epoch, epochs: where in the run this is; ``step`` and ``epoch`` count from 0.
         modality: "video" or "image".
         mean, std: normalisation per channel, for uint8 clips.
@@ -146,14 +147,16 @@ class LatentState:
         """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype, 0 in filler."""
 
         def make() -> Tensor:
-            rows = self.real(i, j)
-            return computing(self.z[i][j] if rows is None else self.z[i][j].masked_fill(~rows[..., None], 0.0))
+            stream = self.stream(i, j)
+            z = self.z[i][j]
+            return computing(z if stream is None else z.masked_fill(~stream.real[..., None], 0.0))
 
         return self.once(("z", i, j), make)
 
-    def real(self, i: int, j: int) -> Tensor | None:
-        """Bool [1, K_enc], False for the filler of context mask j; None where there is none."""
-        return real(self.masks_enc[i][j]) if self.has("masks_enc") else None
+    def stream(self, i: int, j: int) -> Stream | None:
+        """The context masks of a group, where they are one stream."""
+        mask = self.masks_enc[i][j] if self.has("masks_enc") else None
+        return mask if isinstance(mask, Stream) else None
 
     def prediction_errors(self, call: RowCall) -> list[list[Tensor]]:
         """Per group and mask: ``call`` of z_pred and h, mean over D, at each predicted token, [B, K_pred]."""
@@ -166,7 +169,7 @@ class LatentState:
     def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
         def make() -> list[list[Tensor]]:
             return [
-                [self.target_rows(i, z, ids(m), call, after=_live(m)) for z, m in zip(zs, ms)]
+                [self.target_rows(i, z, ids(m), call, after=m.live if isinstance(m, Stream) else None) for z, m in zip(zs, ms)]
                 for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
             ]
 
@@ -219,43 +222,48 @@ class TemporalView:
         self.places = height * width
         mask = state.masks_enc[i][j]
         self.packed = mask if isinstance(mask, Packed) else None
+        self.stream = mask if isinstance(mask, Stream) else None
         self.idx = ids(mask)
         b, k = self.idx.shape
         n = self.steps * self.places * (len(self.packed.sizes) if self.packed else 1)
         slot_BK = torch.arange(k, device=self.idx.device).expand(b, k)
-        # one time step more than the grid has, so that the successor of a last token is looked up and not found
-        beyond = n + self.places
-        real = None if self.packed is None or not self.packed.fixed else self.packed.real
-        own_BK = self.idx if real is None else torch.where(real, self.idx, beyond + slot_BK)  # filler is nowhere
+        # one time step more than the grid has, so that the successor of a last token is looked up and not found; and
+        # for filler, which is no token of the grid, another entry
+        self.cells, beyond = n, n + self.places
+        cell_BK = self.idx if self.stream is None else self.stream.cell
+        own_BK = cell_BK if self.stream is None else cell_BK.where(self.stream.real, beyond)
         if _check.debugging():  # a token has one row, or gradients go astray
             _check.in_range("objectives", "masks_enc", self.idx, n)
-            _check.distinct("objectives", "masks_enc", own_BK)
-        self.slot_of_token = self.idx.new_full((b, beyond + (0 if real is None else k)), -1)
+            _check.distinct("objectives", "masks_enc", own_BK.where(own_BK < n, n + slot_BK))
+        self.slot_of_token = self.idx.new_full((b, beyond + (self.stream is not None)), -1)
         self.slot_of_token.scatter_(1, own_BK, slot_BK)
-        self.slot_of_token = self.slot_of_token[:, :beyond]
-        after_BK = self.slot_of_token.gather(1, self.idx + self.places)
+        after_BK = self.slot_of_token.gather(1, cell_BK + self.places)
         place_BK = self.idx
         if self.packed:
             place_BK = self.packed.token
             after_BK = after_BK.masked_fill(place_BK >= self.packed.tokens - self.places, -1)  # of the next sample
-        if real is not None:
-            after_BK = after_BK.masked_fill(~real, -1)
+        if self.stream:
+            after_BK = after_BK.masked_fill(~self.stream.real, -1)
         self.pair = after_BK >= 0
         self.after_slot = after_BK  # row of the successor, -1 where there is none
-        earlier_BK = torch.where(place_BK >= self.places, self.idx - self.places, n)
+        earlier_BK = torch.where(place_BK >= self.places, cell_BK - self.places, n)
         self.before_slot = self.slot_of_token.gather(1, earlier_BK)
         start_B1 = torch.arange(b, device=self.idx.device).unsqueeze(1) * k
         self._after = (torch.where(self.pair, after_BK, slot_BK) + start_B1).reshape(-1)
 
+    def total(self, x_BK: Tensor) -> Tensor:
+        """Sum over all tokens, scalar; or over those of each mask of a stream, [S]."""
+        return x_BK.sum() if self.stream is None else self.stream.sums(x_BK)
+
     @cached_property
     def count(self) -> Tensor:
-        """Number of pairs, scalar, at least 1."""
-        return self.pair.sum().clamp(min=1)
+        """Number of pairs, scalar or [S], at least 1."""
+        return self.total(self.pair.long()).clamp(min=1)
 
     @cached_property
     def present(self) -> Tensor:
-        """1 if there is any pair, else 0; scalar."""
-        return self.pair.any().to(torch.float32)
+        """1 if there is any pair, else 0; scalar or [S]."""
+        return (self.total(self.pair.long()) > 0).to(torch.float32)
 
     def after(self, x: Tensor) -> Tensor:
         """Rows of ``x`` [B, K, C] at each token's successor in time, [B, K, C]."""
@@ -266,8 +274,15 @@ class TemporalView:
         return self.after(x) - x
 
     def mean(self, x_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean over the pairs of the batch, present), for ``reduce.mean_of_entries``."""
-        return x_BK.masked_fill(~self.pair, 0.0).sum() / self.count, self.present
+        """(mean over the pairs of the batch, present), for ``reduce.mean_of_entries``; scalars, or [S] in a stream."""
+        return self.total(x_BK.masked_fill(~self.pair, 0.0)) / self.count, self.present
+
+    def hard_shares_of_all(self, error_BK: Tensor, temperature: float) -> Tensor:
+        """softmax(error / temperature) over the pairs of the batch, of each mask for itself; [B, K]."""
+        if self.stream is None:
+            return hard_softmax(error_BK.flatten(), temperature, self.pair.flatten()).view_as(error_BK)
+        own = self.pair & self.stream.own
+        return hard_softmax(error_BK.expand_as(own), temperature, own).sum(0, keepdim=True)
 
     def hard_shares(self, error_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(softmax(error / temperature) over the pairs of each sample, number of those), each [B, K] or [B, 1]."""
@@ -344,15 +359,25 @@ class TemporalView:
         K tokens fill at most P = K // T columns, which keeps the shapes fixed.
         """
         k = self.packed.longest if self.packed else self.idx.shape[1]
-        slot_BTS = self.slot_of_token[:, : -self.places].view(-1, self.steps, self.places)
+        slot_BTS = self.slot_of_token[:, : self.cells].view(-1, self.steps, self.places)
         seen, place = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
         seen, place = seen[:, : k // self.steps, None] > 0, place[:, : k // self.steps]
         slots = slot_BTS.gather(2, place.unsqueeze(1).expand(-1, self.steps, -1)).transpose(1, 2)
         tokens = place[..., None] + torch.arange(self.steps, device=place.device) * self.places
         if self.packed:
-            tokens = tokens + torch.arange(len(tokens), device=place.device)[:, None, None] * self.packed.tokens
+            sample = torch.arange(len(tokens), device=place.device)
+            sample = sample % self.stream.batch if self.stream else sample
+            tokens = tokens + sample[:, None, None] * self.packed.tokens
         slots, tokens = slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
         return (slots.flatten(0, 1)[None], tokens.flatten(0, 1)[None]) if self.packed else (slots, tokens)
+
+    def column_mean(self, x_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean over the ``columns`` there are, present) of ``column_rows``; scalars, or [S] in a stream."""
+        seen = self.columns[0][..., 0] >= 0
+        if self.stream is None:
+            return x_BP.sum() / seen.sum().clamp(min=1), seen.any()
+        x, seen = (v.view(self.stream.masks, -1) for v in (x_BP, seen))
+        return x.sum(1) / seen.sum(1).clamp(min=1), seen.any(1)
 
     def column_rows(self, call: RowCall, constants: Tensor) -> Tensor:
         """``call`` (access COLUMN) of z and h at each of ``columns``, mean over D, 0 in spare entries; [B, P]."""
@@ -367,10 +392,6 @@ class TemporalView:
             levels=self.state.levels,
             normalize=not self.state.h_normalized,
         )
-
-
-def _live(mask: Tensor | Packed) -> Tensor | None:
-    return mask.live if isinstance(mask, Packed) and mask.fixed else None
 
 
 def computing(x: Tensor) -> Tensor:

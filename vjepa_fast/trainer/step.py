@@ -19,7 +19,7 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.layers.block import use_attention
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
@@ -279,11 +279,12 @@ class TrainStep:
     def _context(
         self, clip: Tensor, enc: list[Tensor | Packed], pred: list[Tensor | Packed], modality: str
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
+        """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]; or those of a stream of all."""
         with phase("context"), self.autocast():
             z = self.encoder(clip, masks=enc)
         with phase("predictor"), self.autocast():
-            tokens = [0 if self.shared_token else j for j in range(len(z))]
+            masks = enc[0].masks if isinstance(enc[0], Stream) else len(enc)
+            tokens = [0 if self.shared_token else j for j in range(masks)]
             z_pred, z_context = self.predictor(
                 z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context
             )
@@ -325,8 +326,8 @@ class TrainStep:
 
 def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
     z, mask = state.z[0][0], state.masks_enc[0][0]
-    if isinstance(mask, Packed):
-        z = z[:, : sum(mask.lengths)]  # no filler
+    if isinstance(mask, Stream):
+        z = z[:, : sum(mask.lengths[: mask.batch])]  # of the first mask
     return monitors.collapse(state.h[0], z, levels, normalized=state.h_normalized)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from vjepa_fast.layers.channels import appearance, dynamics, level_norm
@@ -39,19 +40,17 @@ class FwmOrth(Objective):
         entries: list[Entry] = []
         for view in state.temporal():
             z_MD = (level_norm(view.z, ctx.levels) if self.normalize else view.z).flatten(0, 1)
-            real = state.real(view.i, view.j)
-            if real is None and z_MD.shape[0] < 2:
-                continue
-            z_MD, free, present = _centred(z_MD, real)
-            app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
-            entries.append(((app.t() @ dyn / free).square().mean(), present))
+            if view.stream is not None:
+                rows_S = view.stream.counts
+                for own_M, rows in zip(view.stream.own[..., None], rows_S):
+                    z = torch.where(own_M, z_MD, 0.0)
+                    z = torch.where(own_M, z - z.sum(0) / rows, 0.0)
+                    entries.append((self._square(z, (rows - 1).clamp(min=1), ctx), rows > 1))
+            elif (rows := z_MD.shape[0]) > 1:
+                entries.append((self._square(z_MD - z_MD.mean(0), rows - 1, ctx), None))
         return mean_of_entries(entries, state.outputs("z"))
 
-
-def _centred(z_MD: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor | None]:
-    """(rows minus their mean, number of rows - 1, 1 if that is over 0 or None for always); filler stays out, as 0."""
-    if real is None:
-        return z_MD - z_MD.mean(0), len(z_MD) - 1, None
-    rows, real_M1 = real.sum(), real.view(-1, 1)
-    mean = z_MD.masked_fill(~real_M1, 0.0).sum(0) / rows
-    return (z_MD - mean).masked_fill(~real_M1, 0.0), (rows - 1).clamp(min=1), (rows > 1).to(z_MD.dtype)
+    def _square(self, z_MD: Tensor, free: Tensor | int, ctx: TermContext) -> Tensor:
+        """Mean square of the covariance of centred rows."""
+        app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
+        return (app.t() @ dyn / free).square().mean()

@@ -38,8 +38,9 @@ class Sigreg(Objective):
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         assert state.step is not None
         x_ND = torch.cat([computing(z).flatten(0, 1) for z in state.outputs("z")])
-        reals = [state.real(i, j) for i, zs in enumerate(state.z) for j in range(len(zs))]
-        real_N = torch.cat([r[0] for r in reals if r is not None]) if reals[0] is not None else None
+        streams = [state.stream(i, j) for i, zs in enumerate(state.z) for j in range(len(zs))]
+        reals = [s.real[0] for s in streams if s is not None]
+        real_N = torch.cat(reals) if reals else None
         a_DS = directions(x_ND.shape[1], self.num_slices, ctx.seed, state.step, x_ND)
         per_pass = max(1, _CHUNK // (x_ND.shape[0] * POINTS))
         total = x_ND.new_zeros(())
