@@ -8,7 +8,7 @@ import torch
 
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, block
-from vjepa_fast.layers.attention import BACKENDS, Backend, Call, Segments, attend
+from vjepa_fast.layers.attention import BACKENDS, Backend, Call, DeviceSegments, Segments, attend
 from vjepa_fast.layers.attention.sdpa import SDPA
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -62,6 +62,36 @@ def test_every_backend(name, dtype, head_dim, lengths, wrap):
     with pytest.raises(ConfigError) as error:
         attend(qkv, None, HEADS, wrap(lengths), backend)
     assert f"runtime.attention: {name}" in str(error.value) and all(reason in str(error.value) for reason in reasons)
+
+
+@pytest.mark.parametrize("sizes", [[101, 0, 49], [0, 150, 0, 0], [50, 50, 50]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_with_lengths_on_the_device(name, dtype, sizes):
+    """Or it says that it cannot. Some segments are empty, as those of filler may be."""
+    backend = attention.find(name)
+    qkv = packed_qkv(150, dtype, DEVICE, 24, batch=1)
+    segments = DeviceSegments(torch.tensor(sizes, device=DEVICE), 160)
+    reasons = backend.refusals(Call(qkv.device, dtype, 24, len(sizes), on_device=True))
+    assert backend.on_device or any("runtime.capacity_quantum=0" in r for r in reasons)
+    if reasons:
+        with pytest.raises(ConfigError, match=f"runtime.attention: {name} "):
+            attend(qkv, None, HEADS, segments, backend)
+        return
+    out, want = attend(qkv, None, HEADS, segments, backend), plain(qkv, sizes)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    found, exact = (torch.autograd.grad(o, qkv, c)[0] for o, c in ((out, g), (want, g.double())))
+    for a, b in ((out, want), (found, exact)):
+        assert (a.double() - b).abs().max() <= (3e-2 if dtype == torch.bfloat16 else 1e-4) * b.abs().max()
+
+
+def test_lengths_on_the_device_are_of_one_stream_and_not_read():
+    segments = DeviceSegments(torch.tensor([2, 0, 3]), 4)
+    assert segments.offsets(1, torch.device("cpu")).tolist() == [0, 2, 2, 5] and len(segments) == 3
+    with pytest.raises(ValueError, match="expected one stream, got a batch of 2"):
+        segments.offsets(2, torch.device("cpu"))
+    with pytest.raises(TypeError, match="on the device"):
+        list(segments)
 
 
 @pytest.mark.parametrize("name", BACKENDS)

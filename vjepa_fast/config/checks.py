@@ -74,8 +74,8 @@ def _conflicts(config: Config) -> Iterator[str]:
     runtime = config.runtime
     if runtime.pad_to_multiple and runtime.capacity_quantum not in ("auto", runtime.pad_to_multiple):
         yield (
-            f"runtime.pad_to_multiple: {runtime.pad_to_multiple} is the former name of runtime.capacity_quantum, which is "
-            f"{runtime.capacity_quantum}; give the latter alone"
+            f"runtime.pad_to_multiple: {runtime.pad_to_multiple} is given, and so is runtime.capacity_quantum, its new "
+            f"name: {runtime.capacity_quantum}; give the latter alone"
         )
     untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
     if config.runtime.compile is True and untruncated:

@@ -101,10 +101,11 @@ class Packed:
 
 @dataclass(frozen=True)
 class Stream(Packed):
-    """All masks of a batch, one after another, in C rows of which the last ones are filler (``runtime.capacity_quantum``).
+    """All masks of a batch, one after another, in C rows of which the last ones are filler.
 
-    C, the capacity, is all that the host may know: what depends on lengths is computed on the device, in shapes that
-    do not. A sample of a mask counts as a sample of its own here, s = j*B + b, and stands where ``Packed`` says B.
+    C, the capacity (``runtime.capacity_quantum``), is all that the host may know: what depends on lengths is computed
+    on the device, in shapes that do not. A sample of a mask counts as a sample of its own, s = j*B + b, and stands where
+    ``Packed`` says B.
 
     Attributes:
         idx: int64 [1,C], b*N + n as ever; filler reads row 0.

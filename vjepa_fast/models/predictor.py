@@ -20,6 +20,7 @@ from vjepa_fast.layers.packed import Masks, Stream
 from vjepa_fast.models import rope
 from vjepa_fast.models.vit import VisionTransformer, check_heads
 
+
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
     """The blocks that the published code associates with the levels. It counts them only: no output is taken there."""
     if (depth, levels) == (24, 4):

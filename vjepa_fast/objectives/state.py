@@ -169,7 +169,10 @@ class LatentState:
     def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
         def make() -> list[list[Tensor]]:
             return [
-                [self.target_rows(i, z, ids(m), call, after=m.live if isinstance(m, Stream) else None) for z, m in zip(zs, ms)]
+                [
+                    self.target_rows(i, z, ids(m), call, after=m.live if isinstance(m, Stream) else None)
+                    for z, m in zip(zs, ms)
+                ]
                 for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
             ]
 
