@@ -107,8 +107,9 @@ def test_bfloat16_and_activation_checkpointing():
     assert torch.equal(again.loss, full.loss) and torch.equal(again.grad_norm, full.grad_norm)
 
 
-def test_compiled_blocks_are_not_compiled_again_for_other_lengths():
-    options = {**NONE, "objectives": {"pred": {}, "hw": {}}}
+@pytest.mark.parametrize("quantum", [0, 64])
+def test_compiled_blocks_are_not_compiled_again_for_other_lengths(quantum):
+    options = {**NONE, "objectives": {"pred": {}, "hw": {}}, "runtime": {"capacity_quantum": quantum}}
     plain, compiled = TrainStep(config(**options)), TrainStep(config(**options))
     torch._dynamo.reset()
     regional.compile_models("blocks", compiled.encoder, compiled.predictor, compiled.target, steady=False,

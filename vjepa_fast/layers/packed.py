@@ -104,8 +104,8 @@ class Stream(Packed):
     """All masks of a batch, one after another, in C rows of which the last ones are filler.
 
     C, the capacity (``runtime.capacity_quantum``), is all that the host may know: what depends on lengths is computed
-    on the device, in shapes that do not. A sample of a mask counts as a sample of its own, s = j*B + b, and stands where
-    ``Packed`` says B.
+    on the device, in shapes that do not. A sample of a mask counts as a sample of its own, s = j*B + b: S*B of them are
+    where ``Packed`` has B.
 
     Attributes:
         idx: int64 [1,C], b*N + n as ever; filler reads row 0.

@@ -138,9 +138,12 @@ class Predictor(nn.Module):
         if self.modality_embedding:
             mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
             x, tokens = x + mod, tokens + mod
-        if isinstance(idx_enc[0], Stream):  # filler is zeros, whatever came out of the encoder
-            x = x.masked_fill(~idx_enc[0].real[..., None], 0.0)
-        stream = _Woven(idx_enc[0], idx_pred[0]) if isinstance(idx_enc[0], Stream) else _Joined(idx_enc, idx_pred)
+        enc, pred = idx_enc[0], idx_pred[0]
+        if isinstance(enc, Stream) and isinstance(pred, Stream):
+            x = x.masked_fill(~enc.real[..., None], 0.0)  # filler is zeros, whatever came out of the encoder
+            stream = _Woven(enc, pred)
+        else:
+            stream = _Joined(idx_enc, idx_pred)
         x = stream.join(x.split([m.shape[1] for m in idx_enc], 1), stream.fill(x, tokens))
         idx_BK = stream.join([packed.places(m) for m in idx_enc], [packed.places(m) for m in idx_pred])
         table = None

@@ -19,8 +19,9 @@ def mean_of_entries(entries: Sequence[Entry], otherwise: Iterable[Tensor]) -> Te
     """Mean over the (fpc group, mask) entries that have the term.
 
     An entry is ``(value, present)``: two scalars, ``present`` being 1 or 0, or None for always; or [S] each, where all
-    masks of a group are in one stream. The value of an absent entry must be 0. With no entry at all the result is a zero
-    that still hangs on the tensors of ``otherwise``, so that a backward pass gives them zero gradients, not an error.
+    masks of a group are in one stream. The value of an absent entry must be 0. With no entry at all the result is a
+    zero that still hangs on the tensors of ``otherwise``, so that a backward pass gives them zero gradients instead of
+    failing.
     """
     if not entries:
         return connected_zero(otherwise)

@@ -32,8 +32,9 @@ def quantum(
     heads = {model.embed_dim // model.num_heads for model in (encoder, predictor)}
     calls = [attention.Call(device, dtype, channels, segments=2, on_device=True) for channels in heads]
     if choice != "auto":
-        for call in calls if choice and forced is not None else ():
-            attention.require(forced, call)
+        if choice and forced is not None:
+            for call in calls:
+                attention.require(forced, call)
         return int(choice)
     if device.type != "cuda":
         return 0

@@ -39,9 +39,9 @@ def _whole(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, segments: DeviceSegments) -> Tensor:
-    apart = (x[0, segments.rows] for x in (q, k, v))  # past its end a segment repeats its own last row
-    out = _whole(*apart, segments.seen[:, None, None]).flatten(0, 1)
-    return out.index_select(0, segments.slots(q.shape[1]))[None]
+    rows = segments.rows  # past its end a segment repeats its own last row
+    out = _whole(q[0, rows], k[0, rows], v[0, rows], segments.seen[:, None, None])
+    return out.flatten(0, 1).index_select(0, segments.slots(q.shape[1]))[None]
 
 
 SDPA = register(Sdpa())
