@@ -114,8 +114,8 @@ def spoiled(x, mask):
     return x + torch.zeros_like(x).masked_fill(~mask.real[..., None], math.nan)
 
 
-def spoil_inputs(monkeypatch):
-    """Embedded tokens of the encoder, and those that the predictor gets from them."""
+def spoil_inputs(monkeypatch, step):
+    """Embedded tokens of the encoder and of the predictor."""
     embed = vit.VisionTransformer._embed
     now = []
 
@@ -129,9 +129,10 @@ def spoil_inputs(monkeypatch):
 
     monkeypatch.setattr(vit.VisionTransformer, "_embed", embedded)
     monkeypatch.setattr(vit.VisionTransformer, "forward", forward)
+    step.predictor.predictor_embed.register_forward_hook(lambda module, args, x: spoiled(x, now[0]))
 
 
-def spoil_outputs(monkeypatch):
+def spoil_outputs(monkeypatch, step):
     """All features that the losses read."""
     context = TrainStep._context
 
@@ -147,10 +148,9 @@ def spoil_outputs(monkeypatch):
 @pytest.mark.parametrize("case", ["every term", "variants"])
 def test_what_filler_holds_reaches_no_weight(case, spoil, double, monkeypatch):
     options, batches = CASES[case]
-    options = {**options, "objectives": {**options["objectives"], "context": {"coeff": 0.5, "warmup": [0, 0]}}}
     clean = trained(make(monkeypatch, options, 2.0, double), batches)
     step = make(monkeypatch, options, 2.0, double)
-    spoil(monkeypatch)
+    spoil(monkeypatch, step)
     assert same(trained(step, batches), clean)
 
 
