@@ -138,6 +138,29 @@ def test_the_quickest_is_measured_once_and_kept(monkeypatch):
     assert attention._fastest(q, q, q, Segments([200])) is SDPA
 
 
+def test_with_lengths_on_the_device_sdpa_is_the_last_resort(monkeypatch):
+    """It is not timed; and in a capture goes on what was found before, as nothing is made on the host for it."""
+    seconds, capturing = {"a": 2.0, "b": 1.0}, []
+    some = {n: Named(n) for n in "ab"}
+    for backend in some.values():
+        backend.on_device, backend.graph = True, False
+    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: seconds[backend.name])
+    monkeypatch.setattr(attention, "_measured", {})
+    monkeypatch.setattr(attention, "BACKENDS", {"sdpa": SDPA, **some})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    q = torch.zeros(1, 200, 1, 8)
+    segments = DeviceSegments(torch.tensor([120, 80]), 200)
+    assert attention._fastest(q, q, q, segments) is some["b"]
+    capturing.append(True)
+    assert attention._fastest(q, q, q, segments) is some["b"]
+    assert attention._fastest(q, q, q, DeviceSegments(segments.sizes, 500)) is SDPA  # new, and no time to measure
+    capturing.clear()
+    attention._measured.clear()
+    seconds.update(dict.fromkeys("ab", float("inf")))  # they fail
+    assert attention._fastest(q, q, q, segments) is SDPA
+
+
 def test_models_of_one_process_have_their_own_backends():
     """Also compiled, and in turns; and a forced one is not passed over by the block written for CPUs."""
     models = [block.Block(48, 2, 4.0, False, True) for _ in range(3)]

@@ -138,24 +138,28 @@ _measured: dict[tuple, Backend] = {}
 def _fastest(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Backend:
     """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128).
 
-    Of many segments, whose lengths differ at every step, the mean and the longest stand for all; where they are on the
-    device, the tokens of the stream.
+    Of many segments, whose lengths differ at every step, the mean and the longest stand for all. Where they are on the
+    device the tokens of the stream do, and ``sdpa``, which would compute every segment at its longest, is the last
+    resort.
     """
     if len(segments) == 1 or not q.is_cuda or torch.compiler.is_compiling():
         return SDPA  # in a graph without a look at the lengths, which would make a graph for each
-    if isinstance(segments, DeviceSegments):
+    on_device = isinstance(segments, DeviceSegments)
+    if on_device:
         lengths = len(segments) * 128, q.shape[1], segments.longest
     else:
         n = segments.lengths
         lengths = n if len(n) <= 4 else (len(n) * 128, sum(n) // len(n), segments.longest)
-    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in lengths))
+    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], on_device, *(-(-n // 128) for n in lengths))
     found = _measured.get(key)
-    if (found is None or not found.graph) and torch.cuda.is_current_stream_capturing():
+    if (found is None or not (found.graph or on_device)) and torch.cuda.is_current_stream_capturing():
         return SDPA  # no time to measure now
     if found is None:
         call = _call(q, segments)
-        able = [backend for backend in BACKENDS.values() if not backend.refusals(call)]
-        found = _measured[key] = min(able, key=lambda backend: _seconds(backend, q, k, v, segments))
+        able = [b for b in BACKENDS.values() if not b.refusals(call) and not (on_device and b is SDPA)]
+        seconds = {backend: _seconds(backend, q, k, v, segments) for backend in able}
+        best = min(able, key=lambda backend: seconds[backend], default=SDPA)
+        found = _measured[key] = best if seconds.get(best, 0.0) < float("inf") else SDPA
     return found
 
 
