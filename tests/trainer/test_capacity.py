@@ -9,6 +9,7 @@ import torch
 from vjepa_fast.config import from_dict, schema, to_dict
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import packed
+from vjepa_fast.layers.attention import varlen
 from vjepa_fast.masks import drawn
 from vjepa_fast.metrics import flops
 from vjepa_fast.models import predictor, vit
@@ -98,15 +99,13 @@ def test_capacity_changes_no_loss_gradient_or_weight(case, truncate, monkeypatch
 
 @pytest.mark.parametrize("truncate", schema.TRUNCATE)
 def test_in_single_precision_nothing_depends_on_the_room(truncate, monkeypatch):
-    """The block of the CPU's own kernels. The sums of losses over rows and of gradients keep their order."""
+    """With the CPU's own kernels. Weights are not looked at: a first AdamW step makes much of a tiny gradient."""
     options, batches = CASES["every term"]
     options = {**options, "truncate": truncate}
-    exact, first, *others = (trained(make(monkeypatch, options, room), batches, 1) for room in (None, *ROOMS))
-    near(first[:1], exact[:1], 1e-6)
-    near(first[1:2], exact[1:2], 1e-5)
-    for other in others:
-        near(other[:1], first[:1], 1e-6)
-        near(other[1:], first[1:], 2e-6)
+    exact, *others = (trained(make(monkeypatch, options, room), batches, 1)[:2] for room in (None, *ROOMS))
+    for outs, grads in others:
+        near([outs], exact[:1], 1e-6)
+        near([grads], exact[1:], 1e-5)
 
 
 def spoiled(x, mask):
@@ -239,7 +238,8 @@ def resolved(device="cpu", dtype=torch.float32, **runtime):
     return capacity.quantum(config(runtime=runtime), torch.device(device), dtype, step.encoder, step.predictor)
 
 
-def test_auto_is_exact_on_a_cpu_and_a_sixteenth_on_cuda_where_attention_can(caplog):
+def test_auto_is_exact_on_a_cpu_and_a_sixteenth_on_cuda_where_attention_can(caplog, monkeypatch):
+    monkeypatch.setattr(varlen, "_THERE", True)  # whatever torch this is
     assert resolved() == 0 and resolved(capacity_quantum=48) == 48
     assert resolved("cuda", torch.bfloat16) is None and resolved("cuda", torch.bfloat16, attention="varlen") is None
     assert not caplog.records
