@@ -153,7 +153,7 @@ def test_weights_that_are_not_contiguous():
 def test_first_used_in_inference_mode():
     """What is made once and kept must do for training too."""
     block, x, _, grad = make(tokens=17, positions=False)
-    for made_once in (attention._nowhere, attention._as_tensor, linear._nothing):
+    for made_once in (attention._nowhere, attention._lengths, linear._nothing):
         made_once.cache_clear()
     with torch.inference_mode(), torch.device("meta"):
         block(x, None, [8, 9])

@@ -25,13 +25,13 @@ def _nowhere() -> Tensor:
 Lengths = tuple[int, ...] | Tensor  # of segments; int64 [S]
 
 
-def _lengths(values: Lengths) -> Tensor:
-    return values if isinstance(values, Tensor) else _as_tensor(values)
+def _tensor_of(values: Lengths) -> Tensor:
+    return values if isinstance(values, Tensor) else _lengths(values)
 
 
 @functools.lru_cache(256)
 @torch.inference_mode(False)
-def _as_tensor(values: tuple[int, ...]) -> Tensor:
+def _lengths(values: tuple[int, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
@@ -55,7 +55,7 @@ def attention(qkv: Tensor, table: Tensor | None, lengths: Lengths, num_heads: in
     b, k, e3 = qkv.shape
     out, lse = qkv.new_empty(b, k, e3 // 3), qkv.new_empty(b, num_heads, k)
     table = _nowhere() if table is None else table
-    torch.ops.vjepa_fast_cpp.attention(qkv, table, _lengths(lengths), num_heads, out, lse)
+    torch.ops.vjepa_fast_cpp.attention(qkv, table, _tensor_of(lengths), num_heads, out, lse)
     return out, lse
 
 
@@ -65,5 +65,5 @@ def attention_backward(
     """The gradient of qkv [B,K,3*E] from that of the result, [B,K,E], and from what ``attention`` returned."""
     dqkv = torch.empty_like(qkv)
     table = _nowhere() if table is None else table
-    torch.ops.vjepa_fast_cpp.attention_backward(grad, qkv, table, _lengths(lengths), num_heads, out, lse, dqkv)
+    torch.ops.vjepa_fast_cpp.attention_backward(grad, qkv, table, _tensor_of(lengths), num_heads, out, lse, dqkv)
     return dqkv
