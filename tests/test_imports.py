@@ -34,7 +34,7 @@ INSIDE = {
         "latent",
     ),
     "config": ("fields", "schema", "checks", "convert", "fair", "load"),
-    "layers": ("attention channels fp8 packed", "linear", "block"),
+    "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": ("ema rope", "vit", "predictor timm_names", "build", "interop"),
     "data": ("media sampling mixing synthetic", "decoders", "manifests", "bad_samples source", "views", "loader"),

@@ -8,7 +8,7 @@ import torch
 
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, block
-from vjepa_fast.layers.attention import BACKENDS, Backend, Call, Segments, attend
+from vjepa_fast.layers.attention import BACKENDS, Backend, Call, DeviceSegments, Segments, attend
 from vjepa_fast.layers.attention.sdpa import SDPA
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,6 +64,36 @@ def test_every_backend(name, dtype, head_dim, lengths, wrap):
     assert f"runtime.attention: {name}" in str(error.value) and all(reason in str(error.value) for reason in reasons)
 
 
+@pytest.mark.parametrize("sizes", [[101, 0, 49], [0, 150, 0, 0], [50, 50, 50]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_with_lengths_on_the_device(name, dtype, sizes):
+    """Or it says that it cannot. Some segments are empty, as those of filler may be."""
+    backend = attention.find(name)
+    qkv = packed_qkv(150, dtype, DEVICE, 24, batch=1)
+    segments = DeviceSegments(torch.tensor(sizes, device=DEVICE), 160)
+    reasons = backend.refusals(Call(qkv.device, dtype, 24, len(sizes), on_device=True))
+    assert backend.on_device or any("runtime.capacity_quantum=0" in r for r in reasons)
+    if reasons:
+        with pytest.raises(ConfigError, match=f"runtime.attention: {name} "):
+            attend(qkv, None, HEADS, segments, backend)
+        return
+    out, want = attend(qkv, None, HEADS, segments, backend), plain(qkv, sizes)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    found, exact = (torch.autograd.grad(o, qkv, c)[0] for o, c in ((out, g), (want, g.double())))
+    for a, b in ((out, want), (found, exact)):
+        assert (a.double() - b).abs().max() <= (3e-2 if dtype == torch.bfloat16 else 1e-4) * b.abs().max()
+
+
+def test_lengths_on_the_device_are_of_one_stream_and_not_read():
+    segments = DeviceSegments(torch.tensor([2, 0, 3]), 4)
+    assert segments.offsets(1, torch.device("cpu")).tolist() == [0, 2, 2, 5] and len(segments) == 3
+    with pytest.raises(ValueError, match="expected one stream, got a batch of 2"):
+        segments.offsets(2, torch.device("cpu"))
+    with pytest.raises(TypeError, match="on the device"):
+        list(segments)
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_copied_model_has_the_same_backend(name):
     backend = attention.find(name)
@@ -106,6 +136,29 @@ def test_the_quickest_is_measured_once_and_kept(monkeypatch):
         assert attention._fastest(q, q, q, Segments(lengths)) is some["b"]
     assert timed == ["a", "b"]
     assert attention._fastest(q, q, q, Segments([200])) is SDPA
+
+
+def test_with_lengths_on_the_device_sdpa_is_the_last_resort(monkeypatch):
+    """It is not timed; and in a capture goes on what was found before, as nothing is made on the host for it."""
+    seconds, capturing = {"a": 2.0, "b": 1.0}, []
+    some = {n: Named(n) for n in "ab"}
+    for backend in some.values():
+        backend.on_device, backend.graph = True, False
+    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: seconds[backend.name])
+    monkeypatch.setattr(attention, "_measured", {})
+    monkeypatch.setattr(attention, "BACKENDS", {"sdpa": SDPA, **some})
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    q = torch.zeros(1, 200, 1, 8)
+    segments = DeviceSegments(torch.tensor([120, 80]), 200)
+    assert attention._fastest(q, q, q, segments) is some["b"]
+    capturing.append(True)
+    assert attention._fastest(q, q, q, segments) is some["b"]
+    assert attention._fastest(q, q, q, DeviceSegments(segments.sizes, 500)) is SDPA  # new, and no time to measure
+    capturing.clear()
+    attention._measured.clear()
+    seconds.update(dict.fromkeys("ab", float("inf")))  # they fail
+    assert attention._fastest(q, q, q, segments) is SDPA
 
 
 def test_models_of_one_process_have_their_own_backends():

@@ -6,7 +6,7 @@ import torch
 from tests.ops.parity import BACKENDS, device_for, moved
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.layers.packed import Packed, ids, pack
+from vjepa_fast.layers.packed import Packed, Stream, ids, pack, segments, weave
 from vjepa_fast.ops import BlockMasks
 
 LISTS = [[1, 4, 5], [0], [2, 7, 3, 6]]  # of N = 8
@@ -56,6 +56,48 @@ def test_errors():
         Packed.of(idx, sizes, [1, 1, 1], 8)
     with pytest.raises(ValueError, match="Packed: sizes"):
         Packed.of(idx, sizes[:1], [1, 2], 8)
+
+
+TWO = [LISTS, [[6], [2, 3], [1]]]  # two masks of the same three samples
+
+
+def stream(capacity=16, spare=16):
+    idx = torch.tensor([[row + [0] * (4 - len(row)) for row in lists] for lists in TWO])
+    lengths = [[len(row) for row in lists] for lists in TWO]
+    return Stream.cut(idx, torch.tensor(lengths), lengths, 8, capacity, spare)
+
+
+def test_masks_follow_each_other_in_a_stream_and_filler_them():
+    found = stream()
+    assert found.idx.tolist() == [[1, 4, 5, 8, 18, 23, 19, 22, 6, 10, 11, 17, 0, 0, 0, 0]]
+    assert found.masks == 2 and found.batch == 3 and found.longest == 8
+    assert found.token.tolist()[0][:12] == [1, 4, 5, 0, 2, 7, 3, 6, 6, 2, 3, 1]
+    assert found.sample.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 3, 4, 4, 5, 6, 6, 6, 6]
+    assert found.cell.tolist()[0][7:] == [22, 30, 34, 35, 41, 48, 48, 48, 48]
+    assert found.real.tolist() == [[True] * 12 + [False] * 4] and found.counts.tolist() == [8, 4]
+    assert found.sums(torch.arange(16.0)[None].masked_fill(~found.real, float("nan"))).tolist() == [28, 38]
+    assert torch.equal(stream(12).idx[0], found.idx[0, :12])
+    x = torch.arange(16.0)[None]
+    assert torch.equal(found.packed(found.padded(x), 7.0), x.masked_fill(~found.real, 7.0))
+
+
+def test_the_stream_of_the_predictor_has_each_sample_in_one_piece():
+    """Context and predicted rows of each sample, in turns; the filler of both at the end."""
+    enc, pred = stream(14, 2), stream(17, 5)
+    at = torch.cat(weave(enc, pred))
+    assert sorted(at.tolist()) == list(range(14 + 17))
+    owner = torch.empty_like(at).scatter_(0, at, torch.cat([enc.sample, pred.sample]))
+    assert owner.tolist() == sorted(owner.tolist())
+    found = segments([enc], [pred])
+    assert found.sizes.tolist() == [6, 2, 8, 2, 4, 2, 7] and len(found) == 7
+    assert segments([stream()]).sizes.tolist() == [3, 1, 4, 1, 2, 1, 4, 0]
+
+
+def test_a_capacity_that_is_too_small_is_refused():
+    with pytest.raises(ValueError, match="Stream: capacity: expected at least the 12 tokens of the masks, got 11"):
+        stream(11)
+    with pytest.raises(ValueError, match="Stream: spare: expected at least 4"):
+        stream(16, 3)
 
 
 def test_without_context_packing_names_the_mask():

@@ -1,10 +1,12 @@
 """Encoder and predictor over samples that keep different numbers of tokens: one stream, nothing computed on padding."""
 
+import math
+
 import pytest
 import torch
 
 from vjepa_fast.layers.block import run_block
-from vjepa_fast.layers.packed import Packed, filler
+from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.models import build_encoder, build_predictor, vit
 
 N, SEEN, HIDDEN = 32, ((13, 2, 7), (5, 9, 1)), ((7, 20, 3), (20, 1, 30))
@@ -63,16 +65,39 @@ def compare(ours, theirs, tolerance):
             torch.testing.assert_close(a, b, rtol=10 * tolerance, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize("pad", [0, 64])
+def stream(masks, room):
+    """All masks in one ``Stream``, ``room`` times as long as they are."""
+    longest = max(rows.shape[0] for mask_rows, _ in masks for rows in mask_rows)
+    idx = [[torch.nn.functional.pad(rows, (0, longest - len(rows))) for rows in mask_rows] for mask_rows, _ in masks]
+    total = sum(sum(m.lengths) for _, m in masks)
+    capacity = math.ceil(room * total)
+    sizes = torch.stack([m.sizes for _, m in masks])
+    idx = torch.stack([torch.stack(rows) for rows in idx])
+    return Stream.cut(idx, sizes, [m.lengths for _, m in masks], N, capacity, capacity)
+
+
+def streamed(enc, pred, clip, seen, hidden, room=1.3):
+    """As ``packed``, through one stream; its features are cut into those of the masks."""
+    all_seen, all_hidden = stream(seen, room), stream(hidden, room)
+    z = enc(clip, masks=[all_seen])
+    z_pred, z_context = pred(z, [all_seen], [all_hidden], [0, 1])
+    assert z[0].shape[1] == all_seen.shape[1] and z_pred[0].shape[1] == all_hidden.shape[1]
+    outs = []
+    for (x,), masks in ((z, seen), (z_pred, hidden), (z_context, seen)):
+        lengths = [sum(m.lengths) for _, m in masks]
+        outs.append([part.contiguous() for part in x[:, : sum(lengths)].split(lengths, 1)])
+    return outs
+
+
+@pytest.mark.parametrize("make", [packed, streamed])
 @pytest.mark.parametrize("use_rope", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)]
 )  # float32: fused block
-def test_one_stream_equals_one_pass_per_sample_and_mask(dtype, tolerance, use_rope, pad):
+def test_one_stream_equals_one_pass_per_sample_and_mask(dtype, tolerance, use_rope, make):
     parts = setup(dtype, use_rope)
     theirs = run(apart, parts)
-    parts[0].pad_to = parts[1].pad_to = pad
-    compare(run(packed, parts), theirs, tolerance)
+    compare(run(make, parts), theirs, tolerance)
 
 
 def streams(monkeypatch, make, parts):
@@ -98,14 +123,6 @@ def test_no_token_is_there_for_padding(monkeypatch):
     ]  # fmt: skip
 
 
-def test_padding_to_a_multiple(monkeypatch):
-    """37 and 118 tokens become 40 and 120; where nothing is missing, a whole multiple is added."""
-    parts = setup()
-    parts[0].pad_to = parts[1].pad_to = 8
-    assert [(shape[1], lengths[-1]) for shape, lengths in streams(monkeypatch, packed, parts)] == [(40, 3), (120, 2)]
-    assert filler(40, 8) == 8 and filler(33, 8) == 7 and filler(33, 0) == 0
-
-
 def dense(enc, pred, clip, seen, hidden):
     """As ``packed``, of masks of one length: ids [B,K]."""
     z = enc(clip, masks=seen)
@@ -118,38 +135,14 @@ def dense_apart(enc, pred, clip, seen, hidden):
     return [z, [p for p, _ in out], [c for _, c in out]]
 
 
-@pytest.mark.parametrize("pad", [0, 16])
 @pytest.mark.parametrize("use_rope", [True, False])
-def test_masks_of_one_length_in_one_stream_equal_one_pass_each(use_rope, pad):
+def test_masks_of_one_length_in_one_stream_equal_one_pass_each(use_rope):
     enc, pred, clip, _, _ = setup(use_rope=use_rope)
     seen, hidden = (
         [torch.stack([torch.randperm(N)[:k].sort().values for _ in clip]) for k in ks] for ks in ((13, 5), (7, 20))
     )
     parts = enc, pred, clip, seen, hidden
-    theirs = run(dense_apart, parts)
-    enc.pad_to = pred.pad_to = pad
-    compare(run(dense, parts), theirs, 1e-10)
-
-
-def test_what_padding_holds_reaches_nothing(monkeypatch):
-    """Padding of another tubelet, or of the predictor's tokens turned huge: the same bits out, no gradient back."""
-    parts = setup(torch.float32)
-    parts[0].pad_to = parts[1].pad_to = 64
-    before = run(packed, parts)
-    pad, calls = torch.nn.functional.pad, []
-
-    def other(x, size, *rest):
-        out = pad(x, size, *rest)
-        calls.append(x.dtype)
-        n = x.shape[1]
-        out[:, n:] = 9 if not x.is_floating_point() else 1e4
-        return out
-
-    monkeypatch.setattr(torch.nn.functional, "pad", other)
-    after = run(packed, parts)
-    assert calls.count(torch.int64) == 2 and calls.count(torch.float32) == 1
-    assert all(torch.equal(a, b) for a, b in zip(before[0], after[0]))
-    assert all(a is b or torch.equal(a, b) for a, b in zip(before[1], after[1]))
+    compare(run(dense, parts), run(dense_apart, parts), 1e-10)
 
 
 def test_one_sample_gives_the_bits_of_the_unpacked_masks():

@@ -1,6 +1,7 @@
 """Masks whose samples keep different numbers of tokens: what each term makes of them."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from tests.objectives.test_contract import gradients
 from tests.objectives.tiny import FEATURES, pack, ragged, random_state, value_of
 from vjepa_fast import ops
+from vjepa_fast.layers.packed import Stream
 from vjepa_fast.objectives import OBJECTIVES, LatentState, build_objectives
 
 TERMS = sorted(OBJECTIVES)
@@ -170,3 +172,52 @@ def test_several_groups_and_masks(term):
             parts.append(plan(dataclasses.replace(state, grids=[state.grids[i]], h=[state.h[i]], clips=[state.clips[i]],
                                                   **fields)).total)  # fmt: skip
     torch.testing.assert_close(out.total, torch.stack(parts).mean(), rtol=1e-12, atol=1e-14)
+
+
+def stream_state(state, room=1.0, poison=False):
+    """The packed state with the masks of each group in one stream, ``room`` times as long as they are."""
+    fields = {}
+    for name in ("masks_enc", "masks_pred"):
+        fields[name] = [[stream_of(masks, room)] for masks in getattr(state, name)]
+    for kind, name in FEATURES.items():
+        rows = []
+        for xs, (mask,) in zip(getattr(state, kind), fields[name]):
+            rest = xs[0].new_full(
+                (1, mask.shape[1] - sum(mask.lengths), xs[0].shape[2]), float("nan") if poison else 3.0
+            )
+            rows.append([torch.cat([*xs, rest], 1).detach().requires_grad_(xs[0].requires_grad)])
+        fields[kind] = rows
+    return dataclasses.replace(state, **fields)
+
+
+def stream_of(masks, room):
+    lengths = [m.lengths for m in masks]
+    idx = [m.padded(m.token, 0) for m in masks]
+    longest = max(x.shape[1] for x in idx)
+    idx = torch.stack([torch.nn.functional.pad(x, (0, longest - x.shape[1])) for x in idx])
+    capacity = math.ceil(room * sum(map(sum, lengths)))
+    return Stream.cut(idx, torch.stack([m.sizes for m in masks]), lengths, masks[0].tokens, capacity, capacity)
+
+
+@pytest.mark.parametrize("room", [1.0, 1.1, 2.0])
+@pytest.mark.parametrize(
+    ("term", "fields"), [*VARIANTS, ("sigreg", {}), ("fwm_orth", {}), ("ld", {"hard_weighting": 0.5})]
+)
+def test_all_masks_in_one_stream_give_what_each_of_them_gives(term, fields, room):
+    """Values and gradients, with more and less filler, whose features are not numbers."""
+    state, _ = ragged(grids=((4, 2, 3), (2, 2, 2)), masks=2)
+    plan = build(term, fields)
+    want = plan(state)
+    grads = gradients(want, plan, state)
+    one = stream_state(state, room, poison=True)
+    got = plan(one)
+    torch.testing.assert_close(got.total, want.total, rtol=1e-12, atol=1e-14)
+    found = gradients(got, plan, one)
+    for name, grad in found.items():
+        kind, i, *_ = name.split("/")
+        if kind in FEATURES:
+            theirs = torch.cat([grads[f"{kind}/{i}/{j}"] for j in range(2)], 1)
+            torch.testing.assert_close(grad[:, : theirs.shape[1]], theirs, rtol=1e-9, atol=1e-13)
+            assert not grad[:, theirs.shape[1] :].any()
+        else:
+            torch.testing.assert_close(grad, grads[name], rtol=1e-9, atol=1e-13)

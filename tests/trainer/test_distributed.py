@@ -30,10 +30,10 @@ from vjepa_fast import config
 from vjepa_fast.trainer.trainer import Trainer
 trainer = Trainer(config.load(sys.argv[1]))
 masks = []
-inner = trainer.step.sampler
-trainer.step.sampler = lambda clip, **kw: masks.append(inner(clip, **kw)) or masks[-1]
+inner = trainer.step.sampler.draw
+trainer.step.sampler.draw = lambda clip, **kw: masks.append(inner(clip, **kw)) or masks[-1]
 trainer.run()
-torch.save({"weights": [p.detach() for p in trainer.step.params], "masks": masks[0][0][0]}, sys.argv[2])
+torch.save({"weights": [p.detach() for p in trainer.step.params], "masks": masks[0].wait()[0][0]}, sys.argv[2])
 trainer.close()
 """
 

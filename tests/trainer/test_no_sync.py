@@ -62,8 +62,11 @@ CASES = {
     "clipped": {"optimization": {"clip_grad": 0.1}},
     "online": {"objectives": ONLINE, "target": {"mode": "online"}},
     "images": {"model": {"use_silu": True}},
-    "untruncated": {"masks": {"truncate": "none"}, "objectives": HW, "runtime": {"pad_to_multiple": 16}},
+    "untruncated": {"masks": {"truncate": "none"}, "objectives": HW},
     "untruncated rest": {"masks": {"truncate": "none"}, "objectives": REST},
+    "capacity": {"objectives": HW, "runtime": {"capacity_quantum": 16}},
+    "capacity rest": {"masks": {"truncate": "none"}, "objectives": REST, "runtime": {"capacity_quantum": 16}},
+    "capacity online": {"objectives": ONLINE, "target": {"mode": "online"}, "runtime": {"capacity_quantum": 16}},
 }
 
 
@@ -111,10 +114,10 @@ def staged(step, data, index, device):
     groups, masks = [], []
     for number, group in enumerate(data.groups):
         sampler = step._sampler(group)
-        enc, pred = sampler(group.clip, **step._keys(group, number, index))
+        enc, pred = sampler.draw(group.clip, **step._keys(group, number, index)).wait(step.quantum)
         on_device = [[m.to(device) for m in side] for side in (enc, pred)]
         groups.append(dataclasses.replace(group, clip=group.clip.to(device)))
-        masks.append(SimpleNamespace(wait=lambda found=on_device: tuple(found)))
+        masks.append(SimpleNamespace(wait=lambda quantum, found=on_device: tuple(found)))
     return Staged(groups, data.step, masks)
 
 
@@ -135,9 +138,10 @@ def test_a_step_on_the_meta_device_asks_for_no_value(case):
     assert out.loss.is_meta and all(p.grad.is_meta for p in step.params if p.grad is not None)
 
 
-@pytest.mark.parametrize("case", [*CASES, "sigreg", "bfloat16"])
+@pytest.mark.parametrize("case", [*CASES, "sigreg", "capacity sigreg", "bfloat16"])
 def test_no_operator_of_a_step_hands_a_value_to_the_host(case, monkeypatch):
-    sections = {"sigreg": {"objectives": {"pred": {}, "sigreg": {"num_slices": 8}}}, "bfloat16": {}}
+    sigreg = {"objectives": {"pred": {}, "sigreg": {"num_slices": 8}}}
+    sections = {"sigreg": sigreg, "capacity sigreg": {**sigreg, "runtime": {"capacity_quantum": 16}}, "bfloat16": {}}
     dtype = torch.bfloat16 if case == "bfloat16" else torch.float32
     step = TrainStep(config(data={"dataset_fpcs": (8,)}, **{**CASES, **sections}[case]), dtype=dtype)
     data = staged(step, data_of(case, 0), 0, step.device)
@@ -207,11 +211,11 @@ def test_waits_inside_of_our_ops_and_in_the_backward_pass_are_seen(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch watches a GPU only")
 @pytest.mark.parametrize("attention", ["sdpa", "varlen"])
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("truncate", ["batch", "none"])
-def test_whole_steps_on_a_gpu(attention, guided, truncate):
+@pytest.mark.parametrize(("truncate", "quantum"), [("batch", 0), ("none", 0), ("batch", "auto"), ("none", "auto")])
+def test_whole_steps_on_a_gpu(attention, guided, truncate, quantum):
     specs = tuple(dataclasses.replace(s, motion_guided=guided) for s in config().masks.specs)
     cfg = config(
-        runtime={"device": "cuda", "attention": attention, "compile": False},
+        runtime={"device": "cuda", "attention": attention, "compile": False, "capacity_quantum": quantum},
         objectives=HW,
         masks={"specs": specs, "truncate": truncate},
         optimization={"clip_grad": 1.0},

@@ -107,20 +107,9 @@ def test_bfloat16_and_activation_checkpointing():
     assert torch.equal(again.loss, full.loss) and torch.equal(again.grad_norm, full.grad_norm)
 
 
-@pytest.mark.parametrize("truncate", ["none", "batch", "random"])
-def test_padding_to_a_multiple_changes_nothing(truncate):
-    masks = {"truncate": truncate}
-    plain = TrainStep(config(masks=masks))
-    padded = TrainStep(config(masks=masks, runtime={"pad_to_multiple": 64}))
-    assert padded.encoder.pad_to == padded.predictor.pad_to == 64
-    for i in range(3):
-        a, b = plain(batch(i), i), padded(batch(i), i)
-        torch.testing.assert_close(a.loss, b.loss, rtol=1e-5, atol=0)
-        torch.testing.assert_close(a.grad_norm, b.grad_norm, rtol=1e-4, atol=0)
-
-
-def test_compiled_blocks_are_not_compiled_again_for_other_lengths():
-    options = {**NONE, "objectives": {"pred": {}, "hw": {}}}
+@pytest.mark.parametrize("quantum", [0, 64])
+def test_compiled_blocks_are_not_compiled_again_for_other_lengths(quantum):
+    options = {**NONE, "objectives": {"pred": {}, "hw": {}}, "runtime": {"capacity_quantum": quantum}}
     plain, compiled = TrainStep(config(**options)), TrainStep(config(**options))
     torch._dynamo.reset()
     regional.compile_models("blocks", compiled.encoder, compiled.predictor, compiled.target, steady=False,

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -218,10 +219,11 @@ def test_accumulation_equals_one_larger_batch():
     whole, parts = TrainStep(config()), TrainStep(config())
     fixed = whole.sampler(both.groups[0].clip[:1], step=0, first_sample=0)
 
-    def sampler(clip, **_):
-        return tuple([m.expand(clip.shape[0], -1) for m in side] for side in fixed)
+    def draw(clip, **_):
+        masks = tuple([m.expand(clip.shape[0], -1) for m in side] for side in fixed)
+        return SimpleNamespace(wait=lambda quantum: masks)
 
-    whole.sampler = parts.sampler = sampler
+    whole.sampler = parts.sampler = SimpleNamespace(draw=draw)
     a, b = whole(both, 0), parts([rows_of(both, slice(0, 2), 0, 0), rows_of(both, slice(2, 4), 1, 2)], 0)
     torch.testing.assert_close(a.loss, b.loss)
     torch.testing.assert_close(a.terms, b.terms)

@@ -77,6 +77,12 @@ def _conflicts(config: Config) -> Iterator[str]:
                 yield text
     if target.stop_gradient is False and target.mode != "online":
         yield "target.stop_gradient: false needs target.mode: online; no gradient passes through an EMA target"
+    runtime = config.runtime
+    if runtime.pad_to_multiple and runtime.capacity_quantum not in ("auto", runtime.pad_to_multiple):
+        yield (
+            f"runtime.pad_to_multiple: {runtime.pad_to_multiple} is given, and so is runtime.capacity_quantum, its new "
+            f"name: {runtime.capacity_quantum}; give the latter alone"
+        )
     untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
     if config.runtime.compile is True and untruncated:
         yield (

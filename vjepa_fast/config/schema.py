@@ -169,7 +169,11 @@ class RuntimeConfig:
     keep_checkpoints: int = number(2, low=1)
     monitor_every: int = number(100, low=1)  # steps between collapse monitors
     attention: str = registered("attention backend", "auto", "sdpa", "varlen", "xformers")
-    pad_to_multiple: int = number(0, low=0)  # pad the streams of encoder and predictor to a multiple of tokens; 0: no
+    pad_to_multiple: int = number(0, low=0)  # the former name of capacity_quantum; 0: not given
+    # tokens; masks get room for a multiple of so many, so that shapes repeat. 0: room for their tokens, no more
+    capacity_quantum: int | str = later(
+        checked("auto", "auto or a number of tokens, at least 0", lambda x: x == "auto" or (x != str(x) and x >= 0))
+    )
     compile: bool | str = choice("auto", True, False, "auto", "blocks", "target")
     cuda_graphs: bool | str = choice("auto", True, False, "auto")  # of the target encoder
     tensorboard: bool = True

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast import ops
-from vjepa_fast.layers.attention import Lengths
+from vjepa_fast.layers.attention import DeviceSegments, Lengths
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.attention import attention, attention_backward
@@ -60,7 +60,10 @@ def apply(block: Block, x: Tensor, rope: Tensor | None, lengths: Lengths) -> Ten
     """``Block`` with a plain feed-forward: x [B,K,E] float32 -> [B,K,E]. ``rope``: rows of the table, or None."""
     attn, mlp = block.attn, block.mlp
     rope = None if rope is None else rope.contiguous()
-    sizes = (x.shape[1],) if lengths is None else tuple(lengths)
+    if isinstance(lengths, DeviceSegments):  # on a CPU that is where the kernel reads them
+        sizes = lengths.sizes
+    else:
+        sizes = (x.shape[1],) if lengths is None else tuple(lengths)
     layers = (block.norm1, attn.qkv, attn.proj, block.norm2, mlp.fc1, mlp.fc2)
     weights = tuple(w.contiguous() for m in layers for w in (m.weight, m.bias))  # the kernels read plain arrays
     eps = block.norm1.eps, block.norm2.eps

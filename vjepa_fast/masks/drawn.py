@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vjepa_fast.layers.packed import Packed, pack
+from vjepa_fast.layers.packed import Packed, pack, stream
 from vjepa_fast.ops.block_masks import BlockMasks
 
 
@@ -27,10 +27,18 @@ class DrawnMasks:
             self.copied = torch.cuda.Event()
             self.copied.record()
 
-    def wait(self) -> tuple[list[torch.Tensor] | list[Packed], list[torch.Tensor] | list[Packed]]:
-        """(masks_enc, masks_pred), as ``MaskStrategy.__call__`` returns and raises; cut on the current stream."""
+    def wait(
+        self, quantum: int | None = 0
+    ) -> tuple[list[torch.Tensor] | list[Packed], list[torch.Tensor] | list[Packed]]:
+        """(masks_enc, masks_pred), as ``MaskStrategy.__call__`` returns and raises; cut on the current stream.
+
+        With a ``quantum`` of tokens, or None for the usual one, each is a single ``layers.packed.Stream`` of all masks.
+        """
         if self.copied is not None:
             self.copied.synchronize()
+        if quantum != 0:
+            enc, pred = stream(self.masks, self.lengths, quantum)
+            return [enc], [pred]
         return pack(self.masks, self.lengths) if self.packed else self.masks.trim(self.lengths)
 
     def record_stream(self, stream: torch.Stream) -> None:

@@ -114,8 +114,15 @@ def clips_of(grid: tuple[int, int, int], enc: Sequence[Any], pred: Sequence[Any]
     tokens = grid[0] * grid[1] * grid[2]
     if not hasattr(enc[0], "lengths"):
         return [Clips(enc[0].shape[0], tokens, [(e.shape[1], p.shape[1]) for e, p in zip(enc, pred)], image)]
-    lengths = zip(zip(*(e.lengths for e in enc)), zip(*(p.lengths for p in pred)))
+    enc, pred = ([n for m in side for n in _by_mask(m)] for side in (enc, pred))
+    lengths = zip(zip(*enc), zip(*pred))
     return [Clips(1, tokens, list(zip(*of_sample)), image) for of_sample in lengths]
+
+
+def _by_mask(mask: Any) -> Iterable[Sequence[int]]:
+    """Lengths of the samples of each mask in ``mask``: one, or all of a `layers.packed.Stream`."""
+    count = len(mask.lengths) // getattr(mask, "masks", 1)
+    return (mask.lengths[n : n + count] for n in range(0, len(mask.lengths), count))
 
 
 @dataclass

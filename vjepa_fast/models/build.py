@@ -64,5 +64,4 @@ def build_from_config(cfg: Config, device=None) -> tuple[VisionTransformer, Pred
         use_activation_checkpointing=model.use_activation_checkpointing,
         device=device,
     )
-    encoder.pad_to = predictor.pad_to = cfg.runtime.pad_to_multiple
     return encoder, predictor

@@ -8,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.config.fields import require
 from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.layers import packed
-from vjepa_fast.layers.attention import Lengths, Segments
 from vjepa_fast.layers.block import Block, init_weights, run_block
 from vjepa_fast.layers.linear import Linear
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Masks, Stream
 from vjepa_fast.models import rope
 from vjepa_fast.models.vit import VisionTransformer, check_heads
-
-Masks = Sequence[Tensor] | Sequence[Packed]
 
 
 def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
@@ -33,12 +29,7 @@ def predictor_levels(depth: int, levels: int = 4) -> tuple[int, ...]:
 
 
 class Predictor(nn.Module):
-    """Made by ``build_predictor``. Parameter names and shapes are as in FAIR's V-JEPA 2.1 code.
-
-    ``pad_to``: the stream is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
-    """
-
-    pad_to = 0
+    """Made by ``build_predictor``. Parameter names and shapes are as in FAIR's V-JEPA 2.1 code."""
 
     def __init__(
         self,
@@ -107,7 +98,8 @@ class Predictor(nn.Module):
 
         Tokens carry their positions, so their order does not matter and nothing is sorted. The first four arguments may
         also be lists, one entry per mask: one pass for all, each attending to itself only. Ids may then be
-        ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D].
+        ``layers.Packed``, where samples keep different numbers of tokens; features are [1,M,D]. Or lists of one
+        ``layers.packed.Stream`` each, with all masks; ``mask_index`` still has an entry for each of these.
 
         Args:
             z_BKD: encoder output of the context [B,Ke,D].
@@ -141,39 +133,33 @@ class Predictor(nn.Module):
         grid: rope.Grid,
         context: bool,
     ) -> tuple[list[Tensor], list[Tensor] | None]:
-        # a segment is a mask, or where tokens are packed one sample of a mask
-        seen, hidden = ([n for m in idx for n in packed.lengths(m)] for idx in (idx_enc, idx_pred))
         x = self.predictor_embed(torch.cat(list(z_BKD), 1) if len(z_BKD) > 1 else z_BKD[0])
         tokens = torch.stack([self.mask_tokens[m % self.num_mask_tokens] for m in mask_index])  # [masks,1,1,E]
         if self.modality_embedding:
             mod = self.img_mod_embed if modality == "image" else self.video_mod_embed
             x, tokens = x + mod, tokens + mod
-        # stream: context and hidden tokens of the first segment, then those of the second, ...
-        fill = [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, idx_pred)]
-        fill = [part for whole, m in zip(fill, idx_pred) for part in packed.pieces(whole, m)]
-        x = torch.cat([part for pair in zip(x.split(seen, 1), fill) for part in pair], 1)
-        ids = ([part for m in idx for part in packed.pieces(packed.places(m), m)] for idx in (idx_enc, idx_pred))
-        idx_BK = torch.cat([part for pair in zip(*ids) for part in pair], 1)
-        rest = packed.filler(x.shape[1], self.pad_to)
-        if rest:  # a segment of its own, dropped in the end
-            x, idx_BK = F.pad(x, (0, 0, 0, rest)), F.pad(idx_BK, (0, rest))
+        enc, pred = idx_enc[0], idx_pred[0]
+        if isinstance(enc, Stream) and isinstance(pred, Stream):
+            x = x.masked_fill(~enc.real[..., None], 0.0)  # filler is zeros, whatever came out of the encoder
+            stream = _Woven(enc, pred)
+        else:
+            stream = _Joined(idx_enc, idx_pred)
+        x = stream.join(x.split([m.shape[1] for m in idx_enc], 1), stream.fill(x, tokens))
+        idx_BK = stream.join([packed.places(m) for m in idx_enc], [packed.places(m) for m in idx_pred])
         table = None
         if self.use_rope:
             table = rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
         else:
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
             x = x + pos[0, idx_BK]
-        lengths: Lengths = [e + p for e, p in zip(seen, hidden)] + ([rest] if rest else [])
-        if isinstance(idx_enc[0], Packed):
-            lengths = Segments(lengths)
+        lengths = packed.segments(idx_enc, idx_pred)
         for block in self.predictor_blocks:
             x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
-        sizes = [n for pair in zip(seen, hidden) for n in pair]
-        parts = self.predictor_norm(x).split([*sizes, rest] if rest else sizes, 1)[: len(sizes)]
-        z_pred = [self._out(self.predictor_proj, part) for part in _by_mask(parts[1::2], idx_pred)]
+        seen, hidden = stream.apart(self.predictor_norm(x))
+        z_pred = [self._out(self.predictor_proj, part) for part in hidden]
         if not (self.return_all_tokens and context):
             return z_pred, None
-        return z_pred, [self._out(self.predictor_proj_context, part) for part in _by_mask(parts[::2], idx_enc)]
+        return z_pred, [self._out(self.predictor_proj_context, part) for part in seen]
 
     def _out(self, proj: nn.Linear, x_BKE: Tensor) -> Tensor:
         z = proj(x_BKE)
@@ -185,12 +171,64 @@ def _listed(x):
     return [x] if isinstance(x, Tensor | int) else x
 
 
+class _Joined:
+    """A stream of context and hidden tokens of the first segment, then those of the second, and so on.
+
+    A segment is a mask, or where tokens are packed one sample of a mask.
+    """
+
+    def __init__(self, enc: Masks, pred: Masks):
+        self.enc, self.pred = enc, pred
+
+    def fill(self, x: Tensor, tokens: Tensor) -> list[Tensor]:
+        """The hidden tokens of each mask, from the mask tokens [masks,1,1,E]."""
+        return [token.expand(x.shape[0], m.shape[1], -1) for token, m in zip(tokens, self.pred)]
+
+    def join(self, seen: Sequence[Tensor], hidden: Sequence[Tensor]) -> Tensor:
+        """What there is of the context and hidden tokens of each mask, in the order of the stream."""
+        sides = ((seen, self.enc), (hidden, self.pred))
+        parts = ([part for x, m in zip(xs, side) for part in packed.pieces(x, m)] for xs, side in sides)
+        return torch.cat([part for pair in zip(*parts) for part in pair], 1)
+
+    def apart(self, x: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+        """The inverse of ``join``."""
+        seen, hidden = ([n for m in side for n in packed.lengths(m)] for side in (self.enc, self.pred))
+        parts = x.split([n for pair in zip(seen, hidden) for n in pair], 1)
+        return _by_mask(parts[::2], self.enc), _by_mask(parts[1::2], self.pred)
+
+
 def _by_mask(parts: Sequence[Tensor], masks: Masks) -> Iterator[Tensor]:
     """The segments [B,K,E] of each mask, side by side."""
     rest = iter(parts)
     for mask in masks:
         own = [next(rest) for _ in packed.lengths(mask)]
         yield torch.cat(own, 1) if len(own) > 1 else own[0]
+
+
+class _Woven:
+    """The same of all masks at once where their lengths are on the device, and so are the places of all tokens."""
+
+    def __init__(self, enc: Stream, pred: Stream):
+        self.enc, self.pred = enc, pred
+        self.at = packed.weave(enc, pred)
+        at = torch.cat(self.at)
+        self.order = torch.empty_like(at).scatter_(0, at, torch.arange(len(at), device=at.device))
+
+    def fill(self, x: Tensor, tokens: Tensor) -> list[Tensor]:
+        """As ``_Joined.fill``; filler gets the first mask's token."""
+        found = tokens[0].expand(1, self.pred.shape[1], -1)
+        for own_C, token in zip(self.pred.own[1:], tokens[1:]):
+            found = torch.where(own_C[:, None], token, found)
+        return [found]
+
+    def join(self, seen: Sequence[Tensor], hidden: Sequence[Tensor]) -> Tensor:
+        """As ``_Joined.join``."""
+        return torch.cat([*seen, *hidden], 1).index_select(1, self.order)
+
+    def apart(self, x: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+        """As ``_Joined.apart``."""
+        seen, hidden = ((x.index_select(1, rows) for rows in (side,)) for side in self.at)
+        return seen, hidden
 
 
 def build_predictor(

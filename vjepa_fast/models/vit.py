@@ -19,9 +19,9 @@ from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.layers import packed
-from vjepa_fast.layers.attention import Lengths, Segments
+from vjepa_fast.layers.attention import Lengths
 from vjepa_fast.layers.block import Block, init_weights, run_block
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.models import rope
 from vjepa_fast.ops.linear import linear
 from vjepa_fast.registry import suggestion
@@ -86,11 +86,9 @@ class VisionTransformer(nn.Module):
     Attributes:
         embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.
         built_grid: the grid (T,H,W) of a clip of the configured size.
-        pad_to: the stream of several masks is padded to a multiple of so many tokens (``runtime.pad_to_multiple``).
         clip_settings, checkpoint_hash: set by ``interop.load_encoder`` only.
     """
 
-    pad_to = 0
     clip_settings: dict[str, Any]
     checkpoint_hash: str
 
@@ -165,7 +163,8 @@ class VisionTransformer(nn.Module):
                 normalises with ``mean`` and ``std``. F = ``img_temporal_dim_size`` is an image. Other numbers of frames
                 and other sizes than configured are accepted where patches fit.
             masks: None (all tokens), ids of kept tokens int64 [B,K], or a list of such: one pass, each attending
-                to itself only. Or a list of ``layers.Packed``: then the tokens of all samples are one stream.
+                to itself only. Or a list of ``layers.Packed``: then the tokens of all samples are one stream; or of
+                one ``layers.packed.Stream``, which has all masks.
             hierarchical: True returns all levels, concatenated; False the last one.
 
         Returns:
@@ -180,18 +179,14 @@ class VisionTransformer(nn.Module):
         if not masks:
             return []
         idx_BK = torch.cat([packed.ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
-        lengths: Lengths = [n for m in masks for n in packed.lengths(m)]
-        sizes = [m.shape[1] for m in masks]
-        if pad := packed.filler(idx_BK.shape[1], self.pad_to):  # the first tubelet, seen by nobody else
-            idx_BK, lengths, sizes = nn.functional.pad(idx_BK, (0, pad)), [*lengths, pad], [*sizes, pad]
-        place_BK = idx_BK
-        if isinstance(masks[0], Packed):
-            lengths, place_BK = Segments(lengths), idx_BK % masks[0].tokens
+        place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
         x = self._embed(clip, grid, idx_BK, place_BK)
-        outs = self._levels(x, self._rope(x, grid, place_BK), hierarchical, lengths)
-        parts = [out.split(sizes, 1) for out in outs]
+        if isinstance(masks[0], Stream):  # filler is zeros, whatever it read
+            x = x.masked_fill(~masks[0].real[..., None], 0.0)
+        outs = self._levels(x, self._rope(x, grid, place_BK), hierarchical, packed.segments(masks))
+        parts = [out.split([m.shape[1] for m in masks], 1) for out in outs]
         if len(parts) == 1:
-            return [part.contiguous() for part in parts[0][: len(masks)]]
+            return [part.contiguous() for part in parts[0]]
         return [torch.cat([level[i] for level in parts], -1) for i in range(len(masks))]
 
     def _embed(self, clip: Tensor, grid: rope.Grid, idx_BK: Tensor | None, place_BK: Tensor | None = None) -> Tensor:

@@ -10,25 +10,26 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Packed, Stream
 
-Entry = tuple[Tensor, Tensor | None]  # value, present
+Entry = tuple[Tensor, Tensor | None]  # value, present: scalars, or [S] of the masks of a stream
 
 
 def mean_of_entries(entries: Sequence[Entry], otherwise: Iterable[Tensor]) -> Tensor:
     """Mean over the (fpc group, mask) entries that have the term.
 
-    An entry is ``(value, present)``: two scalars, ``present`` being 1 or 0, or None for always. The value of an absent
-    entry must be 0. With no entry at all the result is a zero that still hangs on the tensors of ``otherwise``, so that
-    a backward pass gives them zero gradients instead of failing.
+    An entry is ``(value, present)``: two scalars, ``present`` being 1 or 0, or None for always; or [S] each, where all
+    masks of a group are in one stream. The value of an absent entry must be 0. With no entry at all the result is a
+    zero that still hangs on the tensors of ``otherwise``, so that a backward pass gives them zero gradients instead of
+    failing.
     """
     if not entries:
         return connected_zero(otherwise)
-    total = torch.stack([value for value, _ in entries]).sum()
+    values = torch.cat([value.reshape(-1) for value, _ in entries])
     if all(present is None for _, present in entries):
-        return total / len(entries)
+        return values.sum() / len(values)
     counts = [torch.ones_like(value) if present is None else present for value, present in entries]
-    return total / torch.stack([c.detach().to(total.dtype) for c in counts]).sum().clamp(min=1)
+    return values.sum() / torch.cat([c.detach().reshape(-1).to(values.dtype) for c in counts]).sum().clamp(min=1)
 
 
 def connected_zero(tensors: Iterable[Tensor]) -> Tensor:
@@ -50,13 +51,23 @@ def hard_softmax(error: Tensor, temperature: float, valid: Tensor | None = None)
     return logits.softmax(-1).masked_fill(~valid, 0.0)
 
 
+def mean_of_tokens(error_BK: Tensor, mask: Tensor | Packed) -> Tensor:
+    """Mean over all tokens of a mask, whose ids ``mask`` are; or over those of each mask of a stream, [S].
+
+    In a stream the rows of filler may hold anything.
+    """
+    return mask.sums(error_BK) / mask.counts if isinstance(mask, Stream) else error_BK.mean()
+
+
 def hard_mean(error_BK: Tensor, temperature: float, mask: Tensor | Packed) -> Tensor:
     """Mean over all tokens of K x softmax(error / temperature) x error, softmax over the K tokens of each sample.
 
-    The softmax is a constant. ``mask``: the tokens' ids.
+    The softmax is a constant. ``mask``: the tokens' ids; in a stream the mean is one over the tokens of each mask, [S].
     """
     if not isinstance(mask, Packed):  # averaged over K tokens: the K cancels
         return (hard_softmax(error_BK, temperature) * error_BK).sum(-1).mean()
-    error_BK, tokens = mask.padded(error_BK, 0.0), mask.shape[1]
+    tokens, error_BK = mask.shape[1], mask.padded(error_BK, 0.0)
     value_B = (hard_softmax(error_BK, temperature, mask.valid) * error_BK).sum(-1)
+    if isinstance(mask, Stream):
+        return (value_B * mask.sizes).view(mask.masks, -1).sum(1) / mask.counts
     return (value_B * (mask.sizes.to(value_B.dtype) * len(value_B) / tokens)).mean()

@@ -9,6 +9,8 @@ Group i is an entry of the outer lists (one per frames-per-clip value), j a mask
 
 Where samples keep different numbers of tokens (``layers.Packed``), a mask's tokens are one row [1, M] not [B, K],
 and grids [B, N] are seen as [1, B*N]: there is no padding, and a mean over tokens is one over those of all samples.
+Where all masks of a group are one ``layers.packed.Stream`` [1, C], j is 0 alone, and means are [S], one for each mask.
+Its filler has weight 0, gets no gradient, and may hold anything.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from vjepa_fast import ops
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
-from vjepa_fast.layers.packed import Packed, ids
+from vjepa_fast.layers.packed import Packed, Stream, ids
 from vjepa_fast.objectives.reduce import hard_softmax
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.latent import RowCall, function
@@ -48,7 +50,7 @@ class LatentState:
         z: per group and mask ``[B, K_enc, D]``, the context encoder's features.
         z_pred, z_context: per group and mask ``[B, K_pred, D]`` and ``[B, K_enc, D]``, the predictor's outputs.
         masks_enc, masks_pred: per group and mask, integer token ids ``[B, K]``, or ``layers.Packed``, whose features
-            (z, z_pred, z_context) are ``[1, M, D]``.
+            (z, z_pred, z_context) are ``[1, M, D]``; or per group one ``layers.packed.Stream``.
         step, total_steps, epoch, epochs: where in the run this is; ``step`` and ``epoch`` count from 0.
         modality: "video" or "image".
         mean, std: normalisation per channel, for uint8 clips.
@@ -118,11 +120,16 @@ class LatentState:
     def target_rows(
         self, i: int, x_BKD: Tensor, idx_BK: Tensor, call: RowCall, target: str = "same", after: Tensor | None = None
     ) -> Tensor:
-        """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``."""
+        """``call`` of ``x`` and the target rows at ``idx``, mean over D [B, K]; see ``ops.latent_loss_token``.
+
+        Rows with a negative ``after`` are 0.
+        """
         h = by_rows(self.h[i], idx_BK)
         if target == "same" and h.requires_grad and not self.stop_gradient:  # differentiable in h too
-            value_BKD, _ = function(call.key).formula(computing(x_BKD), take_rows(self.target(i), idx_BK), call.p)
-            return value_BKD.mean(-1)
+            dead = None if after is None else (after < 0)[..., None]
+            x_BKD = computing(x_BKD) if dead is None else computing(x_BKD).masked_fill(dead, 0.0)
+            value_BKD, _ = function(call.key).formula(x_BKD, take_rows(self.target(i), idx_BK), call.p)
+            return (value_BKD if dead is None else value_BKD.masked_fill(dead, 0.0)).mean(-1)
         _, height, width = self.grids[i] if self.has("grids") else (1, 0, 0)
         return ops.latent_loss_token(
             x_BKD,
@@ -137,8 +144,19 @@ class LatentState:
         )
 
     def context(self, i: int, j: int) -> Tensor:
-        """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype."""
-        return self.once(("z", i, j), lambda: computing(self.z[i][j]))
+        """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype, 0 in filler."""
+
+        def make() -> Tensor:
+            stream = self.stream(i, j)
+            z = self.z[i][j]
+            return computing(z if stream is None else z.masked_fill(~stream.real[..., None], 0.0))
+
+        return self.once(("z", i, j), make)
+
+    def stream(self, i: int, j: int) -> Stream | None:
+        """The context masks of a group, where they are one stream."""
+        mask = self.masks_enc[i][j] if self.has("masks_enc") else None
+        return mask if isinstance(mask, Stream) else None
 
     def prediction_errors(self, call: RowCall) -> list[list[Tensor]]:
         """Per group and mask: ``call`` of z_pred and h, mean over D, at each predicted token, [B, K_pred]."""
@@ -151,7 +169,10 @@ class LatentState:
     def _errors(self, source: str, masks: str, call: RowCall) -> list[list[Tensor]]:
         def make() -> list[list[Tensor]]:
             return [
-                [self.target_rows(i, z, ids(m), call) for z, m in zip(zs, ms)]
+                [
+                    self.target_rows(i, z, ids(m), call, after=m.live if isinstance(m, Stream) else None)
+                    for z, m in zip(zs, ms)
+                ]
                 for i, (zs, ms) in enumerate(zip(getattr(self, source), getattr(self, masks)))
             ]
 
@@ -163,7 +184,7 @@ class LatentState:
         if not isinstance(enc, Packed) or not isinstance(pred, Packed):
             return ops.mask_distance(ids(enc).long(), ids(pred).long(), self.grids[i], offset=offset)
         rows = enc.padded(enc.token), pred.padded(pred.token)  # a token twice changes no distance
-        return enc.packed(ops.mask_distance(*rows, self.grids[i], offset=offset))
+        return enc.packed(ops.mask_distance(*rows, self.grids[i], offset=offset), fill=1.0)
 
     def grid_pairs(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """(idx, after, before) [B, N] of all tokens of group ``i``, for ``ops.latent_loss_pair``."""
@@ -195,7 +216,7 @@ class TemporalView:
 
     A token (t, y, x) makes a *pair* if (t+1, y, x) is a context token too. Everything stays in the [B, K] layout of the
     context; a token without a successor counts as its own, so differences are exactly 0 there. Under a packed mask B is
-    1 and K is M: the samples' grids follow each other, and no pair leads from one to the next.
+    1 and K all its rows: the samples' grids follow each other, and no pair leads from one to the next, nor to filler.
     """
 
     def __init__(self, state: LatentState, i: int, j: int):
@@ -204,36 +225,48 @@ class TemporalView:
         self.places = height * width
         mask = state.masks_enc[i][j]
         self.packed = mask if isinstance(mask, Packed) else None
+        self.stream = mask if isinstance(mask, Stream) else None
         self.idx = ids(mask)
         b, k = self.idx.shape
-        n = self.steps * self.places * (len(self.packed.lengths) if self.packed else 1)
+        n = self.steps * self.places * (len(self.packed.sizes) if self.packed else 1)
+        slot_BK = torch.arange(k, device=self.idx.device).expand(b, k)
+        # one time step more than the grid has, so that the successor of a last token is looked up and not found; and
+        # for filler, which is no token of the grid, another entry
+        self.cells, beyond = n, n + self.places
+        cell_BK = self.idx if self.stream is None else self.stream.cell
+        own_BK = cell_BK if self.stream is None else cell_BK.where(self.stream.real, beyond)
         if _check.debugging():  # a token has one row, or gradients go astray
             _check.in_range("objectives", "masks_enc", self.idx, n)
-            _check.distinct("objectives", "masks_enc", self.idx)
-        slot_BK = torch.arange(k, device=self.idx.device).expand(b, k)
-        # one time step more than the grid has, so that the successor of a last token is looked up and not found
-        self.slot_of_token = self.idx.new_full((b, n + self.places), -1).scatter_(1, self.idx, slot_BK)
-        after_BK = self.slot_of_token.gather(1, self.idx + self.places)
+            _check.distinct("objectives", "masks_enc", own_BK.where(own_BK < n, n + slot_BK))
+        self.slot_of_token = self.idx.new_full((b, beyond + (self.stream is not None)), -1)
+        self.slot_of_token.scatter_(1, own_BK, slot_BK)
+        after_BK = self.slot_of_token.gather(1, cell_BK + self.places)
         place_BK = self.idx
         if self.packed:
             place_BK = self.packed.token
             after_BK = after_BK.masked_fill(place_BK >= self.packed.tokens - self.places, -1)  # of the next sample
+        if self.stream:
+            after_BK = after_BK.masked_fill(~self.stream.real, -1)
         self.pair = after_BK >= 0
         self.after_slot = after_BK  # row of the successor, -1 where there is none
-        earlier_BK = torch.where(place_BK >= self.places, self.idx - self.places, n)
+        earlier_BK = torch.where(place_BK >= self.places, cell_BK - self.places, n)
         self.before_slot = self.slot_of_token.gather(1, earlier_BK)
         start_B1 = torch.arange(b, device=self.idx.device).unsqueeze(1) * k
         self._after = (torch.where(self.pair, after_BK, slot_BK) + start_B1).reshape(-1)
 
+    def total(self, x_BK: Tensor) -> Tensor:
+        """Sum over all tokens, scalar; or over those of each mask of a stream, [S]."""
+        return x_BK.sum() if self.stream is None else self.stream.sums(x_BK)
+
     @cached_property
     def count(self) -> Tensor:
-        """Number of pairs, scalar, at least 1."""
-        return self.pair.sum().clamp(min=1)
+        """Number of pairs, scalar or [S], at least 1."""
+        return self.total(self.pair.long()).clamp(min=1)
 
     @cached_property
     def present(self) -> Tensor:
-        """1 if there is any pair, else 0; scalar."""
-        return self.pair.any().to(torch.float32)
+        """1 if there is any pair, else 0; scalar or [S]."""
+        return (self.total(self.pair.long()) > 0).to(torch.float32)
 
     def after(self, x: Tensor) -> Tensor:
         """Rows of ``x`` [B, K, C] at each token's successor in time, [B, K, C]."""
@@ -244,8 +277,15 @@ class TemporalView:
         return self.after(x) - x
 
     def mean(self, x_BK: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean over the pairs of the batch, present), for ``reduce.mean_of_entries``."""
-        return x_BK.masked_fill(~self.pair, 0.0).sum() / self.count, self.present
+        """(mean over the pairs of the batch, present), for ``reduce.mean_of_entries``; scalars, or [S] in a stream."""
+        return self.total(x_BK.masked_fill(~self.pair, 0.0)) / self.count, self.present
+
+    def hard_shares_of_all(self, error_BK: Tensor, temperature: float) -> Tensor:
+        """softmax(error / temperature) over the pairs of the batch, of each mask for itself; [B, K]."""
+        if self.stream is None:
+            return hard_softmax(error_BK.flatten(), temperature, self.pair.flatten()).view_as(error_BK)
+        own = self.pair & self.stream.own
+        return hard_softmax(error_BK.expand_as(own), temperature, own).sum(0, keepdim=True)
 
     def hard_shares(self, error_BK: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """(softmax(error / temperature) over the pairs of each sample, number of those), each [B, K] or [B, 1]."""
@@ -258,7 +298,7 @@ class TemporalView:
 
     @property
     def z(self) -> Tensor:
-        """Context features [B, K, D]."""
+        """Context features [B, K, D], 0 in filler."""
         return self.state.context(self.i, self.j)
 
     # for terms in plain PyTorch
@@ -321,16 +361,26 @@ class TemporalView:
 
         K tokens fill at most P = K // T columns, which keeps the shapes fixed.
         """
-        k = max(self.packed.lengths) if self.packed else self.idx.shape[1]
-        slot_BTS = self.slot_of_token[:, : -self.places].view(-1, self.steps, self.places)
+        k = self.packed.longest if self.packed else self.idx.shape[1]
+        slot_BTS = self.slot_of_token[:, : self.cells].view(-1, self.steps, self.places)
         seen, place = (slot_BTS >= 0).all(1).to(torch.uint8).sort(dim=1, descending=True, stable=True)
         seen, place = seen[:, : k // self.steps, None] > 0, place[:, : k // self.steps]
         slots = slot_BTS.gather(2, place.unsqueeze(1).expand(-1, self.steps, -1)).transpose(1, 2)
         tokens = place[..., None] + torch.arange(self.steps, device=place.device) * self.places
         if self.packed:
-            tokens = tokens + torch.arange(len(tokens), device=place.device)[:, None, None] * self.packed.tokens
+            sample = torch.arange(len(tokens), device=place.device)
+            sample = sample % self.stream.batch if self.stream else sample
+            tokens = tokens + sample[:, None, None] * self.packed.tokens
         slots, tokens = slots.masked_fill(~seen, -1), tokens.masked_fill(~seen, -1)
         return (slots.flatten(0, 1)[None], tokens.flatten(0, 1)[None]) if self.packed else (slots, tokens)
+
+    def column_mean(self, x_BP: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean over the ``columns`` there are, present) of ``column_rows``; scalars, or [S] in a stream."""
+        seen = self.columns[0][..., 0] >= 0
+        if self.stream is None:
+            return x_BP.sum() / seen.sum().clamp(min=1), seen.any()
+        x, seen = (v.view(self.stream.masks, -1) for v in (x_BP, seen))
+        return x.sum(1) / seen.sum(1).clamp(min=1), seen.any(1)
 
     def column_rows(self, call: RowCall, constants: Tensor) -> Tensor:
         """``call`` (access COLUMN) of z and h at each of ``columns``, mean over D, 0 in spare entries; [B, P]."""

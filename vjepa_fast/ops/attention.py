@@ -22,13 +22,20 @@ def _nowhere() -> Tensor:
     return torch.empty(0, device="cpu")  # tokens without positions
 
 
+Lengths = tuple[int, ...] | Tensor  # of segments; int64 [S]
+
+
+def _tensor_of(values: Lengths) -> Tensor:
+    return values if isinstance(values, Tensor) else _lengths(values)
+
+
 @functools.lru_cache(256)
 @torch.inference_mode(False)
 def _lengths(values: tuple[int, ...]) -> Tensor:
     return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
-def attention(qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_heads: int) -> tuple[Tensor, Tensor]:
+def attention(qkv: Tensor, table: Tensor | None, lengths: Lengths, num_heads: int) -> tuple[Tensor, Tensor]:
     """softmax(q k^T / sqrt(d)) v of each segment of tokens, q and k turned by their positions first (`ops.rope3d`).
 
     Args:
@@ -48,15 +55,15 @@ def attention(qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_h
     b, k, e3 = qkv.shape
     out, lse = qkv.new_empty(b, k, e3 // 3), qkv.new_empty(b, num_heads, k)
     table = _nowhere() if table is None else table
-    torch.ops.vjepa_fast_cpp.attention(qkv, table, _lengths(lengths), num_heads, out, lse)
+    torch.ops.vjepa_fast_cpp.attention(qkv, table, _tensor_of(lengths), num_heads, out, lse)
     return out, lse
 
 
 def attention_backward(
-    grad: Tensor, qkv: Tensor, table: Tensor | None, lengths: tuple[int, ...], num_heads: int, out: Tensor, lse: Tensor
+    grad: Tensor, qkv: Tensor, table: Tensor | None, lengths: Lengths, num_heads: int, out: Tensor, lse: Tensor
 ) -> Tensor:
     """The gradient of qkv [B,K,3*E] from that of the result, [B,K,E], and from what ``attention`` returned."""
     dqkv = torch.empty_like(qkv)
     table = _nowhere() if table is None else table
-    torch.ops.vjepa_fast_cpp.attention_backward(grad, qkv, table, _lengths(lengths), num_heads, out, lse, dqkv)
+    torch.ops.vjepa_fast_cpp.attention_backward(grad, qkv, table, _tensor_of(lengths), num_heads, out, lse, dqkv)
     return dqkv

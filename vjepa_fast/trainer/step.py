@@ -19,13 +19,13 @@ from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.layers.block import use_attention
-from vjepa_fast.layers.packed import Packed
+from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.models.vit import VisionTransformer
-from vjepa_fast.trainer import graphs, optim, precision, regional
+from vjepa_fast.trainer import capacity, graphs, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
@@ -107,6 +107,7 @@ class TrainStep:
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
         use_attention(cfg.runtime.attention, self.device, dtype, encoder, predictor)
+        self.quantum = capacity.quantum(cfg, self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
@@ -243,10 +244,11 @@ class TrainStep:
             if isinstance(batch, Staged):  # lengths arrived while the device was busy; the target needs none of them
                 h = self._target(clip, number)
                 with phase("masks"):
-                    enc, pred = batch.masks[number].wait()
+                    enc, pred = batch.masks[number].wait(self.quantum)
             else:
                 with phase("masks"):
-                    enc, pred = self._sampler(group)(clip, **self._keys(group, number, index))
+                    drawn = self._sampler(group).draw(clip, **self._keys(group, number, index))
+                    enc, pred = drawn.wait(self.quantum)
                 h = self._target(clip, number)
             enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
@@ -277,11 +279,12 @@ class TrainStep:
     def _context(
         self, clip: Tensor, enc: list[Tensor | Packed], pred: list[Tensor | Packed], modality: str
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]."""
+        """Per mask context ``z`` [B,Ke,D], ``z_pred`` [B,Kp,D], ``z_context`` [B,Ke,D]; or those of a stream of all."""
         with phase("context"), self.autocast():
             z = self.encoder(clip, masks=enc)
         with phase("predictor"), self.autocast():
-            tokens = [0 if self.shared_token else j for j in range(len(z))]
+            masks = enc[0].masks if isinstance(enc[0], Stream) else len(enc)
+            tokens = [0 if self.shared_token else j for j in range(masks)]
             z_pred, z_context = self.predictor(
                 z, enc, pred, tokens, modality, grid=self.encoder.grid(clip.shape), context=self.wants_context
             )
@@ -322,7 +325,10 @@ class TrainStep:
 
 
 def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
-    return monitors.collapse(state.h[0], state.z[0][0], levels, normalized=state.h_normalized)
+    z, mask = state.z[0][0], state.masks_enc[0][0]
+    if isinstance(mask, Stream):
+        z = z[:, : sum(mask.lengths[: mask.batch])]  # of the first mask
+    return monitors.collapse(state.h[0], z, levels, normalized=state.h_normalized)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -17,11 +17,33 @@ from torch import Tensor
 
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.layers.attention.base import BACKENDS, Backend, Call, Lengths, Segments, needs_cuda, register
+from vjepa_fast.layers.attention.base import (
+    BACKENDS,
+    Backend,
+    Call,
+    DeviceSegments,
+    Lengths,
+    Segments,
+    needs_cuda,
+    register,
+)
 from vjepa_fast.layers.attention.sdpa import SDPA
 from vjepa_fast.registry import suggestion
 
-__all__ = ["BACKENDS", "Backend", "Call", "Lengths", "Segments", "attend", "find", "needs_cuda", "register", "require"]
+__all__ = [
+    "BACKENDS",
+    "SDPA",
+    "Backend",
+    "Call",
+    "DeviceSegments",
+    "Lengths",
+    "Segments",
+    "attend",
+    "find",
+    "needs_cuda",
+    "register",
+    "require",
+]
 
 
 def find(name: str) -> Backend | None:
@@ -41,7 +63,7 @@ def find(name: str) -> Backend | None:
 
 def require(backend: Backend, call: Call) -> None:
     """Refuse a call that the backend does not support (ConfigError with all its reasons)."""
-    if reasons := backend.objections(call):
+    if reasons := backend.refusals(call):
         raise ConfigError(
             f"runtime.attention: {backend.name} is not supported here: {'; '.join(reasons)}; use runtime.attention=auto"
         )
@@ -107,7 +129,7 @@ _outside: Callable[..., Tensor] = torch.compiler.disable(_run)  # pyright: ignor
 
 
 def _call(q: Tensor, segments: Segments) -> Call:
-    return Call(q.device, q.dtype, q.shape[-1], len(segments))
+    return Call(q.device, q.dtype, q.shape[-1], len(segments), isinstance(segments, DeviceSegments))
 
 
 _measured: dict[tuple, Backend] = {}
@@ -116,20 +138,28 @@ _measured: dict[tuple, Backend] = {}
 def _fastest(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Backend:
     """The backend that is quickest forward and backward on tokens of this shape (lengths to the next 128).
 
-    Of many segments, whose lengths differ at every step, the mean and the longest stand for all.
+    Of many segments, whose lengths differ at every step, the mean and the longest stand for all. Where they are on the
+    device the tokens of the stream do, and ``sdpa``, which would compute every segment at its longest, is the last
+    resort.
     """
     if len(segments) == 1 or not q.is_cuda or torch.compiler.is_compiling():
         return SDPA  # in a graph without a look at the lengths, which would make a graph for each
-    n = segments.lengths
-    lengths = n if len(n) <= 4 else (len(n) * 128, sum(n) // len(n), segments.longest)
-    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], *(-(-n // 128) for n in lengths))
+    on_device = isinstance(segments, DeviceSegments)
+    if on_device:
+        lengths = len(segments) * 128, q.shape[1], segments.longest
+    else:
+        n = segments.lengths
+        lengths = n if len(n) <= 4 else (len(n) * 128, sum(n) // len(n), segments.longest)
+    key = (q.device, q.dtype, q.shape[0], *q.shape[2:], on_device, *(-(-n // 128) for n in lengths))
     found = _measured.get(key)
-    if (found is None or not found.graph) and torch.cuda.is_current_stream_capturing():
+    if (found is None or not (found.graph or on_device)) and torch.cuda.is_current_stream_capturing():
         return SDPA  # no time to measure now
     if found is None:
         call = _call(q, segments)
-        able = [backend for backend in BACKENDS.values() if not backend.objections(call)]
-        found = _measured[key] = min(able, key=lambda backend: _seconds(backend, q, k, v, segments))
+        able = [b for b in BACKENDS.values() if not b.refusals(call) and not (on_device and b is SDPA)]
+        seconds = {backend: _seconds(backend, q, k, v, segments) for backend in able}
+        best = min(able, key=lambda backend: seconds[backend], default=SDPA)
+        found = _measured[key] = best if seconds.get(best, 0.0) < float("inf") else SDPA
     return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vjepa_fast.registry import Registry
@@ -46,6 +47,61 @@ class Segments:
         return _offsets(batch, self.lengths, device)
 
 
+class DeviceSegments(Segments):
+    """Segments whose lengths are known to the device alone: the host knows their number, and how long one may be.
+
+    Args:
+        sizes: int64 [S], adding up to the tokens of the stream; a segment may be empty.
+        longest: the most tokens that a segment may have.
+    """
+
+    def __init__(self, sizes: Tensor, longest: int):
+        self.sizes, self._longest = sizes, longest
+
+    def __len__(self) -> int:
+        return self.sizes.shape[0]
+
+    @property
+    def lengths(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]  # never read, by design
+        """Refused: to know them the host would have to wait."""
+        raise TypeError("the lengths of these segments are on the device")
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a segment may have."""
+        return self._longest
+
+    @functools.cached_property
+    def _offsets(self) -> Tensor:
+        return F.pad(self.sizes.cumsum(0), (1, 0)).to(torch.int32)
+
+    def offsets(self, batch: int, device: torch.device) -> Tensor:
+        """int32 [S + 1]: where each segment begins, and the end. One stream only; computed on the device."""
+        if batch != 1:
+            raise ValueError(f"segments with lengths on the device: expected one stream, got a batch of {batch}")
+        return self._offsets
+
+    @functools.cached_property
+    def rows(self) -> Tensor:
+        """int64 [S, longest], the rows of the stream in each segment; past its end the last one again."""
+        place = torch.arange(self.longest, device=self.sizes.device)
+        starts = self.sizes.cumsum(0) - self.sizes
+        last = torch.minimum(place, (self.sizes - 1).clamp(min=0)[:, None])
+        return (starts[:, None] + last).clamp(max=self.sizes.sum() - 1)
+
+    @functools.cached_property
+    def seen(self) -> Tensor:
+        """Bool [S, longest], False past the end of a segment. An empty one has one entry, which nobody reads."""
+        return torch.arange(self.longest, device=self.sizes.device) < self.sizes.clamp(min=1)[:, None]
+
+    def slots(self, tokens: int) -> Tensor:
+        """int64 [K], for each of the stream's K ``tokens`` the entry of ``rows``, flattened, that holds it."""
+        row = torch.arange(tokens, device=self.sizes.device)
+        ends = self.sizes.cumsum(0)
+        segment = torch.searchsorted(ends, row, right=True)
+        return segment * self.longest + row - (ends - self.sizes)[segment]
+
+
 Lengths = Sequence[int] | Segments | None  # what `attend` takes
 
 
@@ -58,12 +114,16 @@ def _offsets(batch: int, lengths: tuple[int, ...], device: torch.device) -> Tens
 
 @dataclass(frozen=True)
 class Call:
-    """What a backend is asked whether it supports: ``device`` and ``dtype`` of q, k and v, d and S."""
+    """What a backend is asked whether it supports: ``device`` and ``dtype`` of q, k and v, d and S.
+
+    ``on_device``: the segments are `DeviceSegments`.
+    """
 
     device: torch.device
     dtype: torch.dtype
     head_dim: int
     segments: int = 1
+    on_device: bool = False
 
 
 class Backend(ABC):
@@ -73,10 +133,18 @@ class Backend(ABC):
         name: in ``runtime.attention``.
         graph: calls can be part of a compiled graph or a captured CUDA graph. False where something is made on the
             host for them, as `Segments.offsets` is: they then run between compiled graphs.
+        on_device: calls may have `DeviceSegments` (``runtime.capacity_quantum``).
     """
 
     name: ClassVar[str]
     graph: ClassVar[bool] = True
+    on_device: ClassVar[bool] = False
+
+    def refusals(self, call: Call) -> list[str]:
+        """All `objections`, and that of a backend that has to know the lengths of segments on the host."""
+        unknown = call.on_device and not self.on_device
+        text = "it needs the lengths of segments on the host (set runtime.capacity_quantum=0)"
+        return self.objections(call) + ([text] if unknown else [])
 
     def objections(self, call: Call) -> list[str]:
         """Why this backend does not support the call, every reason; empty if it does."""

@@ -18,6 +18,7 @@ class Varlen(Backend):
 
     name = "varlen"
     graph = False
+    on_device = True
 
     def objections(self, call: Call) -> list[str]:
         """Why this backend does not support the call."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vjepa_fast.config.fields import is_fraction, ramp
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives.api import Objective, TermContext, flag, number, objective
-from vjepa_fast.objectives.reduce import Entry, mean_of_entries
+from vjepa_fast.objectives.reduce import Entry, mean_of_entries, mean_of_tokens
 from vjepa_fast.objectives.rows import power_error
 from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import RowCall
@@ -92,5 +92,5 @@ class Context(Objective):
                     continue
                 if self.weight_distance:
                     error_BK = error_BK * state.distance(i, j, self.offset).reciprocal().to(error_BK.dtype)
-                entries.append((error_BK.mean(), None))
+                entries.append((mean_of_tokens(error_BK, state.masks_enc[i][j]), None))
         return mean_of_entries(entries, state.outputs("z_context"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from vjepa_fast.layers.channels import appearance, dynamics, level_norm
@@ -39,10 +40,17 @@ class FwmOrth(Objective):
         entries: list[Entry] = []
         for view in state.temporal():
             z_MD = (level_norm(view.z, ctx.levels) if self.normalize else view.z).flatten(0, 1)
-            rows = z_MD.shape[0]
-            if rows < 2:
-                continue
-            z_MD = z_MD - z_MD.mean(0)
-            app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
-            entries.append(((app.t() @ dyn / (rows - 1)).square().mean(), None))
+            if view.stream is not None:
+                rows_S = view.stream.counts
+                for own_M, rows in zip(view.stream.own[..., None], rows_S):
+                    z = torch.where(own_M, z_MD, 0.0)
+                    z = torch.where(own_M, z - z.sum(0) / rows, 0.0)
+                    entries.append((self._square(z, (rows - 1).clamp(min=1), ctx), rows > 1))
+            elif (rows := z_MD.shape[0]) > 1:
+                entries.append((self._square(z_MD - z_MD.mean(0), rows - 1, ctx), None))
         return mean_of_entries(entries, state.outputs("z"))
+
+    def _square(self, z_MD: Tensor, free: Tensor | int, ctx: TermContext) -> Tensor:
+        """Mean square of the covariance of centred rows."""
+        app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
+        return (app.t() @ dyn / free).square().mean()

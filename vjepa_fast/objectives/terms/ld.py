@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vjepa_fast.objectives.api import Objective, TermContext, choice, mlp, number, objective
 from vjepa_fast.objectives.channels import head_input, head_width, published_channels
-from vjepa_fast.objectives.reduce import hard_softmax, mean_of_entries
+from vjepa_fast.objectives.reduce import mean_of_entries
 from vjepa_fast.objectives.rows import L1
 from vjepa_fast.objectives.state import LatentState, TemporalView
 from vjepa_fast.ops.latent import RowCall
@@ -76,7 +76,6 @@ class LatentDynamics(Objective):
         if self.hard_weighting is None:
             return view.mean(error_BK)
         if self.hard_scope == "batch":
-            share = hard_softmax(error_BK.flatten(), self.hard_weighting, view.pair.flatten()).view_as(error_BK)
-            return (share * error_BK).sum(), view.present
+            return view.total(view.hard_shares_of_all(error_BK, self.hard_weighting) * error_BK), view.present
         share, pairs = view.hard_shares(error_BK, self.hard_weighting)
         return view.mean(share * error_BK * pairs)

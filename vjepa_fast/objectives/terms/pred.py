@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vjepa_fast.objectives.api import Objective, TermContext, number, objective
-from vjepa_fast.objectives.reduce import mean_of_entries
+from vjepa_fast.objectives.reduce import mean_of_entries, mean_of_tokens
 from vjepa_fast.objectives.rows import power_error
 from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import RowCall
@@ -36,4 +36,6 @@ class Pred(Objective):
 
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         errors = state.prediction_errors(*self.lower(ctx))
-        return mean_of_entries([(e.mean(), None) for es in errors for e in es if e.numel()], state.outputs("z_pred"))
+        pairs = [(e, mask) for es, masks in zip(errors, state.masks_pred) for e, mask in zip(es, masks)]
+        values = [mean_of_tokens(e, mask) for e, mask in pairs if e.numel()]
+        return mean_of_entries([(v, None) for v in values], state.outputs("z_pred"))

@@ -38,13 +38,16 @@ class Sigreg(Objective):
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         assert state.step is not None
         x_ND = torch.cat([computing(z).flatten(0, 1) for z in state.outputs("z")])
+        streams = [state.stream(i, j) for i, zs in enumerate(state.z) for j in range(len(zs))]
+        reals = [s.real[0] for s in streams if s is not None]
+        real_N = torch.cat(reals) if reals else None
         a_DS = directions(x_ND.shape[1], self.num_slices, ctx.seed, state.step, x_ND)
         per_pass = max(1, _CHUNK // (x_ND.shape[0] * POINTS))
         total = x_ND.new_zeros(())
         for part in a_DS.split(per_pass, dim=1):
             if part.shape[1] == a_DS.shape[1]:
-                return epps_pulley(x_ND @ part).mean()
-            total = total + checkpoint(_sum, x_ND, part, use_reentrant=False, preserve_rng_state=False)
+                return epps_pulley(x_ND @ part, real_N).mean()
+            total = total + checkpoint(_sum, x_ND, part, real_N, use_reentrant=False, preserve_rng_state=False)
         return total / self.num_slices
 
 
@@ -59,7 +62,7 @@ class EppsPulley(torch.autograd.Function):
     """One cosine and one sine per projection: exp(i k theta) comes from turning k times, and nothing is kept per t."""
 
     @staticmethod
-    def forward(ctx: Any, u_NS: Tensor) -> Tensor:
+    def forward(ctx: Any, u_NS: Tensor, real_N: Tensor | None) -> Tensor:
         dt = T_MAX / (POINTS - 1)
         t = torch.linspace(0.0, T_MAX, POINTS, dtype=u_NS.dtype, device=u_NS.device)
         gauss = torch.exp(-0.5 * t * t)
@@ -68,21 +71,28 @@ class EppsPulley(torch.autograd.Function):
         weight = weight * gauss
         theta = u_NS * dt
         c1, s1 = theta.cos(), theta.sin()
-        means = [(c.mean(0), s.mean(0)) for c, s in _turns(c1, s1)]
+        if real_N is None:
+            rows = u_NS.shape[0]
+            means = [(c.mean(0), s.mean(0)) for c, s in _turns(c1, s1)]
+        else:  # both 0 stay so however often they are turned: filler is in no sum
+            rows = real_N.sum()
+            for x in (c1, s1):
+                x.masked_fill_(~real_N[:, None], 0.0)
+            means = [(c.sum(0) / rows, s.sum(0) / rows) for c, s in _turns(c1, s1)]
         gap_cos = torch.stack([c for c, _ in means]) - gauss[1:, None]  # at t = 0 the gap is 0
         gap_sin = torch.stack([s for _, s in means])
         ctx.save_for_backward(c1, s1, gap_cos, gap_sin, (2 * weight * t)[1:, None])
-        return u_NS.shape[0] * (weight[1:] @ (gap_cos.square() + gap_sin.square()))
+        return rows * (weight[1:] @ (gap_cos.square() + gap_sin.square()))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_S: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
+    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
         c1, s1, gap_cos, gap_sin, factor = ctx.saved_tensors
         from_cos, from_sin = factor * gap_cos * grad_S, factor * gap_sin * grad_S
         grad = torch.zeros_like(c1)
         for k, (c, s) in enumerate(_turns(c1, s1)):
             grad.addcmul_(c, from_sin[k]).addcmul_(s, from_cos[k], value=-1)
-        return grad
+        return grad, None
 
 
 def _turns(c1: Tensor, s1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -94,10 +104,13 @@ def _turns(c1: Tensor, s1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield c, s
 
 
-def epps_pulley(u_NS: Tensor) -> Tensor:
-    """The statistic of each column of ``u`` against N(0, 1), [S]. Differentiable once."""
-    return EppsPulley.apply(u_NS)
+def epps_pulley(u_NS: Tensor, real_N: Tensor | None = None) -> Tensor:
+    """The statistic of each column of ``u`` against N(0, 1), [S]. Differentiable once.
+
+    ``real_N``: bool, the rows that count; None: all.
+    """
+    return EppsPulley.apply(u_NS, real_N)
 
 
-def _sum(x_ND: Tensor, a_DS: Tensor) -> Tensor:
-    return epps_pulley(x_ND @ a_DS).sum()
+def _sum(x_ND: Tensor, a_DS: Tensor, real_N: Tensor | None) -> Tensor:
+    return epps_pulley(x_ND @ a_DS, real_N).sum()

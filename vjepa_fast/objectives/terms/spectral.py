@@ -77,11 +77,9 @@ class Spectral(Objective):
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         entries: list[Entry] = []
         for view in state.temporal(min_steps=4):
-            seen_BP = view.columns[0][..., 0] >= 0
             z_BKD = state.z[view.i][view.j]
             basis = state.once(("dft", view.steps), partial(weighted_dft, view.steps, computing(z_BKD[:0])))
-            rows_BP = view.column_rows(SPECTRUM(), basis)
-            entries.append((rows_BP.sum() / seen_BP.sum().clamp(min=1), seen_BP.any()))
+            entries.append(view.column_mean(view.column_rows(SPECTRUM(), basis)))
         return mean_of_entries(entries, state.outputs("z"))
 
 
