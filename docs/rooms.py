@@ -91,6 +91,7 @@ def draw(lines: dict[str, int], edges: Counter, floor: dict[str, int], path: Pat
     axes.set_ylim(-0.5, len(levels) - 0.5)
     axes.axis("off")
     figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from benchmarks.ops._inputs import GRID, MEAN, PATCH, STD, TUBELET, Case, E, Inputs, N, eager_code
 from vjepa_fast import ops
 from vjepa_fast.ops.linear import linear
+from vjepa_fast.ops.patchify import Tubelets
 from vjepa_fast.reference.model import take_tokens
 
 
@@ -63,7 +64,7 @@ def tubelet_patchify(x: Inputs) -> Case:
         return ops.tubelet_patchify(clip, idx, TUBELET, PATCH, MEAN, STD, x.dtype)
 
     def plain():
-        return eager_code("tubelet_patchify")(clip, idx, TUBELET, PATCH, list(MEAN), list(STD), x.dtype)
+        return eager_code("tubelet_patchify")(Tubelets(clip, idx, TUBELET, PATCH, MEAN, STD, x.dtype))
 
     return Case(
         "tubelet_patchify",

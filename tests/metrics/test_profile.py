@@ -161,4 +161,4 @@ def test_runs_that_end_early(command, tmp_path, capsys):
     assert main([*command, "--folder", str(second), "--max-steps", "2", "--profile"]) == 0
     assert "nothing to show, the run made 2 steps" in capsys.readouterr().out and not (second / "profile").exists()
     assert main([*command, "--folder", str(second), "--profile", "-1"]) == 2
-    assert "--profile: must be at least 1" in capsys.readouterr().err
+    assert "argument --profile: -1 is less than 0" in capsys.readouterr().err
