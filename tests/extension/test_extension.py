@@ -84,7 +84,7 @@ def run(site, work):
 
 
 def test_every_kind_is_listed(run):
-    for command in (["config", "list", "--kinds"], ["doctor"]):
+    for command in (["config", "list"], ["doctor"]):
         text = run("vjepa_fast", *command)
         for kind, name in NAMES.items():
             assert re.search(rf"\b{name}\b", text), f"{' '.join(command)} does not list the {kind} {name}"

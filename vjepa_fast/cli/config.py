@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (show, checked):
         action.add_argument("config", help="YAML file (ours or published), recipe name or run folder")
         add_overrides(action)
-    listed = actions.add_parser("list", help="print the names of the recipes")
-    listed.add_argument(
-        "--kinds", action="store_true", help="also objectives, mask strategies, decoders, ... that can be named"
+    listed = actions.add_parser(
+        "list", help="print the recipes, and the objectives, mask strategies, ... to name in one"
     )
+    listed.add_argument("--recipes", action="store_true", help="only the names of the recipes; needs no torch")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.action == "list":
         print("\n".join(config.list_recipes()))
-        if args.kinds:
+        if not args.recipes:
             _list_kinds()
         return 0
     cfg = config.load(args.config, args.overrides)
