@@ -4,6 +4,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs
+# Test processes: one more than cores, since some tests wait, and 4 at most, since each takes 1 to 2 GB.
+WORKERS = $(shell $(PY) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
 
 .PHONY: help install test demo bench gpu-check lint docs clean
@@ -27,7 +29,7 @@ install: $(STAMP)  ## create .venv, build and install the package
 	@$(PY) -c 'from vjepa_fast.ops import _cpp; print(_cpp.status())'
 
 test: install  ## run the tests (ARGS="-k name" passes on to pytest)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
 demo: install  ## videos, pretraining, evaluation, report in runs/demo
 	$(VENV)/bin/vjepa-fast demo $(ARGS)

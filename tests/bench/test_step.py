@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.bench.sleeper import sleeps
 from vjepa_fast import config as configs
 from vjepa_fast.bench import batches, cases, process, providers, step, trace
 from vjepa_fast.cli import main
@@ -270,13 +271,6 @@ def test_repeated_shapes_are_said_in_the_row(tmp_path, capsys):
     assert "shapes repeated" in capsys.readouterr().out
 
 
-def sleeps(path):
-    """Work that never ends, and has a child: its process id is written to ``path``."""
-    child = subprocess.Popen(["sleep", "600"])
-    path.write_text(str(child.pid))
-    time.sleep(600)
-
-
 def alive(pid):
     for _ in range(50):  # it is gone once its new parent has waited for it
         try:
@@ -296,8 +290,8 @@ def test_work_in_a_process_of_its_own(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 3"):
         process.isolated(os._exit, (3,))
     path = tmp_path / "pid"
-    with pytest.raises(process.TimeLimitError, match="not done after 15 s"):  # of which it takes some to import
-        process.isolated(sleeps, (path,), 15)
+    with pytest.raises(process.TimeLimitError, match="not done after 8 s"):  # of which it takes some to import
+        process.isolated(sleeps, (path,), 8)
     assert not alive(int(path.read_text()))
 
 
@@ -305,7 +299,10 @@ def test_work_in_a_process_of_its_own(tmp_path):
 def test_work_ends_with_a_process_that_is_killed(tmp_path):
     """Else a compiled reference would keep the GPU after the time limit of `make gpu-check`."""
     path = tmp_path / "pid"
-    code = f"from tests.bench.test_step import *; process.isolated(sleeps, (Path({str(path)!r}),))"
+    code = (
+        "from pathlib import Path; from vjepa_fast.bench import process; from tests.bench.sleeper import sleeps; "
+        f"process.isolated(sleeps, (Path({str(path)!r}),))"
+    )
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     while not (path.exists() and path.read_text()) and parent.poll() is None:
         time.sleep(0.1)
