@@ -52,8 +52,10 @@ def kept(cfg: config.Config, batch: int, steps: int) -> list[dict[str, float]]:
         drawn = draws(cfg, batch, steps, truncate)
         lengths[truncate] = torch.stack([torch.stack([m.enc_len, m.pred_len]) for m in drawn]).double().mean((0, 3))
     names = [(truncate, i, name) for truncate in lengths for i, name in enumerate(("context", "predicted"))]
-    return [{f"{name} {truncate}": float(lengths[truncate][i, s]) for truncate, i, name in names}
-            for s in range(len(cfg.masks.specs))]  # fmt: skip
+    return [
+        {f"{name} {truncate}": float(lengths[truncate][i, s]) for truncate, i, name in names}
+        for s in range(len(cfg.masks.specs))
+    ]
 
 
 def main() -> None:
@@ -90,8 +92,10 @@ def tokens(cfg: config.Config, args: argparse.Namespace) -> list[dict[str, Any]]
     for batch in args.batch:
         for s, row in enumerate(kept(cfg, batch, args.steps)):
             found.append({"recipe": args.recipe, "steps": args.steps, "batch": batch, "mask": s, **row})
-            cells = [f"{row[f'{name} none']:.0f} | {row[f'{name} batch'] / row[f'{name} none']:.0%}"
-                     for name in ("context", "predicted")]  # fmt: skip
+            cells = [
+                f"{row[f'{name} none']:.0f} | {row[f'{name} batch'] / row[f'{name} none']:.0%}"
+                for name in ("context", "predicted")
+            ]
             print(f"| {batch} | {s} | {' | '.join(cells)} |")
     return found
 

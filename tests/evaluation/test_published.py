@@ -26,8 +26,13 @@ def test_settings_are_those_of_the_result_files():
     }
     p = ProbeProtocol(name="published", task="ssv2", level="all", pooling="time", probes=("linear",)).settled()
     assert (p.level, p.pooling, p.probes, p.epochs, p.num_frames, p.spread) == (
-        "last", "mean", ("published",), 100, 16, "whole"
-    )  # fmt: skip
+        "last",
+        "mean",
+        ("published",),
+        100,
+        16,
+        "whole",
+    )
     assert ProbeProtocol(name="published", epochs=7).settled().epochs == 7
     for protocol, message in (
         (ProbeProtocol(name="other"), "unknown protocol 'other'; choose from vjepa_fast, published"),

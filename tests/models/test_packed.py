@@ -118,9 +118,7 @@ def test_no_token_is_there_for_padding(monkeypatch):
     parts = setup()
     seen = [k for lengths in SEEN for k in lengths]
     both = [e + p for lengths in zip(SEEN, HIDDEN) for e, p in zip(*lengths)]
-    assert streams(monkeypatch, packed, parts) == [
-        ((1, sum(seen), 24), tuple(seen)), ((1, sum(both), 12), tuple(both)),
-    ]  # fmt: skip
+    assert streams(monkeypatch, packed, parts) == [((1, sum(seen), 24), tuple(seen)), ((1, sum(both), 12), tuple(both))]
 
 
 def dense(enc, pred, clip, seen, hidden):

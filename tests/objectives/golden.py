@@ -36,10 +36,13 @@ class Case:
 
 def _headline(compat, step):
     spec = {
-        "pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [15000, 30000], "weight_distance": True},
-        "fwm_static": {"coeff": 0.05}, "fwm_orth": {"coeff": 0.01},
+        "pred": {},
+        "hw": {},
+        "context": {"coeff": 0.5, "warmup": [15000, 30000], "weight_distance": True},
+        "fwm_static": {"coeff": 0.05},
+        "fwm_orth": {"coeff": 0.01},
         "ld": {"hidden_dim": 0, "channels": "dynamics", "hard_weighting": 1.0},
-    }  # fmt: skip
+    }
     return Case(spec, compat, {"ld": "dyn_head_fwm"}, step, both=False)
 
 
@@ -137,9 +140,13 @@ def plan_of(case, prefix, dtype, compat=None, device="cpu"):
         loaded[term] = {k.removeprefix(stem): tensor(k, dtype) for k in golden() if k.startswith(stem)}
         spec[term]["hidden_dim"] = next(iter(loaded[term].values())).shape[0]
     plan = build_objectives(
-        spec, levels=LEVELS, embed_dim=SETS[prefix]["embed_dim"], compat=compat or case.compat,
-        target_grad=True, stop_gradient=False,
-    ).to(device, dtype)  # fmt: skip
+        spec,
+        levels=LEVELS,
+        embed_dim=SETS[prefix]["embed_dim"],
+        compat=compat or case.compat,
+        target_grad=True,
+        stop_gradient=False,
+    ).to(device, dtype)
     named = {}
     for term, weights in loaded.items():
         plan.heads[term].load_state_dict(weights)

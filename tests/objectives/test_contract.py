@@ -35,9 +35,21 @@ def gradients(out, plan, state):
 
 def test_the_terms_of_the_paper_are_there():
     assert {
-        "pred", "context", "hw", "fwm_static", "fwm_orth", "ld", "delta", "ltc", "spectral", "ac", "kinematic",
-        "velgate", "hamiltonian", "sigreg",
-    } <= set(TERMS)  # fmt: skip
+        "pred",
+        "context",
+        "hw",
+        "fwm_static",
+        "fwm_orth",
+        "ld",
+        "delta",
+        "ltc",
+        "spectral",
+        "ac",
+        "kinematic",
+        "velgate",
+        "hamiltonian",
+        "sigreg",
+    } <= set(TERMS)
 
 
 def row_of_docs(term):
@@ -161,9 +173,11 @@ def test_one_sample(term):
 def test_bfloat16_inputs_compute_in_float32(term, compat):
     low = random_state(dtype=torch.bfloat16)
     high = dataclasses.replace(
-        low, h=[x.float() for x in low.h], clips=[x.float() for x in low.clips],
+        low,
+        h=[x.float() for x in low.h],
+        clips=[x.float() for x in low.clips],
         **{k: [[x.float() for x in xs] for xs in getattr(low, k)] for k in ("z", "z_pred", "z_context")},
-    )  # fmt: skip
+    )
     plan = build(term, dtype=torch.float32, compat=compat)
     want = plan(high).total
     with torch.autocast("cpu", torch.bfloat16):

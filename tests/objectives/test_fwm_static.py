@@ -20,8 +20,12 @@ def test_by_hand():
     assert value == (1 + 20 + 4 + 0) / 4
     out.total.backward()
     assert state.z[0][0].grad[0].tolist() == [
-        [-0.25, -0.25, 0, 0], [0, 0, 0, 0], [0, 0.25, 0, 0], [0.25, 0, 0, 0], [0, 0, 0, 0],
-    ]  # fmt: skip
+        [-0.25, -0.25, 0, 0],
+        [0, 0, 0, 0],
+        [0, 0.25, 0, 0],
+        [0.25, 0, 0, 0],
+        [0, 0, 0, 0],
+    ]
 
 
 def test_ratio_and_split():

@@ -10,8 +10,14 @@ import torch
 from tests.objectives.golden import CASES, SETS, golden, inputs, plan_of
 from tests.ops.parity import DEVICES
 
-PARTS = {"pred": "loss_pred", "hw": "hw_loss", "context": "loss_context", "fwm_static": "fwm_static_loss",
-         "fwm_orth": "fwm_orth_loss", "ld": "ld_loss"}  # fmt: skip
+PARTS = {
+    "pred": "loss_pred",
+    "hw": "hw_loss",
+    "context": "loss_context",
+    "fwm_static": "fwm_static_loss",
+    "fwm_orth": "fwm_orth_loss",
+    "ld": "ld_loss",
+}
 PRECISION = {"f32": (torch.float32, 1e-5), "f64p": (torch.float64, 1e-10)}
 everywhere = pytest.mark.parametrize("prefix", list(SETS), ids=["small", "multi"])
 each_precision = pytest.mark.parametrize("kind", list(PRECISION))

@@ -36,10 +36,13 @@ def linear_energy(a, b):
     """A head with H(q, p) = a q + b p: two GELU layers of x and -x are the identity."""
     pairs = torch.tensor([[1.0, -1.0]])
     return {
-        "net.0.weight": pairs.T * torch.tensor([[a, b]]), "net.0.bias": torch.zeros(2),
-        "net.2.weight": pairs.T @ pairs, "net.2.bias": torch.zeros(2),
-        "net.4.weight": pairs, "net.4.bias": torch.tensor([3.0]),
-    }  # fmt: skip
+        "net.0.weight": pairs.T * torch.tensor([[a, b]]),
+        "net.0.bias": torch.zeros(2),
+        "net.2.weight": pairs.T @ pairs,
+        "net.2.bias": torch.zeros(2),
+        "net.4.weight": pairs,
+        "net.4.bias": torch.tensor([3.0]),
+    }
 
 
 @pytest.mark.parametrize("loss_exp", [1, 2])

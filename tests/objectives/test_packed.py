@@ -15,9 +15,12 @@ from vjepa_fast.objectives import OBJECTIVES, LatentState, build_objectives
 TERMS = sorted(OBJECTIVES)
 each_term = pytest.mark.parametrize("term", TERMS)
 VARIANTS = [(t, {}) for t in TERMS if t not in ("sigreg", "fwm_orth")] + [
-    ("context", {"weight_distance": True}), ("ld", {"hard_weighting": 0.5, "hard_scope": "sample"}),
-    ("fwm_static", {"normalize": True}), ("pred", {"loss_exp": 2.0}), ("hw", {"temp": 0.1}),
-]  # fmt: skip
+    ("context", {"weight_distance": True}),
+    ("ld", {"hard_weighting": 0.5, "hard_scope": "sample"}),
+    ("fwm_static", {"normalize": True}),
+    ("pred", {"loss_exp": 2.0}),
+    ("hw", {"temp": 0.1}),
+]
 
 
 def build(term, fields=None, embed_dim=4, dtype=torch.float64):
@@ -169,8 +172,11 @@ def test_several_groups_and_masks(term):
     for i in range(2):
         for j in range(2):
             fields = {n: [[getattr(state, n)[i][j]]] for n in (*FEATURES, "masks_enc", "masks_pred")}
-            parts.append(plan(dataclasses.replace(state, grids=[state.grids[i]], h=[state.h[i]], clips=[state.clips[i]],
-                                                  **fields)).total)  # fmt: skip
+            parts.append(
+                plan(
+                    dataclasses.replace(state, grids=[state.grids[i]], h=[state.h[i]], clips=[state.clips[i]], **fields)
+                ).total
+            )
     torch.testing.assert_close(out.total, torch.stack(parts).mean(), rtol=1e-12, atol=1e-14)
 
 

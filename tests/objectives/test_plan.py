@@ -54,13 +54,26 @@ def test_weight_zero_still_reports_and_gives_zero_gradients():
 @pytest.mark.parametrize(
     ("warmup", "step", "share"),
     [
-        ([0.5, 1.0], 49, 0.0), ([0.5, 1.0], 75, 0.5), ([0.5, 1.0], 100, 1.0), ([0.5, 1.0], 130, 1.0),
-        ([15000, 30000], 0, 0.0), ([15000, 30000], 15000, 0.0), ([15000, 30000], 22500, 0.5),
-        ([15000, 30000], 30000, 1.0), ([0, 0], 0, 1.0), ([20, 20], 19, 0.0), ([20, 20], 20, 1.0),
-        ([0.2, 0.2], 19, 0.0), ([0.2, 0.2], 20, 1.0), ([0, 0.5], 25, 0.5), ([0, 1], 0, 0.0), ([0, 1], 1, 1.0),
-        ([15000.0, 30000.0], 22500, 0.5), ([0.0, 0.0], 0, 1.0),
+        ([0.5, 1.0], 49, 0.0),
+        ([0.5, 1.0], 75, 0.5),
+        ([0.5, 1.0], 100, 1.0),
+        ([0.5, 1.0], 130, 1.0),
+        ([15000, 30000], 0, 0.0),
+        ([15000, 30000], 15000, 0.0),
+        ([15000, 30000], 22500, 0.5),
+        ([15000, 30000], 30000, 1.0),
+        ([0, 0], 0, 1.0),
+        ([20, 20], 19, 0.0),
+        ([20, 20], 20, 1.0),
+        ([0.2, 0.2], 19, 0.0),
+        ([0.2, 0.2], 20, 1.0),
+        ([0, 0.5], 25, 0.5),
+        ([0, 1], 0, 0.0),
+        ([0, 1], 1, 1.0),
+        ([15000.0, 30000.0], 22500, 0.5),
+        ([0.0, 0.0], 0, 1.0),
     ],
-)  # fmt: skip
+)
 def test_context_warmup(warmup, step, share):
     plan = plan_of({"context": {"coeff": 0.4, "warmup": warmup}})
     out = plan(dataclasses.replace(random_state(), step=step, total_steps=100))
@@ -93,10 +106,13 @@ def test_kinematic_anneal():
 @pytest.mark.parametrize(
     ("compat", "stop", "names"),
     [
-        ("intended", None, {"z_pred"}), ("intended", True, {"z_pred"}), ("intended", False, {"z_pred", "h"}),
-        ("published", None, {"z_pred", "h"}), ("published", True, {"z_pred"}),
+        ("intended", None, {"z_pred"}),
+        ("intended", True, {"z_pred"}),
+        ("intended", False, {"z_pred", "h"}),
+        ("published", None, {"z_pred", "h"}),
+        ("published", True, {"z_pred"}),
     ],
-)  # fmt: skip
+)
 def test_where_the_gradient_of_prediction_goes(compat, stop, names):
     state = random_state()
     plan = plan_of({"pred": {}, "hw": {}}, compat=compat, target_grad=True, stop_gradient=stop)
@@ -191,8 +207,11 @@ def test_heads_have_the_published_parameter_names():
     plan = plan_of({"ld": {"hidden_dim": 5}, "ac": ac, "hamiltonian": {}, "pred": {}})
     assert list(plan.heads) == ["ld", "ac", "hamiltonian"]
     assert {k: tuple(v.shape) for k, v in plan.heads["ld"].state_dict().items()} == {
-        "0.weight": (5, 8), "0.bias": (5,), "2.weight": (8, 5), "2.bias": (8,),
-    }  # fmt: skip
+        "0.weight": (5, 8),
+        "0.bias": (5,),
+        "2.weight": (8, 5),
+        "2.bias": (8,),
+    }
     assert plan.heads["ac"].state_dict()["0.weight"].shape == (256, 4)
     assert plan.heads["ac"].state_dict()["2.bias"].shape == (2,)
     layers = [f"net.{i}.{p}" for i in (0, 2, 4) for p in ("weight", "bias")]

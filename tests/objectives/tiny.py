@@ -25,10 +25,16 @@ def tiny_state(grid, *, h=None, z=None, z_pred=None, z_context=None, enc=None, p
         return None if tokens is None else [[torch.tensor([tokens])]]
 
     return LatentState(
-        grids=[grid], h=None if h is None else [tensor(h)], z=nested(z), z_pred=nested(z_pred),
-        z_context=nested(z_context), masks_enc=ids(enc), masks_pred=ids(pred),
-        clips=None if clip is None else [tensor(clip)], **run,
-    )  # fmt: skip
+        grids=[grid],
+        h=None if h is None else [tensor(h)],
+        z=nested(z),
+        z_pred=nested(z_pred),
+        z_context=nested(z_context),
+        masks_enc=ids(enc),
+        masks_pred=ids(pred),
+        clips=None if clip is None else [tensor(clip)],
+        **run,
+    )
 
 
 def value_of(term, fields, state, *, levels=1, embed_dim=2, heads=None, **options):
@@ -44,15 +50,27 @@ def identity_head(dim, scale=1.0):
     """State dict of a two-layer MLP (hidden 2*dim) that is x -> scale * x: gelu(x) - gelu(-x) = x."""
     eye = torch.eye(dim)
     return {
-        "0.weight": torch.cat([eye, -eye]), "0.bias": torch.zeros(2 * dim),
-        "2.weight": scale * torch.cat([eye, -eye], 1), "2.bias": torch.zeros(dim),
-    }  # fmt: skip
+        "0.weight": torch.cat([eye, -eye]),
+        "0.bias": torch.zeros(2 * dim),
+        "2.weight": scale * torch.cat([eye, -eye], 1),
+        "2.bias": torch.zeros(dim),
+    }
 
 
 def random_state(
-    grids=((4, 2, 3), (2, 2, 2)), batch=2, levels=2, embed_dim=4, masks=2, dtype=torch.float64, seed=0, keep=None,
-    requires_grad=True, patch=2, tubelet=2, device="cpu",
-):  # fmt: skip
+    grids=((4, 2, 3), (2, 2, 2)),
+    batch=2,
+    levels=2,
+    embed_dim=4,
+    masks=2,
+    dtype=torch.float64,
+    seed=0,
+    keep=None,
+    requires_grad=True,
+    patch=2,
+    tubelet=2,
+    device="cpu",
+):
     """Random features on random sorted masks; ``keep(grid, j)`` gives the context tokens of mask j instead."""
     g = torch.Generator().manual_seed(seed)
     dim = levels * embed_dim
@@ -95,8 +113,12 @@ def leaves(state):
 
 
 def pack(rows, tokens):
-    return Packed.of(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor([len(r) for r in rows]),
-                     [len(r) for r in rows], tokens)  # fmt: skip
+    return Packed.of(
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True),
+        torch.tensor([len(r) for r in rows]),
+        [len(r) for r in rows],
+        tokens,
+    )
 
 
 def ragged(grids=((4, 2, 3),), samples=3, masks=1, seed=0, **options):

@@ -16,9 +16,15 @@ from vjepa_fast.study.run.variants import COUNTED
 
 VARIANTS = ("baseline", "motion_guided", "hw", "fwm", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
 OUTCOMES = (
-    ("motion8", "linear"), ("motion8", "knn"), ("order", "linear"), ("order", "knn"), ("objects", "linear"),
-    ("objects", "knn"), ("fewshot", "1-shot"), ("fewshot", "5-shot"),
-)  # fmt: skip
+    ("motion8", "linear"),
+    ("motion8", "knn"),
+    ("order", "linear"),
+    ("order", "knn"),
+    ("objects", "linear"),
+    ("objects", "knn"),
+    ("fewshot", "1-shot"),
+    ("fewshot", "5-shot"),
+)
 LEVEL = {"motion8": 0.45, "order": 0.35, "objects": 0.6, "fewshot": 0.5}
 
 
@@ -47,11 +53,16 @@ def make_study(
     """
     folder, rng, effects = Path(folder), np.random.default_rng(rng), effects or {}
     plan = {
-        "suite": "synthetic", "variants": list(variants), "regimes": list(regimes), "seeds": list(seeds),
-        "modes": {m: list(variants) for m in modes}, "sizes": {"motion8": {"train": 800, "test": samples}},
-        "device": "cpu", "commit": "0123456789" * 4,
+        "suite": "synthetic",
+        "variants": list(variants),
+        "regimes": list(regimes),
+        "seeds": list(seeds),
+        "modes": {m: list(variants) for m in modes},
+        "sizes": {"motion8": {"train": 800, "test": samples}},
+        "device": "cpu",
+        "commit": "0123456789" * 4,
         "versions": {"torch": "2.11.0", "vjepa_fast": "0.1"},
-    }  # fmt: skip
+    }
     keys = [*expected_keys(plan), *(cell_key(v, r, "published", s) for v in published for r in regimes for s in seeds)]
     plan["keys"] = list(dict.fromkeys(keys))
     (folder / "cells").mkdir(parents=True, exist_ok=True)
@@ -73,14 +84,23 @@ def make_study(
             for o in outcomes
         ]
         cell = {
-            "format": 1, "key": cell_key(variant, regime, compat, seed), "variant": variant, "regime": regime,
-            "compat": compat, "seed": seed, "kind": "random" if variant == RANDOM else "pretrained",
-            "encoder": "target_encoder", "rows": rows, "geometry": geometry(rng), "cost": cost(variant, regime, rng),
-            "curve": curve(variant, rng), "config_hash": f"{abs(hash(variant)) % 10**8:08d}",
+            "format": 1,
+            "key": cell_key(variant, regime, compat, seed),
+            "variant": variant,
+            "regime": regime,
+            "compat": compat,
+            "seed": seed,
+            "kind": "random" if variant == RANDOM else "pretrained",
+            "encoder": "target_encoder",
+            "rows": rows,
+            "geometry": geometry(rng),
+            "cost": cost(variant, regime, rng),
+            "curve": curve(variant, rng),
+            "config_hash": f"{abs(hash(variant)) % 10**8:08d}",
             "versions": plan["versions"],
             "student_rows": rows if compat == "published" and variant == "kinematic" else [],
             "settings": {"objectives": f"pred; {variant}", "learning rate": "0.001", "steps": "400"},
-        }  # fmt: skip
+        }
         (folder / "cells" / f"{cell['key']}.json").write_text(json.dumps(cell))
     return folder
 
@@ -97,9 +117,19 @@ def row(outcome, label, level, difficulty, spread, rng) -> dict:
         accuracy, n = float(np.mean(hits)), len(p)
         low, high = wilson(sum(hits), n)
     return {
-        "label": label, "kind": "pretrained", "suite": outcome[0], "probe": outcome[1], "accuracy": accuracy,
-        "low": low, "high": high, "n": n, "chance": 0.2, "chosen": {}, "hits": hits, "difference": None,
-    }  # fmt: skip
+        "label": label,
+        "kind": "pretrained",
+        "suite": outcome[0],
+        "probe": outcome[1],
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "n": n,
+        "chance": 0.2,
+        "chosen": {},
+        "hits": hits,
+        "difference": None,
+    }
 
 
 def geometry(rng) -> list[dict]:
@@ -107,11 +137,18 @@ def geometry(rng) -> list[dict]:
     for level in (0, 1, 2, 3, "all"):
         for subspace in ("all", "appearance", "dynamics") if level == "all" else ("all",):
             base = 20 + 8 * (3 if level == "all" else level)
-            out.append({
-                "encoder": "target_encoder", "level": level, "subspace": subspace, "rankme": base + rng.normal(0, 3),
-                "lidar": base / 2 + rng.normal(0, 2), "alpha_req": 1.2 + rng.normal(0, 0.1),
-                "feature_std": 0.8 + rng.normal(0, 0.04), "mean_cosine": 0.3 + rng.normal(0, 0.03),
-            })  # fmt: skip
+            out.append(
+                {
+                    "encoder": "target_encoder",
+                    "level": level,
+                    "subspace": subspace,
+                    "rankme": base + rng.normal(0, 3),
+                    "lidar": base / 2 + rng.normal(0, 2),
+                    "alpha_req": 1.2 + rng.normal(0, 0.1),
+                    "feature_std": 0.8 + rng.normal(0, 0.04),
+                    "mean_cosine": 0.3 + rng.normal(0, 0.03),
+                }
+            )
     return out
 
 
@@ -127,10 +164,16 @@ def curve(variant, rng) -> dict:
 
 
 EFFECTS = {
-    ("ld", "motion8"): 0.10, ("fwm_hw_ld", "motion8"): 0.13, ("fwm_hw_ld", "order"): 0.07,
-    ("fwm_hw_ld", "objects"): -0.10, ("fwm", "objects"): -0.06, ("kinematic", "order"): -0.08, ("hw", "objects"): 0.03,
-    **{(v, "mixed", "fewshot"): 0.04 for v in VARIANTS}, ("baseline", "mixed", "objects"): 0.05,
-}  # fmt: skip
+    ("ld", "motion8"): 0.10,
+    ("fwm_hw_ld", "motion8"): 0.13,
+    ("fwm_hw_ld", "order"): 0.07,
+    ("fwm_hw_ld", "objects"): -0.10,
+    ("fwm", "objects"): -0.06,
+    ("kinematic", "order"): -0.08,
+    ("hw", "objects"): 0.03,
+    **{(v, "mixed", "fewshot"): 0.04 for v in VARIANTS},
+    ("baseline", "mixed", "objects"): 0.05,
+}
 
 
 def study_of(folder, **kwargs) -> Study:

@@ -54,8 +54,9 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, capsys):
 def test_only_published_runs_with_compat_published(tmp_path, capsys):
     command(tmp_path, "--dry-run", "--seeds", "0", "--regimes", "single", "--compat", "published", "--variants", "hw")
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()[:-1]] == [
-        "random_init-none-intended-s0", "hw-single-published-s0",
-    ]  # fmt: skip
+        "random_init-none-intended-s0",
+        "hw-single-published-s0",
+    ]
 
 
 def test_subcommands_are_found_and_help_is_light():

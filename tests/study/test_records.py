@@ -55,8 +55,10 @@ def test_keys_follow_from_the_plan_where_it_has_none():
         "modes": {"intended": ["baseline"], "published": ["ld"]},
     }
     assert records.expected_keys(plan) == (
-        "random_init-none-intended-s0", "baseline-single-intended-s0", "ld-single-published-s0",
-    )  # fmt: skip
+        "random_init-none-intended-s0",
+        "baseline-single-intended-s0",
+        "ld-single-published-s0",
+    )
     assert records.split_key("fwm_hw_ld-mixed-published-s12") == ("fwm_hw_ld", "mixed", "published", 12)
     with pytest.raises(DataError, match="not a cell's key"):
         records.split_key("ld-mixed-s0")

@@ -101,9 +101,15 @@ def test_bootstrap_by_hand():
 def test_planted_effect_is_found_and_nothing_else(tmp_path, regime):
     """+10 points with 5 seeds are above after correction over 18; the 17 others of no effect are not."""
     study = study_of(
-        tmp_path, variants=("baseline", *stats.COUNTED), regimes=("single", "mixed"), seeds=range(5), outcomes=LINEAR,
-        samples=2000, effects={("ld", "single", "motion8"): 0.10, ("ld", "mixed", "motion8"): 0.10}, rng=3,
-    )  # fmt: skip
+        tmp_path,
+        variants=("baseline", *stats.COUNTED),
+        regimes=("single", "mixed"),
+        seeds=range(5),
+        outcomes=LINEAR,
+        samples=2000,
+        effects={("ld", "single", "motion8"): 0.10, ("ld", "mixed", "motion8"): 0.10},
+        rng=3,
+    )
     found = {c.variant: c for c in stats.to_baseline(study) if c.regime == regime}
     assert len(found) == 18 and {c.family for c in found.values()} == {18}
     assert found["ld"].verdict == "above" and found["ld"].low > 0 and found["ld"].boot_low > 0
@@ -132,10 +138,14 @@ def test_null_variants_are_undecided_in_94_percent_of_studies():
 
 def test_mixed_minus_single_and_its_mean(tmp_path):
     study = study_of(
-        tmp_path, variants=("baseline", "ld", "hw"), seeds=range(5), samples=1500, seed_spread=0.005,
+        tmp_path,
+        variants=("baseline", "ld", "hw"),
+        seeds=range(5),
+        samples=1500,
+        seed_spread=0.005,
         outcomes=(("fewshot", "1-shot"), ("objects", "linear")),
         effects={(v, "mixed", "fewshot"): 0.06 for v in ("baseline", "ld", "hw")},
-    )  # fmt: skip
+    )
     found = {(c.variant, c.suite): c for c in stats.mixed_minus_single(study)}
     mean = found[stats.MEAN, "fewshot"]
     assert mean.verdict == "above" and mean.family == 1 and mean.value == pytest.approx(0.06, abs=0.02)
@@ -165,9 +175,13 @@ def test_deltas_are_paired_by_seed(tmp_path):
 
 def test_modes_control_and_stand_in_baseline(tmp_path):
     study = study_of(
-        tmp_path, variants=("baseline", "fwm_hw", "fwm_hw_ld"), published=("fwm_hw_ld",), outcomes=LINEAR, seeds=(0, 1),
+        tmp_path,
+        variants=("baseline", "fwm_hw", "fwm_hw_ld"),
+        published=("fwm_hw_ld",),
+        outcomes=LINEAR,
+        seeds=(0, 1),
         regimes=("single",),
-    )  # fmt: skip
+    )
     (mode,) = stats.published_minus_intended(study)
     assert (mode.variant, mode.against, mode.family) == ("fwm_hw_ld", "intended", 1)
     control = {c.compat: c.against for c in stats.to_control(study)}
@@ -210,5 +224,7 @@ def test_families_are_those_of_the_plan_in_a_regime_and_mode(tmp_path):
     families = {(c.variant, c.compat): c.family for c in stats.to_baseline(study)}
     assert families == {("ld", "intended"): 1, ("hw", "published"): 2}  # ac is planned there and did not run
     assert {(c.variant, c.compat): c.family for c in stats.to_random(study)} == {
-        ("baseline", "intended"): 2, ("ld", "intended"): 2, ("hw", "published"): 2,
-    }  # fmt: skip
+        ("baseline", "intended"): 2,
+        ("ld", "intended"): 2,
+        ("hw", "published"): 2,
+    }

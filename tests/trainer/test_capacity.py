@@ -22,10 +22,14 @@ from .test_packed import EVERY_TERM
 
 ROOMS = (1.0, 1.1, 2.0)
 VARIANTS = {
-    "pred": {"loss_exp": 1.5}, "context": {"coeff": 0.5, "warmup": [0, 0]}, "fwm_static": {"normalize": True},
-    "fwm_orth": {"normalize": True, "split": "channel"}, "ld": {"hard_weighting": 1.0, "hard_scope": "sample"},
-    "hamiltonian": {"loss_exp": 2.0}, "sigreg": {"num_slices": 8},
-}  # fmt: skip
+    "pred": {"loss_exp": 1.5},
+    "context": {"coeff": 0.5, "warmup": [0, 0]},
+    "fwm_static": {"normalize": True},
+    "fwm_orth": {"normalize": True, "split": "channel"},
+    "ld": {"hard_weighting": 1.0, "hard_scope": "sample"},
+    "hamiltonian": {"loss_exp": 2.0},
+    "sigreg": {"num_slices": 8},
+}
 ONLINE = {"objectives": {"pred": {}, "hw": {}, "kinematic": {}, "delta": {}}, "target": {"mode": "online"}}
 CASES = {
     "every term": ({"objectives": EVERY_TERM}, [batch(1, frames=(8,))]),
@@ -37,9 +41,10 @@ CASES = {
     "accumulation": ({}, [batch(1, first=3 * n) for n in range(2)]),
     "gated, no rotary positions": ({"model": {"use_silu": True, "use_rope": False, "pred_use_silu": True}}, [batch()]),
     "checkpointing, clipping": (
-        {"model": {"use_activation_checkpointing": True}, "optimization": {"clip_grad": 0.1}}, [batch()]
+        {"model": {"use_activation_checkpointing": True}, "optimization": {"clip_grad": 0.1}},
+        [batch()],
     ),
-}  # fmt: skip
+}
 
 
 def make(monkeypatch, options, room=None, double=False):
@@ -83,8 +88,12 @@ def same(ours, theirs):
     return all(a is b or torch.equal(a, b) for mine, other in zip(ours, theirs) for a, b in zip(mine, other))
 
 
-PAIRS = [*(("every term", t) for t in schema.TRUNCATE), ("two lengths", "batch"), ("images", "none"),
-         *((case, t) for case, t in zip(CASES, ("none", "batch") * len(CASES)) if case != "every term")]  # fmt: skip
+PAIRS = [
+    *(("every term", t) for t in schema.TRUNCATE),
+    ("two lengths", "batch"),
+    ("images", "none"),
+    *((case, t) for case, t in zip(CASES, ("none", "batch") * len(CASES)) if case != "every term"),
+]
 
 
 @pytest.mark.parametrize(("case", "truncate"), PAIRS)

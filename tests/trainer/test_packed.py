@@ -14,16 +14,32 @@ from .conftest import batch, config
 
 NONE = {"masks": {"truncate": "none"}}
 EVERY_TERM = {
-    "pred": {}, "hw": {}, "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
-    "fwm_static": {"coeff": 0.05}, "fwm_orth": {"coeff": 0.01}, "ld": {"channels": "dynamics", "hard_weighting": 1.0},
-    "delta": {}, "ltc": {}, "spectral": {}, "ac": {}, "velgate": {}, "hamiltonian": {}, "sigreg": {"num_slices": 8},
-}  # fmt: skip
+    "pred": {},
+    "hw": {},
+    "context": {"coeff": 0.5, "warmup": [0, 0], "weight_distance": True},
+    "fwm_static": {"coeff": 0.05},
+    "fwm_orth": {"coeff": 0.01},
+    "ld": {"channels": "dynamics", "hard_weighting": 1.0},
+    "delta": {},
+    "ltc": {},
+    "spectral": {},
+    "ac": {},
+    "velgate": {},
+    "hamiltonian": {},
+    "sigreg": {"num_slices": 8},
+}
 
 
 def one_sample(whole, b):
     g = whole.groups[0]
-    part = dataclasses.replace(g, clip=g.clip[b : b + 1], labels=g.labels[b : b + 1], dataset=g.dataset[b : b + 1],
-                               paths=g.paths[b : b + 1], first_sample=g.first_sample + b)  # fmt: skip
+    part = dataclasses.replace(
+        g,
+        clip=g.clip[b : b + 1],
+        labels=g.labels[b : b + 1],
+        dataset=g.dataset[b : b + 1],
+        paths=g.paths[b : b + 1],
+        first_sample=g.first_sample + b,
+    )
     return dataclasses.replace(whole, groups=[part])
 
 
@@ -112,8 +128,9 @@ def test_compiled_blocks_are_not_compiled_again_for_other_lengths(quantum):
     options = {**NONE, "objectives": {"pred": {}, "hw": {}}, "runtime": {"capacity_quantum": quantum}}
     plain, compiled = TrainStep(config(**options)), TrainStep(config(**options))
     torch._dynamo.reset()
-    regional.compile_models("blocks", compiled.encoder, compiled.predictor, compiled.target, steady=False,
-                            backend="aot_eager")  # fmt: skip
+    regional.compile_models(
+        "blocks", compiled.encoder, compiled.predictor, compiled.target, steady=False, backend="aot_eager"
+    )
     graphs, lengths = [], set()
     for i in range(6):
         data = batch(i, size=3 + i % 2)  # another number of segments is no other graph either

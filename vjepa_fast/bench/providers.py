@@ -22,14 +22,32 @@ from vjepa_fast.trainer.step import TrainStep, objective_fields, resolve_device
 
 # Keys of the configuration that the reference takes under the same names.
 _MODEL_KEYS = (
-    "levels", "pred_embed_dim", "pred_depth", "pred_num_heads", "predict_all", "interpolate_rope",
-    "rope_variant", "modality_embedding", "img_temporal_dim_size", "use_silu", "pred_use_silu",
+    "levels",
+    "pred_embed_dim",
+    "pred_depth",
+    "pred_num_heads",
+    "predict_all",
+    "interpolate_rope",
+    "rope_variant",
+    "modality_embedding",
+    "img_temporal_dim_size",
+    "use_silu",
+    "pred_use_silu",
     "wide_silu",
-)  # fmt: skip
+)
 _OPTIMIZATION_KEYS = (
-    "epochs", "ipe", "ipe_scale", "lr", "start_lr", "final_lr", "warmup", "weight_decay",
-    "final_weight_decay", "betas", "eps",
-)  # fmt: skip
+    "epochs",
+    "ipe",
+    "ipe_scale",
+    "lr",
+    "start_lr",
+    "final_lr",
+    "warmup",
+    "weight_decay",
+    "final_weight_decay",
+    "betas",
+    "eps",
+)
 
 
 class Work(NamedTuple):

@@ -24,10 +24,25 @@ from vjepa_fast.config import Config
 from vjepa_fast.metrics import hardware, profile
 
 _MEASURED = (
-    "median_ms", "min_ms", "max_ms", "steps_per_s", "clips_per_s", "mfu", "gflop_per_clip",
-    "first_loss", "peak_bytes", "peak_after_imports", "launches_per_step", "syncs_per_step",
-    "host_ms", "device_ms", "device_busy", "plan_builds_per_step", "plan_ms", "known_shapes",
-)  # fmt: skip
+    "median_ms",
+    "min_ms",
+    "max_ms",
+    "steps_per_s",
+    "clips_per_s",
+    "mfu",
+    "gflop_per_clip",
+    "first_loss",
+    "peak_bytes",
+    "peak_after_imports",
+    "launches_per_step",
+    "syncs_per_step",
+    "host_ms",
+    "device_ms",
+    "device_busy",
+    "plan_builds_per_step",
+    "plan_ms",
+    "known_shapes",
+)
 TURN = {"cuda": 4, "cpu": 1}  # steps timed together: on CUDA without waiting for the device between them
 
 

@@ -64,10 +64,20 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done; change nothing")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", action="append", default=[], metavar="NAME=PATH",
-                      help="paper suite: ssv2=FOLDER or ssv2.train=FILE.csv; may be repeated")  # fmt: skip
-    data.add_argument("--sizes", action="append", default=[], metavar="SUITE.PART=N",
-                      help="synthetic suite: clips, such as motion8.test=2000; may be repeated")  # fmt: skip
+    data.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="paper suite: ssv2=FOLDER or ssv2.train=FILE.csv; may be repeated",
+    )
+    data.add_argument(
+        "--sizes",
+        action="append",
+        default=[],
+        metavar="SUITE.PART=N",
+        help="synthetic suite: clips, such as motion8.test=2000; may be repeated",
+    )
     data.add_argument(
         "--evaluate", type=names, default=[], metavar="NAMES", help="evaluate on these only, such as motion8,fewshot"
     )
@@ -250,7 +260,9 @@ class _Display:
     def close(self, failed: list[str]) -> None:
         done = self.total - len(self.study.missing())
         kept = f" ({self.kept} not by this command)" if self.kept else ""
-        print(f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {time.time() - self.start:.0f} s: "
-              f"{self.study.folder}")  # fmt: skip
+        print(
+            f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {time.time() - self.start:.0f} s: "
+            f"{self.study.folder}"
+        )
         for key in failed:
             print(f"  failed: {key}")

@@ -156,8 +156,8 @@ class ReferenceStep:
                 target: list[torch.Tensor] = list(self.target_encoder.parameters())
                 online: list[torch.Tensor] = list(self.encoder.parameters())
                 # as published; pyright: torch has no public names for these
-                torch._foreach_mul_(target, momentum)  # pyright: ignore[reportPrivateImportUsage]
-                torch._foreach_add_(target, online, alpha=1 - momentum)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_mul_(target, momentum)  # pyright: ignore[reportPrivateImportUsage]  # no public twin
+                torch._foreach_add_(target, online, alpha=1 - momentum)  # pyright: ignore[reportPrivateImportUsage]  # no public twin
         self.step += 1
         return {
             "loss": float(total.detach()),

@@ -19,8 +19,8 @@ from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
 
 # torch's batched kernels have no public names
-_lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-_copy = torch._foreach_copy_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+_lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public twin
+_copy = torch._foreach_copy_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public twin
 
 Group = dict[str, Any]  # of parameters, as torch.optim has it
 

@@ -26,18 +26,36 @@ OUTCOMES = (("fewshot", "1-shot"), ("motion8", "linear"), ("objects", "linear"))
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 SECTIONS = (
-    "answer", "mixed", "accuracy", "deltas", "control", "modes", "tradeoff", "random", "cost", "geometry", "curves",
-    "settings", "ran", "method",
-)  # fmt: skip
+    "answer",
+    "mixed",
+    "accuracy",
+    "deltas",
+    "control",
+    "modes",
+    "tradeoff",
+    "random",
+    "cost",
+    "geometry",
+    "curves",
+    "settings",
+    "ran",
+    "method",
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     effects = {("ld", "motion8"): 0.35, **{(v, "mixed", "fewshot"): 0.15 for v in VARIANTS}}
     return make_study(
-        tmp_path_factory.mktemp("report") / "study", variants=VARIANTS, seeds=(0, 1, 2), outcomes=OUTCOMES, samples=400,
-        effects=effects, seed_spread=0.002, published=("fwm_hw_ld", "kinematic"),
-    )  # fmt: skip
+        tmp_path_factory.mktemp("report") / "study",
+        variants=VARIANTS,
+        seeds=(0, 1, 2),
+        outcomes=OUTCOMES,
+        samples=400,
+        effects=effects,
+        seed_spread=0.002,
+        published=("fwm_hw_ld", "kinematic"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +113,23 @@ def test_html_is_whole_and_self_contained(html):
 def test_html_opens_in_chromium_without_console_errors(made, tmp_path):
     def lines(path):
         done = subprocess.run(
-            [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-             f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={tmp_path / 'page.png'}",
-             "--window-size=1280,2000", path.as_uri()],
-            capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        )  # fmt: skip
+            [
+                BROWSER,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                "--v=0",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--screenshot={tmp_path / 'page.png'}",
+                "--window-size=1280,2000",
+                path.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0
         return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -154,9 +184,23 @@ def test_tables_are_rectangular(made, html):
 
 def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
     return stats.Comparison(
-        "regime", variant, "mixed", "intended", "fewshot", probe, "single", (0.5, 0.5), (0, 1, 2), (value,) * 3,
-        value, low, high, p, p, note="4 variants",
-    )  # fmt: skip
+        "regime",
+        variant,
+        "mixed",
+        "intended",
+        "fewshot",
+        probe,
+        "single",
+        (0.5, 0.5),
+        (0, 1, 2),
+        (value,) * 3,
+        value,
+        low,
+        high,
+        p,
+        p,
+        note="4 variants",
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,9 +307,10 @@ def test_cost_and_geometry_are_means_over_seeds(folder):
     more = np.mean([c.cost["step_ms"] for c in cells]) - np.mean([c.cost["step_ms"] for c in base])
     assert row["ms_more"] == pytest.approx(more)
     (row,) = [
-        r for r in tables.geometry_table(study)
+        r
+        for r in tables.geometry_table(study)
         if (r["variant"], r["regime"], r["level"], r["subspace"]) == ("ld", "mixed", "all", "dynamics")
-    ]  # fmt: skip
+    ]
     values = [g["rankme"] for c in cells for g in c.geometry if (g["level"], g["subspace"]) == ("all", "dynamics")]
     assert row["rankme"] == pytest.approx(np.mean(values)) and len(values) == 3
 

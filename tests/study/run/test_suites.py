@@ -20,8 +20,15 @@ def test_the_papers_suite_on_the_users_manifests(tmp_path):
     novel = render_suite("fewshot", tmp_path / "few", splits={"train": 36, "test": 144}, size=32, frames=32, fps=8)
     data = {n: str(Path(base["train"]).parent) for n in ("ucf101", "ssv2", "imagenet100", "diving48")}
     data |= {"k400_fewshot.base": novel["train"], "k400_fewshot.novel": novel["test"]}
-    overrides = (*(o for o in SMALL if "ipe" not in o), "optimization.ipe=1", "model.depth=4", "model.pred_depth=2",
-                 "data.num_workers=0", "runtime.dtype=float32", "model.use_activation_checkpointing=false")  # fmt: skip
+    overrides = (
+        *(o for o in SMALL if "ipe" not in o),
+        "optimization.ipe=1",
+        "model.depth=4",
+        "model.pred_depth=2",
+        "data.num_workers=0",
+        "runtime.dtype=float32",
+        "model.use_activation_checkpointing=false",
+    )
     settings = Settings(
         "paper", overrides=overrides, data=data, evaluate=("ssv2", "k400_fewshot"), queries=1, episodes=20
     )
@@ -30,8 +37,11 @@ def test_the_papers_suite_on_the_users_manifests(tmp_path):
     assert failed == []
     cell = cells.read_cell(made.folder, "hw-mixed-intended-s7")
     assert [(r["suite"], r["probe"]) for r in cell["rows"]] == [
-        ("ssv2", "linear"), ("ssv2", "knn"), ("k400_fewshot", "1-shot"), ("k400_fewshot", "5-shot"),
-    ]  # fmt: skip
+        ("ssv2", "linear"),
+        ("ssv2", "knn"),
+        ("k400_fewshot", "1-shot"),
+        ("k400_fewshot", "5-shot"),
+    ]
     assert made.jobs[1]["config"]["data"]["datasets_weights"] == [0.2, 0.6, 0.2]
     assert made.jobs[1]["config"]["objectives"] == config.load("mixed_4gpu_hw").objectives
     single = StudyPlan(tmp_path / "s", settings, Grid(("hw",), ("single",), (7,)))

@@ -101,8 +101,12 @@ def test_the_synthetic_headline_is_the_demos_but_for_the_published_context_term(
             config.load(f"demo_fwm_hw_ld_{regime}"),
         )
         assert made.objectives.pop("context") == {
-            "coeff": 0.5, "loss_exp": 1.0, "warmup": [0.5, 1.0], "weight_distance": True, "offset": False,
-        }  # fmt: skip
+            "coeff": 0.5,
+            "loss_exp": 1.0,
+            "warmup": [0.5, 1.0],
+            "weight_distance": True,
+            "offset": False,
+        }
         demo.objectives.pop("context")
         assert made.objectives == demo.objectives  # heads no wider than the encoder
         assert (made.model, made.masks, made.optimization) == (demo.model, demo.masks, demo.optimization)

@@ -30,10 +30,12 @@ class HamiltonianNet(nn.Module):
     def __init__(self, dim: int, hidden: int, generator: torch.Generator):
         super().__init__()
         self.net = nn.Sequential(
-            linear(dim, hidden, generator), nn.GELU(),
-            linear(hidden, hidden, generator), nn.GELU(),
+            linear(dim, hidden, generator),
+            nn.GELU(),
+            linear(hidden, hidden, generator),
+            nn.GELU(),
             linear(hidden, 1, generator),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Energy [..., 1] of states ``x`` [..., D]."""

@@ -41,9 +41,9 @@ def _spectrum_device() -> Any:
     @triton.jit
     def spectrum(z: tl.tensor, h: tl.tensor, constants: tl.tensor, C: tl.tensor, T: tl.tensor) -> tuple[tl.tensor, ...]:
         # ignored types: Triton declares a shape as an empty tuple
-        t = tl.arange(0, z.shape[0])  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+        t = tl.arange(0, z.shape[0])  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]  # Triton
         gap = z - h
-        value = tl.zeros([z.shape[1]], dtype=tl.float32)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
+        value = tl.zeros([z.shape[1]], dtype=tl.float32)  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]  # Triton
         slope = tl.zeros_like(gap)
         for f in range(C // 2):
             cosine = tl.load(constants + f * T + t, mask=t < T, other=0.0)[:, None]

@@ -58,10 +58,15 @@ def _long_run(committed: dict) -> dict:
     for row in sorted(committed["rows"], key=lambda r: r["seed"]):
         groups.setdefault((row["suite"], row["probe"], row.get("encoder", "")), []).append(row)
     lines = [
-        {"suite": suite, "probe": probe, "encoder": encoder, "rows": rows,
-         "above": sum(r["difference_ci95"][0] > 0 for r in rows)}
+        {
+            "suite": suite,
+            "probe": probe,
+            "encoder": encoder,
+            "rows": rows,
+            "above": sum(r["difference_ci95"][0] > 0 for r in rows),
+        }
         for (suite, probe, encoder), rows in groups.items()
-    ]  # fmt: skip
+    ]
     return {"lines": lines, "seeds": sorted({r["seed"] for r in committed["rows"]})}
 
 

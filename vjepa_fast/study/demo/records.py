@@ -25,9 +25,17 @@ import numpy as np
 from vjepa_fast.errors import DataError
 
 ROW_KEYS = (
-    "suite", "probe", "seed", "n", "pretrained", "pretrained_ci95", "random", "random_ci95", "difference",
+    "suite",
+    "probe",
+    "seed",
+    "n",
+    "pretrained",
+    "pretrained_ci95",
+    "random",
+    "random_ci95",
+    "difference",
     "difference_ci95",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -184,11 +184,16 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
         boxes[name] = box
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         axis.annotate(
-            name, points[name], tuple(axis.transData.inverted().transform(middle)), fontsize=size, color=INK,
-            ha="center", va="center",
+            name,
+            points[name],
+            tuple(axis.transData.inverted().transform(middle)),
+            fontsize=size,
+            color=INK,
+            ha="center",
+            va="center",
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        )
     return boxes
 
 

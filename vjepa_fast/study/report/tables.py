@@ -97,17 +97,30 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict]:
 
     return [
         {
-            "comparison": KINDS[c.kind], "variant": c.variant, "regime": c.regime, "compat": c.compat, "suite": c.suite,
-            "probe": c.probe, "minus": c.against, "seeds": len(c.seeds), "accuracy": pp(c.levels[0]),
-            "accuracy_subtracted": pp(c.levels[1]), "delta_points": pp(c.value),
-            "t_low": pp(c.low), "t_high": pp(c.high),
-            "bootstrap_low": pp(c.boot_low), "bootstrap_high": pp(c.boot_high),
+            "comparison": KINDS[c.kind],
+            "variant": c.variant,
+            "regime": c.regime,
+            "compat": c.compat,
+            "suite": c.suite,
+            "probe": c.probe,
+            "minus": c.against,
+            "seeds": len(c.seeds),
+            "accuracy": pp(c.levels[0]),
+            "accuracy_subtracted": pp(c.levels[1]),
+            "delta_points": pp(c.value),
+            "t_low": pp(c.low),
+            "t_high": pp(c.high),
+            "bootstrap_low": pp(c.boot_low),
+            "bootstrap_high": pp(c.boot_high),
             "p": None if c.p is None else float(f"{c.p:.4g}"),
-            "p_holm": None if c.p_holm is None else float(f"{c.p_holm:.4g}"), "family": c.family, "verdict": c.verdict,
-            "note": c.note, "deltas_by_seed": " ".join(f"{s}:{100 * d:.4f}" for s, d in zip(c.seeds, c.deltas)),
+            "p_holm": None if c.p_holm is None else float(f"{c.p_holm:.4g}"),
+            "family": c.family,
+            "verdict": c.verdict,
+            "note": c.note,
+            "deltas_by_seed": " ".join(f"{s}:{100 * d:.4f}" for s, d in zip(c.seeds, c.deltas)),
         }
         for c in comparisons
-    ]  # fmt: skip
+    ]
 
 
 def tradeoff_axes(outcomes: Sequence[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

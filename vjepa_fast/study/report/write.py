@@ -119,11 +119,18 @@ def latex(content: Mapping[str, Any]) -> str:
         columns = sorted(table.columns, key=lambda o: suites.index(o[0]))
         spans = [rf"\multicolumn{{{sum(s == o[0] for o in columns)}}}{{c}}{{{_escape(s)}}}" for s in suites]
         out += [
-            "", r"\begin{table*}", r"\centering", rf"\caption{{{_escape(caption)}}}",
-            rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}", r"\resizebox{\linewidth}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}", r"\toprule", rf" & {' & '.join(spans)} \\",
-            rf"variant & {' & '.join(_escape(p) for _, p in columns)} \\", r"\midrule",
-        ]  # fmt: skip
+            "",
+            r"\begin{table*}",
+            r"\centering",
+            rf"\caption{{{_escape(caption)}}}",
+            rf"\label{{tab:{table.kind}-{table.regime}-{table.compat}}}",
+            r"\resizebox{\linewidth}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+            r"\toprule",
+            rf" & {' & '.join(spans)} \\",
+            rf"variant & {' & '.join(_escape(p) for _, p in columns)} \\",
+            r"\midrule",
+        ]
         for variant, cells in table.lines:
             by_column = dict(zip(table.columns, cells))
             out += [r"\midrule"] if variant == MEAN else []
