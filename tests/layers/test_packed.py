@@ -93,6 +93,14 @@ def test_the_stream_of_the_predictor_has_each_sample_in_one_piece():
     assert segments([stream()]).sizes.tolist() == [3, 1, 4, 1, 2, 1, 4, 0]
 
 
+def test_filler_has_short_segments_however_large_the_grid():
+    """Attention costs the square of a segment."""
+    idx, sizes = torch.tensor([[[1, 5], [0, 0]]]), torch.tensor([[2, 1]])  # one mask of two samples
+    found = segments([Stream.cut(idx, sizes, [[2, 1]], 1000, 3 + 700, 700)])
+    assert found.sizes.tolist() == [2, 1, 256, 256, 188]
+    assert found.longest == 1000
+
+
 def test_a_capacity_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match="Stream: capacity: expected at least the 12 tokens of the masks, got 11"):
         stream(11)
