@@ -123,9 +123,7 @@ def adamw_ema(
     aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
     betas = 1.0 - rule.beta1, float(rule.beta2), 1.0 - rule.beta2
     meta = dict(SCALED=scale is not None, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS)
-    _step[(len(chunks),)](
-        rows, chunks, rows if scale is None else scale, numbers, *betas, float(rule.eps), **meta
-    )
+    _step[(len(chunks),)](rows, chunks, rows if scale is None else scale, numbers, *betas, float(rule.eps), **meta)
 
 
 def variants() -> dict[str, dict]:

@@ -17,6 +17,7 @@ from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
+from vjepa_fast.ops import _capture
 
 # torch's batched kernels have no public names
 _lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public twin
@@ -104,16 +105,20 @@ class AdamW(torch.optim.AdamW):
         average: Average | None = None,
         momentum: float = 1.0,
         scale: Tensor | None = None,
-        numbers: Tensor | None = None,
+        on_device: bool = False,
     ) -> None:
         """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
 
         ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
-        ``numbers``: see `work`.
+        ``on_device``: the numbers of the step are put there and read there, see `work`.
         """
         if closure is not None:
             raise ValueError("AdamW.step: a closure is not supported")
         buckets = self.buckets([p for p in self.counted if p.grad is not None])
+        numbers = None
+        if on_device and buckets:
+            rows = torch.tensor([b.rule(momentum).changing for b in buckets], dtype=torch.float64, device="cpu")
+            numbers = _capture.constant(rows, buckets[0].params[0].device)
         self.count(buckets)
         self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers)
 
@@ -274,13 +279,22 @@ def clip_scale(norm: Tensor, limit: float | None) -> Tensor | None:
 
 
 def update(
-    optimizer: torch.optim.Optimizer, average: Average | None, momentum: float, norm: Tensor, limit: float | None
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    momentum: float,
+    norm: Tensor,
+    limit: float | None,
+    *,
+    on_device: bool = False,
 ) -> None:
-    """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow."""
+    """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow.
+
+    ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
+    """
     scale = clip_scale(norm, limit)
     if isinstance(optimizer, AdamW):
         with phase("optimiser"):  # and the average, in the same pass
-            optimizer.step(average=average, momentum=momentum, scale=scale)
+            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device)
         return
     with phase("optimiser"):
         if limit is not None:
