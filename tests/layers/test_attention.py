@@ -11,6 +11,8 @@ from vjepa_fast.layers import attention, block
 from vjepa_fast.layers.attention import BACKENDS, Backend, Call, DeviceSegments, Segments, attend
 from vjepa_fast.layers.attention.sdpa import SDPA
 
+from .named import Named
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = 2
 
@@ -107,58 +109,6 @@ def test_objections_name_the_call():
     assert any("CUDA" in r for r in BACKENDS["xformers"].objections(on_cpu)) and not SDPA.objections(on_cpu)
     with pytest.raises(ConfigError, match="runtime.attention: unknown .*'spda'; accepted: auto, .*did you mean sdpa"):
         attention.find("spda")
-
-
-class Named(Backend):
-    """Counts its calls; its result, a multiple of the right one, is recognised."""
-
-    def __init__(self, name, reasons=(), factor=1.0):
-        self.name, self.reasons, self.factor, self.calls = name, list(reasons), factor, 0
-
-    def objections(self, call):
-        return self.reasons
-
-    def __call__(self, q, k, v, segments):
-        self.calls += 1
-        return self.factor * SDPA(q, k, v, segments)
-
-
-def test_the_quickest_is_measured_once_and_kept(monkeypatch):
-    timed, seconds = [], {"a": 2.0, "b": 1.0}
-    some = {n: Named(n, ["no"] * (n == "c")) for n in "abc"}
-    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: timed.append(backend.name) or seconds[backend.name])
-    monkeypatch.setattr(attention, "_measured", {})
-    monkeypatch.setattr(attention, "BACKENDS", some)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    q = torch.zeros(1, 200, 1, 8)
-    for lengths in ((120, 80), (100, 90), (101, 99)):
-        assert attention._fastest(q, q, q, Segments(lengths)) is some["b"]
-    assert timed == ["a", "b"]
-    assert attention._fastest(q, q, q, Segments([200])) is SDPA
-
-
-def test_with_lengths_on_the_device_sdpa_is_the_last_resort(monkeypatch):
-    """It is not timed; and in a capture goes on what was found before, as nothing is made on the host for it."""
-    seconds, capturing = {"a": 2.0, "b": 1.0}, []
-    some = {n: Named(n) for n in "ab"}
-    for backend in some.values():
-        backend.on_device, backend.graph = True, False
-    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: seconds[backend.name])
-    monkeypatch.setattr(attention, "_measured", {})
-    monkeypatch.setattr(attention, "BACKENDS", {"sdpa": SDPA, **some})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    q = torch.zeros(1, 200, 1, 8)
-    segments = DeviceSegments(torch.tensor([120, 80]), 200)
-    assert attention._fastest(q, q, q, segments) is some["b"]
-    capturing.append(True)
-    assert attention._fastest(q, q, q, segments) is some["b"]
-    assert attention._fastest(q, q, q, DeviceSegments(segments.sizes, 500)) is SDPA  # new, and no time to measure
-    capturing.clear()
-    attention._measured.clear()
-    seconds.update(dict.fromkeys("ab", float("inf")))  # they fail
-    assert attention._fastest(q, q, q, segments) is SDPA
 
 
 def test_models_of_one_process_have_their_own_backends():

@@ -73,10 +73,9 @@ def choose(cfg: Config, device: torch.device, *, quantum: int | None, target_gra
     target = list(common)
     if target_grad:
         target.append("the target takes part in the backward pass")
-    if backend is not None and not backend.graph:  # a replay would read tables that may be gone
-        target.append(f"runtime.attention: {backend.name} does not keep its tables")
-        if not backend.on_device:
-            step.append(target[-1])
+    if backend is not None and not backend.capture:
+        target.append(f"runtime.attention: {backend.name} makes something on the host for a call")
+        step.append(target[-1])
     if choice in (True, "target"):
         asked, reasons = ("step", step) if choice is True else ("target", target)
         if reasons:

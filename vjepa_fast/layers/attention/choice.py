@@ -12,6 +12,7 @@ import contextlib
 import functools
 import logging
 import math
+from collections.abc import Callable
 from importlib import metadata
 
 import torch
@@ -26,6 +27,7 @@ _log = logging.getLogger("vjepa_fast")
 TABLE = Table()
 _found: dict[tuple[str, str], Backend] = {}  # of this process, by environment and shape
 _PASSES, _AHEAD = 5, 10_000_000  # timed passes; cycles that the device spins while the host launches one
+_FAILURES = (RuntimeError, ValueError, TypeError, AssertionError)
 _TOLERANCE = 0.05  # of the largest value, between a backend and PyTorch's own attention
 
 
@@ -175,7 +177,7 @@ def _result(backend: Backend, qkv: Tensor, rope: Tensor | None, num_heads: int, 
     try:
         with torch.no_grad():
             return applied(backend, qkv, rope, num_heads, segments, keep=True)
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+    except _FAILURES:
         return None
 
 
@@ -188,28 +190,31 @@ def _milliseconds(
     grad: bool,
     want: Tensor | None,
 ) -> float | None:
-    """Device time of the quickest of a few passes; None for a backend that fails, or whose values are not ``want``.
-
-    The device is kept busy while the host launches, so that slow hosts do not decide.
-    """
+    """Device time of the quickest of a few passes; None for a backend that fails, or whose values are not ``want``."""
     got = _result(backend, qkv, rope, num_heads, segments)
     if got is None or (want is not None and not bool((got - want).abs().max() <= _TOLERANCE * want.abs().max())):
         return None
-    x = qkv.detach().clone().requires_grad_(grad)
-    unit = torch.ones_like(got)
-    times: list[float] = []
+    x, unit = qkv.detach().clone().requires_grad_(grad), torch.ones_like(got)
+
+    def once() -> Tensor:
+        out = applied(backend, x, rope, num_heads, segments, keep=True)
+        return torch.autograd.grad(out, x, unit)[0] if grad else out
+
     try:
-        with torch.cuda.device(qkv.device), torch.set_grad_enabled(grad):
-            for _ in range(_PASSES):
-                began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda._sleep(_AHEAD)
-                began.record()
-                out = applied(backend, x, rope, num_heads, segments, keep=True)
-                grads = torch.autograd.grad(out, x, unit) if grad else (out,)
-                ended.record()
-                torch.cuda.synchronize(qkv.device)
-                times.append(began.elapsed_time(ended))
-            fine = bool(torch.isfinite(grads[0]).all())
-    except (RuntimeError, NotImplementedError, ValueError, AssertionError):
+        with torch.set_grad_enabled(grad):
+            best = min(_device_ms(once, qkv.device) for _ in range(_PASSES))
+            return best if bool(torch.isfinite(once()).all()) else None
+    except _FAILURES:
         return None
-    return min(times) if fine else None
+
+
+def _device_ms(once: Callable[[], Tensor], device: torch.device) -> float:
+    """Time on the device, which is kept busy while the host launches, so that a slow host does not decide."""
+    with torch.cuda.device(device):
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(_AHEAD)
+        began.record()
+        once()
+        ended.record()
+        torch.cuda.synchronize()
+        return began.elapsed_time(ended)
