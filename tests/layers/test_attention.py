@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 
+from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, block
-from vjepa_fast.layers.attention import BACKENDS, Backend, Call, DeviceSegments, Segments, attend
+from vjepa_fast.layers.attention import BACKENDS, Call, DeviceSegments, Segments, attend
 from vjepa_fast.layers.attention.sdpa import SDPA
 
 from .named import Named
@@ -173,3 +174,68 @@ def test_segments_of_one_length_are_one_batch(monkeypatch):
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: calls.append(a) or sdpa(*a))
     compare(packed_qkv(12, batch=2), [4, 4, 4], None, 1e-12)
     assert len(calls) == 1 and calls[0][0].shape == (6, HEADS, 4, 8)
+
+
+class Rotates(Named):
+    """Takes packed qkv and the table as they are."""
+
+    takes_rope = on_device = True
+
+    def packed(self, qkv, rope, num_heads, segments):
+        self.calls += 1
+        self.saw = qkv.detach().clone()
+        turned = qkv if rope is None else ops.rope3d(qkv, rope, num_heads)
+        q, k, v = turned.unflatten(-1, (3, num_heads, -1)).unbind(2)
+        return SDPA(q, k, v, segments).flatten(2)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("lengths", [None, [4, 6], Segments([4, 6]), DeviceSegments(torch.tensor([4, 6]), 8)])
+def test_a_backend_may_apply_rotary_positions_itself(lengths, grad):
+    """It gets the packed, unrotated qkv and the table; every other backend gets q and k rotated."""
+    qkv = packed_qkv(10, torch.float32, batch=1).detach().requires_grad_(grad)
+    turns = torch.rand(10, 1, 3, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, -1)
+    rope, before = torch.cat([turns.cos(), turns.sin()], 1), qkv.detach().clone()
+    backend = Rotates("rotates")
+    for table in (rope, None):
+        want = attend(qkv.clone(), table, HEADS, lengths, SDPA)
+        got = attend(qkv, table, HEADS, lengths, backend)
+        torch.testing.assert_close(got, want)
+        assert torch.equal(backend.saw, before) and torch.equal(qkv, before)
+    if grad:
+        a, b = (torch.autograd.grad(attend(qkv, rope, HEADS, lengths, x).sum(), qkv)[0] for x in (backend, SDPA))
+        torch.testing.assert_close(a, b)
+
+
+def test_a_rotor_is_applied_before_any_backend():
+    """The complex form is for eager code on a CPU."""
+    qkv, angle = packed_qkv(10, torch.float32, batch=1).detach(), torch.rand(10, 4)
+    rotor = torch.polar(torch.ones_like(angle), angle)
+    found = [attend(qkv, rotor, HEADS, None, backend) for backend in (Rotates("rotates"), SDPA)]
+    torch.testing.assert_close(*found)
+
+
+def test_a_backend_that_rotates_is_part_of_a_compiled_graph():
+    torch._dynamo.reset()
+    m = block.Attention(48, 2)
+    m.backend, x = Rotates("rotates"), torch.randn(2, 10, 48)
+    rope = torch.cat([torch.ones(10, 1, 24), torch.zeros(10, 1, 24)], 1)
+    compiled = torch.compile(m, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, rope, [6, 4]), m(x, rope, [6, 4]))
+
+
+def test_what_is_declared_but_not_there_is_said():
+    class Empty(Named):
+        takes_rope = True
+
+    with pytest.raises(NotImplementedError, match="'empty' declares takes_rope and has no packed"):
+        attend(packed_qkv(4, torch.float32), None, HEADS, None, Empty("empty"))
+
+
+def test_a_backend_without_a_backward_pass_is_refused_where_one_follows():
+    backend = Named("forward_only")
+    backend.backward = False
+    with torch.no_grad():
+        attend(packed_qkv(4, torch.float32), None, HEADS, None, backend)
+    with pytest.raises(ConfigError, match="runtime.attention: forward_only is not supported here: it has no backward"):
+        attend(packed_qkv(4, torch.float32), None, HEADS, None, backend)

@@ -129,8 +129,8 @@ def use_attention(name: str, device: torch.device, dtype: torch.dtype, *modules:
 def choose_attention(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, *modules: nn.Module) -> None:
     """Measure what ``auto`` takes for whole grids [batch,tokens,E] without gradient, before anything is compiled.
 
-    A compiled graph cannot choose: it holds this one. Rows of the table on disk are not measured again. Nothing happens on
-    a CPU, nor to layers with a backend of their own.
+    A compiled graph cannot choose: it holds this one. Rows of the table on disk are not measured again. Nothing happens
+    on a CPU, nor to layers with a backend of their own.
     """
     if device.type != "cuda":
         return

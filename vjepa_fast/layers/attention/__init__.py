@@ -75,12 +75,12 @@ def attend(
         qkv_BK3E: queries, keys and values, packed.
         num_heads: H.
         rope: None, or the rows of ``models.rope.rope_table`` of these tokens, with or without a leading B.
-        lengths: of the segments along K, the same in every sample, adding up to K; None: one segment, a whole grid whose
-            K repeats from step to step. `Segments`, which may change at every step, are attended to outside of a
+        lengths: of the segments along K, the same in every sample, adding up to K; None: one segment, a whole grid
+            whose K repeats from step to step. `Segments`, which may change at every step, are attended to outside of a
             compiled graph.
         backend: None: the fastest that supports the call. On a CPU that is ``sdpa``; elsewhere those that can are
-            measured, once per shape (`choice.fastest`). In a compiled graph, where nothing can be measured, it is torch's
-            own choice among all kernels but those of cuDNN, which would build a plan for every new length.
+            measured, once per shape (`choice.fastest`). In a compiled graph, where nothing can be measured, it is
+            torch's own choice among all kernels but those of cuDNN, which would build a plan for every new length.
 
     Returns:
         [B,K,E] of qkv's dtype.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -222,12 +222,12 @@ class Backend(ABC):
     def packed(self, qkv_BK3E: Tensor, rope: Tensor | None, num_heads: int, segments: Segments) -> Tensor:
         """The same from packed, unrotated ``qkv`` [B,K,3*E] -> [B,K,E], for a backend with ``takes_rope``.
 
-        ``rope``: None, or float32 cosines and sines [K,2,R] or [B,K,2,R] as `ops.rope3d` takes them; ``qkv`` may be read
-        in place and is not changed.
+        ``rope``: None, or float32 cosines and sines [K,2,R] or [B,K,2,R] as `ops.rope3d` takes them; ``qkv`` may be
+        read in place and is not changed.
         """
         raise NotImplementedError(f"attention backend {self.name!r} declares takes_rope and has no packed()")
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[str, ...]]:
         return _registered, (self.name,)  # a copied model has the same backend, not a copy of it
 
 

@@ -2,8 +2,8 @@
 
 Outside of graphs a shape that is not in the table (`table.Table`) is measured. In a CUDA graph that is being captured
 nothing can be measured: the table's answer holds, and without one `unmeasured`. A graph of torch.compile sees neither
-lengths nor tables: there it is what `layers.block.choose_attention` has put in the layer for whole grids, and else torch's
-own choice among all kernels but cuDNN's (`attend`).
+lengths nor tables: there it is what `layers.block.choose_attention` has put in the layer for whole grids, and else
+torch's own choice among all kernels but cuDNN's (`attend`).
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def candidates(call: Call) -> list[Backend]:
 def unmeasured(call: Call) -> Backend:
     """The backend where nothing is known and nothing can be measured: the first of these that supports the call.
 
-    ``varlen`` for `DeviceSegments`, else ``sdpa_flash``; last, PyTorch's own choice among all but cuDNN, which would build
-    a plan.
+    ``varlen`` for `DeviceSegments`, else ``sdpa_flash``; last, PyTorch's own choice among all but cuDNN, which would
+    build a plan.
     """
     first = BACKENDS["varlen"] if call.on_device else SDPA_FLASH
     return STEADY if first.refusals(call) else first

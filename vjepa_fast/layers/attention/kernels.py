@@ -7,11 +7,14 @@ from collections.abc import Iterable
 # In this order: cuDNN's names hold "flash", FlashAttention's hold "cutlass".
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("cudnn", ("cudnn_generated", "cudnn::fusion", "_cudnn_attention")),
-    ("fa4", ("flash_attncute", "flash_attn.cute", "flash_fwd_sm90", "flash_bwd_sm90", "flash_fwd_sm100", "flash_bwd_sm100")),
+    (
+        "fa4",
+        ("flash_attncute", "flash_attn.cute", "flash_fwd_sm90", "flash_bwd_sm90", "flash_fwd_sm100", "flash_bwd_sm100"),
+    ),
     ("fa3", ("FlashAttnFwdSm90", "FlashAttnBwdSm90", "FlashAttnFwdSm80", "FlashAttnBwdSm80", "_flash3")),
     ("flash", ("pytorch_flash::", "flash_fwd_kernel", "flash_fwd_splitkv", "flash_bwd_", "_flash_attention")),
     ("efficient", ("fmha_cutlass", "PyTorchMemEffAttention", "_efficient_attention")),
-    ("triton", ("attention_forward", "attention_backward")),
+    ("triton", ("packed_attention",)),
     ("math", ("softmax_warp_", "cunn_SoftMax", "_attention_math")),
 )
 IMPLEMENTATIONS = tuple(name for name, _ in _SIGNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Sdpa(Backend):
-    """``scaled_dot_product_attention`` as torch chooses its kernels, on any device; on Hopper and later that is cuDNN."""
+    """``scaled_dot_product_attention`` as torch chooses its kernels, on any device; on Hopper that is cuDNN."""
 
     name = "sdpa"
     on_device = True
@@ -100,7 +101,7 @@ class SdpaSteady(Sdpa):
     cuda = True
     plans = False
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[str, ...]]:
         return _steady, ()
 
 

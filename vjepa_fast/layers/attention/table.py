@@ -1,7 +1,7 @@
 """What ``runtime.attention: auto`` has measured, kept on disk: ``attention.json`` in the cache folder of this package.
 
-One table for each environment (device, versions of torch, Triton and all backends): a row for each shape, with the backend
-that was taken and the milliseconds of all that were timed.
+One table for each environment (device, versions of torch, Triton and all backends): a row for each shape, with the
+backend that was taken and the milliseconds of all that were timed.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ class Table:
 
     def rows(self, environment: str) -> Mapping[str, Row]:
         """Shape -> row."""
+        return self.environments().get(environment, {})
+
+    def environments(self) -> Mapping[str, Mapping[str, Row]]:
+        """Environment -> shape -> row."""
         if self._rows is None:
             self._rows = self._read()
-        return self._rows.get(environment, {})
+        return self._rows
 
     def add(self, environment: str, shape: str, row: Row) -> None:
         """Keep a row, beside those that other processes have written meanwhile."""
@@ -61,7 +65,8 @@ class Table:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            self._tell(f"{path()}: not a table of attention backends ({first_line(error)}); they are measured anew")
+            why = first_line(error) if isinstance(error, OSError | ValueError) else "it is of another format"
+            self._tell(f"{path()}: not a table of attention backends ({why}); they are measured anew")
             return {}
 
     def _tell(self, text: str) -> None:

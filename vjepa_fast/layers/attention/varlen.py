@@ -15,7 +15,7 @@ from vjepa_fast.layers.attention.sdpa import HALF
 
 
 class Varlen(Backend):
-    """PyTorch's flash kernels (FlashAttention 2) with offsets of segments (``torch.ops.aten._flash_attention_forward``)."""
+    """PyTorch's flash kernels (FlashAttention 2) with offsets of segments, as ``aten::_flash_attention_forward``."""
 
     name = "varlen"
     implementation = "flash"
@@ -34,11 +34,13 @@ class Varlen(Backend):
 
     def _call(self, q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int) -> Tensor:
         # dropout 0, not causal, no debug mask
-        return torch.ops.aten._flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, False, False)[0]
+        return torch.ops.aten._flash_attention_forward(q, k, v, offsets, offsets, longest, longest, 0.0, False, False)[
+            0
+        ]
 
 
 class VarlenCudnn(Varlen):
-    """cuDNN's kernels with offsets of segments (``torch.ops.aten._cudnn_attention_forward``); a plan for each new shape."""
+    """cuDNN's kernels with offsets of segments, as ``aten::_cudnn_attention_forward``; a plan for each new shape."""
 
     name = "varlen_cudnn"
     implementation = "cudnn"

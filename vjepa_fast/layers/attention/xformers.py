@@ -1,8 +1,8 @@
 """``memory_efficient_attention`` of the package xformers with a ``BlockDiagonalMask``: one call for all segments.
 
-Its wheels hold no attention kernels of their own: FlashAttention 3 runs where the package flash_attn_3 is installed, else
-PyTorch's flash kernels (xformers calls them ``fa2F-pt``), and its cutlass kernels for what those do not take. The wheel
-is built for CUDA 12: beside a torch for CUDA 13 its library finds no ``libcudart.so.12``, which the package
+Its wheels hold no attention kernels of their own: FlashAttention 3 runs where the package flash_attn_3 is installed,
+else PyTorch's flash kernels (xformers calls them ``fa2F-pt``), and PyTorch's cutlass kernels for what those do not take.
+The wheel is built for CUDA 12: beside a torch for CUDA 13 its library finds no ``libcudart.so.12``, which the package
 nvidia-cuda-runtime-cu12 has and which is loaded here before the import.
 """
 
@@ -42,9 +42,10 @@ class Xformers(Backend):
         return reasons or list(_refusals(call.device, call.dtype, call.head_dim))
 
     def version(self) -> str:
-        """Of the package; empty where it is not installed."""
+        """Of the package, with its own name of the kernels that it runs; empty where it is not installed."""
         try:
-            return f"xformers {metadata.version('xformers')}"
+            kernels = "fa3F" if self.implementation == "fa3" else "fa2F-pt"
+            return f"xformers {metadata.version('xformers')} ({kernels})"
         except metadata.PackageNotFoundError:
             return ""
 
