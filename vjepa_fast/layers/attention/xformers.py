@@ -1,7 +1,7 @@
 """``memory_efficient_attention`` of the package xformers with a ``BlockDiagonalMask``: one call for all segments.
 
 Its wheels hold no attention kernels of their own: FlashAttention 3 runs where the package flash_attn_3 is installed,
-else PyTorch's flash kernels (xformers calls them ``fa2F-pt``), and PyTorch's cutlass kernels for what those do not take.
+else PyTorch's flash kernels (xformers calls them ``fa2F-pt``), and PyTorch's cutlass kernels for what those refuse.
 The wheel is built for CUDA 12: beside a torch for CUDA 13 its library finds no ``libcudart.so.12``, which the package
 nvidia-cuda-runtime-cu12 has and which is loaded here before the import.
 """
