@@ -109,6 +109,19 @@ class Clips:
     image: bool = False
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Of the samples of ``masks`` masks, one mask after another: what `clips_of` reads of a `layers.packed.Stream`."""
+
+    lengths: tuple[int, ...]
+    masks: int
+
+    @classmethod
+    def of(cls, lengths_SB: Sequence[Sequence[int]]) -> Lengths:
+        """From lists by mask."""
+        return cls(tuple(n for of_mask in lengths_SB for n in of_mask), len(lengths_SB))
+
+
 def clips_of(grid: tuple[int, int, int], enc: Sequence[Any], pred: Sequence[Any], image: bool = False) -> list[Clips]:
     """The clips of a group: grid (T,H,W), and per mask ids [B,K], or anything with ``lengths``, one per sample."""
     tokens = grid[0] * grid[1] * grid[2]

@@ -54,6 +54,7 @@ class LatentState:
         step, total_steps, epoch, epochs: where in the run this is; ``step`` and ``epoch`` count from 0.
         modality: "video" or "image".
         mean, std: normalisation per channel, for uint8 clips.
+        drawn: by name of the term what ``Objective.draw`` gave for the step; None: the plan draws it.
     """
 
     grids: list[tuple[int, int, int]] = _absent()
@@ -72,6 +73,7 @@ class LatentState:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     h_normalized: bool = True
+    drawn: dict[str, Tensor] = _absent()
     _cache: dict[Any, Any] = field(default_factory=dict[Any, Any], init=False, repr=False, compare=False)
     stop_gradient: bool = field(default=False, init=False, repr=False, compare=False)
     levels: int = field(default=1, init=False, repr=False, compare=False)
