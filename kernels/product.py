@@ -17,10 +17,10 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton import knobs
 
 _BLOCKS = {"BM": 128, "BN": 64, "BK": 32}
-_REGISTERS = 168  # of a thread at most; given no bound, ptxas spills a few to fit one program more on an SM
-_OPTIONS = {"num_warps": 8, "num_stages": 2, "maxnreg": _REGISTERS}
+_OPTIONS = {"num_warps": 8, "num_stages": 2}
 _PROGRAMS = 264  # two for each multiprocessor of the largest GPU: sums are cut until there are as many
 _CHAIN = 8192  # most products that are added up in a row
 _ROWS, _CHANNELS = 64, 128  # of a block of ``_statistics``, which takes _DEEP rows
@@ -238,6 +238,19 @@ def _covariance_gradient(
     tl.store(out + at, total.to(out.dtype.element_ty), mask=(r < end) & (n < N)[None, :])
 
 
+def registers(arch: int) -> int:
+    """Of a thread at most: on Hopper and later few enough that two programs share an SM, one adding while one multiplies.
+
+    Ampere's instructions need more for their operands; given no bound, ptxas spills there.
+    """
+    return 128 if arch >= 90 else 168
+
+
+def _options() -> dict[str, int]:
+    arch = 90 if knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
+    return {**_OPTIONS, "maxnreg": registers(arch)}
+
+
 # -- launchers ---------------------------------------------------------------------------------------------------------
 def _splits(tiles: int, most: int) -> int:
     """Into how many pieces a sum of ``most`` products is cut, ``tiles`` programs taking part in each of them."""
@@ -265,7 +278,7 @@ def product(x, w, bias, x_largest, w_largest) -> torch.Tensor:
         meta |= {f"EVEN_{dim}": contiguous[dim] and size % 16 == 0 for dim, size in (("M", m), ("N", n), ("K", k))}
         tensors = x, w, bias if fused else out, out, x_largest, w_largest
         _product[(_tiles(m, n), 1, splits)](
-            *tensors, m, n, k, *x.stride(), *w.stride(), **meta, **_BLOCKS, **_OPTIONS
+            *tensors, m, n, k, *x.stride(), *w.stride(), **meta, **_BLOCKS, **_options()
         )
     out = out[0] if splits == 1 else out.sum(0)
     return out if bias is None or fused else out + bias
@@ -281,7 +294,7 @@ def covariance(z, offsets, width, period) -> tuple[torch.Tensor, torch.Tensor, t
     mean, largest = sums.sum(1) / offsets.diff().clamp(min=1)[:, None], most.amax()
     splits = _splits(_tiles(n_a, d - n_a) * groups, triton.cdiv(c, groups))
     out = torch.empty((splits, groups, n_a, d - n_a), dtype=torch.float32, device=z.device)
-    meta = {"WIDTH": width, "PERIOD": period, **_BLOCKS, **_OPTIONS}
+    meta = {"WIDTH": width, "PERIOD": period, **_BLOCKS, **_options()}
     _covariance[(_tiles(n_a, d - n_a), groups, splits)](z, offsets, mean, out, largest, d, n_a, d - n_a, **meta)
     return out[0] if splits == 1 else out.sum(0), mean, largest
 
@@ -297,7 +310,7 @@ def covariance_gradient(grad, z, offsets, mean, largest, grad_largest, width, pe
         meta = {"FROM": sides[this][0], "COUNT": sides[this][1], "PERIOD": period}
         meta |= {"OTHER": sides[other][0], "OTHER_COUNT": sides[other][1]}
         grid = (_tiles(c, n), groups + 1)
-        _covariance_gradient[grid](*tensors, c, d, n, d - n, *strides, **meta, **_BLOCKS, **_OPTIONS)
+        _covariance_gradient[grid](*tensors, c, d, n, d - n, *strides, **meta, **_BLOCKS, **_options())
     return out
 
 
@@ -305,14 +318,24 @@ def variants() -> dict[str, dict]:
     """The builds that benchmarks/aot.py compiles: ViT-B, 4 levels of 768, and a hidden layer of 256."""
     ints = dict.fromkeys(("M", "N", "K", "C", "D", "N_A", "N_Y", "chunks", "x_m", "x_k", "w_k", "w_n"), "i32")
     ints |= dict.fromkeys(("grad_s", "grad_k", "grad_n"), "i32")
-    tensors = dict.fromkeys(("bias", "mean", "sums", "largest", "grad", "x_largest", "w_largest", "grad_largest"), "*fp32")
+    tensors = dict.fromkeys(
+        ("bias", "mean", "sums", "largest", "grad", "x_largest", "w_largest", "grad_largest"), "*fp32"
+    )
     loose = ("M", "N", "K", "C", "chunks")
 
     def build(fn, constexprs, warps=8, **types):
         known = {**ints, **tensors, "offsets": "*i64", "out": "*fp32", **types}
         signature = {name: known[name] for name in fn.arg_names if name not in constexprs}
         keep = [n for n in signature if n not in (loose if fn is not _covariance_gradient else ("C",))]
-        return dict(fn=fn, signature=signature, constexprs=constexprs, num_warps=warps, num_stages=2, maxnreg=_REGISTERS, aligned=keep)
+        return dict(
+            fn=fn,
+            signature=signature,
+            constexprs=constexprs,
+            num_warps=warps,
+            num_stages=2,
+            maxnreg=registers,
+            aligned=keep,
+        )
 
     def product_of(x, x_parts, constexprs):
         even = {"EVEN_M": "x_m" in constexprs, "EVEN_N": True, "EVEN_K": "x_k" in constexprs}

@@ -5,9 +5,8 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from tests.ops.parity import DEVICE, assert_parity, run
+from tests.ops.parity import DEVICE, assert_parity
 from vjepa_fast import ops
-from vjepa_fast.ops import _triton
 
 triton = pytest.importorskip("triton")
 
@@ -49,7 +48,10 @@ def test_long_sums_and_any_magnitude(scale):
 
 def test_strides_and_parts_of_a_matrix():
     x, w = random(50, 3, 48), random(40, 96, seed=1)
-    fn = lambda x, w: ops.matmul32(x.transpose(0, 1)[..., 16:], w.tensor_split((32,), dim=1)[0].t()[:, 3:])
+
+    def fn(x, w):
+        return ops.matmul32(x.transpose(0, 1)[..., 16:], w.tensor_split((32,), dim=1)[0].t()[:, 3:])
+
     assert_parity(fn, [x, w], backend="triton", wrt=(0, 1), atol=1e-7)
 
 
@@ -58,7 +60,9 @@ def test_strides_and_parts_of_a_matrix():
 def test_covariance_within_twice_the_error_of_a_float32_product(dtype, width, period):
     """Groups of any size, an empty one too; channels whose mean is large beside their deviation."""
     z = random(300, 96) + 4 * random(96, seed=1) * random(96, seed=2).gt(1)
-    assert_parity(covariance(torch.tensor([0, 37, 37, 230, 300]), width, period), [z], backend="triton", dtype=dtype, wrt=(0,))
+    assert_parity(
+        covariance(torch.tensor([0, 37, 37, 230, 300]), width, period), [z], backend="triton", dtype=dtype, wrt=(0,)
+    )
 
 
 @pytest.mark.parametrize("backend", ["eager", "triton"])
@@ -69,7 +73,7 @@ def test_rows_of_no_group_may_hold_anything(backend):
     offsets = torch.tensor([0, 30, 70], device=DEVICE)
     with ops.use_backend(backend):
         found = ops.cross_covariance(z, offsets, 8, 16)
-        sum((c.square().sum() for c in found)).backward()
+        sum(c.square().sum() for c in found).backward()
         alone = [ops.cross_covariance(part, None, 8, 16)[0] for part in (z[:30], z[30:70])]
     torch.testing.assert_close(list(found), alone, rtol=1e-5, atol=1e-4)
     assert torch.equal(z.grad[70:], torch.zeros_like(z[70:])) and z.grad[:70].isfinite().all()
@@ -89,7 +93,9 @@ def test_eager_code_is_pytorchs_bit_for_bit(backend):
     with ops.use_backend(backend):
         assert torch.equal(ops.linear32(x.bfloat16(), w, b), ops.linear.linear(x.bfloat16().float(), w, b))
         assert torch.equal(ops.matmul32(x, w.t()), x @ w.t())
-    torch.testing.assert_close(ops.linear32(x.double(), w.double(), b.double()), F.linear(x.double(), w.double(), b.double()))
+    torch.testing.assert_close(
+        ops.linear32(x.double(), w.double(), b.double()), F.linear(x.double(), w.double(), b.double())
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -105,7 +111,10 @@ def test_nothing_is_kept_that_is_not_given(monkeypatch):
     """No float32 copy of features for the backward pass, and the bits of a second run are those of the first."""
     x = random(30, 32).bfloat16().to(DEVICE).requires_grad_()
     w, kept = random(8, 32).to(DEVICE).requires_grad_(), []
-    with ops.use_backend("triton"), torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+    with (
+        ops.use_backend("triton"),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t),
+    ):
         y = ops.linear32(x, w)
         ops.cross_covariance(x, None, 16, 32)
     assert y.dtype == torch.float32
