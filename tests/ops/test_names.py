@@ -14,6 +14,7 @@ FOLDERS = {
 }
 ELSEWHERE = {  # path that an op does without -> why
     ("linear", "kernels"): "a GPU has cuBLAS",
+    ("product", "csrc"): "a CPU has oneDNN and MKL",
     ("attention", "kernels"): "a GPU has PyTorch's kernels, one of layers/attention/",
     ("linear", "benchmarks"): "benchmarks/bench_linear.py: products by layer, not inputs of a step",
     ("attention", "benchmarks"): "benchmarks/bench_step.py: part of a block",

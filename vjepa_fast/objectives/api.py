@@ -22,7 +22,7 @@ from vjepa_fast.config.fields import choice as choice
 from vjepa_fast.config.fields import flag as flag
 from vjepa_fast.config.fields import number as number
 from vjepa_fast.config.fields import require
-from vjepa_fast.layers.linear import Linear
+from vjepa_fast.layers.linear import Linear32
 from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import RowCall
 from vjepa_fast.registry import Registry
@@ -166,8 +166,8 @@ def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
 
     Weight and bias are uniform in +-1/sqrt(n_in). Leaves the global RNG untouched; works on the meta device.
     """
-    layer = nn.utils.skip_init(Linear, n_in, n_out, device=torch.get_default_device())
-    assert isinstance(layer, Linear)
+    layer = nn.utils.skip_init(Linear32, n_in, n_out, device=torch.get_default_device())
+    assert isinstance(layer, Linear32)
     if not layer.weight.is_meta:
         bound = 1.0 / math.sqrt(n_in)
         with torch.no_grad():
