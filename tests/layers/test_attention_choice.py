@@ -126,6 +126,15 @@ def test_a_backend_that_fails_or_computes_something_else_is_not_taken(gpu):
     assert row["ms"] == {"a": 3.0, "wrong": None, "fails": None}
 
 
+def test_memory_that_ran_out_says_nothing_of_a_backend(gpu, cache, monkeypatch):
+    def fails(once, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gpu(a=2.0, b=1.0)
+    monkeypatch.setattr(choice, "_device_ms", fails)
+    assert taken((120, 80)) == STEADY.name and not cache.exists()
+
+
 def test_shapes_that_change_every_step_never_meet_a_backend_that_plans(gpu):
     """As cuDNN does, for milliseconds of the host; shapes that repeat are worth it."""
     some = gpu(a=2.0, plans=1.0)

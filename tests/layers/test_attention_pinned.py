@@ -154,6 +154,7 @@ def test_what_pinned_backends_refuse():
         assert any("side by side" in r for r in reasons(name, stride=2))
     for name, d in {"sdpa_flash": 264, "sdpa_cudnn": 36, "varlen": 36, "varlen_cudnn": 136, "fa4": 136}.items():
         assert any(f"got {d}" in r for r in reasons(name, head_dim=d))
+    assert any("over 128 tokens, got at most 100" in r for r in reasons("varlen_cudnn", longest=100))
     for name in ("sdpa_flash", "sdpa_cudnn", "xformers"):
         assert any("capacity_quantum=0" in r for r in reasons(name, on_device=True))
 

@@ -130,6 +130,7 @@ class Call:
         repeats: the same shapes come again at other steps, as those of whole grids and of streams of fixed capacity do;
             False for lengths that are new at every step.
         stride: elements between two channels of a head.
+        longest: the most tokens that a segment may have; 0: not known yet.
     """
 
     device: torch.device
@@ -140,6 +141,7 @@ class Call:
     grad: bool = False
     repeats: bool = True
     stride: int = 1
+    longest: int = 0
 
 
 class Backend(ABC):

@@ -88,6 +88,7 @@ def call_of(qkv_BK3E: Tensor, num_heads: int, segments: Segments, repeats: bool 
         torch.is_grad_enabled() and qkv_BK3E.requires_grad,
         repeats,
         qkv_BK3E.stride(-1),
+        segments.longest,
     )
 
 
@@ -162,8 +163,12 @@ def _measure(
     able = candidates(call)
     if len(able) <= 1:
         return able[0] if able else STEADY
-    want = _result(STEADY, qkv, rope, num_heads, segments)
-    ms = {b.name: _milliseconds(b, qkv, rope, num_heads, segments, call.grad, want) for b in able}
+    try:
+        want = _result(STEADY, qkv, rope, num_heads, segments)
+        ms = {b.name: _milliseconds(b, qkv, rope, num_heads, segments, call.grad, want) for b in able}
+    except torch.OutOfMemoryError:  # says nothing of a backend
+        torch.cuda.empty_cache()
+        return unmeasured(call)
     times = {b: t for b in able if (t := ms[b.name]) is not None}
     best = min(times, key=lambda b: times[b], default=STEADY)
     row: Row = {"backend": best.name, "ms": ms}
@@ -177,6 +182,8 @@ def _result(backend: Backend, qkv: Tensor, rope: Tensor | None, num_heads: int, 
     try:
         with torch.no_grad():
             return applied(backend, qkv, rope, num_heads, segments, keep=True)
+    except torch.OutOfMemoryError:
+        raise
     except _FAILURES:
         return None
 
@@ -204,6 +211,8 @@ def _milliseconds(
         with torch.set_grad_enabled(grad):
             best = min(_device_ms(once, qkv.device) for _ in range(_PASSES))
             return best if bool(torch.isfinite(once()).all()) else None
+    except torch.OutOfMemoryError:
+        raise
     except _FAILURES:
         return None
 

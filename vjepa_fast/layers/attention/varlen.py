@@ -40,7 +40,10 @@ class Varlen(Backend):
 
 
 class VarlenCudnn(Varlen):
-    """cuDNN's kernels with offsets of segments, as ``aten::_cudnn_attention_forward``; a plan for each new shape."""
+    """cuDNN's kernels with offsets of segments, as ``aten::_cudnn_attention_forward``; a plan for each new shape.
+
+    It asks for what torch's own ``varlen_attn`` asks for before it takes cuDNN.
+    """
 
     name = "varlen_cudnn"
     implementation = "cudnn"
@@ -48,14 +51,17 @@ class VarlenCudnn(Varlen):
     capability = (9, 0)
     deterministic = "never"
     plans = True
+    shortest = 128  # cuDNN takes offsets where the longest segment has more tokens
 
     def objections(self, call: Call) -> list[str]:
-        """Why this backend does not support the call: as torch's own ``varlen_attn`` does, it asks for cuDNN 9.18."""
+        """Why this backend does not support the call."""
         reasons, found = super().objections(call), torch.backends.cudnn.version() or 0
         if found < 91800:
             reasons.append(f"it needs cuDNN 9.18 or newer, torch has {found}")
         if (device := capability(call.device)) is not None and device[0] > 10:
             reasons.append(f"it needs compute capability 9 or 10, the device has {device[0]}.{device[1]}")
+        if 0 < call.longest <= self.shortest:
+            reasons.append(f"it takes segments that may have over {self.shortest} tokens, got at most {call.longest}")
         return reasons
 
     def version(self) -> str:
