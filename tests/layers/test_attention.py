@@ -224,6 +224,16 @@ def test_a_backend_that_rotates_is_part_of_a_compiled_graph():
     torch.testing.assert_close(compiled(x, rope, [6, 4]), m(x, rope, [6, 4]))
 
 
+def test_what_cannot_be_compiled_is_not_captured_unless_it_says_so():
+    class Alone(Named):
+        graph = False
+
+    class Both(Named):
+        graph, capture = False, True
+
+    assert (Alone.capture, Both.capture, Named.capture) == (False, True, True)
+
+
 def test_what_is_declared_but_not_there_is_said():
     class Empty(Named):
         takes_rope = True

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from vjepa_fast.layers import attention, block
 from vjepa_fast.layers.attention import BACKENDS, SDPA, DeviceSegments, Segments, choice, table
@@ -124,6 +125,20 @@ def test_a_backend_that_fails_or_computes_something_else_is_not_taken(gpu):
     assert taken((120, 80)) == "a" and gpu.timed == ["a"]
     (row,) = choice.TABLE.rows("a GPU, torch 1").values()
     assert row["ms"] == {"a": 3.0, "wrong": None, "fails": None}
+
+
+def test_measuring_under_activation_checkpointing(gpu):
+    """A backward pass in the middle of a forward pass whose activations are dropped."""
+    gpu(a=2.0, b=1.0)
+    x = qkv(grad=True)
+    want = torch.autograd.grad(attention.attend(x, None, 2, [120, 80], SDPA).sum(), x)[0]
+
+    def run(x):
+        return attention.attend(2 * x / 2, None, 2, [120, 80])
+
+    out = torch.utils.checkpoint.checkpoint(run, x, use_reentrant=False)
+    torch.testing.assert_close(torch.autograd.grad(out.sum(), x)[0], want)
+    assert gpu.timed == ["a", "b"]
 
 
 def test_memory_that_ran_out_says_nothing_of_a_backend(gpu, cache, monkeypatch):

@@ -157,9 +157,10 @@ class Backend(ABC):
         head_dims: (multiple, most) of d; most 0: no bound.
         capability: the least compute capability of the device.
         on_device: calls may have `DeviceSegments` (``runtime.capacity_quantum``).
-        capture: a call with one segment, or with `DeviceSegments` where those are supported, can be captured in a CUDA
-            graph: nothing is made on the host for it. (Other lengths are the host's, so no capture holds them.)
         graph: a call can be part of a graph of torch.compile; False: it runs between two compiled graphs.
+        capture: a call with one segment, or with `DeviceSegments` where those are supported, can be captured in a CUDA
+            graph: nothing is made on the host for it. (Other lengths are the host's, so no capture holds them.) Where a
+            subclass declares ``graph`` alone, as that.
         backward: it is differentiable.
         deterministic: the backward pass gives the same bits at every run: ``always``, ``asked`` (under
             ``torch.use_deterministic_algorithms``) or ``never``.
@@ -175,12 +176,17 @@ class Backend(ABC):
     head_dims: ClassVar[tuple[int, int]] = (1, 0)
     capability: ClassVar[tuple[int, int]] = (0, 0)
     on_device: ClassVar[bool] = False
-    capture: ClassVar[bool] = True
     graph: ClassVar[bool] = True
+    capture: ClassVar[bool] = True
     backward: ClassVar[bool] = True
     deterministic: ClassVar[str] = "asked"
     plans: ClassVar[bool] = False
     takes_rope: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "graph" in vars(cls) and "capture" not in vars(cls):
+            cls.capture = cls.graph
 
     def refusals(self, call: Call) -> list[str]:
         """All `objections`, and those that follow from what is declared of segments and of the backward pass."""

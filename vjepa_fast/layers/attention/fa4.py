@@ -24,6 +24,7 @@ class Fa4(Backend):
     head_dims = (8, 128)
     capability = (9, 0)  # the forward pass alone runs on 8.0
     graph = False
+    capture = True
     on_device = True
 
     def objections(self, call: Call) -> list[str]:

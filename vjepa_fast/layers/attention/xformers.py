@@ -30,6 +30,7 @@ class Xformers(Backend):
     cuda = True
     capability = (8, 0)
     graph = False
+    capture = True
 
     def __init__(self) -> None:
         self.implementation = "fa3" if installed("flash_attn_3") else "flash"
