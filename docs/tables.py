@@ -91,7 +91,7 @@ COLUMNS: dict[str, dict[str, Callable[[Any], object]]] = {
         "kernels": lambda e: {"any": "torch's choice"}.get(e.implementation, e.implementation),
         "needs": needs,
         "capacity streams": lambda e: yes(e.on_device),
-        "in a compiled graph": lambda e: yes(e.graph),
+        "in a compiled graph": lambda e: "yes" if e.graph else "whole grids" if e.whole_graph else "no",
         "in a CUDA graph": lambda e: yes(e.capture),
         "plans per shape": lambda e: yes(e.plans),
         "deterministic backward": lambda e: e.deterministic if e.backward else "none",

@@ -124,6 +124,7 @@ def test_attention_backends_and_what_was_measured(gpu, capsys, tmp_path):
         "on_device": True,
         "capture": True,
         "graph": False,
+        "whole_graph": True,
         "deterministic": "asked",
     }
     assert f"varlen runs FlashAttention 2 of torch {torch.__version__}; available" in text

@@ -232,6 +232,7 @@ def test_what_cannot_be_compiled_is_not_captured_unless_it_says_so():
         graph, capture = False, True
 
     assert (Alone.capture, Both.capture, Named.capture) == (False, True, True)
+    assert (Alone.whole_graph, Both.whole_graph, Named.whole_graph) == (False, False, True)
 
 
 def test_what_is_declared_but_not_there_is_said():

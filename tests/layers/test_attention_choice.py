@@ -228,7 +228,7 @@ def test_on_a_cpu_it_is_sdpa_and_nothing_is_written(cache):
 def test_layers_hold_what_was_measured_for_whole_grids(gpu, monkeypatch):
     """Of the backends that can be part of a graph; a compiled graph takes it, other calls and eager ones do not."""
     some = gpu(a=2.0, b=1.0, c=3.0)
-    some["b"].graph = False
+    some["b"].whole_graph = False
     m = block.Attention(48, 2)
     kept = choice.for_whole_grids  # on the CPU, as no GPU is here
     monkeypatch.setattr(attention, "for_whole_grids", lambda device, *size: kept(torch.device("cpu"), *size))

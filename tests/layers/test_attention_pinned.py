@@ -8,7 +8,15 @@ from torch.nn.attention import SDPBackend
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vjepa_fast.layers.attention import BACKENDS, IMPLEMENTATIONS, Call, DeviceSegments, Segments, implementation
+from vjepa_fast.layers.attention import (
+    BACKENDS,
+    IMPLEMENTATIONS,
+    Call,
+    DeviceSegments,
+    Segments,
+    attend,
+    implementation,
+)
 from vjepa_fast.layers.attention import implementations as found_in
 from vjepa_fast.layers.attention.sdpa import SDPA_CUDNN, SDPA_FLASH, STEADY, Sdpa
 
@@ -112,13 +120,13 @@ def test_pinned_sdpa_is_pinned_in_a_compiled_graph():
         targets.extend(str(node.target) for node in graph.graph.nodes)
         return graph
 
-    def attend(q):
+    def run(q):
         return SDPA_FLASH(q, q, q, Segments((10, 6)))
 
     torch._dynamo.reset()
-    compiled = torch.compile(attend, backend=aot_autograd(fw_compiler=look), fullgraph=True, dynamic=True)
+    compiled = torch.compile(run, backend=aot_autograd(fw_compiler=look), fullgraph=True, dynamic=True)
     with torch.nn.attention.sdpa_kernel(SDPBackend.MATH):
-        torch.testing.assert_close(compiled(q), attend(q))
+        torch.testing.assert_close(compiled(q), run(q))
     assert sum("_scaled_dot_product_flash_attention" in t for t in targets) == 2
 
 
@@ -133,6 +141,21 @@ def test_varlen_is_flash_whatever_torch_would_take(segments, monkeypatch):
         out = BACKENDS["varlen"](q, q, q, segments)
         assert out.shape == q.shape and out.dtype == q.dtype and out.requires_grad
     assert ran.attention == ["_flash_attention_forward"] and "FlashAttention" in str(out.grad_fn.next_functions)
+
+
+def test_varlen_of_whole_grids_is_part_of_a_compiled_graph(monkeypatch):
+    """The kernel's place is taken by plain attention; offsets are computed in the graph."""
+
+    def call(self, q, k, v, offsets, longest):
+        assert offsets.shape == (3,)
+        return SDPA_FLASH(*(x.unflatten(0, (-1, longest)) for x in (q, k, v)), Segments((longest,))).flatten(0, 1)
+
+    monkeypatch.setattr(type(BACKENDS["varlen"]), "_call", call)
+    torch._dynamo.reset()
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True, dynamic=True)
+    for tokens in (16, 24):
+        x = torch.randn(2, tokens, 48)
+        torch.testing.assert_close(compiled(x, None, 2, None, BACKENDS["varlen"]), attend(x, None, 2))
 
 
 def test_one_segment_needs_no_table_of_the_host(monkeypatch):

@@ -32,7 +32,14 @@ VARIABLES = {  # ours -> what reads it
 }
 THEIRS = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "XDG_CACHE_HOME")
 CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
-ATTENTION = ("implementation", "on_device", "capture", "graph", "deterministic")  # what a backend of attention declares
+ATTENTION = (
+    "implementation",
+    "on_device",
+    "graph",
+    "whole_graph",
+    "capture",
+    "deterministic",
+)  # what a backend of attention declares
 KERNELS = {
     "any": "what torch chooses",
     "cudnn": "cuDNN",

@@ -90,7 +90,8 @@ def attend(
     """
     if not torch.compiler.is_compiling():
         return eager.run(qkv_BK3E, rope, num_heads, lengths, backend)
-    if isinstance(lengths, Segments) or (backend is not None and not backend.graph):
+    inside = backend is None or backend.graph or (lengths is None and backend.whole_graph)
+    if isinstance(lengths, Segments) or not inside:
         return eager.graph_break(qkv_BK3E, rope, num_heads, lengths, backend)
     segments = Segments((qkv_BK3E.shape[1],) if lengths is None else lengths)
     if backend is None:

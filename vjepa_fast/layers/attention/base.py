@@ -158,9 +158,10 @@ class Backend(ABC):
         capability: the least compute capability of the device.
         on_device: calls may have `DeviceSegments` (``runtime.capacity_quantum``).
         graph: a call can be part of a graph of torch.compile; False: it runs between two compiled graphs.
+        whole_graph: so can a call with one segment. Where a subclass declares ``graph`` and not this or ``capture``,
+            they are as that.
         capture: a call with one segment, or with `DeviceSegments` where those are supported, can be captured in a CUDA
-            graph: nothing is made on the host for it. (Other lengths are the host's, so no capture holds them.) Where a
-            subclass declares ``graph`` alone, as that.
+            graph: nothing is made on the host for it. (Other lengths are the host's, so no capture holds them.)
         backward: it is differentiable.
         deterministic: the backward pass gives the same bits at every run: ``always``, ``asked`` (under
             ``torch.use_deterministic_algorithms``) or ``never``.
@@ -177,6 +178,7 @@ class Backend(ABC):
     capability: ClassVar[tuple[int, int]] = (0, 0)
     on_device: ClassVar[bool] = False
     graph: ClassVar[bool] = True
+    whole_graph: ClassVar[bool] = True
     capture: ClassVar[bool] = True
     backward: ClassVar[bool] = True
     deterministic: ClassVar[str] = "asked"
@@ -185,8 +187,9 @@ class Backend(ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if "graph" in vars(cls) and "capture" not in vars(cls):
-            cls.capture = cls.graph
+        if "graph" in vars(cls):
+            for name in {"whole_graph", "capture"} - vars(cls).keys():
+                setattr(cls, name, cls.graph)
 
     def refusals(self, call: Call) -> list[str]:
         """All `objections`, and those that follow from what is declared of segments and of the backward pass."""

@@ -72,11 +72,11 @@ def for_whole_grids(
         best = fastest(qkv, rope, num_heads, segments, whole=True)
         call = call_of(qkv, num_heads, segments)
         row = TABLE.rows(environment(device)).get(shape_of(qkv, rope, num_heads, segments, call))
-    if best.graph:
+    if best.whole_graph:
         return best
     ms = row["ms"] if row else {}
-    times = {BACKENDS[name]: t for name, t in ms.items() if t is not None and name in BACKENDS and BACKENDS[name].graph}
-    return min(times, key=lambda b: times[b], default=unmeasured(call))
+    able = [b for b in BACKENDS.values() if b.whole_graph and ms.get(b.name) is not None]
+    return min(able, key=lambda b: ms[b.name], default=unmeasured(call))
 
 
 def call_of(qkv_BK3E: Tensor, num_heads: int, segments: Segments, repeats: bool = True) -> Call:

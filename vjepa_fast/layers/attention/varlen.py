@@ -24,7 +24,7 @@ class Varlen(Backend):
     head_dims = (8, 256)
     capability = (8, 0)
     graph = False  # offsets of several lengths are made on the host
-    capture = True
+    whole_graph = capture = True
     on_device = True
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
