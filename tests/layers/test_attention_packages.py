@@ -127,7 +127,7 @@ def test_fa4_is_called_with_offsets_and_refused_where_it_is_not_there(fresh):
     if not BACKENDS["fa4"].version():
         assert (
             BACKENDS["fa4"].objections(call)[0]
-            == "the package flash-attn-4 is not installed (pip install vjepa-fast[fa4])"
+            == "the package flash-attn-4 is not installed (pip install --pre flash-attn-4[cu13])"
         )
     fresh.setattr(metadata, "version", lambda name: "4.0.0")
     fresh.setattr(torch.version, "cuda", "12.6")

@@ -31,7 +31,7 @@ class Fa4(Backend):
         """Why this backend does not support the call."""
         reasons = super().objections(call)
         if not self.version():
-            return [*reasons, f"the package {_PACKAGE} is not installed (pip install vjepa-fast[fa4])"]
+            return [*reasons, f"the package {_PACKAGE} is not installed (pip install --pre flash-attn-4[cu13])"]
         built = torch.version.cuda
         if built and tuple(map(int, built.split(".")[:2])) < _LEAST_CUDA:
             reasons.append(f"it needs CUDA {'.'.join(map(str, _LEAST_CUDA))} or newer, torch was built for {built}")

@@ -39,7 +39,7 @@ class Xformers(Backend):
         """Why this backend does not support the call."""
         reasons = super().objections(call)
         if not installed("xformers"):
-            return [*reasons, "the package xformers is not installed (pip install vjepa-fast[gpu])"]
+            return [*reasons, "the package xformers is not installed (pip install xformers nvidia-cuda-runtime-cu12)"]
         return reasons or list(_refusals(call.device, call.dtype, call.head_dim))
 
     def version(self) -> str:
