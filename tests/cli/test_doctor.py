@@ -256,3 +256,10 @@ def test_sources_newer_than_the_library(plain, tmp_path, capsys):
 def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     assert cli.main(["doctor", "--json", str(tmp_path / "none" / "x.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_what_is_captured_and_why_not(capsys, monkeypatch):
+    assert "needs CUDA" in " ".join(doctor.examine()["graphs"]["why_not"])
+    assert "none; it needs CUDA" in shown(capsys)
+    monkeypatch.setattr(doctor, "graphs", lambda: {"how": "target", "why_not": ["lengths are exact"]})
+    assert "of the target's forward; lengths are exact" in shown(capsys)

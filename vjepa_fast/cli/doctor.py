@@ -71,7 +71,7 @@ def examine() -> dict[str, Any]:
     """The report: plain values, as --json writes them. A part that cannot be looked at holds its ``error`` instead."""
     report: dict[str, Any] = {"system": system(), "packages": packages()}
     parts = {"cuda": cuda, "extension": extension, "ops": backends, "attention": attention, "kinds": kinds}
-    for name, look in {**parts, "decoders": decoders}.items():
+    for name, look in {**parts, "decoders": decoders, "graphs": graphs}.items():
         try:
             report[name] = look()
         except Exception as error:  # a broken installation is what this command is for
@@ -219,6 +219,15 @@ def attention() -> dict[str, Any]:
     return {"backends": found, "table": {"path": str(path()), "environments": Table().environments()}}
 
 
+def graphs() -> dict[str, Any]:
+    """What of a step with default settings is captured as a CUDA graph here, and why not more."""
+    from vjepa_fast.config import from_dict
+    from vjepa_fast.trainer.preflight import check
+
+    how, reasons = check(from_dict({})).graphs
+    return {"how": how, "why_not": reasons}
+
+
 def kinds() -> dict[str, Any]:
     """Kind -> name -> {from: module, why_not: reasons against it here}, or {error} where a kind cannot be asked."""
     from vjepa_fast.registry import KINDS, registry_of
@@ -328,7 +337,7 @@ def text(report: Mapping[str, Any]) -> list[str]:
     lines = _section("System", _system(report["system"], report["cuda"]))
     rows = [(n, p["version"] or f"not installed; it is for: {p['gives']}") for n, p in report["packages"].items()]
     lines += _section("Packages", rows)
-    lines += _section("CUDA", _cuda(report["cuda"]))
+    lines += _section("CUDA", [*_cuda(report["cuda"]), ("graphs", _graphs(report["graphs"]))])
     state = f"in use, {built['path']}" if built.get("loaded") else f"not in use: {built.get('reason')}"
     lines += _section("C++ extension", [("", built.get("error", state))])
     lines += _ops(report["ops"])
@@ -366,6 +375,11 @@ def _cuda(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
     for n, d in enumerate(gpu["devices"]):
         rows.append((f"cuda:{n}", f"{d['name']}, capability {d['capability']}, {_gib(d['memory_bytes'])}"))
     return rows if gpu["devices"] else [*rows, ("devices", "none")]
+
+
+def _graphs(found: Mapping[str, Any]) -> str:
+    captured = {"step": "of the whole step", "target": "of the target's forward", "off": "none"}
+    return found.get("error") or "; ".join([captured[found["how"]], *found["why_not"]])
 
 
 def _attention(found: Mapping[str, Any]) -> list[tuple[str, str]]:
