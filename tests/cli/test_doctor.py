@@ -127,8 +127,8 @@ def test_attention_backends_and_what_was_measured(gpu, capsys, tmp_path):
         "whole_graph": True,
         "deterministic": "asked",
     }
-    assert f"varlen runs FlashAttention 2 of torch {torch.__version__}; available" in text
-    assert re.search(r"sdpa_cudnn runs cuDNN of torch \S+, cuDNN \w+; available", text)
+    assert f"varlen runs FlashAttention 2 (torch {torch.__version__}); available" in text
+    assert re.search(r"sdpa_cudnn runs cuDNN \(torch \S+, cuDNN \w+\); available", text)
     assert f"measured for auto 1 shapes in {tmp_path}" in text
     assert "NVIDIA H200, torch 1: bfloat16, 12x64, 1 x capacity: varlen (ms: varlen 0.250, fa4 failed)" in text
     gpu.setattr(torch.cuda, "is_available", lambda: False)

@@ -67,10 +67,11 @@ class Recorded(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.args = [], {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.append(func.name())
+        self.args[func.name()] = args
         return func(*args, **(kwargs or {}))
 
     @property
@@ -141,6 +142,27 @@ def test_varlen_is_flash_whatever_torch_would_take(segments, monkeypatch):
         out = BACKENDS["varlen"](q, q, q, segments)
         assert out.shape == q.shape and out.dtype == q.dtype and out.requires_grad
     assert ran.attention == ["_flash_attention_forward"] and "FlashAttention" in str(out.grad_fn.next_functions)
+    longest, *rest = ran.args["aten::_flash_attention_forward"][6:]
+    assert longest == segments.longest and rest == [0.0, False, False]  # no dropout, not causal, no debug mask
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_varlen_cudnn_calls_the_operator_of_cudnn(grad, monkeypatch):
+    """Which has no kernel without a GPU: a stand-in sees the arguments, by the names that this torch has for them."""
+    names = [a.name for a in torch.ops.aten._cudnn_attention_forward.default._schema.arguments]
+    got = {}
+
+    def operator(*args):
+        got.update(zip(names, args))
+        return (args[2], None)
+
+    monkeypatch.setattr(torch.ops.aten, "_cudnn_attention_forward", operator)
+    q = torch.randn(2, 300, 2, 8)
+    with torch.set_grad_enabled(grad):
+        assert torch.equal(BACKENDS["varlen_cudnn"](q, q, 2 * q, Segments((200, 100))), 2 * q)
+    assert got["query"].shape == (600, 2, 8) and got["attn_bias"] is None and got["compute_log_sumexp"] is grad
+    assert got["cum_seq_q"].tolist() == got["cum_seq_k"].tolist() == [0, 200, 300, 500, 600]
+    assert got["max_q"] == got["max_k"] == 200 and not {"dropout_p", "is_causal"} & got.keys()
 
 
 def test_varlen_of_whole_grids_is_part_of_a_compiled_graph(monkeypatch):

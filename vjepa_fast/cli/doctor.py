@@ -390,7 +390,7 @@ def _attention(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, entry in found["backends"].items():
         kernels = KERNELS.get(entry["implementation"], entry["implementation"])
         able = "available" if not entry["why_not"] else f"not here: {'; '.join(entry['why_not'])}"
-        rows.append((name, f"runs {kernels}" + (f" of {entry['version']}" if entry["version"] else "") + f"; {able}"))
+        rows.append((name, f"runs {kernels}" + (f" ({entry['version']})" if entry["version"] else "") + f"; {able}"))
     table = found["table"]
     shapes = [(env, shape, row) for env, of in table["environments"].items() for shape, row in of.items()]
     rows.append(("measured for auto", f"{len(shapes)} shapes in {table['path']}"))
