@@ -5,9 +5,9 @@ heads of D channels, padded to BLOCK_D; a row of qkv is [3,H,D]. All exponents a
 log2(sum(2^(s*SCALE))) with SCALE = log2(e)/sqrt(D).
 
 Which tile a program takes is decided on the device: tile p belongs to the last segment s with
-``offsets[s] // BLOCK + s <= p``. The number of these tiles is rows // BLOCK + S + 1 at most, whatever the lengths are,
-so no launch depends on one; at most S + 1 programs find nothing to do. What is left behind the last segment is one more,
-of filler: its rows become zeros, and nobody reads them.
+``offsets[s] // BLOCK + s <= p``. That is at least ceil(length / BLOCK) tiles for a segment and rows // BLOCK + S + 1 for
+all, whatever the lengths are: no launch depends on one, and few programs find nothing to do (at most two a segment). What
+lies behind the last segment counts as one more, of filler: its rows become zeros, and are not read.
 """
 
 import triton
@@ -48,7 +48,7 @@ def exp2(x, SHARE: tl.constexpr):
     which makes 16 a clock and SM where the tensor cores want more at few channels a head.
     """
     if SHARE == 0:
-        return tl.exp2(x)
+        p = tl.exp2(x)
     else:
         a, b = _halves(x)
         if SHARE == 4:
@@ -61,7 +61,8 @@ def exp2(x, SHARE: tl.constexpr):
                 c, d = _halves(c)
                 c = _beside(tl.exp2(c), exp2_polynomial(d))
             b = _beside(tl.exp2(b), c)
-        return _beside(tl.exp2(a), b)
+        p = _beside(tl.exp2(a), b)
+    return p
 
 
 @triton.jit
@@ -95,11 +96,12 @@ def _inside(row, end, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexp
 def _load(at, row, end, D: tl.constexpr, WHOLE: tl.constexpr):
     """[BLOCK,BLOCK_D] from a row on, zeros from ``end`` on and past the channels; WHOLE: ``end`` is not in it."""
     if not WHOLE:
-        return tl.load(at, mask=_inside(row, end, D, at.shape[0], at.shape[1]), other=0.0)
+        x = tl.load(at, mask=_inside(row, end, D, at.shape[0], at.shape[1]), other=0.0)
     elif at.shape[1] == D:
-        return tl.load(at)
+        x = tl.load(at)
     else:
-        return tl.load(at, mask=(tl.arange(0, at.shape[1]) < D)[None, :], other=0.0)
+        x = tl.load(at, mask=(tl.arange(0, at.shape[1]) < D)[None, :], other=0.0)
+    return x
 
 
 @triton.jit
@@ -123,7 +125,7 @@ def _turned(x, table_ptr, row, end, period, R: tl.constexpr, TRANSPOSE: tl.const
 
 
 @triton.jit(do_not_specialize=["rows", "period"])
-def turn(
+def packed_attention_turn(
     qkv_ptr,  # [rows, 3*H*D]
     table_ptr,  # [period, 2, R] float32
     out_ptr,  # [rows, PARTS*H*D]
@@ -170,19 +172,20 @@ def _attend(
 ):
     """One tile of keys and values more."""
     k = _load(keys + _at(start, KEY_ROW, BLOCK_N, q.shape[1]), start, end, D, WHOLE)
+    v = _load(values + _at(start, ROW, BLOCK_N, q.shape[1]), start, end, D, WHOLE)
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
     if not WHOLE:
         s = tl.where((start + tl.arange(0, BLOCK_N) < end)[None, :], s, float("-inf"))
     new_top = tl.maximum(top, tl.max(s, 1) * SCALE)
-    p = exp2(s * SCALE - new_top[:, None], SHARE)
-    fade = tl.exp2(top - new_top)
-    v = _load(values + _at(start, ROW, BLOCK_N, q.shape[1]), start, end, D, WHOLE)
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key so far has any weight, one to come may have
+    p = exp2(s * SCALE - base[:, None], SHARE)
+    fade = tl.exp2(top - base)
     acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
     return new_top, total * fade + tl.sum(p, 1), acc
 
 
 @triton.jit(do_not_specialize=["rows", "segments", "period"])
-def forward(
+def packed_attention_forward(
     qkv_ptr,  # [rows, 3*H*D]
     keys_ptr,  # [rows, H*D], the keys turned; without positions qkv again
     table_ptr,  # [period, 2, R] float32
@@ -220,7 +223,9 @@ def forward(
         return
     ROW: tl.constexpr = 3 * H * D
     SCALE: tl.constexpr = _LOG2E / D**0.5
-    if R:  # by way of ``out``, a few rows at a time: all at once, q and its angles would take twice the loop's registers
+    if (
+        R
+    ):  # by way of ``out``, a few rows at a time: all at once, q and its angles would take twice the loop's registers
         for first in range(row, tl.minimum(row + BLOCK_M, end), 32):
             part = _inside(first, end, D, 32, BLOCK_D)
             x = tl.load(qkv_ptr + head * D + _at(first, ROW, 32, BLOCK_D), mask=part, other=0.0)
@@ -288,7 +293,7 @@ def _attend_dq(
 
 
 @triton.jit(do_not_specialize=["rows", "segments", "period"])
-def backward_q(
+def packed_attention_backward_q(
     qkv_ptr,  # [rows, 3*H*D]
     turned_ptr,  # [rows, 2*H*D], queries and keys turned; without positions qkv again
     table_ptr,  # [period, 2, R] float32
@@ -382,14 +387,14 @@ def _attend_dkv(
 
 
 @triton.jit(do_not_specialize=["rows", "segments", "period"])
-def backward_kv(
+def packed_attention_backward_kv(
     qkv_ptr,  # [rows, 3*H*D]
     turned_ptr,  # [rows, 2*H*D], queries and keys turned; without positions qkv again
     table_ptr,  # [period, 2, R] float32
     offsets_ptr,  # [segments + 1] int32
     grad_ptr,  # [rows, H*D], that of out
     lse_ptr,  # [H, rows]
-    delta_ptr,  # [H, rows], as ``backward_q`` leaves it
+    delta_ptr,  # [H, rows], as ``packed_attention_backward_q`` leaves it
     dqkv_ptr,  # [rows, 3*H*D], the keys' and values' parts are written
     rows,
     segments,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from vjepa_fast.ops import _backend, _check, _triton
 from vjepa_fast.ops.rope import check_rope
 
-MOST_CHANNELS = 128  # of a head that the Triton kernels support
+MOST_CHANNELS = {2: 128, 4: 64}  # bytes of a number -> channels of a head that the Triton kernels support
 
 
 def packed_attention(qkv: Tensor, table: Tensor | None, offsets: Tensor, num_heads: int) -> Tensor:
@@ -92,7 +91,7 @@ class _Eager:
 
 def _packed(x: Tensor, like: Tensor) -> Tensor:
     """[H,B*K,d] -> [B,K,E]."""
-    return x.transpose(0, 1).reshape(*like.shape[:2], -1).to(like.dtype)
+    return x.transpose(0, 1).flatten(1).unflatten(0, like.shape[:2]).to(like.dtype)
 
 
 @_backend.register("packed_attention", "eager")
@@ -130,8 +129,13 @@ def _objections(qkv: Tensor | None = None, *args: Any) -> list[str]:
     if qkv is None:
         return _triton.objections()
     table, offsets, num_heads = args[:3]
-    reasons, d = _triton.objections(qkv, table, offsets), qkv.shape[-1] // (3 * num_heads)
-    return reasons + ([] if d <= MOST_CHANNELS else [f"triton supports at most {MOST_CHANNELS} channels a head, not {d}"])
+    return _triton.objections(qkv, table, offsets) + width_objections(qkv.dtype, qkv.shape[-1] // (3 * num_heads))
+
+
+def width_objections(dtype: torch.dtype, channels: int) -> list[str]:
+    """Why the kernels do not support heads of so many channels in this dtype."""
+    most = MOST_CHANNELS.get(dtype.itemsize, 0)
+    return [f"triton supports at most {most} channels a head in {dtype}, not {channels}"] if 0 < most < channels else []
 
 
 @_backend.register("packed_attention", "triton", _objections)
