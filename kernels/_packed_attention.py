@@ -5,9 +5,9 @@ heads of D channels, padded to BLOCK_D; a row of qkv is [3,H,D]. All exponents a
 log2(sum(2^(s*SCALE))) with SCALE = log2(e)/sqrt(D).
 
 Which tile a program takes is decided on the device: tile p belongs to the last segment s with
-``offsets[s] // BLOCK + s <= p``. That is at least ceil(length / BLOCK) tiles for a segment and rows // BLOCK + S + 1 for
-all, whatever the lengths are: no launch depends on one, and few programs find nothing to do (at most two a segment). What
-lies behind the last segment counts as one more, of filler: its rows become zeros, and are not read.
+``offsets[s] // BLOCK + s <= p``. So a segment has as many tiles as it needs or one more, and all together have at most
+rows // BLOCK + S + 1, whatever the lengths are: no launch depends on one. What lies behind the last segment counts as
+a segment of filler: its rows become zeros, and are not read.
 """
 
 import triton
