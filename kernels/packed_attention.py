@@ -54,6 +54,12 @@ def key(arch: int, bits: int, channels: int) -> tuple[int, int, int]:
     return arch, bits, 32 if channels <= 32 else triton.next_power_of_2(channels)
 
 
+def architecture(x: torch.Tensor) -> int:
+    """Whose tiles the device of ``x`` takes."""
+    major = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
+    return {9: 90, 10: 100, 11: 100}.get(major, 80)
+
+
 def _width(channels: int) -> int:
     return max(16, triton.next_power_of_2(channels))
 
@@ -83,8 +89,7 @@ class _Call:
         self.rows, self.segments, self.channels = b * k, offsets.numel() - 1, e3 // (3 * heads)
         self.rotated = 0 if table is None else table.shape[-1]
         self.period = k if table is None or table.dim() == 3 else self.rows
-        major = torch.cuda.get_device_capability(qkv.device)[0] if qkv.is_cuda else 9
-        self.arch = {9: 90, 10: 100, 11: 100}.get(major, 80)
+        self.arch = architecture(qkv)
 
     def turned(self, parts: int) -> torch.Tensor:
         """[rows, parts*E]: keys, or queries and keys, turned by their positions; qkv itself where they have none."""

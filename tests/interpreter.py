@@ -1,8 +1,8 @@
 """Tests run Triton kernels in its interpreter where there is no GPU; this makes that interpreter round to bfloat16.
 
-It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 by their bits, which is mended too. Other
-arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a load, which is what
-they want anyway.
+It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 as if their bits were numbers, which is
+mended too. Other arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a
+load, which is what they want anyway.
 """
 
 from __future__ import annotations
