@@ -100,7 +100,8 @@ def run_block(
 ) -> torch.Tensor:
     """One block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False)
+        # nothing in a block is random, and to look at the generator's state is not allowed in a CUDA graph
+        return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False, preserve_rng_state=False)
     return block(x_BKE, rope, lengths)
 
 

@@ -245,6 +245,16 @@ class Masked(Protocol):
     modality: str  # image or video
 
 
+@dataclass
+class Counted:
+    """A `Masked` of its own, for work whose state is not at hand."""
+
+    grids: list[tuple[int, int, int]]
+    masks_enc: list[list[Lengths]]
+    masks_pred: list[list[Lengths]]
+    modality: str
+
+
 def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: bool) -> Work:
     """The work behind a state. Reads shapes only, so nothing is waited for."""
     groups = zip(state.grids, state.masks_enc, state.masks_pred)

@@ -66,7 +66,7 @@ class ObjectivePlan(nn.Module):
         return {name: term.weight(state) for name, term in self.terms.items()}
 
     def draw(self, state: LatentState, device: torch.device) -> dict[str, Tensor]:
-        """What the terms draw anew for each step (`Objective.draw`), by name; reads of the state what `weights` does."""
+        """What terms draw anew for each step (`Objective.draw`), by name; reads of the state what `weights` does."""
         found = {name: term.draw(state, self.ctx, device) for name, term in self.terms.items()}
         return {name: drawn for name, drawn in found.items() if drawn is not None}
 

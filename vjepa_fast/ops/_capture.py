@@ -7,7 +7,7 @@ gets its place on the device at once, and its content when the capture has ended
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 
 import torch
@@ -40,7 +40,7 @@ def constant(table: Tensor, device: torch.device) -> Tensor:
 
 
 @contextlib.contextmanager
-def collecting() -> Iterator[Tables]:
+def collecting() -> Generator[Tables]:
     """A capture: `constant` puts off what it copies, into the list that this gives. It has to outlive the graph."""
     token = _collected.set([])
     try:

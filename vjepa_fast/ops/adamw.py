@@ -111,8 +111,8 @@ def _eager(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | Non
         _torch._foreach_mul_(grads, scale.to(params[0].device))
     if numbers is None and params[0].device.type in _FUSED:
         steps = [torch.full((), float(rule.step), device=params[0].device)] * len(params)
-        numbers = {name: getattr(rule, name) for name in ("lr", "beta1", "beta2", "weight_decay", "eps")}
-        _torch._fused_adamw_(*lists[:4], [], steps, **numbers, amsgrad=False, maximize=False)
+        given = {name: getattr(rule, name) for name in ("lr", "beta1", "beta2", "weight_decay", "eps")}
+        _torch._fused_adamw_(*lists[:4], [], steps, **given, amsgrad=False, maximize=False)
     else:
         _torch._foreach_mul_(params, keep)
         _torch._foreach_lerp_(exp_avgs, grads, 1.0 - rule.beta1)
@@ -161,11 +161,11 @@ def _addresses(lists: Lists) -> list[tuple[int, ...]]:
 
 
 @_backend.register("adamw_ema", "cpp", functools.partial(_objections, "cpp"))
-def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None, _: None) -> None:
+def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: None) -> None:
     rows = torch.tensor(_addresses(lists), dtype=torch.int64, device="cpu")
-    *numbers, _step, follow = rule  # lr, betas, eps, weight decay
+    *constants, _, follow = rule  # lr, betas, eps, weight decay
     factor = torch.empty(0, device="cpu") if scale is None else scale.float()
-    torch.ops.vjepa_fast_cpp.adamw_ema(rows, *numbers, rule.bias1, rule.bias2, follow, factor)
+    torch.ops.vjepa_fast_cpp.adamw_ema(rows, *constants, rule.bias1, rule.bias2, follow, factor)
 
 
 @_backend.register("adamw_ema", "triton", functools.partial(_objections, "triton"))

@@ -38,7 +38,7 @@ BUCKETS = 64  # most groups of parameters (see `optim.Bucket`) that a captured s
 
 
 class Choice(NamedTuple):
-    """What ``runtime.cuda_graphs`` comes to: ``step``, ``target`` or ``off``; and under ``auto`` what spoke against more."""
+    """What ``runtime.cuda_graphs`` comes to: ``step``, ``target`` or ``off``; under ``auto`` why it is not more."""
 
     how: str
     reasons: list[str]

@@ -7,7 +7,7 @@ apart from the truncation of masks, which is per process.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -139,7 +139,7 @@ class Gradients:
             p.grad = self.views[n] if self.views else None
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def apart(self) -> Generator[None]:
         """What gets a gradient in here is in ``used``, alone; afterwards it is as before."""
         before, self.used = self.used, set()
         try:

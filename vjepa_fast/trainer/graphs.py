@@ -19,9 +19,9 @@ MOST = 12  # graphs kept of a kind; the one whose last use is longest ago goes f
 
 @dataclass
 class Captured(Generic[T]):
-    """``replay()`` computes anew what is in the tensors of ``result``; they and what they depend on stay where they are.
+    """``replay()`` computes anew what is in the tensors of ``result``, which stay where they are.
 
-    ``tables`` live as long (`ops._capture`).
+    ``tables`` live as long as it (`ops._capture`).
     """
 
     result: T

@@ -78,13 +78,13 @@ class Bucket(NamedTuple):
     """Parameters of one group that have made as many steps, and so share the numbers of the next."""
 
     group: Group
-    count: int  # of the step to come, from 1
+    step: int  # the one to come, from 1
     params: list[Tensor]
 
     def rule(self, momentum: float) -> ops.Rule:
         """The numbers of the step to come."""
         g, (beta1, beta2) = self.group, self.group["betas"]
-        return ops.Rule(g["lr"], beta1, beta2, g["eps"], g["weight_decay"], self.count, 1.0 - momentum)
+        return ops.Rule(g["lr"], beta1, beta2, g["eps"], g["weight_decay"], self.step, 1.0 - momentum)
 
 
 class AdamW(torch.optim.AdamW):
@@ -135,7 +135,7 @@ class AdamW(torch.optim.AdamW):
             for p in group["params"]:
                 if p in wanted:
                     by_count.setdefault(self.counts.get(p, 0) + 1, []).append(p)
-            found += [Bucket(group, count, params) for count, params in by_count.items()]
+            found += [Bucket(group, step, params) for step, params in by_count.items()]
         return found
 
     def count(self, buckets: list[Bucket]) -> None:
@@ -145,7 +145,7 @@ class AdamW(torch.optim.AdamW):
                 if not (state := self.state[p]):
                     state["step"] = torch.zeros(())
                     state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                self.counts[p] = bucket.count
+                self.counts[p] = bucket.step
 
     @torch.no_grad()
     def work(

@@ -172,72 +172,73 @@ class TrainStep:
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         optim.set_schedule(self.optimizer, lr, wd)
         momentum, weights = self.schedules.momentum(index), [self.plan.weights(self.at(b, index)) for b in micro]
-        monitored: dict[str, Tensor] = {}
-        row = None
+        made = None
         if isinstance(self.captured, captured.Whole) and not monitor and len(micro) == 1:
             micro = [batch := self._staged(micro[0], index)]
-            row = self.captured(batch, list(weights[0].values()), index)
-        if row is not None:
-            row, norm, rows = row[:-1], row[-1], [row[:-1]]
-            work = self._work(micro, index)
-        else:
-            try:
-                rows, work, monitored = self._backward(micro, index, weights, monitor)
-            except torch.OutOfMemoryError:
-                if self.captured is None or not self.captured.graphs.make_room():
-                    raise
-                rows, work, monitored = self._backward(micro, index, weights, monitor)
+            if (row := self.captured(batch, list(weights[0].values()), index)) is not None:
+                made = _Made([row[:-1]], row[-1], self._work(batch, index))
+        if made is None:
+            made = self._backward_with_room(micro, index, weights, monitor)
             stop = self.gradients.finish(stop)
             with phase("optimiser"):
-                norm = optim.gradient_norm(self.params)
-            optim.update(
-                self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad,
-                on_device=self.captured is not None,
-            )  # fmt: skip
+                made.norm = optim.gradient_norm(self.params)
+            limit, on_device = self.cfg.optimization.clip_grad, self.captured is not None
+            optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device)
+        rows = made.rows
         groups = [g for b in micro for g in b.groups]
         loss, *terms = (rows[0] if len(rows) == 1 else torch.stack(rows).float().mean(0)).unbind()
         return StepOutput(
             loss=loss,
             terms=dict(zip(self.plan.terms, terms)),
             weights={name: weight for of_batch in weights for name, weight in of_batch.items()},
-            grad_norm=norm,
+            grad_norm=made.norm,
             lr=lr,
             weight_decay=wd,
             momentum=momentum,
             clips=sum(len(g.paths) for g in groups) * self.world.world,
             paths=[p for g in groups for p in g.paths],
             stop=stop,
-            work=work,
-            monitors=monitored,
+            work=made.work,
+            monitors=made.monitors,
         )
+
+    def _backward_with_room(
+        self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
+    ) -> _Made:
+        """`_backward`, again without graphs where memory ran out beside them."""
+        try:
+            return self._backward(micro, index, weights, monitor)
+        except torch.OutOfMemoryError:
+            if self.captured is None or not self.captured.graphs.make_room():
+                raise
+        return self._backward(micro, index, weights, monitor)
 
     def _backward(
         self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
-    ) -> tuple[list[Tensor], flops.Work, dict[str, Tensor]]:
-        """The gradients of all batches, and of each [loss, *terms]; the work done, and the monitors if asked for."""
+    ) -> _Made:
+        """The gradients of all batches."""
         self.gradients.begin()
-        rows: list[Tensor] = []
-        work, monitored = flops.Work(), dict[str, Tensor]()
+        made = _Made([])
         for number, batch in enumerate(micro):
             last, numbers = number == len(micro) - 1, list(weights[number].values())
             if isinstance(self.captured, captured.Part) and not monitor:
                 batch = self._staged(batch, index)
                 if (row := self.captured(batch, numbers, index, len(micro))) is not None:
-                    work += self._work([batch], index)
-                    rows.append(row)
+                    made.work += self._work(batch, index)
+                    made.rows.append(row)
                     continue
             given = None
             if self.captured is not None:  # as a graph reads them
-                given = _capture.constant(torch.tensor(numbers, dtype=torch.float64), self.device)
+                given = _capture.constant(torch.tensor(numbers, dtype=torch.float64, device="cpu"), self.device)
             out, state = self.losses(batch, index, given)
-            work += self._count(state)
+            made.work += self._count(state)
             if monitor and last:
-                monitored = _monitors(state, self.encoder.levels)
+                made.monitors = _monitors(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
                 self.gradients.backward(out.total / len(micro), last=last)
-            rows.append(captured.row(out.total, out.terms))
-        return rows, work, monitored
+            made.rows.append(captured.row(out.total, out.terms))
+        return made
 
     def losses(
         self, batch: Batch | Staged, index: int, weights: Tensor | None = None, drawn: dict[str, Tensor] | None = None
@@ -252,16 +253,13 @@ class TrainStep:
     def _count(self, state: flops.Masked) -> flops.Work:
         return flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
 
-    def _work(self, micro: Sequence[Staged], index: int) -> flops.Work:
-        """The work behind batches whose state is in a graph, from the lengths that the host knows."""
-        work = flops.Work()
-        for batch in micro:
-            state = self.at(batch, index)
-            state.grids = [self.encoder.grid(g.clip.shape) for g in batch.groups]
-            sides = zip(*([flops.Lengths.of(x) for x in m.arrived().tolist()] for m in batch.masks))
-            state.masks_enc, state.masks_pred = ([[x] for x in side] for side in sides)
-            work += self._count(state)
-        return work
+    def _work(self, batch: Staged, index: int) -> flops.Work:
+        """The work behind a batch whose state is in a graph, from the lengths that the host knows."""
+        state = self.at(batch, index)
+        sides = zip(*([flops.Lengths.of(x) for x in m.arrived().tolist()] for m in batch.masks))
+        enc, pred = ([[x] for x in side] for side in sides)
+        grids = [self.encoder.grid(g.clip.shape) for g in batch.groups]
+        return self._count(flops.Counted(grids, enc, pred, state.modality))
 
     def _staged(self, batch: Batch | Staged, index: int) -> Staged:
         return batch if isinstance(batch, Staged) else self.stage(batch, index)
@@ -402,6 +400,16 @@ class TrainStep:
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
         self.params = optim.parameters(self.optimizer)
+
+
+@dataclass
+class _Made:
+    """What is there when the gradients are: [loss, *terms] of each batch; ``norm`` is that of the gradients."""
+
+    rows: list[Tensor]
+    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    work: flops.Work = flops.Work()
+    monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
