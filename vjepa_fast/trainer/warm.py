@@ -137,9 +137,8 @@ def _optimiser(cfg: Config) -> None:
 # -- in a process of its own -------------------------------------------------------------------------------------------
 def main(path: str, arch: int, dtype: str, jobs: int) -> int:
     """Rehearse and build the configuration in the file ``path``; a line of JSON of all kernels, then one per build."""
-    builds = rehearse(
-        configs.from_dict(json.loads(Path(path).read_text(encoding="utf-8"))), getattr(torch, dtype), arch
-    )
+    cfg = configs.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    builds = rehearse(cfg, getattr(torch, dtype), arch)
     print(json.dumps({"expected": [b.kernel for b in builds.values()]}), flush=True)
     _builds.make(builds, jobs, lambda built: print(json.dumps(built._asdict()), flush=True))
     return 0
@@ -275,13 +274,14 @@ def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str
 def _stamp(cfg: Config, dtype: torch.dtype, arch: int) -> Path:
     """A file beside Triton's builds that is there when those of such a run are: none has to be looked for again."""
     import triton
+    from triton import knobs
 
     digest = hashlib.sha256(json.dumps([configs.to_dict(replace(cfg, folder="x")), str(dtype), arch]).encode())
     digest.update(f"{triton.__version__} {torch.__version__}".encode())
     for folder in (Path(__file__).parents[1], Path(str(kernels.__path__[0]))):
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
-    return Path(triton.knobs.cache.dir) / f"vjepa_fast-{digest.hexdigest()[:32]}"
+    return Path(knobs.cache.dir) / f"vjepa_fast-{digest.hexdigest()[:32]}"
 
 
 def capability(device: torch.device) -> int:
