@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
-
-from vjepa_fast.ops import _capture
 
 BLOCK, WARPS = 1024, 8
 _KEPT = 32  # tables: gradients often, not always, come back to the addresses of an earlier step
@@ -88,15 +88,15 @@ def _step(
         _chunk(pointers, at, inside, target != 0, low != 0, numbers, True)
 
 
-def _kept(make, values: tuple, device: torch.device) -> torch.Tensor:
+def _kept(make, values: tuple, device: torch.device, put, keep: bool) -> torch.Tensor:
     """``make(values)`` on the device, or what was made of the same values at an earlier step."""
     key = (device, make, values)
-    if _capture.capturing(device):  # what is made now holds nothing before the capture ends, and lives as long as it
-        return _capture.constant(make(values), device)
+    if not keep:
+        return put(make(values), device)
     if key not in _tables:
         if len(_tables) >= _KEPT:
             _tables.pop(next(iter(_tables)))
-        _tables[key] = _capture.constant(make(values), device)
+        _tables[key] = put(make(values), device)
     return _tables[key]
 
 
@@ -112,14 +112,23 @@ def _chunks(sizes: tuple) -> torch.Tensor:
 
 
 def adamw_ema(
-    addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None, numbers: torch.Tensor, device: torch.device
+    addresses: list[tuple[int, ...]],
+    rule,
+    scale: torch.Tensor | None,
+    numbers: torch.Tensor,
+    device: torch.device,
+    put: Callable[[torch.Tensor, torch.device], torch.Tensor],
+    keep: bool,
 ) -> None:
-    """One step over the tensors at these addresses (see ``_step``; 0 for no target, no copy)."""
+    """One step over the tensors at these addresses (see ``_step``; 0 for no target, no copy).
+
+    ``put`` brings a table to the device; ``keep``: it may serve a later step too, as one of a capture may not.
+    """
     addresses = [a for a in addresses if a[6]]
     if not addresses:
         return
-    rows = _kept(_rows, tuple(addresses), device)
-    chunks = _kept(_chunks, tuple(a[6] for a in addresses), device)
+    rows = _kept(_rows, tuple(addresses), device, put, keep)
+    chunks = _kept(_chunks, tuple(a[6] for a in addresses), device, put, keep)
     aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
     betas = 1.0 - rule.beta1, float(rule.beta2), 1.0 - rule.beta2
     meta = dict(SCALED=scale is not None, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vjepa_fast import ops
+from vjepa_fast.config import list_recipes, load
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.ops import _capture
 from vjepa_fast.trainer import captured, graphs
@@ -85,6 +86,32 @@ def test_replayed_steps_are_the_steps(case):
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     same(ours, plain)
     assert 1 <= len(ours.captured.graphs.captured) <= 6  # each of 10 steps but the first of its kind is a replay
+
+
+def recipes():
+    """A recipe for each set of terms, targets and masks that the recipes have; coefficients are but numbers."""
+    found = {}
+    for name in list_recipes():
+        cfg = load(name)
+        fields = {term: {k: v for k, v in of.items() if isinstance(v, str)} for term, of in cfg.objectives.items()}
+        guided = any(spec.motion_guided for spec in cfg.masks.specs)
+        found.setdefault(repr((fields, cfg.target.mode, cfg.target.stop_gradient, guided, cfg.compat)), name)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_is_captured(recipe):
+    """Nothing in its step reads the device, and what is replayed is the step."""
+    cfg = load(recipe)
+    sections = {"objectives": cfg.objectives, "target": dataclasses.asdict(cfg.target), "compat": cfg.compat}
+    specs = [dataclasses.replace(spec, temporal_scale=(1.0, 1.0)) for spec in cfg.masks.specs]
+    masks = {"specs": tuple(specs), "truncate": cfg.masks.truncate}
+    plain, ours = (make(form, masks=masks, **sections) for form in (None, captured.Whole))
+    data = ours.stage(batch(0, frames=(8,)), 0)
+    with ops.use_backend("eager"):
+        theirs, mine = (run(step, 2, lambda i: data) for step in (plain, ours))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert len(ours.captured.graphs.captured) == 1
 
 
 def test_one_graph_whatever_the_schedules_say():

@@ -173,7 +173,8 @@ def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tenso
     first = lists[0][0]
     if numbers is None:
         numbers = _capture.constant(torch.tensor(rule.changing, dtype=torch.float64, device="cpu"), first.device)
-    _triton.launch("adamw", "adamw_ema", first, _addresses(lists), rule, scale, numbers, first.device)
+    tables = _capture.constant, not _capture.capturing(first.device)
+    _triton.launch("adamw", "adamw_ema", first, _addresses(lists), rule, scale, numbers, first.device, *tables)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:

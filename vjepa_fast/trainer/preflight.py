@@ -22,11 +22,12 @@ from vjepa_fast.trainer.step import IMAGE_GROUPS, build_models, build_samplers, 
 
 @dataclass(frozen=True)
 class Checked:
-    """The models of a run and its objectives, on torch's meta device: shapes without memory."""
+    """The models of a run and its objectives, on torch's meta device: shapes without memory. And what is captured."""
 
     encoder: VisionTransformer
     predictor: Predictor
     plan: ObjectivePlan
+    graphs: captured.Choice
 
 
 def check(cfg: Config) -> Checked:
@@ -49,8 +50,8 @@ def check(cfg: Config) -> Checked:
             choose_decoder(data.decoder, f"{section}.decoder")
     _check_masks(cfg)
     optim.check(cfg.optimization)
-    captured.choose(cfg, device, quantum=quantum, target_grad=reaches_target(cfg, plan), plan=plan)
-    return Checked(encoder, predictor, plan)
+    graphs = captured.choose(cfg, device, quantum=quantum, target_grad=reaches_target(cfg, plan), plan=plan)
+    return Checked(encoder, predictor, plan, graphs)
 
 
 def _check_masks(cfg: Config) -> None:

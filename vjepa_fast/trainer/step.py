@@ -7,6 +7,7 @@ Shapes: B clips, F frames, N tokens of the grid (T,H,W), Ke and Kp kept context 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.layers.block import use_attention
+from vjepa_fast.layers.block import choose_attention, use_attention
 from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
@@ -135,6 +136,8 @@ class TrainStep:
         target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
         assert isinstance(target, VisionTransformer)
         self.target = target
+        tokens = math.prod(self.encoder.built_grid)
+        choose_attention(self.device, self.dtype, cfg.data.batch_size, tokens, self.target)
         steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
         how = regional.resolve(cfg, self.device)
         regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
