@@ -38,7 +38,6 @@ from vjepa_fast.data.loader import ClipGroup
 from vjepa_fast.files import write_text
 from vjepa_fast.layers import attention
 from vjepa_fast.layers.attention.base import Backend
-from vjepa_fast.layers.attention.triton import Triton
 from vjepa_fast.layers.block import Attention
 from vjepa_fast.objectives import LatentState, ObjectiveOutput
 from vjepa_fast.ops import _builds
@@ -73,10 +72,9 @@ class _Autocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _OurAttention(Triton):
-    """Our own kernels, on the meta device."""
-
-    cuda = False
+def _our_attention() -> Backend:
+    """Our own kernels as a backend for the meta device."""
+    return type("Rehearsed", (type(attention.BACKENDS["triton"]),), {"cuda": False})()
 
 
 class _Rehearsal(TrainStep):
@@ -111,7 +109,7 @@ def rehearse(cfg: Config, dtype: torch.dtype, arch: int) -> dict[str, _builds.Bu
     # `auto` measures our own attention kernels, whatever it takes then
     models = step.encoder, step.predictor, step.target
     layers = [m for model in models for m in model.modules() if isinstance(m, Attention)]
-    ours, calls = _OurAttention(), {attention.Call(_META, dtype, m.proj.in_features // m.num_heads) for m in layers}
+    ours, calls = _our_attention(), {attention.Call(_META, dtype, m.proj.in_features // m.num_heads) for m in layers}
     wanted = cfg.runtime.attention in ("auto", "triton") and not any(map(ours.objections, calls))
     backends: list[Backend] = [attention.SDPA, ours] if wanted else [attention.SDPA]
     with _builds.recorded(arch) as builds:
