@@ -305,4 +305,4 @@ def test_warm_says_what_it_compiles(plain, capsys):
     assert asked == [(5, torch.bfloat16, 90)] and "kernels of mixed_4gpu_fwm_hw_ld for sm_90, bfloat16" in out
     assert re.search(r"_product +2 builds, 1 compiled, 3.0 s\n2 kernels ready in 3.0 s, 1 of them compiled now", out)
     assert cli.main(["doctor", "--warm", "--arch", "sm_80"]) == 1
-    assert "token                   1 builds, 0 compiled, 0.2 s; failed: CompilationError" in capsys.readouterr().out
+    assert re.search("token +1 builds, 0 compiled, 0.2 s; failed: CompilationError", capsys.readouterr().out)

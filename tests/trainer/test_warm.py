@@ -41,7 +41,7 @@ def test_what_was_built_ahead_is_what_the_step_launches(plain):
     assert done.returncode == 0, done.stderr[-3000:]
     step = json.loads(done.stdout)
     assert step["compiled"] == []
-    assert {"_patchify", "token", "token_sign", "_product"} <= set(step["found"])
+    assert {"_patchify", "token", "token_sign", "pair_forward", "pair_backward"} <= set(step["found"])
 
 
 def test_a_run_goes_on_where_nothing_can_be_built(monkeypatch):

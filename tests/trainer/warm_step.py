@@ -24,7 +24,7 @@ from vjepa_fast.trainer.step import TrainStep
 
 
 def small():
-    return config(objectives={"pred": {}, "ld": {"hidden_dim": 16}}, runtime={"capacity_quantum": 16})
+    return config(objectives={"pred": {}, "fwm_static": {}}, runtime={"capacity_quantum": 16})
 
 
 def main() -> None:

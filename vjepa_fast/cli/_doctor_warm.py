@@ -53,4 +53,4 @@ def warm(source: Sequence[str], arch: int | None) -> int:
 def _line(kernel: str, builds: list[Built]) -> None:
     compiled, failed = sum(not b.found and not b.error for b in builds), [b.error for b in builds if b.error]
     state = f"{len(builds)} builds, {compiled} compiled, {sum(b.seconds for b in builds):.1f} s"
-    print(f"  {kernel:<24}{state}{'; failed: ' + failed[0] if failed else ''}", flush=True)
+    print(f"  {kernel:<30}{state}{'; failed: ' + failed[0] if failed else ''}", flush=True)

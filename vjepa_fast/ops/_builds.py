@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ def objections() -> list[str]:
 
 
 @contextlib.contextmanager
-def recorded(arch: int) -> Iterator[dict[str, Build]]:
+def recorded(arch: int) -> Generator[dict[str, Build]]:
     """Gives a dictionary that gets a `Build` by key for each launch inside, for compute capability ``arch`` / 10.
 
     Ops run their Triton backend on any tensors, and inside of custom ops what they would run on a GPU.

@@ -7,7 +7,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,7 +27,7 @@ _anywhere: ContextVar[bool] = ContextVar("triton on any tensors", default=False)
 
 
 @contextlib.contextmanager
-def anywhere() -> Iterator[None]:
+def anywhere() -> Generator[None]:
     """Inside, tensors on any device will do: launches are recorded, see `_builds`."""
     token = _anywhere.set(True)
     try:

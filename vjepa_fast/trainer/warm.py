@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +36,9 @@ from vjepa_fast import kernels, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.loader import ClipGroup
 from vjepa_fast.files import write_text
+from vjepa_fast.layers import attention
+from vjepa_fast.layers.attention.base import Backend
+from vjepa_fast.layers.block import Attention
 from vjepa_fast.objectives import LatentState, ObjectiveOutput
 from vjepa_fast.ops import _builds
 from vjepa_fast.trainer.prefetch import Staged
@@ -69,6 +72,11 @@ class _Autocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _our_attention() -> Backend:
+    """Our own kernels as a backend for the meta device."""
+    return type("Rehearsed", (type(attention.BACKENDS["triton"]),), {"cuda": False})()
+
+
 class _Rehearsal(TrainStep):
     """A step on the meta device that takes the ways of one on CUDA."""
 
@@ -98,15 +106,24 @@ def rehearse(cfg: Config, dtype: torch.dtype, arch: int) -> dict[str, _builds.Bu
     exact = cfg.runtime.capacity_quantum == 0 and not cfg.runtime.pad_to_multiple
     groups = _groups(cfg)
     drawn = [step._sampler(g).draw(g.clip, **step._keys(g, n, 0)) for n, g in enumerate(groups)]  # pyright: ignore[reportPrivateUsage]  # our own class
+    # `auto` measures our own attention kernels, whatever it takes then
+    models = step.encoder, step.predictor, step.target
+    layers = [m for model in models for m in model.modules() if isinstance(m, Attention)]
+    ours, calls = _our_attention(), {attention.Call(_META, dtype, m.proj.in_features // m.num_heads) for m in layers}
+    wanted = cfg.runtime.attention in ("auto", "triton") and not any(map(ours.objections, calls))
+    backends: list[Backend] = [attention.SDPA, ours] if wanted else [attention.SDPA]
     with _builds.recorded(arch) as builds:
         for n, (group, masks) in enumerate(zip(groups, drawn)):
             on_meta = group.clip.to(_META)
             with contextlib.suppress(NotImplementedError):  # ends where lengths go to the host
                 step._sampler(group).draw(on_meta, **step._keys(group, n, 0))  # pyright: ignore[reportPrivateUsage]  # our own class
             for quantum in (0,) if exact else (0, None):
-                sides = tuple([m.to(_META) for m in side] for side in masks.wait(quantum))
-                ready = cast(Any, SimpleNamespace(wait=lambda quantum, sides=sides: sides, masks=masks.masks))
-                step(Staged([replace(group, clip=on_meta)], 0, [ready]), 0)
+                for backend in backends:
+                    for layer in layers:
+                        layer.backend = backend
+                    sides = tuple([m.to(_META) for m in side] for side in masks.wait(quantum))
+                    ready = cast(Any, SimpleNamespace(wait=lambda quantum, sides=sides: sides, masks=masks.masks))
+                    step(Staged([replace(group, clip=on_meta)], 0, [ready]), 0)
         _optimiser(cfg)
     return builds
 
@@ -127,19 +144,18 @@ def _groups(cfg: Config) -> list[ClipGroup]:
 
 def _optimiser(cfg: Config) -> None:
     """The step of AdamW with its average, clipped or not."""
-    many = [[torch.zeros(64, device=_CPU)] for _ in range(5)]
+    p, grad, first, second, target = ([torch.zeros(64, device=_CPU)] for _ in range(5))
     low = [torch.zeros(64, dtype=torch.bfloat16, device=_CPU)]
     rule = ops.Rule(1e-3, 0.9, 0.999, 1e-8, 0.04, 1, 0.01)
     scale = torch.ones((), device=_CPU) if cfg.optimization.clip_grad else None
-    ops.adamw_ema_(*many[:4], rule, targets=many[4], lows=low, scale=scale)
+    ops.adamw_ema_(p, grad, first, second, rule, targets=target, lows=low, scale=scale)
 
 
 # -- in a process of its own -------------------------------------------------------------------------------------------
 def main(path: str, arch: int, dtype: str, jobs: int) -> int:
     """Rehearse and build the configuration in the file ``path``; a line of JSON of all kernels, then one per build."""
-    builds = rehearse(
-        configs.from_dict(json.loads(Path(path).read_text(encoding="utf-8"))), getattr(torch, dtype), arch
-    )
+    cfg = configs.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    builds = rehearse(cfg, getattr(torch, dtype), arch)
     print(json.dumps({"expected": [b.kernel for b in builds.values()]}), flush=True)
     _builds.make(builds, jobs, lambda built: print(json.dumps(built._asdict()), flush=True))
     return 0
@@ -245,7 +261,7 @@ class Warming:
 
 
 @contextlib.contextmanager
-def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str]) -> Iterator[None]:
+def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str]) -> Generator[None]:
     """Builds what a run on this device will launch while the body makes its models; adds one line to ``notes``.
 
     Nothing on a CPU, where Triton cannot run, or in processes of one machine other than its first.
@@ -275,13 +291,14 @@ def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str
 def _stamp(cfg: Config, dtype: torch.dtype, arch: int) -> Path:
     """A file beside Triton's builds that is there when those of such a run are: none has to be looked for again."""
     import triton
+    from triton import knobs
 
     digest = hashlib.sha256(json.dumps([configs.to_dict(replace(cfg, folder="x")), str(dtype), arch]).encode())
     digest.update(f"{triton.__version__} {torch.__version__}".encode())
     for folder in (Path(__file__).parents[1], Path(str(kernels.__path__[0]))):
         for file in sorted(folder.rglob("*.py")):
             digest.update(file.read_bytes())
-    return Path(triton.knobs.cache.dir) / f"vjepa_fast-{digest.hexdigest()[:32]}"
+    return Path(knobs.cache.dir) / f"vjepa_fast-{digest.hexdigest()[:32]}"
 
 
 def capability(device: torch.device) -> int:
