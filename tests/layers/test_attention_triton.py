@@ -22,11 +22,7 @@ def inputs(batch, tokens, head_dim=16):
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize(
     ("batch", "segments"),
-    [
-        (2, Segments([20])),
-        (2, Segments([12, 8])),
-        (1, DeviceSegments(torch.tensor([12, 0, 8], device=DEVICE), 12)),
-    ],
+    [(2, Segments([20])), (2, Segments([12, 8])), (1, DeviceSegments(torch.tensor([12, 0, 8], device=DEVICE), 12))],
 )
 def test_segments_positions_and_both_ways_to_call_it(batch, segments):
     """With positions from packed qkv; and from queries, keys and values on their own."""

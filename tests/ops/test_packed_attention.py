@@ -10,7 +10,9 @@ from vjepa_fast import ops
 from vjepa_fast.ops.packed_attention import _packed_attention, _packed_attention_backward
 
 TRITON = KERNELS[1:]
-pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered")  # by the interpreter
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:(overflow|invalid value|divide by zero) encountered"
+)  # by the interpreter
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
