@@ -2,7 +2,7 @@
 
 It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 as if their bits were numbers, which is
 mended too. Other arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a
-load, which is what they want anyway. Ranges end at numbers of Triton's own, which Triton 3.6 with NumPy from 2.4 refuses.
+load, which is what they want anyway. Ranges end at Triton's own numbers, which Triton 3.6 with NumPy from 2.4 refuses.
 """
 
 from __future__ import annotations
