@@ -87,7 +87,9 @@ def compile_one(name: str, arch: int) -> dict:
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3), "maxnreg": v.get("maxnreg")}
+        bound = v.get("maxnreg")
+        bound = bound(arch) if callable(bound) else bound
+        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3), "maxnreg": bound}
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
     def number(pattern: str) -> int:

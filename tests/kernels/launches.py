@@ -247,6 +247,7 @@ EVERYTHING = {
     "hamiltonian": {},
     "spectral": {},
     "ac": {},
+    "fwm_orth": {},
 }
 CASES = {
     "losses": lambda: objectives(torch.bfloat16, torch.bfloat16, False, EVERYTHING),
