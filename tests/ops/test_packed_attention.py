@@ -105,6 +105,28 @@ def test_a_segment_knows_nothing_of_its_stream(backend):
                 assert torch.equal(whole[:, begin:end], both(slice(begin, end), (0, end - begin))[n])
 
 
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter's order of programs")
+@pytest.mark.parametrize(("dtype", "d", "tokens"), [(torch.float32, 64, 40), (torch.bfloat16, 32, 140)])
+def test_programs_in_the_opposite_order(dtype, d, tokens, monkeypatch):
+    """None reads or writes what another has written, but between the passes."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    x, table = random(1, tokens + 3, 3 * d).to(dtype).requires_grad_(), any_table(tokens + 3, d - 4)
+
+    def both():
+        out = attend(table, (0, tokens - 9, tokens), 1)(x)
+        return out, *torch.autograd.grad(out.float().square().sum(), x)
+
+    with ops.use_backend("triton"):
+        want, place = both(), InterpreterBuilder.set_grid_idx
+        monkeypatch.setattr(
+            InterpreterBuilder, "set_grid_idx", lambda self, x, y, z: place(self, self.grid_dim[0] - 1 - x, y, z)
+        )
+        for a, b in zip(both(), want):
+            assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("backend", BACKENDS[:1] + TRITON)
 def test_a_nan_reaches_its_segment_and_head_and_no_other(backend):
     """A key's, in whichever column of a tile: the last eighth have their exponentials from a polynomial."""
