@@ -1,0 +1,153 @@
+"""Frame indices that are kept: in memory, and in a file beside each manifest, so that reading pays for them once.
+
+The file ``<manifest>.frames`` (of train.csv: train.frames) is written by ``vjepa-fast data check``. An index counts for
+one path, size and modification time; of a file that has changed since, it is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from vjepa_fast.data.decoders.index import FrameIndex
+from vjepa_fast.data.decoders.scan import scan
+from vjepa_fast.data.media import ReadOptions, check_file
+from vjepa_fast.files import atomic_file
+
+_IN_MEMORY = 128_000_000  # bytes of packed indices; an index of 300 frames takes some 300
+
+
+class IndexCache:
+    """Indices by path. Safe to use from several threads; a process of its own has a cache of its own."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[str, tuple[int, int, bytes]] = OrderedDict()  # path -> size, mtime, packed
+        self._bytes = 0
+        self._beside: dict[Path, _Stored | None] = {}  # not read yet: None
+        self._lock = threading.Lock()
+
+    def get(self, path: str, options: ReadOptions, decode: bool = False) -> FrameIndex:
+        """The index of a file, made if there is none; ``decode`` makes one by decoding. Errors as `scan`."""
+        check_file(path)
+        stat = os.stat(path)
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        if not decode and (index := self._find(path, *stamp)) is not None:
+            return index
+        index = scan(path, options, decode)
+        self._keep(path, *stamp, index.pack())
+        return index
+
+    def use(self, manifest: str | os.PathLike[str]) -> None:
+        """Look into the file beside this manifest too, if there is one."""
+        file = Path(os.path.abspath(manifest)).with_suffix(".frames")
+        if file.exists():
+            with self._lock:
+                self._beside.setdefault(file, None)
+
+    def save(self, manifest: str | os.PathLike[str], paths: list[str]) -> Path:
+        """Write the indices of these files, as far as they are known, beside the manifest.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        file = Path(os.path.abspath(manifest)).with_suffix(".frames")
+        rows = {}
+        for path in paths:
+            try:
+                stat = os.stat(path)
+            except OSError:
+                continue
+            if packed := self._packed(path, stat.st_size, stat.st_mtime_ns):
+                rows[_key(file.parent, path, stat.st_size, stat.st_mtime_ns)] = packed
+        _Stored.write(file, rows)
+        with self._lock:
+            self._beside[file] = None
+        return file
+
+    def _find(self, path: str, size: int, mtime: int) -> FrameIndex | None:
+        packed = self._packed(path, size, mtime)
+        try:
+            return FrameIndex.unpack(packed) if packed else None
+        except ValueError:
+            return None
+
+    def _packed(self, path: str, size: int, mtime: int) -> bytes | None:
+        with self._lock:
+            kept = self._kept.get(path)
+            if kept is not None and kept[:2] == (size, mtime):
+                self._kept.move_to_end(path)
+                return kept[2]
+            for file, stored in self._beside.items():
+                if stored is None:
+                    stored = self._beside[file] = _Stored(file)
+                if packed := stored.get(_key(file.parent, path, size, mtime)):
+                    return packed
+        return None
+
+    def _keep(self, path: str, size: int, mtime: int, packed: bytes) -> None:
+        with self._lock:
+            old = self._kept.pop(path, None)
+            self._kept[path] = (size, mtime, packed)
+            self._bytes += len(packed) - (len(old[2]) if old else 0)
+            while self._bytes > _IN_MEMORY and len(self._kept) > 1:
+                self._bytes -= len(self._kept.popitem(last=False)[1][2])
+
+
+class _Stored:
+    """What one file holds: sorted keys, and where each one's index begins in the bytes after one another."""
+
+    def __init__(self, file: Path) -> None:
+        self.key, self.begin = np.zeros(0, np.uint64), np.zeros(1, np.int64)
+        self.data = np.zeros(0, np.uint8)
+        try:
+            with np.load(file, allow_pickle=False) as columns:
+                key, begin, data = columns["key"], columns["begin"], columns["data"]
+        except (OSError, ValueError, KeyError, EOFError, SyntaxError):  # damaged: as if it were not there
+            return
+        except Exception as error:
+            if type(error).__name__ not in ("BadZipFile", "error"):
+                raise
+            return
+        if len(begin) == len(key) + 1 and begin[-1] == len(data):
+            self.key, self.begin, self.data = key, begin, data
+
+    def get(self, key: int) -> bytes | None:
+        at = int(np.searchsorted(self.key, np.uint64(key)))
+        if at == len(self.key) or int(self.key[at]) != key:
+            return None
+        return self.data[self.begin[at] : self.begin[at + 1]].tobytes()
+
+    @staticmethod
+    def write(file: Path, rows: dict[int, bytes]) -> None:
+        keys = sorted(rows)
+        sizes = [len(rows[key]) for key in keys]
+        with atomic_file(file, "wb", "the next run reads the films' packets again") as f:
+            np.savez(
+                f,
+                key=np.array(keys, np.uint64),
+                begin=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
+                data=np.frombuffer(b"".join(rows[key] for key in keys), np.uint8),
+            )
+
+
+def _key(folder: Path, path: str, size: int, mtime: int) -> int:
+    """Of a file's path from that folder on, so that both can move together, and of its size and time."""
+    text = f"{os.path.relpath(path, folder)}\0{size}\0{mtime}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+INDICES = IndexCache()
+
+
+def index_of(path: str | os.PathLike[str], options: ReadOptions | None = None) -> FrameIndex:
+    """The frame index of a video, kept from then on.
+
+    Raises:
+        DataError: the file is missing, empty or damaged, is no video, or is over a limit of ``options``.
+    """
+    return INDICES.get(os.fspath(path), options or ReadOptions())
