@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from vjepa_fast.config.schema import DataConfig
 from vjepa_fast.errors import DataError
 
 VIDEO_SUFFIXES = frozenset({
@@ -28,9 +29,14 @@ class ReadOptions:
 
     corrupt: str = "refuse"
     deinterlace: bool = False
-    max_pixels: int = 100_000_000
+    max_pixels: int = 80_000_000
     max_seconds: float = 120.0
     max_clip_mb: int = 4000
+
+    @classmethod
+    def of(cls, data: DataConfig) -> ReadOptions:
+        """What a section of a recipe says."""
+        return cls(**{f.name: getattr(data, f.name) for f in fields(cls)})
 
     def check_size(self, path: str, width: int, height: int) -> None:
         """Raise DataError for a picture of more than ``max_pixels``."""

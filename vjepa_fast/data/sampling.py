@@ -112,7 +112,7 @@ class Sampling:
         room = int(np.searchsorted(times, times[-1] - span + 1e-6, side="right")) - 1
         if room < 0 and self.short == "refuse":
             raise DataError(
-                f"{path}: lasts {times[-1]:.2f} s, a clip of {num_frames} frames {spacing:.3g} s apart needs {span:.2f}; "
+                f"{path}: lasts {times[-1]:.2f} s, {num_frames} frames {spacing:.3g} s apart need {span:.2f}; "
                 "ask for fewer frames or a smaller step, or leave the video out"
             )
         wanted = times[_first(path, room, start, generator) if room >= 0 else 0] + spacing * np.arange(num_frames)

@@ -18,6 +18,7 @@ from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.registry import Registry
 
+_PIECE = 16  # frames decoded at a time when all are
 AUTO = "pyav"  # what ``data.decoder: auto`` uses
 
 
@@ -63,6 +64,20 @@ class Video(ABC):
     def recount(self) -> bool:
         """Whether ``info["frames"]`` was wrong and is another number now. Called if `read` failed."""
         return False
+
+    def verify(self, on_share: Callable[[float], None]) -> None:
+        """Decode every frame; in pieces, so that memory does not grow with the video.
+
+        Args:
+            on_share: called with the share decoded so far.
+
+        Raises:
+            DataError: a frame cannot be decoded.
+        """
+        total = self.info["frames"]
+        for first in range(0, total, _PIECE):
+            self.read(np.arange(first, min(first + _PIECE, total)), None)
+            on_share(min(1.0, (first + _PIECE) / total))
 
 
 @dataclass(frozen=True)
@@ -144,6 +159,16 @@ class Decoder(ABC):
             if claimed * info["height"] * info["width"] * 3 > max_bytes:
                 return None
             return WholeVideo(_read(video, lambda total: np.arange(total), None), info["fps"], claimed, video.times)
+
+    def verify(self, path: str, on_share: Callable[[float], None]) -> None:
+        """Decode every frame of a video, as ``Video.verify``."""
+        with self.open(path) as video:
+            try:
+                video.verify(on_share)
+            except DataError:
+                if not video.recount():
+                    raise
+                video.verify(on_share)
 
 
 def _read(video: Video, choose: Callable[[int], np.ndarray], size: tuple[int, int] | None) -> np.ndarray:

@@ -76,7 +76,7 @@ class Film:
     def decode(self, numbered: Iterable[tuple[int, Packet | None]]) -> Iterator[tuple[int, VideoFrame]]:
         """(packet number, frame) of each frame that comes out as these packets go in, in the order shown.
 
-        A packet of None makes the decoder give out all that it has left. ``errors`` counts packets that cannot be decoded.
+        A packet of None makes the decoder give out all that it has left. ``errors`` counts what cannot be decoded.
 
         Raises:
             DataError: a packet cannot be decoded, and ``options.corrupt`` is "refuse".
@@ -174,7 +174,7 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
     if is_image_path(path):
         raise _image(path)
     try:
-        with av.open(path, metadata_errors="ignore", timeout=options.max_seconds) as container:
+        with av.open(path, metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)) as container:
             stream = _best(path, container)
             yield Film(path, container, stream, options)
     except FFmpegError as error:

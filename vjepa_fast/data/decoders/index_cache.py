@@ -10,6 +10,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,26 @@ class IndexCache:
         self._beside: dict[Path, _Stored | None] = {}  # not read yet: None
         self._lock = threading.Lock()
 
-    def get(self, path: str, options: ReadOptions, decode: bool = False) -> FrameIndex:
-        """The index of a file, made if there is none; ``decode`` makes one by decoding. Errors as `scan`."""
+    def get(self, path: str, options: ReadOptions) -> FrameIndex:
+        """The index of a file, made if there is none. Errors as `scan`."""
         check_file(path)
-        stat = os.stat(path)
-        stamp = (stat.st_size, stat.st_mtime_ns)
-        if not decode and (index := self._find(path, *stamp)) is not None:
-            return index
-        index = scan(path, options, decode)
-        self._keep(path, *stamp, index.pack())
+        size, mtime = _stamp(path)
+        packed = self._packed(path, size, mtime)
+        try:
+            if packed is not None:
+                return FrameIndex.unpack(packed)
+        except ValueError:  # of another version
+            pass
+        index = scan(path, options)
+        self._keep(path, size, mtime, index.pack())
+        return index
+
+    def correct(self, path: str, options: ReadOptions) -> FrameIndex:
+        """The index by decoding all frames; kept in place of the one from the packets, but for a damaged file."""
+        size, mtime = _stamp(path)
+        index = scan(path, options, decode=True)
+        if not index.damaged:
+            self._keep(path, size, mtime, index.pack())
         return index
 
     def use(self, manifest: str | os.PathLike[str]) -> None:
@@ -58,23 +70,14 @@ class IndexCache:
         file = Path(os.path.abspath(manifest)).with_suffix(".frames")
         rows = {}
         for path in paths:
-            try:
-                stat = os.stat(path)
-            except OSError:
-                continue
-            if packed := self._packed(path, stat.st_size, stat.st_mtime_ns):
-                rows[_key(file.parent, path, stat.st_size, stat.st_mtime_ns)] = packed
+            with suppress(OSError):
+                size, mtime = _stamp(path)
+                if packed := self._packed(path, size, mtime):
+                    rows[_key(file.parent, path, size, mtime)] = packed
         _Stored.write(file, rows)
         with self._lock:
             self._beside[file] = None
         return file
-
-    def _find(self, path: str, size: int, mtime: int) -> FrameIndex | None:
-        packed = self._packed(path, size, mtime)
-        try:
-            return FrameIndex.unpack(packed) if packed else None
-        except ValueError:
-            return None
 
     def _packed(self, path: str, size: int, mtime: int) -> bytes | None:
         with self._lock:
@@ -107,11 +110,7 @@ class _Stored:
         try:
             with np.load(file, allow_pickle=False) as columns:
                 key, begin, data = columns["key"], columns["begin"], columns["data"]
-        except (OSError, ValueError, KeyError, EOFError, SyntaxError):  # damaged: as if it were not there
-            return
-        except Exception as error:
-            if type(error).__name__ not in ("BadZipFile", "error"):
-                raise
+        except Exception:  # missing or damaged in whichever way: the indices are made anew
             return
         if len(begin) == len(key) + 1 and begin[-1] == len(data):
             self.key, self.begin, self.data = key, begin, data
@@ -133,6 +132,11 @@ class _Stored:
                 begin=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
                 data=np.frombuffer(b"".join(rows[key] for key in keys), np.uint8),
             )
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _key(folder: Path, path: str, size: int, mtime: int) -> int:

@@ -69,7 +69,7 @@ class Painter:
 
 
 def _one_field(frame: VideoFrame) -> VideoFrame:
-    """Interlaced lines replaced from the field shown first, within the picture alone, so that neighbours do not count."""
+    """The second field replaced from the first; of this picture alone, so that every start gives the same."""
     import av
 
     graph = av.filter.Graph()

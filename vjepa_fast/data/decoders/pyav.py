@@ -1,16 +1,18 @@
 """Reading frames of video files with PyAV (the wheel brings FFmpeg), on the CPU.
 
 One decoding thread per call: call it from several threads instead, PyAV releases the interpreter lock. Which frames
-there are comes from the `FrameIndex`, never from the header. A decode begins at a key packet from which the index proves
-that all later frames can be had, and every frame that comes out is held against the index; where they disagree, the
-decode begins earlier, at last at the start of the file.
+there are comes from the `FrameIndex`, never from the header. A decode begins at a key packet from which, by the index,
+all later frames can be had, and every frame that comes out is held against the index; where they disagree, the decode
+begins earlier, at last at the start of the file.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,9 +50,9 @@ class _Video(Video):
     """A video by its index; the file is open while frames are read."""
 
     def __init__(self, path: str, index: FrameIndex, options: ReadOptions) -> None:
-        self.index, self.options = index, options
+        self.options, self._disagrees = options, False
         super().__init__(path, _info(index))
-        self.times = None if index.constant else index.times
+        self._use(index)
         options.check_size(path, index.width, index.height)
         if index.lost and options.corrupt == "refuse":
             raise DataError(
@@ -59,11 +61,35 @@ class _Video(Video):
             )
 
     def recount(self) -> bool:
-        """Whether an index made by decoding counts other frames than the packets announced."""
-        before = self.info["frames"]
-        self.index = INDICES.get(self.path, self.options, decode=True)
-        self.info, self.times = _info(self.index), None if self.index.constant else self.index.times
-        return self.info["frames"] != before
+        """Whether decoding everything shows other frames than the packets announced, and not because of damage."""
+        if not self._disagrees:
+            return False
+        index = INDICES.correct(self.path, self.options)
+        if np.array_equal(index.order, self.index.order) or (index.damaged and self.options.corrupt == "refuse"):
+            return False
+        self._use(index)
+        return True
+
+    def _use(self, index: FrameIndex) -> None:
+        self.index, self.info = index, _info(index)
+        self.times = None if index.constant else index.times
+
+    def verify(self, on_share: Callable[[float], None]) -> None:
+        """Decode everything, one frame at a time."""
+        options = replace(self.options, max_seconds=math.inf)
+        with open_film(self.path, options) as film:
+            numbers = np.arange(self.index.frames)
+            number = -1
+            try:
+                for number, _ in self._frames(film, FROM_START, numbers):
+                    if number % 32 == 0:
+                        on_share(number / len(numbers))
+            except SeekError:
+                self._disagrees = True
+            if self._disagrees or number != len(numbers) - 1:
+                raise DataError(
+                    f"{self.path}: truncated or damaged video, frame {number + 1} of {len(numbers)} is missing"
+                )
 
     def read(self, numbers: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
         height, width = size or shown_size(self.index)
@@ -73,13 +99,14 @@ class _Video(Video):
             with open_film(self.path, self.options) as film:
                 if all(self._fill(clip[run], film, row, numbers[run], size) for row, run in runs):
                     return clip
+        self._disagrees = True
         raise DataError(
             f"{self.path}: truncated or damaged video, frames {int(numbers[0])} to {int(numbers[-1])} of "
             f"{self.index.frames} could not be decoded"
         )
 
     def _plans(self, numbers: np.ndarray) -> Iterator[list[tuple[int, slice]]]:
-        """Ways to read these frames, the quickest first: rows of ``FrameIndex.key`` to seek to, and what to read there."""
+        """Ways to read these frames, the quickest first: rows of ``FrameIndex.key``, and what to read from each."""
         index, everything = self.index, slice(0, len(numbers))
         runs, begin, row = [], 0, index.seek_point(int(numbers[0]))
         for i in range(1, len(numbers)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vjepa_fast.data.decoders.ffmpeg import Film, SeekError, open_film, stamp_of
+from vjepa_fast.data.decoders.ffmpeg import Film, SeekError, open_film
 from vjepa_fast.data.decoders.index import FROM_START, FrameIndex, even_out, rate_of
 from vjepa_fast.data.decoders.picture import turn_of
 from vjepa_fast.data.media import ReadOptions

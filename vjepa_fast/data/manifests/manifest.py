@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.media import is_image_path
 from vjepa_fast.errors import DataError
 
@@ -79,6 +80,8 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     paths = [p if os.path.isabs(p) else os.path.join(base, p) for p in paths]
     images = sum(map(is_image_path, paths))
     kind = "image" if 2 * images > len(paths) else "video"
+    if kind == "video":
+        INDICES.use(file)
     return Manifest(file.stem, str(file), paths, np.asarray(labels, np.int64), kind)
 
 
