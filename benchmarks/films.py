@@ -7,7 +7,6 @@ FFmpeg lacks raises `Lacking`.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -49,15 +48,14 @@ def number_of(picture: np.ndarray) -> int:
 
 
 def plain_decode(path: Path | str) -> list[np.ndarray]:
-    """What a decode from the start shows, RGB, as coded: neither turned nor with square pixels."""
+    """What a decode of the whole file shows, RGB, upright and with square pixels; of several streams the longest."""
     with av.open(str(path)) as film:
-        stream = film.streams.best("video")
+        stream = max(film.streams.video, key=lambda s: s.frames)
         stream.codec_context.thread_count, stream.thread_type = 1, "NONE"
-        shown = []
-        for packet in film.demux(stream):
-            if packet.size:
-                shown += [frame.to_ndarray(format="rgb24") for frame in packet.decode()]
-        return shown + [frame.to_ndarray(format="rgb24") for frame in stream.decode(None)]
+        frames = [f for packet in film.demux(stream) if packet.size for f in packet.decode()] + stream.decode(None)
+        width = round(frames[0].width * (stream.sample_aspect_ratio or 1))
+        form = {} if width == frames[0].width else {"width": width, "interpolation": "BILINEAR"}
+        return [np.rot90(f.to_ndarray(format="rgb24", **form), f.rotation // 90) for f in frames]
 
 
 def encode(
@@ -87,7 +85,7 @@ def encode(
                 change(stream)
             voice = out.add_stream("aac", rate=16000, layout="mono") if sound else None
             for i, number in enumerate(numbers):
-                frame = av.VideoFrame.from_ndarray(paint(number, size), "rgb24")
+                frame = _frame(paint(number, size), fmt)
                 if times is not None:
                     frame.pts, frame.time_base = times[i], base
                 out.mux(stream.encode(frame))
@@ -100,6 +98,13 @@ def encode(
     except (av.codec.codec.UnknownCodecError, av.error.EncoderNotFoundError) as error:
         raise Lacking(f"{codec}: {error}") from None
     return path
+
+
+def _frame(picture: np.ndarray, fmt: str) -> av.VideoFrame:
+    if fmt != "pal8":
+        return av.VideoFrame.from_ndarray(picture, "rgb24")
+    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1)
+    return av.VideoFrame.from_ndarray((np.ascontiguousarray(picture[..., 0]), palette), "pal8")
 
 
 def remux(source: Path, path: Path, change: Callable[[list[Any]], list[Any]], **options: str) -> Path:
@@ -167,13 +172,15 @@ kind("mpeg4 avi, B-frames", "b4.avi", "mpeg4", B)
 kind("msmpeg4 avi", "ms.avi", "msmpeg4", {**B, "bf": "0"})
 kind("mpeg1 mpg", "b1.mpg", "mpeg1video", B)
 kind("mpeg2 mpg", "b2.mpg", "mpeg2video", B)
-kind("mpeg2 vob, sound", "b2.vob", "mpeg2video", B, sound=False, form="vob")
+kind("mpeg2 vob", "b2.vob", "mpeg2video", B, form="vob")
 kind("mpeg2 ts", "b2.ts", "mpeg2video", B)
 kind("mpeg2 mxf", "b2.mxf", "mpeg2video", B, size=(64, 48))
 kind("mpeg2 stream", "b2.m2v", "mpeg2video", B)
 kind("mpeg2 mpg, interlaced", "laced.mpg", "mpeg2video", LACED)
 kind("mjpeg avi", "j.avi", "mjpeg", {"qmin": "2", "qmax": "3"}, fmt="yuvj420p")
-kind("mjpeg avi, frames repeated", "jj.avi", "mjpeg", {"qmin": "2"}, fmt="yuvj420p", numbers=[i // 3 for i in range(30)])
+kind(
+    "mjpeg avi, frames repeated", "jj.avi", "mjpeg", {"qmin": "2"}, fmt="yuvj420p", numbers=[i // 3 for i in range(30)]
+)
 kind("mjpeg stream", "j.mjpeg", "mjpeg", {"qmin": "2", "qmax": "3"}, fmt="yuvj420p")
 kind("ffv1 avi, state over frames", "f.avi", "ffv1", {"g": "10", "context": "1", "coder": "1"})
 kind("huffyuv avi", "h.avi", "huffyuv", fmt="yuv422p")
@@ -182,6 +189,11 @@ kind("msrle avi, palette", "rle.avi", "msrle", fmt="pal8")
 kind("msvideo1 avi", "v1.avi", "msvideo1", fmt="rgb555le")
 kind("zmbv avi", "z.avi", "zmbv", {"g": "10"}, fmt="bgr0")
 kind("qtrle mov", "q.mov", "qtrle", {"g": "10"}, fmt="rgb24")
+kind("cinepak avi", "c.avi", "cinepak", {"g": "10"}, fmt="rgb24", numbers=range(12))
+kind("svq1 mov", "s.mov", "svq1", {"g": "10"}, fmt="yuv410p")
+kind("utvideo avi", "u.avi", "utvideo", fmt="gbrp")
+kind("dnxhd mov", "dn.mov", "dnxhd", {"profile": "dnxhr_sq"}, fmt="yuv422p", size=(256, 128), numbers=range(8))
+kind("jpeg2000 mov", "j2.mov", "jpeg2000", fmt="rgb24")
 kind("png mov", "p.mov", "png", fmt="rgb24")
 kind("prores mov", "pr.mov", "prores_ks", fmt="yuv422p10le")
 kind("dv avi", "dv.avi", "dvvideo", size=(720, 576), numbers=range(6))
@@ -192,7 +204,6 @@ kind("h263 3gp", "h.3gp", "h263", {**B, "bf": "0"}, size=(128, 96))
 kind("rv20 rm", "r.rm", "rv20", {**B, "bf": "0"}, size=(128, 96))
 kind("gif", "g.gif", "gif", fmt="rgb8")
 kind("apng", "a.apng", "apng", fmt="rgb24")
-kind("webp, animated", "w.webp.mkv", "libwebp_anim", fmt="bgra")
 kind("yuv4mpeg", "y.y4m", "wrapped_avframe", fmt="yuv420p")
 kind("mpeg4 nut, B-frames", "b.nut", "mpeg4", B)
 
@@ -371,9 +382,38 @@ def _preview(folder: Path) -> Path:
     return path
 
 
-@made("raw avi, palette changes")
-def _palette(folder: Path) -> Path:
-    raise Lacking("PyAV cannot write a palette in the middle")
+@made("h264 mp4, edit list of two parts")
+def _parts(folder: Path) -> Path:
+    """Frames 4 to 12 and 16 to 27, as a cutting program marks them without touching the stream."""
+    data = bytearray(KINDS["h264 mp4, B-frames"](folder).read_bytes())
+    at = data.find(b"edts") - 4
+    (size,) = struct.unpack_from(">I", data, at)
+    media, movie = 12800 // 25, 1000 // 25  # units per frame of the track and of the film
+    begin = struct.unpack_from(">i", data, data.find(b"elst") + 16)[0]  # where frame 0 is shown
+    parts = b"".join(struct.pack(">IiI", n * movie, begin + a * media, 1 << 16) for a, n in ((4, 9), (16, 12)))
+    edits = struct.pack(">I4sI4sII", 24 + len(parts), b"edts", 16 + len(parts), b"elst", 0, 2) + parts
+    data[at : at + size] = edits
+    for box in (b"moov", b"trak"):
+        where = data.find(box) - 4
+        struct.pack_into(">I", data, where, struct.unpack_from(">I", data, where)[0] + len(edits) - size)
+    path = folder / "parts.mp4"
+    path.write_bytes(data)
+    return path
 
 
-del KINDS["raw avi, palette changes"]
+@made("h264 mkv, cover picture first")
+def _cover(folder: Path) -> Path:
+    film = KINDS["h264 mkv"](folder)
+    path = folder / "cover.mp4"
+    with av.open(str(film)) as source, av.open(str(path), "w") as out:
+        still = out.add_stream("mjpeg", rate=1)
+        still.width, still.height, still.pix_fmt = 64, 48, "yuvj420p"
+        still.disposition = av.stream.Disposition.attached_pic
+        stream = out.add_stream_from_template(source.streams.video[0])
+        out.mux(still.encode(av.VideoFrame.from_ndarray(paint(99), "rgb24")))
+        out.mux(still.encode())
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    return path

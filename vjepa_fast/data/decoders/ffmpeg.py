@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -50,11 +50,14 @@ class Film:
         options.check_size(path, codec.width, codec.height)
         self.path, self.container, self.stream, self.options = path, container, stream, options
         stream.thread_type, codec.thread_count = "NONE", 1  # and frames of frame threads are not marked as damaged
-        codec.options = {"max_pixels": str(options.max_pixels)}
+        self.codec = codec.codec.canonical_name
+        settings = {"max_pixels": str(options.max_pixels)}
+        if self.codec == "mjpeg":  # its decoder paints over what it cannot read without marking the frame
+            settings["err_detect"] = "crccheck+explode"
+        codec.options = settings
         for other in container.streams:
             if other is not stream:
                 other.discard = Discard.all
-        self.codec = codec.codec.canonical_name
         self.errors = 0
         self._end = time.monotonic() + options.max_seconds
 
@@ -64,7 +67,7 @@ class Film:
         Raises:
             DataError: it takes longer than ``data.max_seconds``.
         """
-        for packet in self.container.demux(self.stream):
+        for packet in self._demux():
             if time.monotonic() > self._end:
                 raise DataError(
                     f"{self.path}: reading takes longer than data.max_seconds {self.options.max_seconds:g}; "
@@ -72,6 +75,10 @@ class Film:
                 )
             if packet.size:
                 yield packet
+
+    def _demux(self) -> Iterator[Packet]:
+        with suppress(IndexError):  # at the end of a file in which a stream turned up late, PyAV counts one too many
+            yield from self.container.demux(self.stream)
 
     def decode(self, numbered: Iterable[tuple[int, Packet | None]]) -> Iterator[tuple[int, VideoFrame]]:
         """(packet number, frame) of each frame that comes out as these packets go in, in the order shown.
@@ -186,7 +193,7 @@ def _image(path: str) -> DataError:
 
 
 def _best(path: str, container: InputContainer) -> VideoStream:
-    """The film among the video streams: no cover, thumbnails or still; of several, the one FFmpeg plays."""
+    """The film among the video streams: no cover, thumbnail, still or preview; of several, the one FFmpeg plays."""
     from av.stream import Disposition
 
     aside = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
@@ -195,5 +202,10 @@ def _best(path: str, container: InputContainer) -> VideoStream:
         raise DataError(f"{path}: has {'sound but no video' if container.streams.audio else 'no video stream'}")
     if container.format.name == "image2" or container.format.name.endswith("_pipe"):
         raise _image(path)
+    lasting = {s.index: float((s.duration or 0) * (s.time_base or 0)) for s in films}
+    many = max(s.frames for s in films) > 1
+    films = [
+        s for s in films if 2 * lasting[s.index] >= max(lasting.values()) and not (many and s.frames == 1)
+    ] or films
     best = container.streams.best("video")
     return next((s for s in films if best is not None and s.index == best.index), films[0])

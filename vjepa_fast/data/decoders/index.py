@@ -32,6 +32,7 @@ class FrameIndex:
         packets: P, empty ones not counted.
         key: int32 ``[K]``, numbers of the key packets. key_ts: int64, their time stamps. key_pos: int64, their places
             in the file, -1 where unknown. key_size: int32 and key_crc: uint32, bytes and checksum, to know them by.
+        gaps: int32, packets that a decode of everything got no frame out of, though each should show one.
         seek: how to get to a packet: "time", "bytes" or "none" (read from the start).
         independent: every packet can be decoded alone.
         lost: packets that the container lists but the file does not hold.
@@ -53,6 +54,7 @@ class FrameIndex:
     key_pos: np.ndarray
     key_size: np.ndarray
     key_crc: np.ndarray
+    gaps: np.ndarray
     seek: str
     independent: bool
     lost: int
@@ -104,9 +106,10 @@ class FrameIndex:
             *(np.diff(getattr(self, name), prepend=0).astype("<i8").tobytes() for name in ("key", "key_ts", "key_pos")),
             self.key_size.astype("<i4").tobytes(),
             self.key_crc.astype("<u4").tobytes(),
+            self.gaps.astype("<i4").tobytes(),
         ]
         facts = [getattr(self, name) for name in _FACTS]
-        head = json.dumps([_FORMAT, len(self.order), len(self.key), *facts]).encode()
+        head = json.dumps([_FORMAT, len(self.order), len(self.key), len(self.gaps), *facts]).encode()
         return zlib.compress(head + b"\n" + b"".join(blobs), 6)
 
     @classmethod
@@ -114,17 +117,17 @@ class FrameIndex:
         """The index that `pack` wrote; ValueError if these bytes are of something else or another version."""
         try:
             head, body = zlib.decompress(packed).split(b"\n", 1)
-            version, n, k, *facts = json.loads(head)
+            version, n, k, g, *facts = json.loads(head)
             if version != _FORMAT or len(facts) != len(_FACTS):
                 raise ValueError("another version")
-            shape = (("<i4", n), ("<i8", n), ("<i8", k), ("<i8", k), ("<i8", k), ("<i4", k), ("<u4", k))
+            shape = (("<i4", n), ("<i8", n), ("<i8", k), ("<i8", k), ("<i8", k), ("<i4", k), ("<u4", k), ("<i4", g))
             columns, at = [], 0
             for dtype, length in shape:
                 columns.append(np.frombuffer(body, dtype, length, at))
                 at += columns[-1].nbytes
         except (zlib.error, UnicodeDecodeError, TypeError) as error:
             raise ValueError(f"not a frame index ({error})") from None
-        order, pts, key, key_ts, key_pos, size, crc = columns
+        order, pts, key, key_ts, key_pos, size, crc, gaps = columns
         return cls(
             order=order.cumsum(dtype=np.int32),
             pts=pts.cumsum().cumsum(),
@@ -133,11 +136,12 @@ class FrameIndex:
             key_pos=key_pos.cumsum(),
             key_size=size,
             key_crc=crc,
+            gaps=gaps,
             **dict(zip(_FACTS, facts, strict=True)),
         )
 
 
-_ARRAYS = ("order", "pts", "key", "key_ts", "key_pos", "key_size", "key_crc")
+_ARRAYS = ("order", "pts", "key", "key_ts", "key_pos", "key_size", "key_crc", "gaps")
 _FACTS = tuple(f.name for f in fields(FrameIndex) if f.name not in _ARRAYS)
 
 

@@ -159,6 +159,10 @@ class _Video(Video):
         packets = film.from_key(index, row)
         expected = index.order[0 if row == FROM_START else index.place[index.key[row]] :]
         first = len(index.order) - len(expected)
+        if refuse and len(index.gaps) and not index.independent:
+            begin, last = int(expected[0]), int(index.order[numbers].max())
+            if len(gaps := index.gaps[(index.gaps > begin) & (index.gaps < last)]):
+                raise DataError(f"{self.path}: damaged video, packet {gaps[0]} of {index.packets} shows no frame")
         if index.independent:
             wanted = np.unique(numbers)
             expected, holds = index.order[wanted], frozenset(index.order[wanted].tolist())

@@ -28,7 +28,10 @@ _ONE_EACH = frozenset({
 _CUMULATIVE = frozenset({"gif", "apng", "webp", "awebp", "webp_anim", "flic", "msrle", "qtrle"})
 _TIMED = ("mov", "matroska", "mpegts", "mpeg", "flv", "nut")  # containers that hold the times at which frames are shown
 _NO_TIME = np.iinfo(np.int64).min
-_SMALLEST = 9  # bytes; a smaller packet says "as before" in MPEG-4 and its kin, and shows nothing
+_HIDES = frozenset({"vp9", "av1", "theora"})  # of these codecs a packet that shows nothing is nothing unusual
+_STUB = 9  # bytes; a smaller packet may say "as before", and show nothing
+_STUB_MPEG4 = 20
+_MANY = 0.25  # share of packets without a frame from which on they are the way of the file, not damage
 _LONGEST_STEP = 10.0  # seconds from frame to frame in a broadcast stream; more is where two were joined
 
 
@@ -38,11 +41,16 @@ class _Packets:
     Attributes:
         pts, dts: int64, `_NO_TIME` where missing. pos, size: int64. key: numbers of the key packets. key_crc: theirs.
         shown: numbers of the packets that show a frame, as far as packets tell. first: (packet, frame) shown first.
+        stub: bytes below which a packet may show nothing.
+        made_up: the container does not say when frames are shown, and FFmpeg's guess is wrong with B-frames.
         lost: packets that the container lists and does not hold.
     """
 
     def __init__(self, film: Film) -> None:
         hides = film.codec == "vp8"
+        reorders = film.stream.codec_context.codec.reorder
+        self.stub = _STUB_MPEG4 if film.codec == "mpeg4" else _STUB
+        self.made_up = reorders and film.container.format.name.split(",")[0] not in _TIMED
         pts, dts, pos, size = array("q"), array("q"), array("q"), array("q")
         key, key_crc, shown = array("q"), array("Q"), array("b")
         self.first: tuple[int, VideoFrame] | None = None
@@ -78,7 +86,7 @@ class _Packets:
         pts, dts = self.pts[self.shown], self.dts[self.dts != _NO_TIME]
         return (
             film.codec not in _ONE_EACH
-            or (film.stream.codec_context.codec.reorder and film.container.format.name.split(",")[0] not in _TIMED)
+            or self.made_up
             or not len(pts)
             or not len(self.key)
             or self.key[0] != 0
@@ -86,16 +94,28 @@ class _Packets:
             or len(np.unique(pts)) < len(pts)
             or bool((pts < self.pts[0]).any())  # refers to what came before the first key frame
             or bool((np.diff(dts) < 0).any())
-            or int(self.size.min()) < _SMALLEST
+            or int(self.size.min()) < self.stub
             or self.order()[0] != self.first[0]
         )
 
+    def gaps(self, codec: str, order: np.ndarray) -> np.ndarray:
+        """Packets that should show a frame, and did not in a decode that gave ``order``.
+
+        What comes before the second frame shown is left out: pictures that refer to what was before the file's start.
+        """
+        if codec not in _ONE_EACH - _HIDES or len(order) < 2:
+            return np.zeros(0, np.int32)
+        due = self.shown[(self.size[self.shown] >= self.stub) & (self.shown > order[1:].min())]
+        gaps = np.setdiff1d(due, order)
+        return gaps if len(gaps) <= _MANY * len(due) else gaps[:0]
+
     def times(self, order: np.ndarray) -> np.ndarray | None:
         """When the frames of ``order`` are shown; None where the file does not say."""
-        for stamps in (self.pts[order], np.sort(self.dts[order])):
-            if not (stamps == _NO_TIME).any() and stamps[0] != stamps[-1]:
+        pts, dts = self.pts[order], np.sort(self.dts[order])
+        for stamps in (dts,) if self.made_up else (pts, dts):
+            if not (stamps == _NO_TIME).any() and (len(order) == 1 or stamps[0] != stamps[-1]):
                 return stamps
-        return self.pts[order] if len(order) == 1 and self.pts[order[0]] != _NO_TIME else None
+        return None
 
 
 def scan(path: str, options: ReadOptions, decode: bool = False) -> FrameIndex:
@@ -149,6 +169,7 @@ def _index(film: Film, packets: _Packets, order: np.ndarray, damaged: bool) -> F
         key_pos=packets.pos[packets.key],
         key_size=packets.size[packets.key].astype(np.int32),
         key_crc=packets.key_crc,
+        gaps=packets.gaps(film.codec, order),
         seek="none" if drawn_on else "time",
         independent=not drawn_on and len(packets.key) == len(packets.pts),
         lost=packets.lost,
