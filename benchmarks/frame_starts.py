@@ -29,7 +29,7 @@ BEGIN, END = "<!-- frame starts -->\n", "<!-- end of frame starts -->"
 
 
 def wrong_starts(path: Path, every: int = 1) -> tuple[int, list[tuple[int, str]]]:
-    """Frames that a film shows, and (start, what is wrong) of each start that does not give the frames from there on."""
+    """Frames that a film shows, and (start, what is wrong) of each start that does not give its frames."""
     shown, wrong = plain_decode(path), []
     for start in range(0, len(shown) - 1, every):
         try:

@@ -116,10 +116,8 @@ class Sampling:
                 "ask for fewer frames or a smaller step, or leave the video out"
             )
         wanted = times[_first(path, room, start, generator) if room >= 0 else 0] + spacing * np.arange(num_frames)
-        after = np.clip(np.searchsorted(times, wanted), 1, max(1, len(times) - 1))
-        before = after - 1
-        after = np.minimum(after, len(times) - 1)
-        return np.where(times[after] - wanted < wanted - times[before], after, before).astype(np.int64)
+        between = (times[1:] + times[:-1]) / 2
+        return np.searchsorted(between, wanted - 1e-6).astype(np.int64)
 
 
 def _first(path: str, room: int, start: str | float, generator: np.random.Generator | None) -> int:

@@ -31,20 +31,28 @@ class IndexCache:
         self._bytes = 0
         self._beside: dict[Path, _Stored | None] = {}  # not read yet: None
         self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
 
     def get(self, path: str, options: ReadOptions) -> FrameIndex:
         """The index of a file, made if there is none. Errors as `scan`."""
         check_file(path)
-        size, mtime = _stamp(path)
-        packed = self._packed(path, size, mtime)
-        try:
-            if packed is not None:
-                return FrameIndex.unpack(packed)
-        except ValueError:  # of another version
-            pass
-        index = scan(path, options)
-        self._keep(path, size, mtime, index.pack())
+        index = self.known(path)
+        if index is None:
+            stamp = _stamp(path)
+            index = scan(path, options)
+            self._keep(path, *stamp, index.pack())
         return index
+
+    def known(self, path: str) -> FrameIndex | None:
+        """The index of a file if it was made before, and the file is the same."""
+        try:
+            packed = self._packed(path, *_stamp(path))
+            return FrameIndex.unpack(packed) if packed is not None else None
+        except (OSError, ValueError):  # the file is gone; an index of another version
+            return None
 
     def correct(self, path: str, options: ReadOptions) -> FrameIndex:
         """The index by decoding all frames; kept in place of the one from the packets, but for a damaged file."""

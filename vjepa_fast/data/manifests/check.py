@@ -7,10 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from vjepa_fast.data.decoders import choose_decoder, read_image
+from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.sampling import Sampling
-from vjepa_fast.errors import DataError
+from vjepa_fast.errors import DataError, UserError
 
 
 def check_manifest(
@@ -55,6 +56,36 @@ def check_manifest(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         reasons = list(pool.map(problem, range(len(manifest))))
     return [(path, reason) for path, reason in zip(manifest.paths, reasons) if reason is not None]
+
+
+def keep_indices(manifest: Manifest) -> list[str]:
+    """Write the frame indices made so far beside the manifest, so that training need not make them.
+
+    Returns:
+        What a user should know of the videos, in sentences.
+    """
+    if manifest.kind != "video":
+        return []
+    notes = []
+    try:
+        INDICES.save(manifest.path, manifest.paths)
+    except UserError as error:
+        notes.append(str(error))
+    indices = [index for path in manifest.paths if (index := INDICES.known(path)) is not None]
+    for number, what in (
+        (sum(index.interlaced for index in indices), "are interlaced; data.deinterlace: true fills the second field"),
+        (
+            sum(not index.constant for index in indices),
+            "have a varying frame rate; data.fps and data.duration go by time",
+        ),
+        (
+            sum(len(index.gaps) > 0 for index in indices),
+            "have packets that show no frame; clips across them are refused",
+        ),
+    ):
+        if number:
+            notes.append(f"{number} of {len(indices)} videos {what}")
+    return notes
 
 
 class _Progress:
