@@ -69,10 +69,7 @@ class Film:
         """
         for packet in self._demux():
             if time.monotonic() > self._end:
-                raise DataError(
-                    f"{self.path}: reading takes longer than data.max_seconds {self.options.max_seconds:g}; "
-                    "convert the video, or raise the limit"
-                )
+                raise _slow(self.path, self.options)
             if packet.size:
                 yield packet
 
@@ -175,7 +172,7 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
         DataError: the file is missing, empty, damaged or no video, or its frames are larger than allowed.
     """
     import av
-    from av.error import FFmpegError
+    from av.error import ExitError, FFmpegError
 
     check_file(path)
     if is_image_path(path):
@@ -184,8 +181,17 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
         with av.open(path, metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)) as container:
             stream = _best(path, container)
             yield Film(path, container, stream, options)
+    except ExitError:
+        raise _slow(path, options) from None
     except FFmpegError as error:
         raise DataError(f"{path}: unreadable or truncated video ({one_line(error)})") from None
+
+
+def _slow(path: str, options: ReadOptions) -> DataError:
+    return DataError(
+        f"{path}: reading takes longer than data.max_seconds {options.max_seconds:g}; "
+        "convert the video, or raise the limit"
+    )
 
 
 def _image(path: str) -> DataError:

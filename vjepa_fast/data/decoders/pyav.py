@@ -9,6 +9,7 @@ begins earlier, at last at the start of the file.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from vjepa_fast.errors import DataError
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
+_log = logging.getLogger("vjepa_fast.data")
 _WORTH_A_SEEK = 8  # packets that a seek to the next key frame must save
 
 
@@ -54,6 +56,8 @@ class _Video(Video):
         super().__init__(path, _info(index))
         self._use(index)
         options.check_size(path, index.width, index.height)
+        if index.interlaced and not options.deinterlace:
+            _say_interlaced(path)
         if index.lost and options.corrupt == "refuse":
             raise DataError(
                 f"{path}: truncated video, the file ends before the last {index.lost} of {index.packets + index.lost} "
@@ -199,6 +203,20 @@ class _Video(Video):
             f"{self.path}: damaged video, frame {number} of {self.index.frames} is painted over; "
             "repair it, leave it out, or set data.corrupt: keep"
         )
+
+
+class _Once:
+    """Reports the first interlaced film of a process."""
+
+    said = False
+
+    def __call__(self, path: str) -> None:
+        if not self.said:
+            self.said = True
+            _log.warning("%s is interlaced: lines of two moments in one frame; data.deinterlace: true mends that", path)
+
+
+_say_interlaced = _Once()
 
 
 def _info(index: FrameIndex) -> VideoInfo:
