@@ -109,7 +109,8 @@ def test_a_folder_can_move_and_a_damaged_file_counts_for_nothing(film, scans, tm
 
 
 def test_little_is_kept_in_memory(monkeypatch, film, tmp_path):
-    monkeypatch.setattr(index_cache, "_IN_MEMORY", 1000)
+    monkeypatch.setattr(index_cache, "_PACKED", 1000)
+    monkeypatch.setattr(index_cache, "_READY", 100)
     cache = IndexCache()
     for i in range(9):
         shutil.copy(film, tmp_path / f"{i}.mp4")
@@ -122,7 +123,7 @@ def test_a_wrong_index_is_found_out_and_made_by_decoding(film):
     index = index_of(film)
     order = np.delete(index.order, 20)
     wrong = dataclasses.replace(index, order=order, pts=index.pts[:-1])
-    index_cache.INDICES._keep(str(film), *index_cache._stamp(str(film)), wrong.pack())
+    index_cache.INDICES._keep(str(film), index_cache._stamp(str(film)), wrong)
     assert np.array_equal(read_clip(film, 4, start=18), np.stack(shown[18:22]))
     assert index_of(film).frames == 30
 

@@ -23,7 +23,7 @@ AUTO = "pyav"  # what ``data.decoder: auto`` uses
 
 
 class VideoInfo(TypedDict):
-    """What a video's header says."""
+    """What there is to know of a video: frames counted or announced, frames per second, size as shown."""
 
     frames: int
     fps: float
@@ -127,7 +127,7 @@ class Decoder(ABC):
         """
 
     def probe(self, path: str) -> VideoInfo:
-        """What the header says, without decoding. Errors as `open`."""
+        """What there is to know of a video. Errors as `open`."""
         with self.open(path) as video:
             return video.info
 

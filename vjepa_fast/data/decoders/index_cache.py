@@ -12,6 +12,7 @@ import threading
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -20,15 +21,16 @@ from vjepa_fast.data.decoders.scan import scan
 from vjepa_fast.data.media import ReadOptions, check_file
 from vjepa_fast.files import atomic_file
 
-_IN_MEMORY = 128_000_000  # bytes of packed indices; an index of 300 frames takes some 300
+_PACKED = 128_000_000  # bytes of packed indices in memory; one of 300 frames takes some 300
+_READY = 2_000_000  # frames in unpacked indices, of some 30 bytes each
 
 
 class IndexCache:
     """Indices by path. Safe to use from several threads; a process of its own has a cache of its own."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[int, int, bytes]] = OrderedDict()  # path -> size, mtime, packed
-        self._bytes = 0
+        self._packed: _Recent[bytes] = _Recent(_PACKED)
+        self._ready: _Recent[FrameIndex] = _Recent(_READY)
         self._beside: dict[Path, _Stored | None] = {}  # not read yet: None
         self._lock = threading.Lock()
         os.register_at_fork(after_in_child=self._forked)
@@ -43,23 +45,35 @@ class IndexCache:
         if index is None:
             stamp = _stamp(path)
             index = scan(path, options)
-            self._keep(path, *stamp, index.pack())
+            self._keep(path, stamp, index)
         return index
 
     def known(self, path: str) -> FrameIndex | None:
         """The index of a file if it was made before, and the file is the same."""
         try:
-            packed = self._packed(path, *_stamp(path))
-            return FrameIndex.unpack(packed) if packed is not None else None
-        except (OSError, ValueError):  # the file is gone; an index of another version
+            stamp = _stamp(path)
+        except OSError:  # the file is gone
             return None
+        with self._lock:
+            if (index := self._ready.get(path, stamp)) is not None:
+                return index
+            packed = self._find(path, stamp)
+        if packed is None:
+            return None
+        try:
+            index = FrameIndex.unpack(packed)
+        except ValueError:  # of another version
+            return None
+        with self._lock:
+            self._ready.put(path, stamp, index, index.frames)
+        return index
 
     def correct(self, path: str, options: ReadOptions) -> FrameIndex:
         """The index by decoding all frames; kept in place of the one from the packets, but for a damaged file."""
-        size, mtime = _stamp(path)
+        stamp = _stamp(path)
         index = scan(path, options, decode=True)
         if not index.damaged:
-            self._keep(path, size, mtime, index.pack())
+            self._keep(path, stamp, index)
         return index
 
     def use(self, manifest: str | os.PathLike[str]) -> None:
@@ -79,34 +93,56 @@ class IndexCache:
         rows = {}
         for path in paths:
             with suppress(OSError):
-                size, mtime = _stamp(path)
-                if packed := self._packed(path, size, mtime):
-                    rows[_key(file.parent, path, size, mtime)] = packed
+                stamp = _stamp(path)
+                with self._lock:
+                    if packed := self._find(path, stamp):
+                        rows[_key(file.parent, path, stamp)] = packed
         _Stored.write(file, rows)
         with self._lock:
             self._beside[file] = None
         return file
 
-    def _packed(self, path: str, size: int, mtime: int) -> bytes | None:
-        with self._lock:
-            kept = self._kept.get(path)
-            if kept is not None and kept[:2] == (size, mtime):
-                self._kept.move_to_end(path)
-                return kept[2]
-            for file, stored in self._beside.items():
-                if stored is None:
-                    stored = self._beside[file] = _Stored(file)
-                if packed := stored.get(_key(file.parent, path, size, mtime)):
-                    return packed
+    def _find(self, path: str, stamp: tuple[int, int]) -> bytes | None:
+        if packed := self._packed.get(path, stamp):
+            return packed
+        for file, stored in self._beside.items():
+            if stored is None:
+                stored = self._beside[file] = _Stored(file)
+            if packed := stored.get(_key(file.parent, path, stamp)):
+                return packed
         return None
 
-    def _keep(self, path: str, size: int, mtime: int, packed: bytes) -> None:
+    def _keep(self, path: str, stamp: tuple[int, int], index: FrameIndex) -> None:
+        packed = index.pack()
         with self._lock:
-            old = self._kept.pop(path, None)
-            self._kept[path] = (size, mtime, packed)
-            self._bytes += len(packed) - (len(old[2]) if old else 0)
-            while self._bytes > _IN_MEMORY and len(self._kept) > 1:
-                self._bytes -= len(self._kept.popitem(last=False)[1][2])
+            self._packed.put(path, stamp, packed, len(packed))
+            self._ready.put(path, stamp, index, index.frames)
+
+
+T = TypeVar("T")
+
+
+class _Recent(Generic[T]):
+    """Values of files, those used last; together not larger than ``room``, but for a single one."""
+
+    def __init__(self, room: int) -> None:
+        self._room, self._used = room, 0
+        self._kept: OrderedDict[str, tuple[tuple[int, int], T, int]] = OrderedDict()  # path -> stamp, value, its size
+
+    def get(self, path: str, stamp: tuple[int, int]) -> T | None:
+        kept = self._kept.get(path)
+        if kept is None or kept[0] != stamp:
+            return None
+        self._kept.move_to_end(path)
+        return kept[1]
+
+    def put(self, path: str, stamp: tuple[int, int], value: T, size: int) -> None:
+        if path in self._kept:
+            self._used -= self._kept.pop(path)[2]
+        self._kept[path] = (stamp, value, size)
+        self._used += size
+        while self._used > self._room and len(self._kept) > 1:
+            self._used -= self._kept.popitem(last=False)[1][2]
 
 
 class _Stored:
@@ -143,13 +179,14 @@ class _Stored:
 
 
 def _stamp(path: str) -> tuple[int, int]:
+    """A file's size and modification time."""
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
 
 
-def _key(folder: Path, path: str, size: int, mtime: int) -> int:
+def _key(folder: Path, path: str, stamp: tuple[int, int]) -> int:
     """Of a file's path from that folder on, so that both can move together, and of its size and time."""
-    text = f"{os.path.relpath(path, folder)}\0{size}\0{mtime}".encode(errors="surrogateescape")
+    text = f"{os.path.relpath(path, folder)}\0{stamp[0]}\0{stamp[1]}".encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 

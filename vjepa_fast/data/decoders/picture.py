@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +38,8 @@ def turned(pictures: np.ndarray, turn: list[int]) -> np.ndarray:
 
 def shown_size(index: FrameIndex) -> tuple[int, int]:
     """(height, width) in which a video's frames are shown, turned and with square pixels."""
-    size = index.height, max(1, round(index.width * index.aspect))
-    return size[::-1] if index.turn[0] == 0 else size
+    height, width = index.height, max(1, round(index.width * index.aspect))
+    return (width, height) if index.turn[0] == 0 else (height, width)
 
 
 class Painter:
@@ -70,13 +71,13 @@ class Painter:
 
 def _one_field(frame: VideoFrame) -> VideoFrame:
     """The second field replaced from the first; of this picture alone, so that every start gives the same."""
-    import av
+    from av.filter import Graph
 
-    graph = av.filter.Graph()
+    graph = Graph()
     source = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or 1
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base or Fraction(1)
     )
     graph.link_nodes(source, graph.add("estdif", "mode=frame"), graph.add("buffersink")).configure()
     graph.push(frame)
     graph.push(None)
-    return graph.pull()
+    return graph.vpull()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -96,29 +96,30 @@ class _Video(Video):
                 )
 
     def read(self, numbers: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
-        height, width = size or shown_size(self.index)
-        self.options.check_clip(self.path, len(numbers), height, width)
+        self.options.check_clip(self.path, len(numbers), *(size or shown_size(self.index)))
         for runs in self._plans(numbers):
-            clip = np.empty((len(numbers), height, width, 3), np.uint8)
+            clip = _Clip(self.path, numbers)
+            painter = Painter(self.index, size, self.options.deinterlace)
             with open_film(self.path, self.options) as film:
-                if all(self._fill(clip[run], film, row, numbers[run], size) for row, run in runs):
-                    return clip
+                if all(self._fill(clip, painter, film, row, run) for row, run in runs):
+                    assert clip.pictures is not None, "it is filled"
+                    return clip.pictures
         self._disagrees = True
         raise DataError(
             f"{self.path}: truncated or damaged video, frames {int(numbers[0])} to {int(numbers[-1])} of "
             f"{self.index.frames} could not be decoded"
         )
 
-    def _plans(self, numbers: np.ndarray) -> Iterator[list[tuple[int, slice]]]:
+    def _plans(self, numbers: np.ndarray) -> Iterator[list[tuple[int, range]]]:
         """Ways to read these frames, the quickest first: rows of ``FrameIndex.key``, and what to read from each."""
-        index, everything = self.index, slice(0, len(numbers))
+        index, everything = self.index, range(len(numbers))
         runs, begin, row = [], 0, index.seek_point(int(numbers[0]))
         for i in range(1, len(numbers)):
             other = index.seek_point(int(numbers[i]))
             if other > row and index.key[other] > index.order[numbers[i - 1]] + _WORTH_A_SEEK:
-                runs.append((row, slice(begin, i)))
+                runs.append((row, range(begin, i)))
                 begin, row = i, other
-        yield [*runs, (row, slice(begin, len(numbers)))]
+        yield [*runs, (row, range(begin, len(numbers)))]
         first = runs[0][0] if runs else row
         if first != FROM_START:
             earlier = index.seek_point(int(index.place[index.key[first]]) - 1)
@@ -128,29 +129,28 @@ class _Video(Video):
         elif runs:
             yield [(FROM_START, everything)]
 
-    def _fill(self, clip: np.ndarray, film: Film, row: int, numbers: np.ndarray, size: tuple[int, int] | None) -> bool:
-        """Write the frames of these numbers, decoded from a row of ``FrameIndex.key`` on; whether they were there."""
-        painter = Painter(self.index, size, self.options.deinterlace)
-        keep, done, picture = self.options.corrupt == "keep", 0, None
+    def _fill(self, clip: _Clip, painter: Painter, film: Film, row: int, run: range) -> bool:
+        """Paint a part of the clip, decoded from a row of ``FrameIndex.key`` on; whether its frames were there."""
+        numbers = np.array(clip.numbers[run.start : run.stop])
+        done, picture = run.start, None
         try:
             for number, frame in self._frames(film, row, numbers):
-                if number < numbers[done]:
+                if number < clip.numbers[done]:
                     continue
-                if picture is None or number == numbers[done] or not keep:
-                    picture = painter.paint(frame)
-                if picture.shape != clip.shape[1:]:
-                    raise DataError(f"{self.path}: the picture changes its size at frame {number}; convert the video")
-                while done < len(numbers) and numbers[done] <= number:
-                    clip[done] = picture
+                picture = painter.paint(frame)
+                while done < run.stop and clip.numbers[done] <= number:
+                    clip.put(done, picture)
                     done += 1
-                if done == len(numbers):
+                if done == run.stop:
                     self._check_rest(film, int(self.index.order[numbers].max()))
                     return True
         except SeekError:
             return False
-        if keep and done:
-            clip[done:] = picture
-        return keep and done > 0
+        if self.options.corrupt == "refuse" or picture is None:
+            return False
+        for place in range(done, run.stop):
+            clip.put(place, picture)
+        return True
 
     def _frames(self, film: Film, row: int, numbers: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         """(number, frame) in the order shown, held against the index.
@@ -161,35 +161,32 @@ class _Video(Video):
         """
         index, refuse = self.index, self.options.corrupt == "refuse"
         packets = film.from_key(index, row)
-        expected = index.order[0 if row == FROM_START else index.place[index.key[row]] :]
-        first = len(index.order) - len(expected)
+        first = 0 if row == FROM_START else int(index.place[index.key[row]])
         if refuse and len(index.gaps) and not index.independent:
-            begin, last = int(expected[0]), int(index.order[numbers].max())
-            if len(gaps := index.gaps[(index.gaps > begin) & (index.gaps < last)]):
+            last = int(index.order[numbers].max())
+            if len(gaps := index.gaps[(index.gaps > index.order[first]) & (index.gaps < last)]):
                 raise DataError(f"{self.path}: damaged video, packet {gaps[0]} of {index.packets} shows no frame")
+        wanted: Sequence[int] = range(first, int(numbers[-1]) + 1)
         if index.independent:
-            wanted = np.unique(numbers)
-            expected, holds = index.order[wanted], frozenset(index.order[wanted].tolist())
+            wanted = np.unique(numbers).tolist()
+            holds = frozenset(index.order[wanted].tolist())
             packets = ((number, packet) for number, packet in packets if number in holds or packet is None)
-        else:
-            wanted = np.arange(first, len(index.order))
-        at = 0
+        expected, at = index.order[wanted].tolist(), 0
         for number, frame in film.decode(packets):
-            if at == len(expected):
-                return
             if number != expected[at]:
                 if at == 0 and row != FROM_START:  # shown before the key frame, and refers to what was before it
                     continue
                 if refuse:
                     raise SeekError
-                later = np.nonzero(expected[at:] == number)[0]
-                if not len(later):
+                if number not in expected[at:]:
                     continue
-                at += int(later[0])
+                at = expected.index(number, at)
             if refuse and frame.is_corrupt:
-                raise self._damaged(int(wanted[at]))
-            yield int(wanted[at]), frame
+                raise self._damaged(wanted[at])
+            yield wanted[at], frame
             at += 1
+            if at == len(expected):
+                return
 
     def _check_rest(self, film: Film, last: int) -> None:
         """Frames up to packet ``last`` that are decoded and not shown yet: the clip may refer to them."""
@@ -203,6 +200,23 @@ class _Video(Video):
             f"{self.path}: damaged video, frame {number} of {self.index.frames} is painted over; "
             "repair it, leave it out, or set data.corrupt: keep"
         )
+
+
+class _Clip:
+    """Pictures of one size, in the order of ``numbers``."""
+
+    def __init__(self, path: str, numbers: np.ndarray) -> None:
+        self.path, self.numbers = path, numbers.tolist()
+        self.pictures: np.ndarray | None = None
+
+    def put(self, place: int, picture: np.ndarray) -> None:
+        if self.pictures is None:
+            self.pictures = np.empty((len(self.numbers), *picture.shape), np.uint8)
+        elif picture.shape != self.pictures.shape[1:]:
+            raise DataError(
+                f"{self.path}: the picture changes its size at frame {self.numbers[place]}; convert the video"
+            )
+        self.pictures[place] = picture
 
 
 class _Once:
