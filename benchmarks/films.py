@@ -338,7 +338,7 @@ def _stubs(folder: Path) -> Path:
     return _mpeg4_avi(
         folder / "stubs.avi",
         "FMP4",
-        [piece for i, packet in enumerate(packets) for piece in (packet, (STUB, False))[: 1 + (i % 5 == 4)]],
+        [piece for i, packet in enumerate(packets) for piece in (packet, (STUB, False))[: 1 + (i % 5 == 2)]],
         header,
     )
 
