@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 HELP = "make manifests of a folder of videos or images, and check them"
 
@@ -29,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--frame-step", type=int, help="frames from one to the next (default 1)")
     check.add_argument("--fps", type=int, help="frames per second to read at, in place of --frame-step")
     check.add_argument("--duration", type=float, help="seconds that a clip spans, in place of --frame-step")
-    check.add_argument("--full", action="store_true", help="read every frame of every video")
+    check.add_argument("--full", action="store_true", help="decode every frame of every video")
+    check.add_argument(
+        "--corrupt", choices=("refuse", "keep"), default="refuse", help="as data.corrupt in a recipe (default refuse)"
+    )
     check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
 
@@ -52,38 +57,64 @@ def _manifest(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    import sys
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from vjepa_fast.data.manifests.check import check_manifest
+    from vjepa_fast.data.manifests.check import check_manifest, keep_indices
     from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.data.media import ReadOptions
     from vjepa_fast.data.sampling import Sampling
     from vjepa_fast.errors import DataError
 
     manifest = load_manifest(args.manifest)
-    sampling = Sampling(args.frame_step, args.fps, args.duration)
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("reading", total=len(manifest))
+    with _progress(len(manifest)) as on_progress:
         bad = check_manifest(
             manifest,
             num_frames=args.frames,
-            sampling=sampling,
+            sampling=Sampling(args.frame_step, args.fps, args.duration),
             full=args.full,
             workers=args.workers,
             decoder=args.decoder,
-            on_progress=lambda done: progress.update(task, completed=done),
+            options=ReadOptions(corrupt=args.corrupt),
+            on_progress=on_progress,
         )
     for _, reason in bad:
-        print(f"bad: {reason}")
+        print(f"bad: {_printable(reason)}")
     print(
         f"{manifest.path}: {len(manifest)} {manifest.kind} samples of {len(set(manifest.labels.tolist()))} classes, "
         f"{len(bad)} unreadable"
     )
+    for note in keep_indices(manifest):
+        print(f"note: {note}")
     if bad:
         raise DataError(
             f"{manifest.path}: {len(bad)} of {len(manifest)} samples cannot be read (listed above); "
             "repair them or take their lines out"
         )
     return 0
+
+
+def _printable(text: str) -> str:
+    """A text with file names that are not UTF-8, their bytes as escapes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[float], None]]:
+    """A function that takes the number of samples done, and shows it with the time left: a bar, or a line a minute."""
+    import sys
+    import time
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    begin = said = time.monotonic()
+
+    def show(done: float) -> None:
+        nonlocal said
+        progress.update(task, completed=done)
+        now = time.monotonic()
+        if progress.disable and now - said > 60 and done:
+            said, left = now, (now - begin) * (total - done) / done / 60
+            print(f"{done:.1f} of {total} samples, about {left:.0f} min left", file=sys.stderr)
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("reading", total=total)
+        yield show

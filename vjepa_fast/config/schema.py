@@ -11,7 +11,18 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from vjepa_fast.config.fields import checked, choice, constrained, filled, interval, later, number, ramp, registered
+from vjepa_fast.config.fields import (
+    checked,
+    choice,
+    constrained,
+    filled,
+    flag,
+    interval,
+    later,
+    number,
+    ramp,
+    registered,
+)
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 
 TRUNCATE = ("batch", "random", "none")  # the C++ kernel numbers them in this order
@@ -38,6 +49,11 @@ class DataConfig:
     max_bad_fraction: float = number(0.05, low=0, high=1)  # unreadable share of the samples above which a run stops
     cache_mb: int = number(0, low=0)  # memory for decoded source clips kept between epochs (small videos); 0: none
     decoder: str = later(registered("decoder", "auto", "pyav"))
+    corrupt: str = later(choice("refuse", "refuse", "keep"))  # frames that are damaged or painted over by the decoder
+    deinterlace: bool = later(flag(False))  # of interlaced frames, fill the second field from the first
+    max_pixels: int = later(number(64_000_000, low=1))  # of one picture; a larger one is a bad sample, not decoded
+    max_seconds: float = later(number(120.0, above=0))  # for reading one sample; a slower one is a bad sample
+    max_clip_mb: int = later(number(2000, low=1))  # of one decoded clip at full size; a larger one is a bad sample
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ _HOME = {
     "read_clip": "decoders",
     "read_image": "decoders",
     "probe_video": "decoders",
+    "index_of": "decoders",
     "Batch": "loader",
     "BadSamples": "bad_samples",
     "ClipGroup": "loader",

@@ -17,6 +17,7 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.data.bad_samples import BadSamples
 from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.manifests.manifest import load_manifest
+from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.mixing import MixedSampler
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
@@ -100,7 +101,9 @@ class ClipLoader:
         self._sampler = MixedSampler([len(m) for m in self.manifests], data.datasets_weights, (cfg.seed, int(img)))
         spread = "published" if cfg.compat == "published" else "even"
         sampling = Sampling(data.frame_sample_rate, data.fps, data.duration, spread)
-        self._reader = SourceReader(sampling, data.cache_mb, choose_decoder(data.decoder, f"{self.section}.decoder"))
+        options = ReadOptions.of(data)
+        decoder = choose_decoder(data.decoder, f"{self.section}.decoder", options)
+        self._reader = SourceReader(sampling, data.cache_mb, decoder, options)
         self._seed = (cfg.seed, int(img), 4)
         self._pin = data.pin_mem and cfg.runtime.device != "cpu" and torch.cuda.is_available()
         self._pool = ThreadPoolExecutor(data.num_workers, "vjepa-fast-data") if data.num_workers > 0 else None

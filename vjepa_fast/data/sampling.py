@@ -18,6 +18,7 @@ class Sampling:
         frame_step: frames from one to the next.
         fps: frames per second to read at: the step is max(1, ceil(video fps) // fps), as published.
         duration: seconds that a clip spans: the step is max(1, int(duration * ceil(video fps) / num_frames)).
+            Where the rate of a video varies, both go by time (see `indices`); ``frame_step`` always counts frames.
         spread: "even": start + i * step. "published": the published code's integers of a linspace over
             num_frames * step frames, which runs up to a step ahead of that. "whole": evenly over the whole video,
             first and last frame included, whatever the step and the start.
@@ -56,6 +57,7 @@ class Sampling:
         num_frames: int,
         start: str | float,
         generator: np.random.Generator | None,
+        times: np.ndarray | None = None,
     ) -> np.ndarray:
         """Frame numbers of one clip.
 
@@ -67,15 +69,20 @@ class Sampling:
             start: "random" (uniform over all that fit), "center", the first frame's number (an int), or a float from
                 0.0 (the video's beginning) to 1.0 (the clip ends with the video).
             generator: draws a random start.
+            times: float64 ``[total]``, seconds of each frame where the rate varies: then ``fps`` and ``duration`` mean
+                frames nearest to times 1 / fps or duration / num_frames apart, but for the published spread.
 
         Returns:
-            int64 ``[num_frames]``, ascending.
+            int64 ``[num_frames]``, ascending; with ``times`` a frame may come again.
 
         Raises:
             DataError: the video is too short, or ``start`` is out of range.
         """
         if self.spread == "whole" and total > 0:
             return np.linspace(0, total - 1, num_frames).astype(np.int64)
+        if times is not None and self.spread == "even" and (self.fps or self.duration):
+            spacing = 1 / self.fps if self.fps else (self.duration or 0) / num_frames
+            return self._by_time(path, times[:total], spacing, num_frames, start, generator)
         step = self.step(video_fps, num_frames)
         if self.short == "hold" and 0 < total < (num_frames - 1) * step + 1:
             return np.minimum(step * np.arange(num_frames, dtype=np.int64), total - 1)
@@ -86,20 +93,44 @@ class Sampling:
                 f"{path}: has {total} frames, a clip of {num_frames} frames at step {step} needs {span}; "
                 "ask for fewer frames or a smaller step, or leave the video out"
             )
-        if start == "random":
-            generator = generator if generator is not None else np.random.default_rng()
-            first = int(generator.integers(room + 1))
-        elif start == "center":
-            first = room // 2
-        elif isinstance(start, float) and 0.0 <= start <= 1.0:
-            first = int(room * start)
-        elif isinstance(start, int | np.integer) and 0 <= start <= room:
-            first = int(start)
-        else:
-            raise DataError(
-                f"{path}: start {start!r} must be random, center, a float from 0 to 1 "
-                f"or a frame number from 0 to {room}"
-            )
+        first = _first(path, room, start, generator)
         if self.spread == "published":
             return np.clip(np.linspace(first, first + span, num_frames), first, first + span - 1).astype(np.int64)
         return first + step * np.arange(num_frames, dtype=np.int64)
+
+    def _by_time(
+        self,
+        path: str,
+        times: np.ndarray,
+        spacing: float,
+        num_frames: int,
+        start: str | float,
+        generator: np.random.Generator | None,
+    ) -> np.ndarray:
+        """Frames nearest to times ``spacing`` seconds apart, from a frame from which on the clip fits."""
+        span = (num_frames - 1) * spacing
+        room = int(np.searchsorted(times, times[-1] - span + 1e-6, side="right")) - 1
+        if room < 0 and self.short == "refuse":
+            raise DataError(
+                f"{path}: lasts {times[-1]:.2f} s, {num_frames} frames {spacing:.3g} s apart need {span:.2f}; "
+                "ask for fewer frames or a smaller step, or leave the video out"
+            )
+        wanted = times[_first(path, room, start, generator) if room >= 0 else 0] + spacing * np.arange(num_frames)
+        between = (times[1:] + times[:-1]) / 2
+        return np.searchsorted(between, wanted - 1e-6).astype(np.int64)
+
+
+def _first(path: str, room: int, start: str | float, generator: np.random.Generator | None) -> int:
+    """The first frame of a clip, of those from 0 to ``room``; ``start`` as in ``Sampling.indices``."""
+    if start == "random":
+        generator = generator if generator is not None else np.random.default_rng()
+        return int(generator.integers(room + 1))
+    if start == "center":
+        return room // 2
+    if isinstance(start, float) and 0.0 <= start <= 1.0:
+        return int(room * start)
+    if isinstance(start, int | np.integer) and 0 <= start <= room:
+        return int(start)
+    raise DataError(
+        f"{path}: start {start!r} must be random, center, a float from 0 to 1 or a frame number from 0 to {room}"
+    )

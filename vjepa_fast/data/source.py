@@ -7,7 +7,7 @@ import threading
 import numpy as np
 
 from vjepa_fast.data.decoders import Decoder, WholeVideo, choose_decoder, read_image
-from vjepa_fast.data.media import is_image_path
+from vjepa_fast.data.media import ReadOptions, is_image_path
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import DataError
 
@@ -22,11 +22,15 @@ class SourceReader:
         cache_mb: memory for decoded files; it fills once and keeps what it has, which suits small data sets read many
             times. What is read does not depend on it.
         decoder: of videos; None: what ``data.decoder: auto`` uses.
+        options: limits on images; those on videos are the decoder's.
     """
 
-    def __init__(self, sampling: Sampling, cache_mb: int = 0, decoder: Decoder | None = None):
+    def __init__(
+        self, sampling: Sampling, cache_mb: int = 0, decoder: Decoder | None = None, options: ReadOptions | None = None
+    ):
         self.sampling = sampling
-        self.decoder = decoder or choose_decoder()
+        self.options = options or ReadOptions()
+        self.decoder = decoder or choose_decoder(options=self.options)
         self._capacity = cache_mb * 1_000_000
         self._used = 0
         self._kept: dict[str, WholeVideo] = {}
@@ -45,7 +49,7 @@ class SourceReader:
         kept = self._kept.get(path)
         if kind == "image":
             if kept is None:
-                kept = WholeVideo(read_image(path)[None], fps=1.0, claimed=1)
+                kept = WholeVideo(read_image(path, self.options)[None], fps=1.0, claimed=1)
                 self._keep(path, kept)
             return kept.frames
         if is_image_path(path):

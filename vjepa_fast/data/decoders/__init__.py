@@ -12,15 +12,19 @@ import numpy as np
 
 from vjepa_fast.data.decoders.api import DECODERS, Decoder, Video, VideoInfo, WholeVideo, choose_decoder
 from vjepa_fast.data.decoders.image import read_image
+from vjepa_fast.data.decoders.index import FrameIndex
+from vjepa_fast.data.decoders.index_cache import index_of
 from vjepa_fast.data.sampling import Sampling
 
 __all__ = [
     "DECODERS",
     "Decoder",
+    "FrameIndex",
     "Video",
     "VideoInfo",
     "WholeVideo",
     "choose_decoder",
+    "index_of",
     "probe_video",
     "read_clip",
     "read_image",
@@ -57,5 +61,5 @@ def read_clip(
 
 
 def probe_video(path: str | os.PathLike[str], decoder: str = "auto") -> VideoInfo:
-    """``{"frames", "fps", "height", "width", "codec"}`` from the header, without decoding. Errors as `read_clip`."""
+    """``{"frames", "fps", "height", "width", "codec"}``: frames counted, size as shown. Errors as `read_clip`."""
     return choose_decoder(decoder, "decoder").probe(os.fspath(path))

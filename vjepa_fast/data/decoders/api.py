@@ -13,15 +13,17 @@ from typing import TypedDict
 
 import numpy as np
 
+from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.registry import Registry
 
+_PIECE = 16  # frames decoded at a time when all are
 AUTO = "pyav"  # what ``data.decoder: auto`` uses
 
 
 class VideoInfo(TypedDict):
-    """What a video's header says."""
+    """What there is to know of a video: frames counted or announced, frames per second, size as shown."""
 
     frames: int
     fps: float
@@ -35,8 +37,11 @@ class Video(ABC):
 
     Attributes:
         path: its file.
-        info: from the header; ``info["frames"]`` may be an estimate, which `recount` puts right.
+        info: of its frames; ``info["frames"]`` may be an estimate, which `recount` puts right.
+        times: float64 ``[frames]``, seconds of each frame from the first, where the rate varies; else None.
     """
+
+    times: np.ndarray | None = None
 
     def __init__(self, path: str, info: VideoInfo) -> None:
         self.path, self.info = path, info
@@ -57,8 +62,22 @@ class Video(ABC):
         """
 
     def recount(self) -> bool:
-        """Whether ``info["frames"]`` was an estimate that proved too high and is now lower. Called if `read` failed."""
+        """Whether ``info["frames"]`` was wrong and is another number now. Called if `read` failed."""
         return False
+
+    def verify(self, on_share: Callable[[float], None]) -> None:
+        """Decode every frame; in pieces, so that memory does not grow with the video.
+
+        Args:
+            on_share: called with the share decoded so far.
+
+        Raises:
+            DataError: a frame cannot be decoded.
+        """
+        total = self.info["frames"]
+        for first in range(0, total, _PIECE):
+            self.read(np.arange(first, min(first + _PIECE, total)), None)
+            on_share(min(1.0, (first + _PIECE) / total))
 
 
 @dataclass(frozen=True)
@@ -67,24 +86,32 @@ class WholeVideo:
 
     Attributes:
         frames: uint8 ``[F, H, W, 3]``. fps: frames per second. claimed: number of frames before a recount.
+        times: as ``Video.times``.
     """
 
     frames: np.ndarray
     fps: float
     claimed: int
+    times: np.ndarray | None = None
 
     def clip(
         self, path: str, num_frames: int, sampling: Sampling, start: str | float, generator: np.random.Generator | None
     ) -> np.ndarray:
         """uint8 ``[num_frames, H, W, 3]``; arguments and errors as ``Sampling.indices``."""
-        numbers = sampling.indices(path, self.claimed, self.fps, num_frames, start, generator)
+        numbers = sampling.indices(path, self.claimed, self.fps, num_frames, start, generator, self.times)
         if numbers[-1] >= len(self.frames):
-            numbers = sampling.indices(path, len(self.frames), self.fps, num_frames, start, generator)
+            numbers = sampling.indices(path, len(self.frames), self.fps, num_frames, start, generator, self.times)
         return self.frames[numbers]
 
 
 class Decoder(ABC):
-    """Reads videos from files. Stateless or locked: one instance is called from several threads at once."""
+    """Reads videos from files. Stateless or locked: one instance is called from several threads at once.
+
+    Attributes:
+        options: how files are read, and limits. `PyAV` keeps to all of them.
+    """
+
+    options: ReadOptions = ReadOptions()
 
     @classmethod
     def objections(cls) -> list[str]:
@@ -100,7 +127,7 @@ class Decoder(ABC):
         """
 
     def probe(self, path: str) -> VideoInfo:
-        """What the header says, without decoding. Errors as `open`."""
+        """What there is to know of a video. Errors as `open`."""
         with self.open(path) as video:
             return video.info
 
@@ -121,7 +148,7 @@ class Decoder(ABC):
         with self.open(path) as video:
 
             def choose(total: int) -> np.ndarray:
-                return sampling.indices(path, total, video.info["fps"], num_frames, start, generator)
+                return sampling.indices(path, total, video.info["fps"], num_frames, start, generator, video.times)
 
             return _read(video, choose, size)
 
@@ -131,7 +158,17 @@ class Decoder(ABC):
             info, claimed = video.info, video.info["frames"]
             if claimed * info["height"] * info["width"] * 3 > max_bytes:
                 return None
-            return WholeVideo(_read(video, lambda total: np.arange(total), None), info["fps"], claimed)
+            return WholeVideo(_read(video, lambda total: np.arange(total), None), info["fps"], claimed, video.times)
+
+    def verify(self, path: str, on_share: Callable[[float], None]) -> None:
+        """Decode every frame of a video, as ``Video.verify``."""
+        with self.open(path) as video:
+            try:
+                video.verify(on_share)
+            except DataError:
+                if not video.recount():
+                    raise
+                video.verify(on_share)
 
 
 def _read(video: Video, choose: Callable[[int], np.ndarray], size: tuple[int, int] | None) -> np.ndarray:
@@ -153,7 +190,7 @@ def _check(name: str, kind: type[Decoder]) -> None:
 DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data.decoders", check=_check)
 
 
-def choose_decoder(name: str = "auto", key: str = "data.decoder") -> Decoder:
+def choose_decoder(name: str = "auto", key: str = "data.decoder", options: ReadOptions | None = None) -> Decoder:
     """The decoder of that name; ``auto`` is PyAV. ``key`` is where the name came from.
 
     Raises:
@@ -164,4 +201,7 @@ def choose_decoder(name: str = "auto", key: str = "data.decoder") -> Decoder:
     if reasons := kind.objections():
         usable = ", ".join(["auto", *(other for other, k in DECODERS.items() if not k.objections())])
         raise ConfigError(f"{key}: decoder {name} cannot be used here: {'; '.join(reasons)}; usable: {usable}")
-    return kind()
+    decoder = kind()
+    if options is not None:
+        decoder.options = options
+    return decoder
