@@ -29,7 +29,10 @@ SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
 
 @functools.cache
 def all_variants() -> dict[str, dict]:
-    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``."""
+    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned, least}, by the modules of ``kernels``.
+
+    ``least``: the first architecture that a build is for.
+    """
     from vjepa_fast import kernels
 
     found = {}
@@ -160,7 +163,10 @@ def main() -> int:
             parser.error("TRITON_INTERPRET is set; without it kernels are compiled")
         names = [n for n in all_variants() if args.only in n]  # here, so that the workers inherit them
         with ProcessPoolExecutor(args.jobs) as pool:
-            tasks = [pool.submit(compile_one, n, arch) for n in names for arch in args.arch or ARCHS]
+            least = {n: all_variants()[n].get("least", 0) for n in names}
+            tasks = [
+                pool.submit(compile_one, n, arch) for n in names for arch in args.arch or ARCHS if arch >= least[n]
+            ]
             rows = [t.result() for t in tasks]
     for r in rows:
         print(

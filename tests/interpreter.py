@@ -1,7 +1,7 @@
 """Tests run Triton kernels in its interpreter where there is no GPU; this makes that interpreter round to bfloat16.
 
 It truncates instead (Triton 3.6 to 3.9). Arithmetic on bfloat16 blocks is wrong there too, so the kernels convert to
-float32 right after a load, which is what they want anyway.
+float32 right after a load, which is what they want anyway; only operands of ``tl.dot`` stay, which is mended here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ def use_interpreter() -> None:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast, convert = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
+    dot = InterpreterBuilder.create_dot
 
     def rounded(handle):
         bits = np.ascontiguousarray(handle.data, dtype=np.float32).view(np.uint32)
@@ -34,6 +35,10 @@ def use_interpreter() -> None:
     def create_fp_to_fp(self, handle, dtype, mode):
         return rounded(handle) if to_bfloat16(handle, dtype) else convert(self, handle, dtype, mode)
 
+    def create_dot(self, a, b, d, *args):
+        return dot(self, *(cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), d, *args)
+
+    InterpreterBuilder.create_dot = create_dot
     InterpreterBuilder.cast_impl = cast_impl
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     for name in ("create_fp_trunc", "create_fp_ext"):

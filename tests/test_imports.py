@@ -26,9 +26,9 @@ TIERS = (
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
     "ops": (
-        "_check _backend _philox",
+        "_check _backend _fastest _philox",
         "_cpp _triton",
-        "adamw attention block_masks distance linear norm patchify rope",
+        "adamw add_norm attention block_masks distance gelu linear norm patchify rope",
         "saliency _latent_rows",
         "_latent_kernels",
         "latent",

@@ -48,6 +48,12 @@ def objections(*tensors: torch.Tensor | None) -> list[str]:
     return reasons
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 2 where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def launch(module: str, function: str, on: torch.Tensor, *args: Any) -> Any:
     """Call a function of ``kernels/MODULE.py``, imported (with Triton) now, with the CUDA device of ``on`` current."""
     with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():
