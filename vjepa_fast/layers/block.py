@@ -1,4 +1,5 @@
-"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`.
+"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`, and in 16-bit
+floats on a GPU a stack of them is `layers.fused_block`.
 
 Legend: B batch, K tokens, E embed_dim. ``rope``: None, or the rows of ``models.rope.rope_table`` of the tokens.
 ``lengths``: of the segments along K that attend to themselves (`layers.attention.Segments` where they change from step
@@ -7,12 +8,14 @@ to step); None: one segment.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vjepa_fast.layers import attention, cpu_block
+from vjepa_fast.layers import attention, cpu_block, fused_block
 from vjepa_fast.layers.attention import Backend, Lengths, attend
 from vjepa_fast.layers.linear import Linear
 
@@ -76,7 +79,12 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    ``epilogues``: as in ``runtime.epilogues``, ``off`` for false; see `layers.fused_block`.
+    """
+
+    epilogues: str = "auto"
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, use_silu: bool, wide_silu: bool):
         super().__init__()
@@ -86,10 +94,14 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.mlp = SwiGLU(dim, hidden, wide_silu) if use_silu else MLP(dim, hidden)
 
+    @property
+    def plain(self) -> bool:
+        """Whether attention and feed-forward are the plain ones, not those of a subclass or SwiGLU."""
+        return type(self.mlp) is MLP and type(self.attn) is Attention
+
     def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
         """[B,K,E] -> [B,K,E]."""
-        plain = type(self.mlp) is MLP and type(self.attn) is Attention
-        if plain and cpu_block.supports(x_BKE, rope) and cpu_block.fits(self):
+        if self.plain and cpu_block.supports(x_BKE, rope) and cpu_block.fits(self):
             return cpu_block.apply(self, x_BKE, rope, lengths)
         x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))
@@ -102,6 +114,31 @@ def run_block(
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False)
     return block(x_BKE, rope, lengths)
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module],
+    norms: Mapping[int, nn.Module],
+    x_BKE: torch.Tensor,
+    rope: torch.Tensor | None,
+    recompute: bool,
+    lengths: Lengths = None,
+) -> list[torch.Tensor]:
+    """What comes out of the blocks numbered in ``norms`` (from 0), through its norm; the last block has one.
+
+    Returns:
+        [B,K,E] for each norm, in order. Where the blocks are fused, a list of one tensor [B,K,len(norms)*E] that has
+        them side by side, in the dtype of the computation.
+    """
+    fits = all(type(block) is Block and block.plain and fused_block.fits(block) for block in blocks)
+    if fits and fused_block.supports(x_BKE, norms):
+        return [fused_block.apply(blocks, norms, x_BKE, rope, recompute, lengths)]
+    outs: list[torch.Tensor] = []
+    for number, block in enumerate(blocks):
+        x_BKE = run_block(block, x_BKE, rope, recompute, lengths)
+        if number in norms:
+            outs.append(norms[number](x_BKE))
+    return outs
 
 
 def use_attention(name: str, device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
