@@ -29,7 +29,7 @@ SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
 
 @functools.cache
 def all_variants() -> dict[str, dict]:
-    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned, least}, by the modules of ``kernels``.
+    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned, least}, of all of ``kernels``.
 
     ``least``: the first architecture that a build is for.
     """

@@ -183,7 +183,7 @@ def add_norm_backward(
     again: torch.Tensor | None,
     partial: torch.Tensor,
 ) -> None:
-    """``dx`` and ``partial`` [programs,3,E], and the output of the forward in ``again``; of ``grad`` rows may lie apart."""
+    """``dx`` and ``partial`` [programs,3,E], and the forward's output in ``again``; rows of ``grad`` may lie apart."""
     rows, channels = x.shape
     if not rows:
         partial.zero_()

@@ -82,3 +82,63 @@ def test_under_autocast(backend, how):
         again = results(fused, made, torch.float32, None, half=True)
     hold(ours, eager, exact)
     assert all(torch.equal(a, b) for a, b in zip(ours, again))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_segments_on_the_device(backend):
+    """As plain lengths, filler at the end with segments of its own."""
+    made = make()
+    sizes = torch.tensor([10, 9, 4, 0], device=DEVICE)
+    with ops.use_backend(backend):
+        want = results(fused, made, torch.float32, [10, 9, 4], half=True)
+        got = results(fused, made, torch.float32, DeviceSegments(sizes, 12), half=True)
+    hold(got, want, results(plain, made, torch.float64, [10, 9, 4], half=False))
+
+
+def test_recomputed_under_checkpointing():
+    made = make()
+    with ops.use_backend("eager"):
+        want = results(fused, made, torch.float32, None, half=True)
+        got = results(fused, made, torch.float32, None, half=True, recompute=True)
+    hold(got, want, results(plain, made, torch.float64, None, half=False))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_gradient_it_gives_the_same(backend):
+    modules, norms, x, table, _ = make()
+    with ops.use_backend(backend), torch.autocast(DEVICE, torch.bfloat16):
+        want = fused(modules[0], norms, x, table, None)
+        with torch.no_grad():
+            got = fused(modules[0], norms, x, table, None)
+    # the kernel does not round what comes before the GELU where it does not keep it
+    torch.testing.assert_close(got, want.detach(), rtol=0, atol=0 if backend == "eager" else 0.05)
+
+
+def kept(run):
+    """Bytes that autograd keeps for the backward of ``run()``, weights of the model and positions not counted."""
+    modules, norms, x, table, _ = made = make(depth=4, levels=(1, 3))
+    known = {p.untyped_storage().data_ptr() for p in (*modules.parameters(), table)}
+    found = {}
+
+    def count(t):
+        weight = t.shape in {p.shape for p in modules.parameters()}  # or its copy in 16 bits
+        if not weight and t.untyped_storage().data_ptr() not in known:
+            found[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autocast(DEVICE, torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        out = run(*made)
+    assert out.requires_grad
+    return sum(found.values())
+
+
+def test_what_is_kept():
+    """By block and token 10 E numbers of 16 bits and, of 32, two of each LayerNorm and one of each head; by level 2."""
+
+    def run(modules, norms, x, table, _):
+        return fused(modules[0], norms, x.bfloat16().requires_grad_(), None, None)
+
+    with ops.use_backend("eager"):
+        found = kept(run)
+    per_token = 4 * (2 * 10 * WIDTH + 4 * 4 + 4 * HEADS) + 2 * WIDTH + 2 * 8
+    assert found / TOKENS == per_token

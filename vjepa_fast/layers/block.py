@@ -1,5 +1,5 @@
-"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`, and in 16-bit
-floats on a GPU a stack of them is `layers.fused_block`.
+"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`, and in
+16-bit floats on a GPU a stack of them is `layers.fused_block`.
 
 Legend: B batch, K tokens, E embed_dim. ``rope``: None, or the rows of ``models.rope.rope_table`` of the tokens.
 ``lengths``: of the segments along K that attend to themselves (`layers.attention.Segments` where they change from step
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, cpu_block, fused_block
 from vjepa_fast.layers.attention import Backend, Lengths, attend
 from vjepa_fast.layers.linear import Linear
@@ -81,10 +82,10 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block.
 
-    ``epilogues``: as in ``runtime.epilogues``, ``off`` for false; see `layers.fused_block`.
+    ``epilogues``: as in ``runtime.epilogues``; see `layers.fused_block`.
     """
 
-    epilogues: str = "auto"
+    epilogues: bool | str = "auto"
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, use_silu: bool, wide_silu: bool):
         super().__init__()
@@ -153,6 +154,26 @@ def use_attention(name: str, device: torch.device, dtype: torch.dtype, *modules:
         if backend is not None:
             attention.require(backend, attention.Call(device, dtype, layer.proj.in_features // layer.num_heads))
         layer.backend = backend
+
+
+def use_epilogues(choice: bool | str, device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
+    """Let all `Block` in the modules have their passes over memory merged as ``runtime.epilogues`` says.
+
+    Raises:
+        ConfigError: ``choice`` forces that, and it is not supported here; the message has every reason.
+    """
+    blocks = [block for module in modules for block in module.modules() if isinstance(block, Block)]
+    reasons: list[str] = []
+    if choice not in (False, "auto"):
+        reasons += fused_block.objections(str(choice), device, dtype)
+        if not all(block.plain for block in blocks):
+            reasons.append("it needs the feed-forward with GELU (model.use_silu, model.pred_use_silu)")
+        if any(layer.fp8 for block in blocks for layer in block.modules() if isinstance(layer, Linear)):
+            reasons.append("it does not multiply in 8 bits (runtime.fp8)")
+    if reasons:
+        raise ConfigError(f"runtime.epilogues: {choice} is not supported here: {'; '.join(reasons)}; use auto")
+    for block in blocks:
+        block.epilogues = choice
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from vjepa_fast.layers.attention import Lengths, attend
 from vjepa_fast.layers.cpu_block import HOOKS, untouched
 from vjepa_fast.ops import _triton
 from vjepa_fast.ops.add_norm import add_norm, add_norm_backward
-from vjepa_fast.ops.gelu import gelu_linear, gelu_linear_backward
+from vjepa_fast.ops.gelu import gelu_linear, gelu_linear_backward, quack_objections
 
 if TYPE_CHECKING:
     from vjepa_fast.layers.block import Block
@@ -41,15 +41,24 @@ def fits(block: Block) -> bool:
     """Whether ``apply`` computes what this block does, its feed-forward being the plain one, and is not switched off:
     no layer was replaced, hooked, lacks a bias or multiplies in 8 bits.
     """
-    if block.epilogues == "off" or not untouched(block) or _hooked(block):
+    if block.epilogues is False or not untouched(block) or _hooked(block):
         return False
     return not any(x.fp8 for x in (block.attn.qkv, block.attn.proj, block.mlp.fc1, block.mlp.fc2))
+
+
+def objections(how: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Why blocks cannot be fused on this device and in this dtype, with products by ``how``; empty if they can."""
+    reasons = [] if device.type == "cuda" else [f"it needs CUDA, the run is on {device.type}"]
+    if dtype not in HALF:
+        reasons.append(f"it needs runtime.dtype=bfloat16, got {str(dtype).removeprefix('torch.')}")
+    return reasons + (quack_objections() if how == "quack" else [])
 
 
 def dtype_of(x: Tensor) -> torch.dtype:
     """In what blocks compute on ``x``: that of autocast where it is on, else x's."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else x.dtype
 
 
 def supports(x: Tensor, norms: Mapping[int, nn.Module]) -> bool:
@@ -121,7 +130,7 @@ def _block(
     attended = attend(packed, rope, attn.num_heads, lengths, attn.backend)
     norm, proj, fc1, fc2 = block.norm2, attn.proj, mlp.fc1, mlp.fc2
     layers = proj.weight, proj.bias, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight
-    after, y = _FeedForward.apply((norm.eps, keep, block.epilogues), x, attended, *layers)
+    after, y = _FeedForward.apply((norm.eps, keep, str(block.epilogues)), x, attended, *layers)
     return x, after, (y, fc2.bias)
 
 
@@ -144,7 +153,9 @@ def _outer(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     return (grad.t() @ x).to(dtype)
 
 
-def _gradients(sums: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+def _gradients(
+    sums: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor]:
     """The gradients of these three in their dtypes, from the ``sums`` of `add_norm_backward`."""
     last = None if shift is None else sums[2].to(shift.dtype)
     return last, sums[0].to(weight.dtype), sums[1].to(bias.dtype)
@@ -176,7 +187,7 @@ class _NormLinear(torch.autograd.Function):
 
 
 class _FeedForward(torch.autograd.Function):
-    """The stream with the projection of what was attended to, and the feed-forward of its LayerNorm without last bias."""
+    """The stream with the projection of what was attended to, and the feed-forward of its norm, its last bias apart."""
 
     @staticmethod
     def forward(ctx, options, x, attended, wp, bp, weight, bias, w1, b1, w2):

@@ -209,7 +209,7 @@ class VisionTransformer(nn.Module):
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
     def _levels(self, x_BKE: Tensor, table: Tensor | None, hierarchical: bool, lengths: Lengths = None) -> list[Tensor]:
-        """The levels of the tokens as `run_blocks` returns them, each through its norm; not ``hierarchical``: the last."""
+        """The levels of the tokens, normalised, as `run_blocks` returns them; not ``hierarchical``: the last one."""
         last = len(self.blocks) - 1
         norms = dict(zip(self.level_blocks, self.norms_block)) if hierarchical else {last: self.norms_block[-1]}
         return run_blocks(self.blocks, norms, x_BKE, table, self.use_activation_checkpointing, lengths)
