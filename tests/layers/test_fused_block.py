@@ -6,17 +6,19 @@ from torch import nn
 
 from tests.ops.parity import DEVICE, KERNELS
 from vjepa_fast import ops
+from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import fused_block
 from vjepa_fast.layers.attention import DeviceSegments
-from vjepa_fast.layers.block import Block, run_blocks
+from vjepa_fast.layers.block import Block, run_blocks, use_epilogues
 from vjepa_fast.models import rope
+from vjepa_fast.ops.gelu import quack_objections
 
 GRID = (4, 5, 5)
 BACKENDS = ["eager", *KERNELS[1:]]
 WIDTH, HEADS, TOKENS = 48, 4, 23
 
 
-def make(depth=3, levels=(1, 2), batch=1, seed=0):
+def make(depth=2, levels=(0, 1), batch=1, seed=0):
     """Blocks, norms, tokens, positions and a gradient, of bfloat16 numbers."""
     g = torch.Generator().manual_seed(seed)
     blocks = nn.ModuleList(Block(WIDTH, HEADS, 4.0, False, True) for _ in range(depth))
@@ -70,12 +72,11 @@ def test_in_float32_it_is_the_plain_block(lengths):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("how", ["triton", "torch"])
-def test_under_autocast(backend, how):
+def test_under_autocast(backend):
     made = make()
     exact = results(plain, made, torch.float64, None, half=False)
     eager = results(plain, made, torch.float32, None, half=True)
-    for block in made[0][0]:
+    for block, how in zip(made[0][0], ("triton", "torch")):
         block.epilogues = how
     with ops.use_backend(backend):
         ours = results(fused, made, torch.float32, None, half=True)
@@ -84,12 +85,11 @@ def test_under_autocast(backend, how):
     assert all(torch.equal(a, b) for a, b in zip(ours, again))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_segments_on_the_device(backend):
+def test_segments_on_the_device():
     """As plain lengths, filler at the end with segments of its own."""
     made = make()
     sizes = torch.tensor([10, 9, 4, 0], device=DEVICE)
-    with ops.use_backend(backend):
+    with ops.use_backend("eager"):
         want = results(fused, made, torch.float32, [10, 9, 4], half=True)
         got = results(fused, made, torch.float32, DeviceSegments(sizes, 12), half=True)
     hold(got, want, results(plain, made, torch.float64, [10, 9, 4], half=False))
@@ -142,3 +142,91 @@ def test_what_is_kept():
         found = kept(run)
     per_token = 4 * (2 * 10 * WIDTH + 4 * 4 + 4 * HEADS) + 2 * WIDTH + 2 * 8
     assert found / TOKENS == per_token
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Where ``run_blocks`` takes the fused path: what it was given."""
+    seen, real = [], fused_block.apply
+    monkeypatch.setattr(fused_block, "apply", lambda *args: seen.append(args) or real(*args))
+    return seen
+
+
+def through(made, x=None, half=True):
+    modules, norms, tokens, table, _ = made
+    with torch.no_grad(), torch.autocast(DEVICE, torch.bfloat16, enabled=half):
+        return run_blocks(modules[0], norms, tokens if x is None else x, table, False)
+
+
+def touch(modules, what):
+    block = modules[0][1]
+    if what == "a hook":
+        block.register_forward_hook(lambda *_: None)
+    elif what == "8 bits":
+        block.mlp.fc1.fp8 = True
+    elif what == "switched off":
+        block.epilogues = False
+    elif what == "SwiGLU":
+        modules[0][1] = Block(WIDTH, HEADS, 4.0, True, True)
+    elif what == "an adapter":
+        block.attn.qkv = nn.Sequential(block.attn.qkv)
+
+
+@pytest.mark.parametrize("what", ["a hook", "8 bits", "switched off", "SwiGLU", "an adapter"])
+def test_what_is_left_to_plain_blocks(what, calls, monkeypatch):
+    monkeypatch.setattr("vjepa_fast.layers.fp8.linear", nn.functional.linear)
+    monkeypatch.setattr(fused_block, "supports", lambda *_: True)
+    made = make(depth=2, levels=(0, 1))
+    with ops.use_backend("eager"):
+        assert len(through(made)) == 1 and len(calls) == 1
+        touch(made[0], what)
+        assert len(through(made)) == 2 and len(calls) == 1
+
+
+def test_what_tokens_are_left_to_plain_blocks():
+    _, norms, x, *_ = make(depth=1, levels=(0,))
+    with ops.use_backend("triton"):
+        assert fused_block.supports(x.bfloat16(), norms)
+        assert not fused_block.supports(x, norms)
+        assert not fused_block.supports(x[:, :0].bfloat16(), norms)
+        with torch.autocast(DEVICE, torch.bfloat16):
+            assert fused_block.supports(x, norms)
+        norms[0].register_forward_hook(lambda *_: None)
+        assert not fused_block.supports(x.bfloat16(), norms)
+    for backend in ("eager", "auto"):
+        with ops.use_backend(backend):
+            assert fused_block.supports(x.bfloat16(), {}) == (backend == "auto" and DEVICE == "cuda")
+
+
+def test_compiled():
+    modules, norms, x, table, grad = make(depth=1, levels=(0,))
+
+    def run(x):
+        out = fused(modules[0], norms, x, table, None)
+        return out, *torch.autograd.grad(out, [x, *modules.parameters()], grad.to(out.dtype))
+
+    x = x.bfloat16().requires_grad_()
+    with ops.use_backend("eager"):
+        want = run(x)
+        got = torch.compile(run, backend="aot_eager")(x)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
+
+
+@pytest.mark.parametrize(
+    ("how", "device", "dtype", "silu", "text"),
+    [
+        ("triton", "cpu", torch.bfloat16, False, "it needs CUDA, the run is on cpu; use auto"),
+        ("torch", "cuda", torch.float32, False, "it needs runtime.dtype=bfloat16, got float32; use auto"),
+        ("triton", "cuda", torch.bfloat16, True, "feed-forward with GELU .*model.use_silu"),
+        ("quack", "cpu", torch.float32, False, "needs CUDA.*float32; .*quack-kernels"),
+    ],
+)
+def test_a_choice_that_cannot_be_had_is_refused_with_all_reasons(how, device, dtype, silu, text):
+    if how == "quack" and not quack_objections():
+        pytest.skip("quack-kernels runs here")
+    block = Block(WIDTH, HEADS, 4.0, silu, True)
+    with pytest.raises(ConfigError, match=f"runtime.epilogues: {how} is not supported here: .*{text}"):
+        use_epilogues(how, torch.device(device), dtype, block)
+    for choice in (False, "auto"):
+        use_epilogues(choice, torch.device(device), dtype, block)
+        assert block.epilogues == choice

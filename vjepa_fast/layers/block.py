@@ -131,8 +131,7 @@ def run_blocks(
         [B,K,E] for each norm, in order. Where the blocks are fused, a list of one tensor [B,K,len(norms)*E] that has
         them side by side, in the dtype of the computation.
     """
-    fits = all(type(block) is Block and block.plain and fused_block.fits(block) for block in blocks)
-    if fits and fused_block.supports(x_BKE, norms):
+    if fused_block.supports(x_BKE, norms) and all(type(b) is Block and b.plain and fused_block.fits(b) for b in blocks):
         return [fused_block.apply(blocks, norms, x_BKE, rope, recompute, lengths)]
     outs: list[torch.Tensor] = []
     for number, block in enumerate(blocks):
