@@ -56,9 +56,10 @@ def results(run, made, dtype, lengths, half, recompute=False):
 
 
 def hold(ours, eager, exact, factor=2.0):
+    """The error of every tensor, over all of its numbers: after a few blocks the largest one is a matter of luck."""
     for n, (o, p, e) in enumerate(zip(ours, eager, exact)):
-        bound = factor * (p - e).abs().max() + 1e-5 * e.abs().max()
-        assert (o - e).abs().max() <= bound, f"output {n}: {(o - e).abs().max():.3g} over {bound:.3g}"
+        bound = factor * (p - e).norm() + 1e-5 * e.norm()
+        assert (o - e).norm() <= bound, f"output {n}: {(o - e).norm():.3g} over {bound:.3g}"
 
 
 @pytest.mark.parametrize("lengths", [None, [10, 13]])
