@@ -116,7 +116,7 @@ def table(monkeypatch, tmp_path):
     """An empty table on disk, a GPU called G, and times by name."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(_fastest, "_table", None)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "G")
+    monkeypatch.setattr(_fastest, "_machine", lambda _: "G, torch 2")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     timed = []
 
@@ -136,7 +136,7 @@ def test_the_fastest_is_measured_once_and_kept(table, monkeypatch):
     assert _fastest.choose("op", OnGpu(), 3072, candidates) == "b" and len(table) == 3
     assert _fastest.choose("op", OnGpu(), 768, candidates) == "b" and len(table) == 6
     (key, other) = json.loads(_fastest.path().read_text())
-    assert key.startswith("op 1024x768x3072 bfloat16 G torch ") and other != key
+    assert key.startswith("op 1024x768x3072 bfloat16 G, torch 2") and other != key
     del candidates["b"]  # no longer there: measured anew
     assert _fastest.choose("op", OnGpu(), 3072, candidates) == "a"
 

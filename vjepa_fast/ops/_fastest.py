@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -52,11 +53,12 @@ def choose(op: str, x: Tensor, columns: int, candidates: Mapping[str, Callable[[
 def _key(op: str, x: Tensor, columns: int) -> str:
     rows = 1 << max(0, len(x) - 1).bit_length()
     dtype = str(x.dtype).removeprefix("torch.")
-    return f"{op} {rows}x{x.shape[1]}x{columns} {dtype} {torch.cuda.get_device_name(x.device)} {_versions()}"
+    return f"{op} {rows}x{x.shape[1]}x{columns} {dtype} {_machine(x.device)}"
 
 
-def _versions() -> str:
-    found: list[str] = []
+@functools.cache
+def _machine(device: torch.device) -> str:
+    found = [torch.cuda.get_device_name(device)]
     for package in _PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             found.append(f"{package} {importlib.metadata.version(package)}")
