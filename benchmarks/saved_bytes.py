@@ -17,7 +17,7 @@ import argparse
 import contextlib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -74,8 +74,8 @@ def _same(*parts: Tensor) -> list[Tensor]:
     return [x.to(torch.bfloat16) for x in parts]
 
 
-def kept(run: Callable[[], Any], *modules: nn.Module) -> int:
-    """Bytes of the storages that autograd keeps for ``run()``, parameters of the modules aside."""
+def kept(modules: Sequence[nn.Module], call: Callable[..., Any], *args: Any, **options: Any) -> tuple[int, Any]:
+    """Bytes of the storages that autograd keeps for this call, parameters of the modules aside; and its result."""
     known = {p.untyped_storage()._cdata for module in modules for p in module.parameters()}
     found: dict[int, int] = {}
     alive: list[Any] = []
@@ -88,8 +88,8 @@ def kept(run: Callable[[], Any], *modules: nn.Module) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        alive.append(run())
-    return sum(found.values())
+        out = call(*args, **options)
+    return sum(found.values()), out
 
 
 @contextlib.contextmanager
@@ -109,18 +109,17 @@ def ours(cfg: config.Config, on: bool, batch: int, lengths) -> dict[str, int]:
     use_attention("sdpa", torch.device("cuda"), torch.bfloat16, encoder, predictor)
     clip = torch.empty(batch, 3, 16, cfg.data.crop_size, cfg.data.crop_size, dtype=torch.uint8)
     enc, pred = ([torch.zeros(batch, n[side], dtype=torch.int64) for n in lengths] for side in (0, 1))
-    outs: list[Any] = []
     with fused(on):
         with torch.no_grad():
             h = encoder(clip)
-        first = kept(lambda: outs.append(encoder(clip, enc)), encoder)
-        z = [part.detach().requires_grad_() for part in outs[0]]
-        second = kept(lambda: outs.append(predictor(z, enc, pred, [0, 1])), predictor, encoder)
+        first, z = kept([encoder], encoder, clip, enc)
+        z = [part.detach().requires_grad_() for part in z]
+        second, (z_pred, z_context) = kept([predictor, encoder], predictor, z, enc, pred, [0, 1])
     assert isinstance(h, Tensor)
     return {
         "encoder": first,
         "predictor": second,
-        "features": _bytes(h, *z, *outs[1][0], *outs[1][1]),
+        "features": _bytes(h, *z, *z_pred, *z_context),
         "weights": _weights(encoder, predictor),
     }
 
@@ -138,11 +137,12 @@ def theirs(cfg: config.Config, batch: int, lengths) -> dict[str, int]:
     total = {"encoder": 0, "predictor": 0}
     for number, (context, hidden) in enumerate(lengths):
         enc, pred = (torch.zeros(batch, n, dtype=torch.int64) for n in (context, hidden))
-        outs: list[Any] = []
-        total["encoder"] += kept(lambda: outs.append(encoder(clip, enc)), encoder)
-        z = outs[0].detach().requires_grad_()
-        total["predictor"] += kept(lambda: outs.append(predictor(z, enc, pred, mask_index=number)), predictor, encoder)
-        features += [z, *outs[1]]
+        first, z = kept([encoder], encoder, clip, enc)
+        z = z.detach().requires_grad_()
+        second, outs = kept([predictor], predictor, z, enc, pred, mask_index=number)
+        total["encoder"] += first
+        total["predictor"] += second
+        features += [z, *outs]
     clips = _bytes(clip)  # normalised to float32
     return {**total, "features": _bytes(*features) + clips, "weights": _weights(encoder, predictor)}
 
@@ -159,31 +159,27 @@ def _weights(encoder: nn.Module, predictor: nn.Module) -> int:
 
 def block_bytes(way: str, width: int, heads: int, tokens: int = 256) -> float:
     """Bytes by token that a block in the middle of a stack keeps, weights in 16 bits aside."""
-    stack = []
+    stack: list[nn.ModuleList] = []
+    x, at = torch.empty(1, tokens, width, dtype=torch.bfloat16, requires_grad=True), torch.zeros(1, tokens).long()
+    found: list[int] = []
     for depth in (2, 3):
         if way == "reference":
             rope = {"patch_size": 16, "grid_size": 14, "interpolate_rope": True, "rope_variant": "v2.1"}
-            blocks = nn.ModuleList(reference.Block(width, heads, False, True, **rope) for _ in range(depth))
-            at = torch.zeros(1, tokens, dtype=torch.int64)
-
-            def run(blocks=blocks, at=at):
-                x = torch.empty(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
-                for block in blocks:
-                    x = block(x, at, 14, 14)
-                return x
+            stack.append(nn.ModuleList(reference.Block(width, heads, False, True, **rope) for _ in range(depth)))
+            found.append(kept(stack, _through, stack[-1], x, at, 14, 14)[0])
         else:
-            blocks = nn.ModuleList(Block(width, heads, 4.0, False, True) for _ in range(depth))
-            norms = {depth - 1: nn.LayerNorm(width)}
-            table = torch.zeros(tokens, 2, width // heads // 6 * 6)
+            stack.append(nn.ModuleList(Block(width, heads, 4.0, False, True) for _ in range(depth)))
+            norms, table = {depth - 1: nn.LayerNorm(width)}, torch.zeros(tokens, 2, width // heads // 6 * 6)
+            with fused(way == "fused"):
+                found.append(kept(stack, run_blocks, stack[-1], norms, x, table, False)[0])
+    low = 2 * sum(p.numel() for p in stack[0][0].parameters() if p.ndim > 1)
+    return (found[1] - found[0] - low) / tokens
 
-            def run(blocks=blocks, norms=norms, table=table, on=way == "fused"):
-                x = torch.empty(1, tokens, width, dtype=torch.bfloat16, requires_grad=True)
-                with fused(on):
-                    return run_blocks(blocks, norms, x, table, False)
 
-        stack.append(kept(run, blocks))
-    low = 2 * sum(p.numel() for p in blocks[0].parameters() if p.ndim > 1)
-    return (stack[1] - stack[0] - low) / tokens
+def _through(blocks: nn.ModuleList, x: Tensor, *args: Any) -> Tensor:
+    for block in blocks:
+        x = block(x, *args)
+    return x
 
 
 def rows(batch: int) -> list[dict[str, Any]]:
