@@ -13,8 +13,10 @@ FOLDERS = {
     "benchmarks": ("benchmarks/ops", "{}.py"),
 }
 ELSEWHERE = {  # path that an op does without -> why
-    ("linear", "kernels"): "a GPU has cuBLAS",
+    ("linear", "kernels"): "a GPU has cuBLAS, and kernels/gelu.py",
     ("attention", "kernels"): "a GPU has PyTorch's kernels, one of layers/attention/",
+    ("add_norm", "csrc"): "of blocks on a GPU; those on a CPU are csrc/norm.cpp and linear.cpp",
+    ("gelu", "csrc"): "likewise",
     ("linear", "benchmarks"): "benchmarks/bench_linear.py: products by layer, not inputs of a step",
     ("attention", "benchmarks"): "benchmarks/bench_step.py: part of a block",
     ("adamw", "benchmarks"): "benchmarks/bench_optim.py: parameters of a model, not inputs of a step",

@@ -8,7 +8,7 @@ to step); None: one segment.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -118,7 +118,7 @@ def run_block(
 
 
 def run_blocks(
-    blocks: Sequence[nn.Module],
+    blocks: nn.ModuleList,
     norms: Mapping[int, nn.Module],
     x_BKE: torch.Tensor,
     rope: torch.Tensor | None,
@@ -131,8 +131,11 @@ def run_blocks(
         [B,K,E] for each norm, in order. Where the blocks are fused, a list of one tensor [B,K,len(norms)*E] that has
         them side by side, in the dtype of the computation.
     """
-    if fused_block.supports(x_BKE, norms) and all(type(b) is Block and b.plain and fused_block.fits(b) for b in blocks):
-        return [fused_block.apply(blocks, norms, x_BKE, rope, recompute, lengths)]
+    if fused_block.supports(x_BKE, norms):
+        own = [block for block in blocks if type(block) is Block and block.plain and fused_block.fits(block)]
+        layers = {number: norm for number, norm in norms.items() if isinstance(norm, nn.LayerNorm)}
+        if len(own) == len(blocks):
+            return [fused_block.apply(own, layers, x_BKE, rope, recompute, lengths)]
     outs: list[torch.Tensor] = []
     for number, block in enumerate(blocks):
         x_BKE = run_block(block, x_BKE, rope, recompute, lengths)
