@@ -169,6 +169,7 @@ def block_bytes(way: str, width: int, heads: int, tokens: int = 256) -> float:
             found.append(kept(stack, _through, stack[-1], x, at, 14, 14)[0])
         else:
             stack.append(nn.ModuleList(Block(width, heads, 4.0, False, True) for _ in range(depth)))
+            use_attention("sdpa", torch.device("cuda"), torch.bfloat16, stack[-1])
             norms, table = {depth - 1: nn.LayerNorm(width)}, torch.zeros(tokens, 2, width // heads // 6 * 6)
             with fused(way == "fused"):
                 found.append(kept(stack, run_blocks, stack[-1], norms, x, table, False)[0])

@@ -1,7 +1,8 @@
 """Tests run Triton kernels in its interpreter where there is no GPU; this makes that interpreter round to bfloat16.
 
-It truncates instead (Triton 3.6 to 3.9). Arithmetic on bfloat16 blocks is wrong there too, so the kernels convert to
-float32 right after a load, which is what they want anyway; only operands of ``tl.dot`` stay, which is mended here.
+It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 as if their bits were numbers, which is
+mended too. Other arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a
+load, which is what they want anyway.
 """
 
 from __future__ import annotations
@@ -35,11 +36,16 @@ def use_interpreter() -> None:
     def create_fp_to_fp(self, handle, dtype, mode):
         return rounded(handle) if to_bfloat16(handle, dtype) else convert(self, handle, dtype, mode)
 
-    def create_dot(self, a, b, d, *args):
-        return dot(self, *(cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b)), d, *args)
+    def widened(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
-    InterpreterBuilder.create_dot = create_dot
+    def create_dot(self, a, b, d, *how):
+        return dot(self, widened(a), widened(b), d, *how)
+
     InterpreterBuilder.cast_impl = cast_impl
+    InterpreterBuilder.create_dot = create_dot
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     for name in ("create_fp_trunc", "create_fp_ext"):
         setattr(InterpreterBuilder, name, cast_impl)

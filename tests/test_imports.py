@@ -26,8 +26,8 @@ TIERS = (
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
     "ops": (
-        "_check _backend _fastest _philox",
-        "_cpp _triton",
+        "_capture _check _backend _philox",
+        "_cpp _fastest _triton",
         "adamw add_norm attention block_masks distance gelu linear norm patchify rope",
         "saliency _latent_rows",
         "_latent_kernels",

@@ -14,6 +14,7 @@ import torch
 
 from vjepa_fast import cli, ops
 from vjepa_fast.cli import doctor
+from vjepa_fast.layers.attention.table import Table
 from vjepa_fast.ops import _cpp, _triton
 from vjepa_fast.registry import KINDS, registry_of
 
@@ -108,6 +109,31 @@ def test_gpu_machine(gpu, capsys):
     assert row["cpu"]["why_not"]["triton"] == "supports CUDA tensors only"
     assert re.search(r"rope3d (cpp|eager) triton ", text)
     assert "cpp supports tensors on the CPU only: " in text
+
+
+def test_attention_backends_and_what_was_measured(gpu, capsys, tmp_path):
+    gpu.setenv("XDG_CACHE_HOME", str(tmp_path))
+    row = {"backend": "varlen", "ms": {"varlen": 0.25, "fa4": None}}
+    Table().add("NVIDIA H200, torch 1", "bfloat16, 12x64, 1 x capacity", row)
+    text, found = shown(capsys), doctor.examine()["attention"]
+    assert set(found["backends"]) == set(registry_of("attention backend"))
+    assert found["backends"]["varlen"] == {
+        "why_not": [],
+        "version": f"torch {torch.__version__}",
+        "implementation": "flash",
+        "on_device": True,
+        "capture": True,
+        "graph": False,
+        "whole_graph": True,
+        "deterministic": "asked",
+    }
+    assert f"varlen runs FlashAttention 2 (torch {torch.__version__}); available" in text
+    assert re.search(r"sdpa_cudnn runs cuDNN \(torch \S+, cuDNN \w+\); available", text)
+    assert f"measured for auto 1 shapes in {tmp_path}" in text
+    assert "NVIDIA H200, torch 1: bfloat16, 12x64, 1 x capacity: varlen (ms: varlen 0.250, fa4 failed)" in text
+    gpu.setattr(torch.cuda, "is_available", lambda: False)
+    for name, entry in doctor.examine()["attention"]["backends"].items():
+        assert ["it needs CUDA, the tokens are on cpu"] * (name != "sdpa") == entry["why_not"][:1]
 
 
 def test_advice_on_a_gpu_machine(gpu, capsys):
@@ -230,3 +256,10 @@ def test_sources_newer_than_the_library(plain, tmp_path, capsys):
 def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     assert cli.main(["doctor", "--json", str(tmp_path / "none" / "x.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_what_is_captured_and_why_not(capsys, monkeypatch):
+    assert "needs CUDA" in " ".join(doctor.examine()["graphs"]["why_not"])
+    assert "none; it needs CUDA" in shown(capsys)
+    monkeypatch.setattr(doctor, "graphs", lambda: {"how": "target", "why_not": ["lengths are exact"]})
+    assert "of the target's forward; lengths are exact" in shown(capsys)

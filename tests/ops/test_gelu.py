@@ -117,7 +117,7 @@ def table(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(_fastest, "_table", None)
     monkeypatch.setattr(_fastest, "_machine", lambda _: "G, torch 2")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(_fastest._capture, "capturing", lambda _: False)
     timed = []
 
     def time(run):
@@ -144,7 +144,7 @@ def test_the_fastest_is_measured_once_and_kept(table, monkeypatch):
 def test_nothing_is_measured_in_a_capture_and_nothing_that_fails_is_kept(table, monkeypatch):
     broken = {"a": lambda: float("inf"), "b": lambda: float("inf")}
     assert _fastest.choose("op", OnGpu(), 3072, broken) == "a" and not _fastest.path().exists()
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(_fastest._capture, "capturing", lambda _: True)
     assert _fastest.choose("op", OnGpu(), 3072, {"b": lambda: 1.0, "a": lambda: 0.0}) == "b" and len(table) == 2
 
 

@@ -14,6 +14,7 @@ FOLDERS = {
 }
 ELSEWHERE = {  # path that an op does without -> why
     ("linear", "kernels"): "a GPU has cuBLAS, and kernels/gelu.py",
+    ("product", "csrc"): "a CPU has oneDNN and MKL",
     ("attention", "kernels"): "a GPU has PyTorch's kernels, one of layers/attention/",
     ("add_norm", "csrc"): "of blocks on a GPU; those on a CPU are csrc/norm.cpp and linear.cpp",
     ("gelu", "csrc"): "likewise",

@@ -175,7 +175,7 @@ class RuntimeConfig:
         checked("auto", "auto or a number of tokens, at least 0", lambda x: x == "auto" or (x != str(x) and x >= 0))
     )
     compile: bool | str = choice("auto", True, False, "auto", "blocks", "target")
-    cuda_graphs: bool | str = choice("auto", True, False, "auto")  # of the target encoder
+    cuda_graphs: bool | str = choice("auto", True, False, "auto", "target")  # of the whole step; or of the target
     # blocks whose passes over memory are merged (CUDA, 16 bits), and who makes their products; auto: the fastest
     epilogues: bool | str = choice("auto", False, "auto", "triton", "quack", "torch")
     tensorboard: bool = True

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vjepa_fast import ops
-from vjepa_fast.layers.attention import Lengths, attend
+from vjepa_fast.layers.attention import Lengths
 from vjepa_fast.layers.cpu_block import HOOKS, untouched
 from vjepa_fast.ops import _triton
 from vjepa_fast.ops.add_norm import add_norm, add_norm_backward
@@ -91,9 +91,9 @@ def apply(
         blocks: with a plain feed-forward.
         norms: number of a block, from 0 -> its LayerNorm, in this order; the last block has one.
         x: [B,K,E].
-        rope: of the tokens, as in `attend`.
+        rope: of the tokens, as in `attention.attend`.
         recompute: keep the input of a block only, and do the rest again in the backward pass.
-        lengths: of segments, as in `attend`.
+        lengths: of segments, as in `attention.attend`.
 
     Returns:
         [B,K,len(norms)*E] in the dtype of the computation, the norms' outputs side by side.
@@ -104,7 +104,7 @@ def apply(
         if recompute:
             if number - 1 in norms:
                 streams.append(x)
-            x = checkpoint(_whole, block, x, rope, lengths, use_reentrant=False)
+            x = checkpoint(_whole, block, x, rope, lengths, use_reentrant=False, preserve_rng_state=False)
         else:
             before, x, pending = _block(block, x, pending, rope, lengths)
             if number - 1 in norms:
@@ -127,7 +127,7 @@ def _block(
     attn, mlp, keep = block.attn, block.mlp, torch.is_grad_enabled()
     norm, qkv = block.norm1, attn.qkv
     x, packed = _NormLinear.apply(norm.eps, x, *pending, norm.weight, norm.bias, qkv.weight, qkv.bias)
-    attended = attend(packed, rope, attn.num_heads, lengths, attn.backend)
+    attended = attn.attend(packed, rope, lengths)
     norm, proj, fc1, fc2 = block.norm2, attn.proj, mlp.fc1, mlp.fc2
     layers = proj.weight, proj.bias, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight
     after, y = _FeedForward.apply((norm.eps, keep, str(block.epilogues)), x, attended, *layers)

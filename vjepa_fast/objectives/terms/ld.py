@@ -71,7 +71,7 @@ class LatentDynamics(Objective):
             return mean_of_entries(entries, [*state.outputs("z"), *head.parameters()])
 
     def _entry(self, view: TemporalView, head: nn.Module, ctx: TermContext) -> tuple[Tensor, Tensor]:
-        change_BKD = head(head_input(view.z, self.channels, self.app_ratio, ctx))
+        change_BKD = head(head_input(view.features, self.channels, self.app_ratio, ctx))
         error_BK = view.target_rows(change_BKD, *self.lower(ctx), target="step")
         if self.hard_weighting is None:
             return view.mean(error_BK)
