@@ -136,7 +136,7 @@ def tune(shape: Shape, repeats: int, budget_s: float) -> Iterator[tuple[str, lis
         offsets = segments.offsets(1, x.device)
     out, lse = kernels.forward(x, table, offsets, HEADS)
     grad = torch.randn_like(out)
-    key = kernels.key(kernels.architecture(x), 8 * x.element_size(), e3 // (3 * HEADS))
+    key = kernels.key(kernels.architecture(), 8 * x.element_size(), e3 // (3 * HEADS))
 
     def sorted_by_time(
         choose: Callable[[Any], None], choices: Iterable[Any], backward: bool

@@ -223,14 +223,13 @@ def packed_attention_forward(
         return
     ROW: tl.constexpr = 3 * H * D
     SCALE: tl.constexpr = _LOG2E / D**0.5
-    if (
-        R
-    ):  # by way of ``out``, a few rows at a time: all at once, q and its angles would take twice the loop's registers
-        for first in range(row, tl.minimum(row + BLOCK_M, end), 32):
-            part = _inside(first, end, D, 32, BLOCK_D)
-            x = tl.load(qkv_ptr + head * D + _at(first, ROW, 32, BLOCK_D), mask=part, other=0.0)
+    if R:  # by way of ``out``, a few rows at a time: at once, q and its angles would take twice the loop's registers
+        PART: tl.constexpr = 32 if BLOCK_M > 32 else BLOCK_M  # a divisor: no row of another program is written
+        for first in range(row, tl.minimum(row + BLOCK_M, end), PART):
+            part = _inside(first, end, D, PART, BLOCK_D)
+            x = tl.load(qkv_ptr + head * D + _at(first, ROW, PART, BLOCK_D), mask=part, other=0.0)
             x = _turned(x.to(tl.float32), table_ptr, first, end, period, R, False)
-            tl.store(out_ptr + head * D + _at(first, H * D, 32, BLOCK_D), x.to(out_ptr.dtype.element_ty), part)
+            tl.store(out_ptr + head * D + _at(first, H * D, PART, BLOCK_D), x.to(out_ptr.dtype.element_ty), part)
         tl.debug_barrier()  # what other threads have stored is read
         q = tl.load(out, mask=inside, other=0.0)
     else:

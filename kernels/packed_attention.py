@@ -33,7 +33,7 @@ class Passes(NamedTuple):
 # and the programs that an SM then holds, not by time: benchmarks/bench_attention.py --tune measures on a GPU. 80 is for
 # cards with 100 KB of shared memory, too.
 TILES = {
-    (80, 16, 32): Passes(Tiles(64, 64, 4, 3), Tiles(64, 32, 4, 3), Tiles(64, 128, 8, 2)),
+    (80, 16, 32): Passes(Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 3), Tiles(64, 128, 8, 2)),
     (80, 16, 64): Passes(Tiles(128, 64, 8, 3), Tiles(64, 32, 4, 3), Tiles(32, 128, 8, 3)),
     (80, 16, 128): Passes(Tiles(128, 32, 8, 2), Tiles(128, 16, 8, 2), Tiles(32, 32, 8, 2)),
     (90, 16, 32): Passes(Tiles(128, 64, 8, 3), Tiles(128, 64, 8, 3), Tiles(64, 128, 8, 2)),
@@ -54,9 +54,11 @@ def key(arch: int, bits: int, channels: int) -> tuple[int, int, int]:
     return arch, bits, 32 if channels <= 32 else triton.next_power_of_2(channels)
 
 
-def architecture(x: torch.Tensor) -> int:
-    """Whose tiles the device of ``x`` takes."""
-    major = torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 9
+def architecture() -> int:
+    """Whose tiles the current device takes; interpreted, those of 90."""
+    if triton.knobs.runtime.interpret:
+        return 90
+    major = triton.runtime.driver.active.get_current_target().arch // 10
     return {9: 90, 10: 100, 11: 100}.get(major, 80)
 
 
@@ -89,7 +91,7 @@ class _Call:
         self.rows, self.segments, self.channels = b * k, offsets.numel() - 1, e3 // (3 * heads)
         self.rotated = 0 if table is None else table.shape[-1]
         self.period = k if table is None or table.dim() == 3 else self.rows
-        self.arch = architecture(qkv)
+        self.arch = architecture()
 
     def turned(self, parts: int) -> torch.Tensor:
         """[rows, parts*E]: keys, or queries and keys, turned by their positions; qkv itself where they have none."""

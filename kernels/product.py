@@ -86,10 +86,10 @@ def _product(
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """X [M,K] w [K,N] (strides x_m, x_k, w_k, w_n) + bias [N] -> out float32 [pieces,M,N], to be summed over the pieces.
+    """X [M,K] w [K,N] (strides x_m, x_k, w_k, w_n) + bias [N] -> out float32 [pieces,M,N], to be added up.
 
-    EVEN: multiples of 16 along which rows lie together in memory. A program makes BM x BN of out. Floor: x, w and out once each; in fact x is read by N/BN programs, w by M/BM, those
-    that run together finding them in the L2 cache.
+    EVEN: sizes that are multiples of 16, where rows lie together in memory. A program makes BM x BN of out. Floor: x, w
+    and out once each; in fact x is read by N/BN programs, w by M/BM, those that run together finding them in the cache.
     """
     M, N, K = _even(M, EVEN_M), _even(N, EVEN_N), _even(K, EVEN_K)
     columns = tl.cdiv(N, BN)
@@ -239,7 +239,7 @@ def _covariance_gradient(
 
 
 def registers(arch: int) -> int:
-    """Of a thread at most: on Hopper and later few enough that two programs share an SM, one adding while one multiplies.
+    """Of a thread at most: on Hopper and later so few that two programs share an SM, one adding while one multiplies.
 
     Ampere's instructions need more for their operands; given no bound, ptxas spills there.
     """

@@ -2,7 +2,7 @@
 
 It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 as if their bits were numbers, which is
 mended too. Other arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a
-load, which is what they want anyway.
+load, which is what they want anyway. Ranges end at Triton's own numbers, which Triton 3.6 with NumPy from 2.4 refuses.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ def use_interpreter() -> None:
         return
     import numpy as np
     import triton.language as tl
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast, convert = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
@@ -44,6 +45,13 @@ def use_interpreter() -> None:
     def create_dot(self, a, b, d, *how):
         return dot(self, widened(a), widened(b), d, *how)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def indexable(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = indexable
     InterpreterBuilder.cast_impl = cast_impl
     InterpreterBuilder.create_dot = create_dot
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp

@@ -29,7 +29,7 @@ INSIDE = {
         "_capture _check _backend _philox",
         "_cpp _fastest _triton",
         "adamw add_norm attention block_masks distance gelu linear norm patchify rope",
-        "saliency _latent_rows",
+        "packed_attention saliency _latent_rows",
         "_latent_kernels",
         "latent",
     ),

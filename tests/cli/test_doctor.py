@@ -263,3 +263,46 @@ def test_what_is_captured_and_why_not(capsys, monkeypatch):
     assert "none; it needs CUDA" in shown(capsys)
     monkeypatch.setattr(doctor, "graphs", lambda: {"how": "target", "why_not": ["lengths are exact"]})
     assert "of the target's forward; lengths are exact" in shown(capsys)
+
+
+def test_warm_refuses_where_there_is_nothing_to_compile_for(plain, capsys):
+    from vjepa_fast.ops import _builds
+
+    plain.setattr(torch.cuda, "is_available", lambda: False)
+    plain.setattr(_builds, "objections", list)
+    assert cli.main(["doctor", "--warm"]) == 2
+    assert "no CUDA device here; --arch sm_90" in capsys.readouterr().err
+    assert cli.main(["doctor", "--warm", "--arch", "sm_70"]) == 2
+    assert "--arch: 'sm_70' is not a compute capability of at least 8.0" in capsys.readouterr().err
+    plain.setattr(_builds, "objections", lambda: ["the package triton is not installed"])
+    assert cli.main(["doctor", "--warm"]) == 2
+    assert "doctor --warm: the package triton is not installed" in capsys.readouterr().err
+
+
+def test_warm_says_what_it_compiles(plain, capsys):
+    """Each kernel when the last of its builds is there, then all; a failed build ends with 1."""
+    from vjepa_fast.ops import _builds
+    from vjepa_fast.trainer import warm
+
+    asked = []
+
+    class Made:
+        def __init__(self, cfg, dtype, arch, on_kernel):
+            asked.append((cfg.data.batch_size, dtype, arch))
+            self.bad = [_builds.Built("token", 0.2, False, "CompilationError: at 3:1")] if arch == 80 else []
+            on_kernel("_product", [_builds.Built("_product", 1.0, True), _builds.Built("_product", 2.0, False)])
+            if self.bad:
+                on_kernel("token", self.bad)
+
+        def finish(self):
+            return warm.Summary(2, 1, self.bad, 3.0)
+
+    plain.setattr(_builds, "objections", list)
+    plain.setattr(warm, "Warming", Made)
+    recipe = ["mixed_4gpu_fwm_hw_ld", "data.batch_size=5"]
+    assert cli.main(["doctor", "--warm", *recipe, "--arch", "90"]) == 0
+    out = capsys.readouterr().out
+    assert asked == [(5, torch.bfloat16, 90)] and "kernels of mixed_4gpu_fwm_hw_ld for sm_90, bfloat16" in out
+    assert re.search(r"_product +2 builds, 1 compiled, 3.0 s\n2 kernels ready in 3.0 s, 1 of them compiled now", out)
+    assert cli.main(["doctor", "--warm", "--arch", "sm_80"]) == 1
+    assert re.search("token +1 builds, 0 compiled, 0.2 s; failed: CompilationError", capsys.readouterr().out)

@@ -14,10 +14,12 @@ FOLDERS = {
 }
 ELSEWHERE = {  # path that an op does without -> why
     ("linear", "kernels"): "a GPU has cuBLAS, and kernels/gelu.py",
-    ("product", "csrc"): "a CPU has oneDNN and MKL",
-    ("attention", "kernels"): "a GPU has PyTorch's kernels, one of layers/attention/",
     ("add_norm", "csrc"): "of blocks on a GPU; those on a CPU are csrc/norm.cpp and linear.cpp",
     ("gelu", "csrc"): "likewise",
+    ("attention", "kernels"): "packed_attention",
+    ("packed_attention", "csrc"): "attention, which layers/cpu_block.py calls",
+    ("packed_attention", "benchmarks"): "benchmarks/bench_attention.py: against the backends of layers/attention/",
+    ("product", "csrc"): "a CPU has oneDNN and MKL",
     ("linear", "benchmarks"): "benchmarks/bench_linear.py: products by layer, not inputs of a step",
     ("attention", "benchmarks"): "benchmarks/bench_step.py: part of a block",
     ("adamw", "benchmarks"): "benchmarks/bench_optim.py: parameters of a model, not inputs of a step",

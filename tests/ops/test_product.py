@@ -31,23 +31,30 @@ def covariance(offsets, width, period):
     return lambda z: list(ops.cross_covariance(z, offsets.to(z.device), width, period))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(2, 67, 96, 80), (1, 3, 64, 3)])
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (torch.float32, (2, 66, 48, 70)),
+        (torch.bfloat16, (2, 66, 48, 70)),
+        (torch.float32, (1, 3, 64, 3)),
+        (torch.float16, (1, 3, 64, 3)),
+    ],
+)
 def test_linear_within_twice_the_error_of_a_float32_product(dtype, shape):
     b, k, inputs, outputs = shape
     args = random(b, k, inputs), random(outputs, inputs, seed=1, scale=0.05), random(outputs, seed=2)
     assert_parity(linear, args, backend="triton", dtype=dtype, wrt=(0, 1, 2), atol=1e-7)
 
 
-@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e15])
+@pytest.mark.parametrize("scale", [1e-18, 1e15])
 def test_long_sums_and_any_magnitude(scale):
     """The sums over rows of a weight's gradient are cut into pieces; powers of two keep everything in reach of fp16."""
-    x, w = random(2100, 40, scale=scale), random(40, 24, seed=1, scale=1 / scale)
+    x, w = random(1100, 40, scale=scale), random(40, 24, seed=1, scale=1 / scale)
     assert_parity(matmul, [x, w], backend="triton", wrt=(0, 1), atol=0.0)
 
 
 def test_strides_and_parts_of_a_matrix():
-    x, w = random(50, 3, 48), random(40, 96, seed=1)
+    x, w = random(20, 3, 48), random(40, 96, seed=1)
 
     def fn(x, w):
         return ops.matmul32(x.transpose(0, 1)[..., 16:], w.tensor_split((32,), dim=1)[0].t()[:, 3:])
@@ -55,13 +62,14 @@ def test_strides_and_parts_of_a_matrix():
     assert_parity(fn, [x, w], backend="triton", wrt=(0, 1), atol=1e-7)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("width", "period"), [(40, 96), (7, 32)])
+@pytest.mark.parametrize(
+    ("dtype", "width", "period"), [(torch.float32, 40, 96), (torch.float32, 7, 32), (torch.bfloat16, 40, 96)]
+)
 def test_covariance_within_twice_the_error_of_a_float32_product(dtype, width, period):
     """Groups of any size, an empty one too; channels whose mean is large beside their deviation."""
-    z = random(300, 96) + 4 * random(96, seed=1) * random(96, seed=2).gt(1)
+    z = random(200, 96) + 4 * random(96, seed=1) * random(96, seed=2).gt(1)
     assert_parity(
-        covariance(torch.tensor([0, 37, 37, 230, 300]), width, period), [z], backend="triton", dtype=dtype, wrt=(0,)
+        covariance(torch.tensor([0, 37, 37, 140, 200]), width, period), [z], backend="triton", dtype=dtype, wrt=(0,)
     )
 
 

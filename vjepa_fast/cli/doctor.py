@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.cli._arguments import add_json
+from vjepa_fast.cli._doctor_warm import compute_capability, warm
 
 if TYPE_CHECKING:
     import argparse
@@ -54,10 +55,21 @@ DEVICES = {"cpu": {"triton": "supports CUDA tensors only"}, "cuda": {"cpp": "sup
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_json(parser, "everything")
+    parser.add_argument(
+        "--warm",
+        nargs="*",
+        metavar="CONFIG [KEY=VALUE]",
+        help="report nothing; compile the Triton kernels of a recipe, file or run folder (none: the defaults) ahead",
+    )
+    parser.add_argument(
+        "--arch", type=compute_capability, metavar="SM", help="with --warm: for this GPU, such as sm_90, not that here"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report, and write it where asked."""
+    """Print the report, and write it where asked; or compile kernels ahead."""
+    if args.warm is not None:
+        return warm(args.warm, args.arch)
     from vjepa_fast.files import write_json
 
     report = examine()

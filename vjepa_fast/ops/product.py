@@ -196,7 +196,9 @@ def _cross_covariance(z: Tensor, offsets: Tensor, width: int, period: int) -> tu
 def _(z: Tensor, offsets: Tensor, width: int, period: int) -> tuple[Tensor, Tensor, Tensor]:
     d, groups = z.shape[1], len(offsets) - 1
     first = d // period * width
-    return tuple(z.new_empty(s, dtype=torch.float32) for s in ((groups, first, d - first), (groups, d), ()))
+    shapes = (groups, first, d - first), (groups, d), ()
+    product, mean, largest = (z.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return product, mean, largest
 
 
 @_backend.define("cross_covariance_backward", f"Tensor grad, {_COVARIANCE}, Tensor mean, Tensor largest")

@@ -116,7 +116,7 @@ class Inputs:
 
     batch: Staged
     drawn: dict[str, Tensor]
-    numbers: Tensor  # float64: weights of the terms, then `ops.Rule.changing` of each bucket
+    numbers: Tensor  # float64: weights of the terms, and from an even place on `ops.Rule.changing` of each bucket
 
     @classmethod
     def like(cls, batch: Staged, drawn: dict[str, Tensor], numbers: int, device: torch.device) -> Inputs:
@@ -162,11 +162,14 @@ class _Steps:
         self.graphs: Graphs[Values] = Graphs(self.what, step.device, forced=forced)
         self.inputs: dict[Hashable, Inputs] = {}
         self.terms = len(step.plan.terms)
+        self.rows = (
+            -(-self.terms // 2) * 2
+        )  # where the optimiser's numbers begin: at multiples of 16 bytes, as elsewhere
 
     def _inputs(self, batch: Staged, drawn: dict[str, Tensor]) -> Inputs:
         shapes = tuple((tuple(x.shape), x.dtype) for x in (*_tensors(batch), *drawn.values()))
         if shapes not in self.inputs:
-            self.inputs[shapes] = Inputs.like(batch, drawn, self.terms + 4 * BUCKETS, self.step.device)
+            self.inputs[shapes] = Inputs.like(batch, drawn, self.rows + 4 * BUCKETS, self.step.device)
         return self.inputs[shapes]
 
     def _key(self, batch: Staged) -> Hashable:
@@ -187,7 +190,7 @@ class Whole(_Steps):
         assert isinstance(step.optimizer, optim.AdamW)
         drawn = step.plan.draw(step.at(batch, index), step.device)
         inputs = self._inputs(batch, drawn)
-        numbers: list[float] = list(weights)
+        numbers: list[float] = [*weights, *[0.0] * (self.rows - self.terms)]
         if key in self.graphs.seen and key not in self.graphs.captured:
             inputs.fill(batch, drawn, numbers)
         found = self.graphs.find(key, lambda: self._work(inputs.lengths_of(batch), inputs, index))
@@ -209,20 +212,20 @@ class Whole(_Steps):
         return found.result.row.clone()
 
     def _work(self, batch: Staged, inputs: Inputs, index: int) -> Values:
-        step, terms = self.step, self.terms
+        step, rows = self.step, self.rows
         assert isinstance(step.optimizer, optim.AdamW)
         for p in step.params:
             p.grad = None
-        out, _ = step.losses(batch, index, inputs.numbers[:terms], inputs.drawn)
+        out, _ = step.losses(batch, index, inputs.numbers[: self.terms], inputs.drawn)
         out.total.backward()
         used = tuple(p for p in step.params if p.grad is not None)
         norm = optim.gradient_norm(step.params)
         buckets = step.optimizer.buckets(used)
-        if len(buckets) > BUCKETS or not all(step.optimizer.state[p] for p in used):
+        if len(buckets) > BUCKETS or not all(step.optimizer.state.get(p) for p in used):
             raise RuntimeError("parameters get their first gradient in it")
-        rows = inputs.numbers[terms : terms + 4 * len(buckets)].view(-1, 4)
+        numbers = inputs.numbers[rows : rows + 4 * len(buckets)].view(-1, 4)
         scale = optim.clip_scale(norm, step.cfg.optimization.clip_grad)
-        step.optimizer.work(buckets, average=step.average, momentum=0.0, scale=scale, numbers=rows)
+        step.optimizer.work(buckets, average=step.average, momentum=0.0, scale=scale, numbers=numbers)
         return Values(row(out.total, out.terms, norm), used, tuple(len(b.params) for b in buckets))
 
 

@@ -24,7 +24,7 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, precision, preflight
+from vjepa_fast.trainer import checkpoint, precision, preflight, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
@@ -63,12 +63,12 @@ class Trainer:
         source = self._source(resume)
         saved = checkpoint.load(source) if source is not None else None
         dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
-        self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
-        self.done = 0
+        with warm.ahead(cfg, self.device, dtype, self.notes):
+            self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
+        self.done = int(saved["step"]) if saved is not None else 0
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
-            self.done = int(saved["step"])
             changed = changed_settings(saved["config"], configs.to_dict(cfg))
             self.notes.append(
                 f"resuming {source} at step {self.done}" + (f"; changed since: {', '.join(changed)}" if changed else "")
