@@ -65,6 +65,15 @@ def objections(*tensors: torch.Tensor | None) -> list[str]:
     return reasons
 
 
+def rehearsing() -> int:
+    """The architecture that launches are recorded for, as 90 for sm_90 (`_builds`); 0 where they are launched."""
+    if not _anywhere.get():
+        return 0
+    import triton
+
+    return int(triton.runtime.driver.active.get_current_target().arch)
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     """Streaming multiprocessors of a GPU; 2 where kernels are interpreted."""
