@@ -16,6 +16,7 @@ and of the GELU are made again by the kernels of the backward, beside what they 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from vjepa_fast.layers.block import Block
 
 HALF = (torch.bfloat16, torch.float16)
+# the dtype of autocast in a rehearsal (trainer/warm.py), on a device that has none
+REHEARSED: ContextVar[torch.dtype | None] = ContextVar("dtype of a rehearsal", default=None)
 Pending = tuple[Tensor, Tensor] | tuple[None, None]  # [B,K,E] that the stream still lacks, and the bias [E] it lacks
 
 
@@ -56,7 +59,9 @@ def objections(how: str, device: torch.device, dtype: torch.dtype) -> list[str]:
 
 def dtype_of(x: Tensor) -> torch.dtype:
     """In what blocks compute on ``x``: that of autocast where it is on, else x's."""
-    kind = x.device.type
+    kind, rehearsed = x.device.type, REHEARSED.get()
+    if rehearsed is not None:
+        return rehearsed
     on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if on else x.dtype
 

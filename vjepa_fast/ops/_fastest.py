@@ -96,7 +96,7 @@ def _time(run: Callable[[], Any]) -> float:
     try:
         for number in range(_RUNS + 1):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(_AHEAD)
+            torch.cuda._sleep(_AHEAD)  # pyright: ignore[reportPrivateUsage]  # torch has no public name for it
             start.record()
             run()
             end.record()

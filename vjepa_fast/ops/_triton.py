@@ -71,7 +71,8 @@ def rehearsing() -> int:
         return 0
     import triton
 
-    return int(triton.runtime.driver.active.get_current_target().arch)
+    target: Any = triton.runtime.driver.active.get_current_target()
+    return int(target.arch)
 
 
 @functools.cache
