@@ -32,7 +32,7 @@ SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
 def all_variants() -> dict[str, dict]:
     """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``.
 
-    ``arch``: the only one that it is for. ``rare``: left out by ``--quick``.
+    ``arch``: the only one that it is for. ``least``: the first. ``rare``: left out by ``--quick``.
     """
     from vjepa_fast import kernels
 
@@ -173,7 +173,7 @@ def main() -> int:
                 pool.submit(compile_one, n, arch)
                 for n in names
                 for arch in args.arch or ARCHS
-                if arch == every[n].get("arch", arch)
+                if arch == every[n].get("arch", arch) and arch >= every[n].get("least", arch)
             ]
             rows = [t.result() for t in tasks]
     if recorded:

@@ -3,6 +3,7 @@
     make bench                                                 # all of them, or
     python benchmarks/bench_ops.py --json ops.json             # a table of all ops, batch 8 on a CPU, 32 on a GPU
     python benchmarks/bench_ops.py --ops latent_loss,rope3d --providers reference,fused
+    python benchmarks/bench_ops.py --ops gelu_linear --providers reference,triton,quack,torch,inductor
     python benchmarks/bench_ops.py --show benchmarks/results/ops_cpu.json
     python -m pytest benchmarks/bench_ops.py --benchmark-only  # the same functions under pytest-benchmark
 
@@ -25,11 +26,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from benchmarks.ops import CASES, Case, Inputs  # noqa: E402
+from benchmarks.ops import CASES, ON_GPU, Case, Inputs  # noqa: E402
 from benchmarks.ops._inputs import record  # noqa: E402
 from vjepa_fast.bench import memory, results, timing  # noqa: E402
 
 PROVIDERS = ("reference", "eager", "compiled", "fused")
+WAYS = ("triton", "quack", "torch", "inductor")  # that some ops have beside; only measured where asked for
 LOST = 3  # exit code
 Functions = dict[str, Callable[[], object]]
 
@@ -189,7 +191,9 @@ def unusable(device: torch.device) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--ops", default="", help=f"comma-separated, of {', '.join(CASES)}; default all")
-    parser.add_argument("--providers", default=",".join(PROVIDERS))
+    parser.add_argument(
+        "--providers", default=",".join(PROVIDERS), help=f"also {', '.join(WAYS)}, where an op has them"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default float32 on a CPU, bfloat16 else")
     parser.add_argument("--batch", type=int, help="clips; default 8 on a CPU, 32 else")
@@ -201,8 +205,9 @@ def main() -> int:
     if args.show:
         print(results.table(json.loads(pathlib.Path(args.show).read_text(encoding="utf-8"))))
         return 0
-    names = [n for n in args.ops.split(",") if n] or list(CASES)
-    for given, known in ((names, CASES), (args.providers.split(","), PROVIDERS)):
+    names = [n for n in args.ops.split(",") if n]
+    names = names or [n for n in CASES if args.device != "cpu" or n not in ON_GPU]
+    for given, known in ((names, CASES), (args.providers.split(","), PROVIDERS + WAYS)):
         for n in given:
             if n not in known:
                 parser.error(f"{n!r} is unknown; accepted: {', '.join(known)}")

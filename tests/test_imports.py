@@ -26,9 +26,9 @@ TIERS = (
 # The same between the parts (folders or modules) of one room; parts that are not named here import each other freely.
 INSIDE = {
     "ops": (
-        "_check _backend _philox",
-        "_cpp _triton",
-        "adamw attention block_masks distance linear norm patchify rope",
+        "_capture _check _backend _philox",
+        "_cpp _fastest _triton",
+        "adamw add_norm attention block_masks distance gelu linear norm patchify rope",
         "packed_attention saliency _latent_rows",
         "_latent_kernels",
         "latent",

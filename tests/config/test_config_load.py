@@ -64,6 +64,7 @@ def test_values_are_typed(small):
         ("runtime.compile=true", "runtime.compile", True),
         ("runtime.compile=blocks", "runtime.compile", "blocks"),
         ("runtime.cuda_graphs=false", "runtime.cuda_graphs", False),
+        ("runtime.epilogues=off", "runtime.epilogues", False),
         ("img_data.dataset_fpcs=1", "img_data.dataset_fpcs", (1,)),
     ],
 )
@@ -101,6 +102,10 @@ def test_overrides_apply_in_order(small):
             ["runtime.compile: unknown value 'block'; accepted: true, false, auto, blocks, target"],
         ),
         ("runtime.cuda_graphs=1", ["runtime.cuda_graphs: unknown value '1'; accepted: true, false, auto"]),
+        (
+            "runtime.epilogues=inductor",
+            ["runtime.epilogues: unknown value 'inductor'; accepted: false, auto, triton, quack, torch"],
+        ),
         ("data.fps=x", ["data.fps: expected an integer or null, got 'x'"]),
         ("data.batch_size.x=3", ["data.batch_size: is a single value"]),
         ("data=3", ["data: expected a section of keys, got 3"]),

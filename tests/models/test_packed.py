@@ -7,7 +7,7 @@ import torch
 
 from vjepa_fast.layers.block import run_block
 from vjepa_fast.layers.packed import Packed, Stream
-from vjepa_fast.models import build_encoder, build_predictor, vit
+from vjepa_fast.models import build_encoder, build_predictor
 
 N, SEEN, HIDDEN = 32, ((13, 2, 7), (5, 9, 1)), ((7, 20, 3), (20, 1, 30))
 
@@ -108,8 +108,7 @@ def streams(monkeypatch, make, parts):
         seen.append((tuple(x.shape), tuple(lengths)))
         return run_block(block, x, table, recompute, lengths)
 
-    monkeypatch.setattr(vit, "run_block", spy)
-    monkeypatch.setattr("vjepa_fast.models.predictor.run_block", spy)
+    monkeypatch.setattr("vjepa_fast.layers.block.run_block", spy)
     make(*parts)
     return list(dict.fromkeys(seen))
 

@@ -13,7 +13,9 @@ FOLDERS = {
     "benchmarks": ("benchmarks/ops", "{}.py"),
 }
 ELSEWHERE = {  # path that an op does without -> why
-    ("linear", "kernels"): "a GPU has cuBLAS",
+    ("linear", "kernels"): "a GPU has cuBLAS, and kernels/gelu.py",
+    ("add_norm", "csrc"): "of blocks on a GPU; those on a CPU are csrc/norm.cpp and linear.cpp",
+    ("gelu", "csrc"): "likewise",
     ("attention", "kernels"): "packed_attention",
     ("packed_attention", "csrc"): "attention, which layers/cpu_block.py calls",
     ("packed_attention", "benchmarks"): "benchmarks/bench_attention.py: against the backends of layers/attention/",

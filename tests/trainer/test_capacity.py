@@ -8,10 +8,10 @@ import torch
 
 from vjepa_fast.config import from_dict, schema, to_dict
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.layers import packed
+from vjepa_fast.layers import block, packed
 from vjepa_fast.masks import drawn
 from vjepa_fast.metrics import flops
-from vjepa_fast.models import predictor, vit
+from vjepa_fast.models import vit
 from vjepa_fast.trainer import capacity
 from vjepa_fast.trainer import step as stepping
 from vjepa_fast.trainer.step import TrainStep
@@ -168,15 +168,14 @@ def test_hidden_states_of_filler_reach_no_loss(attention, monkeypatch):
     stepping.use_attention(attention, step.device, step.dtype, step.encoder, step.predictor)
     with torch.no_grad():
         clean = step.plan(step.forward(batch(), 0))
-        for where in (vit, predictor):
-            run = where.run_block
+        run = block.run_block
 
-            def poisoned(block, x, table, recompute, lengths=None, run=run):
-                if lengths is not None:
-                    x = torch.where(torch.arange(x.shape[1])[:, None] < int(lengths.sizes[:6].sum()), x, math.nan)
-                return run(block, x, table, recompute, lengths)
+        def poisoned(module, x, table, recompute, lengths=None):
+            if lengths is not None:
+                x = torch.where(torch.arange(x.shape[1])[:, None] < int(lengths.sizes[:6].sum()), x, math.nan)
+            return run(module, x, table, recompute, lengths)
 
-            monkeypatch.setattr(where, "run_block", poisoned)
+        monkeypatch.setattr(block, "run_block", poisoned)
         assert len(step.forward(batch(), 0).masks_enc[0][0].sizes) == 6  # two masks of three samples
         dirty = step.plan(step.forward(batch(), 0))
     assert torch.isfinite(dirty.total) and same([dirty.terms.values()], [clean.terms.values()])
@@ -210,15 +209,14 @@ def test_shapes_are_those_of_the_quantum(monkeypatch):
     """Six sets of lengths, and two capacities of the encoder's stream and one of the predictor's."""
     shapes, lengths = set(), set()
     step = TrainStep(config(masks={"truncate": "none"}, runtime={"capacity_quantum": 96}))
-    for where in (vit, predictor):
-        run = where.run_block
+    run = block.run_block
 
-        def spy(block, x, table, recompute, lengths=None, run=run):
-            if lengths is not None:
-                shapes.add((tuple(x.shape), tuple(lengths.sizes.shape), lengths.longest))
-            return run(block, x, table, recompute, lengths)
+    def spy(module, x, table, recompute, lengths=None):
+        if lengths is not None:
+            shapes.add((tuple(x.shape), tuple(lengths.sizes.shape), lengths.longest))
+        return run(module, x, table, recompute, lengths)
 
-        monkeypatch.setattr(where, "run_block", spy)
+    monkeypatch.setattr(block, "run_block", spy)
     for i in range(6):
         state = step.forward(batch(i), i)
         lengths.add(state.masks_enc[0][0].lengths)

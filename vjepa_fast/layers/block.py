@@ -1,4 +1,5 @@
-"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`.
+"""Transformer block: its attention is `layers.attention.attend`; on a CPU all of it is `layers.cpu_block`, and in
+16-bit floats on a GPU a stack of them is `layers.fused_block`.
 
 Legend: B batch, K tokens, E embed_dim. ``rope``: None, or the rows of ``models.rope.rope_table`` of the tokens.
 ``lengths``: of the segments along K that attend to themselves (`layers.attention.Segments` where they change from step
@@ -7,14 +8,15 @@ to step); None: one segment.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vjepa_fast.layers import attention, cpu_block
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers import attention, cpu_block, fused_block
 from vjepa_fast.layers.attention import Backend, Lengths, attend
 from vjepa_fast.layers.linear import Linear
 
@@ -37,10 +39,14 @@ class Attention(nn.Module):
 
     def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
         """[B,K,E] -> [B,K,E]."""
+        return self.proj(self.attend(self.qkv(x_BKE), rope, lengths))
+
+    def attend(self, qkv_BK3E: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths) -> torch.Tensor:
+        """What is between the two layers: [B,K,3E] -> [B,K,E]."""
         backend = self.backend
         if backend is None and lengths is None and torch.compiler.is_compiling():
             backend = self.whole
-        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads, lengths, backend))
+        return attend(qkv_BK3E, rope, self.num_heads, lengths, backend)
 
 
 class MLP(nn.Module):
@@ -83,7 +89,12 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block.
+
+    ``epilogues``: as in ``runtime.epilogues``; see `layers.fused_block`.
+    """
+
+    epilogues: bool | str = "auto"
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, use_silu: bool, wide_silu: bool):
         super().__init__()
@@ -93,10 +104,14 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.mlp = SwiGLU(dim, hidden, wide_silu) if use_silu else MLP(dim, hidden)
 
+    @property
+    def plain(self) -> bool:
+        """Whether attention and feed-forward are the plain ones, not those of a subclass or SwiGLU."""
+        return type(self.mlp) is MLP and type(self.attn) is Attention
+
     def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
         """[B,K,E] -> [B,K,E]."""
-        plain = type(self.mlp) is MLP and type(self.attn) is Attention
-        if plain and cpu_block.supports(x_BKE, rope) and cpu_block.fits(self):
+        if self.plain and cpu_block.supports(x_BKE, rope) and cpu_block.fits(self):
             return cpu_block.apply(self, x_BKE, rope, lengths)
         x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))
@@ -110,6 +125,33 @@ def run_block(
         # nothing in a block is random, and to look at the generator's state is not allowed in a CUDA graph
         return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False, preserve_rng_state=False)
     return block(x_BKE, rope, lengths)
+
+
+def run_blocks(
+    blocks: nn.ModuleList,
+    norms: Mapping[int, nn.Module],
+    x_BKE: torch.Tensor,
+    rope: torch.Tensor | None,
+    recompute: bool,
+    lengths: Lengths = None,
+) -> list[torch.Tensor]:
+    """What comes out of the blocks numbered in ``norms`` (from 0), through its norm; the last block has one.
+
+    Returns:
+        [B,K,E] for each norm, in order. Where the blocks are fused, a list of one tensor [B,K,len(norms)*E] that has
+        them side by side, in the dtype of the computation.
+    """
+    if fused_block.supports(x_BKE, norms):
+        own = [block for block in blocks if type(block) is Block and block.plain and fused_block.fits(block)]
+        layers = {number: norm for number, norm in norms.items() if isinstance(norm, nn.LayerNorm)}
+        if len(own) == len(blocks):
+            return [fused_block.apply(own, layers, x_BKE, rope, recompute, lengths)]
+    outs: list[torch.Tensor] = []
+    for number, block in enumerate(blocks):
+        x_BKE = run_block(block, x_BKE, rope, recompute, lengths)
+        if number in norms:
+            outs.append(norms[number](x_BKE))
+    return outs
 
 
 def use_attention(name: str, device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
@@ -146,6 +188,26 @@ def choose_attention(device: torch.device, dtype: torch.dtype, batch: int, token
 
 def _layers(modules: Sequence[nn.Module]) -> Iterator[Attention]:
     return (layer for module in modules for layer in module.modules() if isinstance(layer, Attention))
+
+
+def use_epilogues(choice: bool | str, device: torch.device, dtype: torch.dtype, *modules: nn.Module) -> None:
+    """Let all `Block` in the modules have their passes over memory merged as ``runtime.epilogues`` says.
+
+    Raises:
+        ConfigError: ``choice`` forces that, and it is not supported here; the message has every reason.
+    """
+    blocks = [block for module in modules for block in module.modules() if isinstance(block, Block)]
+    reasons: list[str] = []
+    if choice not in (False, "auto"):
+        reasons += fused_block.objections(str(choice), device, dtype)
+        if not all(block.plain for block in blocks):
+            reasons.append("it needs the feed-forward with GELU (model.use_silu, model.pred_use_silu)")
+        if any(layer.fp8 for block in blocks for layer in block.modules() if isinstance(layer, Linear)):
+            reasons.append("it does not multiply in 8 bits (runtime.fp8)")
+    if reasons:
+        raise ConfigError(f"runtime.epilogues: {choice} is not supported here: {'; '.join(reasons)}; use auto")
+    for block in blocks:
+        block.epilogues = choice
 
 
 @torch.no_grad()

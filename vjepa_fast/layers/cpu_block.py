@@ -29,19 +29,24 @@ if TYPE_CHECKING:
     from vjepa_fast.layers.block import Block
 
 
-def fits(block: Block) -> bool:
-    """Whether ``apply`` computes what this block does, its feed-forward being the plain one: all layers have a bias,
-    none was replaced (as adapters do) or hooked, and no attention backend is forced.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def untouched(block: Block) -> bool:
+    """Whether all layers of a block with the plain feed-forward have a bias, and none was replaced (as adapters do) or
+    hooked.
     """
     attn, mlp = block.attn, block.mlp
-    if attn.backend is not None:
-        return False
     layers = {Linear: (attn.qkv, attn.proj, mlp.fc1, mlp.fc2), nn.LayerNorm: (block.norm1, block.norm2)}
     if any(type(x) is not kind or x.weight is None or x.bias is None for kind, own in layers.items() for x in own):
         return False
     parts = (attn, mlp, *layers[Linear], *layers[nn.LayerNorm])
-    hooks = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-    return not any(getattr(x, name) for x in parts for name in hooks)
+    return not any(getattr(x, name) for x in parts for name in HOOKS)
+
+
+def fits(block: Block) -> bool:
+    """Whether ``apply`` computes what this block does: it is `untouched`, and no attention backend is forced."""
+    return block.attn.backend is None and untouched(block)
 
 
 def supports(x: Tensor, rope: Tensor | None) -> bool:

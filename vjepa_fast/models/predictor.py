@@ -14,7 +14,7 @@ from vjepa_fast import ops
 from vjepa_fast.config.fields import require
 from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.layers import packed
-from vjepa_fast.layers.block import Block, init_weights, run_block
+from vjepa_fast.layers.block import Block, init_weights, run_blocks
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.layers.packed import Masks, Stream
 from vjepa_fast.models import rope
@@ -153,9 +153,9 @@ class Predictor(nn.Module):
             pos = rope.resize_sincos(self.predictor_pos_embed, self.built_grid, grid)
             x = x + pos[0, idx_BK]
         lengths = packed.segments(idx_enc, idx_pred)
-        for block in self.predictor_blocks:
-            x = run_block(block, x, table, self.use_activation_checkpointing, lengths)
-        seen, hidden = stream.apart(self.predictor_norm(x))
+        norms = {len(self.predictor_blocks) - 1: self.predictor_norm}
+        (x,) = run_blocks(self.predictor_blocks, norms, x, table, self.use_activation_checkpointing, lengths)
+        seen, hidden = stream.apart(x)
         z_pred = [self._out(self.predictor_proj, part) for part in hidden]
         if not (self.return_all_tokens and context):
             return z_pred, None

@@ -20,7 +20,7 @@ from vjepa_fast.errors import ConfigError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.layers import packed
 from vjepa_fast.layers.attention import Lengths
-from vjepa_fast.layers.block import Block, init_weights, run_block
+from vjepa_fast.layers.block import Block, init_weights, run_blocks
 from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.models import rope
 from vjepa_fast.ops.linear import linear
@@ -209,13 +209,10 @@ class VisionTransformer(nn.Module):
         return rope.rows(x, grid, idx_BK, self.embed_dim // self.num_heads, self.rope_variant, self.rope_base)
 
     def _levels(self, x_BKE: Tensor, table: Tensor | None, hierarchical: bool, lengths: Lengths = None) -> list[Tensor]:
-        """The levels [B,K,E] of the tokens, each through its norm; not ``hierarchical``: the last one alone."""
-        outs: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            x_BKE = run_block(block, x_BKE, table, self.use_activation_checkpointing, lengths)
-            if hierarchical and i in self.level_blocks:
-                outs.append(self.norms_block[len(outs)](x_BKE))
-        return outs if hierarchical else [self.norms_block[-1](x_BKE)]
+        """The levels of the tokens, normalised, as `run_blocks` returns them; not ``hierarchical``: the last one."""
+        last = len(self.blocks) - 1
+        norms = dict(zip(self.level_blocks, self.norms_block)) if hierarchical else {last: self.norms_block[-1]}
+        return run_blocks(self.blocks, norms, x_BKE, table, self.use_activation_checkpointing, lengths)
 
 
 def build_encoder(

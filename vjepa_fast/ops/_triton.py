@@ -65,6 +65,22 @@ def objections(*tensors: torch.Tensor | None) -> list[str]:
     return reasons
 
 
+def rehearsing() -> int:
+    """The architecture that launches are recorded for, as 90 for sm_90 (`_builds`); 0 where they are launched."""
+    if not _anywhere.get():
+        return 0
+    import triton
+
+    target: Any = triton.runtime.driver.active.get_current_target()
+    return int(target.arch)
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 2 where kernels are interpreted."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def launch(module: str, function: str, on: torch.Tensor, *args: Any) -> Any:
     """Call a function of ``kernels/MODULE.py``, imported (with Triton) now, with the CUDA device of ``on`` current."""
     with torch.cuda.device(on.device) if on.is_cuda else contextlib.nullcontext():

@@ -11,7 +11,7 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.errors import UserError
-from vjepa_fast.layers.block import use_attention
+from vjepa_fast.layers.block import use_attention, use_epilogues
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
@@ -44,6 +44,7 @@ def check(cfg: Config) -> Checked:
     if cfg.runtime.fp8:
         precision.enable_fp8(device, dtype, encoder, predictor)
     use_attention(cfg.runtime.attention, device, dtype, encoder, predictor)
+    use_epilogues(cfg.runtime.epilogues, device, dtype, encoder, predictor)
     quantum = capacity.quantum(cfg, device, dtype, encoder, predictor)
     for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
         if data is not None:

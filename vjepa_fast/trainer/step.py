@@ -19,7 +19,7 @@ from torch import Tensor
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.layers.block import choose_attention, use_attention
+from vjepa_fast.layers.block import choose_attention, use_attention, use_epilogues
 from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
@@ -110,6 +110,7 @@ class TrainStep:
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
         use_attention(cfg.runtime.attention, self.device, dtype, encoder, predictor)
+        use_epilogues(cfg.runtime.epilogues, self.device, dtype, encoder, predictor)
         self.quantum = capacity.quantum(cfg, self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder

@@ -36,7 +36,7 @@ from vjepa_fast import kernels, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.loader import ClipGroup
 from vjepa_fast.files import write_text
-from vjepa_fast.layers import attention
+from vjepa_fast.layers import attention, fused_block
 from vjepa_fast.layers.attention.base import Backend
 from vjepa_fast.layers.block import Attention
 from vjepa_fast.objectives import LatentState, ObjectiveOutput
@@ -64,6 +64,14 @@ class _Autocast(TorchFunctionMode):
     def __init__(self, dtype: torch.dtype):
         super().__init__()
         self.dtype = dtype
+
+    def __enter__(self) -> TorchFunctionMode:
+        self.token = fused_block.REHEARSED.set(self.dtype)
+        return super().__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        fused_block.REHEARSED.reset(self.token)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         dtype = self.dtype if func in self.LOW else torch.float32 if func is F.layer_norm else None
