@@ -9,6 +9,8 @@ import torch
 from vjepa_fast import ops
 from vjepa_fast.config import list_recipes, load
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.layers import fused_block
+from vjepa_fast.layers.block import Block
 from vjepa_fast.ops import _capture
 from vjepa_fast.trainer import captured, graphs
 from vjepa_fast.trainer.step import TrainStep
@@ -165,6 +167,17 @@ def test_accumulated_batches(images):
     same(ours, plain)
     assert ours.captured.graphs.captured
     assert any(p.grad is None for p in ours.params) != images or images
+
+
+def test_with_the_blocks_of_a_gpu(monkeypatch):
+    """By the eager code of their ops."""
+    monkeypatch.setattr(fused_block, "supports", lambda *_: True)
+    monkeypatch.setattr(Block, "forward", None)  # nobody calls it
+    plain, ours = make(), make(captured.Whole)
+    with ops.use_backend("eager"):
+        theirs, mine = (run(step, 5, lambda i: batch(i % 2)) for step in (plain, ours))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)) and ours.captured.graphs.captured
+    same(ours, plain)
 
 
 def test_what_a_step_reports_is_its_own():
