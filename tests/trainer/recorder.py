@@ -43,7 +43,7 @@ class Recorder(TorchDispatchMode):
         self.own |= {key(x) for x in made}
         self.kept += made  # nothing of a graph is freed, so that no address is used twice
         if func.name().split("::")[1].split(".")[0] not in VIEWS and (made or written):
-            self.calls.append((func, *kept, made if not written else []))
+            self.calls.append((func, *kept, made))
         return out
 
     def replay(self):
