@@ -1,0 +1,317 @@
+"""Preparing a data set: its lists are read, its files looked at, copied if asked, and manifests written.
+
+OUT/train.csv, ...       manifests: <path> <label>; absolute paths, but for files below OUT
+OUT/train.frames, ...    frame indices of the videos
+OUT/train.info.jsonl     one object per line of the list: codec, width, height, frames, fps, gop, status, ...
+OUT/classes.json         class names in the order of the labels (<part>_classes.json where parts have their own)
+OUT/quarantine.jsonl     what is missing or cannot be used, with the reason and the line of the list
+OUT/prepare.json         the numbers of the report
+OUT/h264-8fps-256px-q20  copies, one folder for each form
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vjepa_fast.data.decoders.index_cache import INDICES
+from vjepa_fast.data.media import ReadOptions, is_image_path
+from vjepa_fast.data.prepare.api import DATA_SETS, Listed, Listing, Request
+from vjepa_fast.data.prepare.copy import CopyForm, CopyTask, is_made, make_copy
+from vjepa_fast.data.prepare.inspect import Facts, inspect
+from vjepa_fast.data.processes import each
+from vjepa_fast.errors import DataError
+from vjepa_fast.files import write_json, write_text
+
+_HINT = "choose another folder with --out"
+_SPARE = 0.95  # share of the free disk that copies may take
+Progress = Callable[[str, int, int], None]  # what is done, how many are done, how many there are
+
+
+@dataclass
+class Report:
+    """What was prepared.
+
+    Attributes:
+        out: the folder. parts: name -> manifest, samples, missing, bad, classes.
+        files, missing, bad: numbers of files found, of names without a file, and of files that cannot be used.
+        hours: of the videos in the manifests, each file counted once. classes: how many there are.
+        codecs: "codec width x height" -> number of files, the most frequent first.
+        copied_bytes: of all copies. notes: what a user should know.
+    """
+
+    out: str
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    files: int = 0
+    missing: int = 0
+    bad: int = 0
+    hours: float = 0.0
+    classes: int = 0
+    codecs: dict[str, int] = field(default_factory=dict)
+    copied_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(
+    name: str,
+    request: Request,
+    *,
+    form: CopyForm | None = None,
+    workers: int = 1,
+    full: bool = False,
+    options: ReadOptions | None = None,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Prepare a data set.
+
+    Files that are missing or cannot be used are left out of the manifests and listed in quarantine.jsonl. What an
+    earlier call left in ``request.out`` is used: frame indices, and finished copies.
+
+    Args:
+        name: one of `DATA_SETS`.
+        request: where its files and lists are, and where to write.
+        form: of the copies; None: no copies.
+        workers: processes.
+        full: decode every frame of every file.
+        options: how files are read, and limits.
+        on_progress: called as files are done.
+
+    Raises:
+        ConfigError: there is no such data set, or it has no such split.
+        DataError: a list is missing or wrong, or none of its files can be used.
+        UserError: something cannot be written, or the disk has too little room for the copies.
+    """
+    data_set = DATA_SETS.get_named(name, "prepare")()
+    options, progress, out = options or ReadOptions(), on_progress or (lambda what, done, total: None), request.out
+    listing = data_set.read(request)
+    report = Report(str(out), notes=list(listing.notes))
+    _check(listing, request, report)
+    found = sorted({s.path for part in listing.parts.values() for s in part if s.path is not None})
+    manifests = {part: out / f"{part}.csv" for part in listing.parts}
+    for manifest in manifests.values():
+        INDICES.use(manifest)
+    try:
+        facts = _look_at(found, full, options, workers, progress)
+        copies: Mapping[str, tuple[str, Facts]] = {}
+        if form is not None:
+            copies = _copy(facts, request, form, options, workers, progress)
+            report.copied_bytes = sum(copy.bytes for _, copy in copies.values())
+    except BaseException:
+        _keep_indices(listing, manifests)
+        raise
+    files = {path: (path, seen) for path, seen in facts.items()} | dict(copies)
+    _write(listing, files, manifests, report, out)
+    return report
+
+
+# ---------------------------------------------------------------- lists
+
+
+def _check(listing: Listing, request: Request, report: Report) -> None:
+    """Refuse files in two parts of one split or under two labels, and keep one of equal lines."""
+    repeated = 0
+    splits: dict[str, dict[str, tuple[str, Listed]]] = {}  # of one split: real path -> part, sample
+    for part, samples in listing.parts.items():
+        seen = splits.setdefault(re.sub(r"\D", "", part), {})
+        kept = []
+        for sample in samples:
+            real = sample.name if sample.path is None else os.path.realpath(sample.path)
+            earlier = seen.setdefault(real, (part, sample))
+            if earlier[1] is sample:
+                kept.append(sample)
+            elif earlier[0] != part:
+                raise DataError(
+                    f"{sample.where}: {sample.name} is in {earlier[0]} as well ({earlier[1].where}); take one line out"
+                )
+            elif earlier[1].label != sample.label:
+                raise DataError(
+                    f"{sample.where}: {sample.name} has label {sample.label}, but {earlier[1].label} at "
+                    f"{earlier[1].where}; take one line out"
+                )
+            else:
+                repeated += 1
+        listing.parts[part] = kept
+    if repeated:
+        report.notes.append(f"{repeated} lines repeat a file and are left out")
+    everything = [sample for part in listing.parts.values() for sample in part]
+    if everything and all(sample.path is None for sample in everything):
+        first = everything[0]
+        raise DataError(
+            f"{first.where}: {first.name} is {first.problem}, and neither is any other of the {len(everything)} files; "
+            "name the folder that holds the unpacked files"
+        )
+    for part, samples in listing.parts.items():
+        images = sum(is_image_path(s.path) for s in samples if s.path is not None)
+        videos = sum(s.path is not None for s in samples) - images
+        if images and videos:
+            raise DataError(f"{request.source}: {part} holds {videos} videos and {images} images; part them by folder")
+
+
+# ---------------------------------------------------------------- files
+
+
+def _look_at(paths: list[str], full: bool, options: ReadOptions, workers: int, progress: Progress) -> dict[str, Facts]:
+    facts: dict[str, Facts] = {}
+    job = partial(inspect, full=full, options=options)
+    quick = [] if full else [path for path in paths if INDICES.known(path) is not None]
+    for path in quick:
+        facts[path] = job(path)
+    rest = [path for path in paths if path not in facts]
+    progress("looking at files", len(facts), len(paths))
+    for path, seen in each(job, rest, workers):
+        facts[path] = _kept(path, seen or _crashed(path))
+        progress("looking at files", len(facts), len(paths))
+    return facts
+
+
+def _kept(path: str, facts: Facts) -> Facts:
+    """With its index in the cache, instead of in memory for good."""
+    if facts.index is not None:
+        INDICES.put(path, facts.index)
+    return replace(facts, index=None)
+
+
+def _crashed(path: str) -> Facts:
+    return Facts(problem=f"{path}: reading it ended the process (a crash, or not enough memory)")
+
+
+def _copy(
+    facts: dict[str, Facts], request: Request, form: CopyForm, options: ReadOptions, workers: int, progress: Progress
+) -> dict[str, tuple[str, Facts]]:
+    """Source -> its copy and what that is."""
+    good = [path for path, seen in facts.items() if not seen.problem]
+    if images := [path for path in good if is_image_path(path)]:
+        raise DataError(f"{images[0]}: is an image, and images are not copied; leave --convert out")
+    folder = request.out / form.folder
+    targets = _targets(good, request.source, folder, form.suffix)
+    tasks = [CopyTask(path, targets[path]) for path in good]
+    waiting = [task for task in tasks if not is_made(task)]
+    need = sum(form.estimate(facts[task.source]) for task in waiting)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    progress(f"{len(waiting)} copies will take about {need / 1e9:.1f} GB of {free / 1e9:.0f} GB free", 0, 0)
+    if need > _SPARE * free:
+        raise DataError(
+            f"{folder}: the copies of {len(waiting)} videos take about {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB "
+            "are free; choose another disk with --out, a lower --fps or a smaller --short-side"
+        )
+    copies: dict[str, tuple[str, Facts]] = {}
+    for task, made in each(partial(make_copy, form=form, options=options), tasks, workers):
+        target = str(task.target.absolute())
+        copies[task.source] = target, _kept(target, made or _crashed(task.source))
+        progress("copying", len(copies), len(tasks))
+    return copies
+
+
+def _targets(paths: list[str], source: Path, folder: Path, suffix: str) -> dict[str, Path]:
+    """Where the copy of each file goes: as below ``source``, with the old suffix where two differ in it alone."""
+    root = os.path.abspath(source if source.is_dir() else source.parent)
+    below: dict[str, str] = {}
+    for path in paths:
+        relative = os.path.relpath(path, root)
+        outside = relative.startswith(os.pardir) or os.path.isabs(relative)
+        below[path] = os.path.join("outside", *Path(path).parts[1:]) if outside else relative
+    stems = Counter(os.path.splitext(relative)[0] for relative in below.values())
+    return {
+        path: folder / ((stem if stems[stem := os.path.splitext(relative)[0]] == 1 else relative) + suffix)
+        for path, relative in below.items()
+    }
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def _write(
+    listing: Listing, files: dict[str, tuple[str, Facts]], manifests: dict[str, Path], report: Report, out: Path
+) -> None:
+    quarantine: list[dict[str, Any]] = []
+    used: dict[str, Facts] = {}
+    for part, samples in listing.parts.items():
+        lines, info, missing = [], [], 0
+        labels = set()
+        for sample in samples:
+            path, facts = files[sample.path] if sample.path is not None else ("", Facts(problem=sample.problem))
+            line = f"{_name(path, out)} {sample.label}"
+            if not facts.problem and not _fits(line):
+                facts = Facts(problem=f"{path!r}: a manifest cannot hold this name; rename the file")
+            status = "missing" if sample.path is None else "bad" if facts.problem else "ok"
+            missing += status == "missing"
+            row = {"path": path, "label": sample.label, "status": status, "where": sample.where}
+            if status == "ok":
+                lines.append(line + "\n")
+                used[path] = facts
+                labels.add(sample.label)
+                known = {k: v for k, v in asdict(replace(facts, index=None)).items() if k not in ("problem", "index")}
+                info.append(row | known | {"seconds": round(facts.seconds, 3)})
+                if path != sample.path:
+                    info[-1]["source"] = sample.path
+            else:
+                info.append(row | {"name": sample.name, "reason": facts.problem})
+                quarantine.append({"part": part, **info[-1]})
+        if not lines:
+            why = next(row["reason"] for row in info) if info else "the list names none"
+            raise DataError(f"{manifests[part]}: none of the {len(samples)} files of {part} can be used; {why}")
+        names = listing.classes if isinstance(listing.classes, list) else listing.classes[part]
+        if len(labels) < len(names):
+            report.notes.append(f"{part}: {len(names) - len(labels)} of {len(names)} classes have no sample")
+        write_text(manifests[part], "".join(lines), _HINT)
+        _write_rows(out / f"{part}.info.jsonl", info)
+        report.parts[part] = {
+            "manifest": str(manifests[part]),
+            "samples": len(lines),
+            "missing": missing,
+            "bad": len(samples) - len(lines) - missing,
+            "classes": len(labels),
+        }
+    _keep_indices(listing, manifests, files)
+    by_part = isinstance(listing.classes, dict)
+    for part, names in listing.classes.items() if isinstance(listing.classes, dict) else (("", listing.classes),):
+        write_json(out / (f"{part}_classes.json" if by_part else "classes.json"), names, _HINT)
+    _write_rows(out / "quarantine.jsonl", quarantine)
+    report.files, report.hours = len(files), sum(facts.seconds for facts in used.values()) / 3600
+    report.missing = len({row["name"] for row in quarantine if row["status"] == "missing"})
+    report.bad = len({row["path"] for row in quarantine if row["status"] == "bad"})
+    report.classes = (
+        max(map(len, listing.classes.values())) if isinstance(listing.classes, dict) else len(listing.classes)
+    )
+    report.codecs = dict(Counter(f"{f.codec} {f.width} x {f.height}" for f in used.values()).most_common())
+    write_json(out / "prepare.json", asdict(report), _HINT)
+
+
+def _keep_indices(
+    listing: Listing, manifests: dict[str, Path], files: Mapping[str, tuple[str, Facts]] | None = None
+) -> None:
+    """Write the frame indices that there are beside the manifests: of ``files``, or of the listed files themselves."""
+    for part, samples in listing.parts.items():
+        listed = [sample.path for sample in samples if sample.path is not None]
+        paths = [files[path][0] for path in listed] if files is not None else listed
+        if any(INDICES.known(path) is not None for path in paths):
+            INDICES.save(manifests[part], paths)
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows), _HINT)
+
+
+def _name(path: str, out: Path) -> str:
+    """As the manifest names a file: relative below ``out``, so that the folder can move; else absolute."""
+    root = os.path.abspath(out)
+    return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
+
+
+def _fits(line: str) -> bool:
+    """Whether a line of a manifest is read as it is meant."""
+    name = line.rsplit(" ", 1)[0]
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return line.splitlines() == [line] and name == name.strip().strip('"') and "::" not in name
