@@ -190,7 +190,7 @@ def _write_h264(
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = reformatter.reformat(
-                frame, format="yuv420p", dst_colorspace="itu601", dst_color_range="mpeg", threads=1
+                frame, format="yuv420p", dst_colorspace="itu601", dst_color_range="MPEG", threads=1
             )
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))
