@@ -83,7 +83,10 @@ def page(text: str) -> str:
     before, rest = text.split(BEGIN)
     record = json.loads(RESULTS.read_text())
     lines = ["| film | frames | starts right |", "|---|---|---|"]
-    lines += [f"| {r['kind']} | {r['frames']} | {r['right']} of {r['starts']} |" for r in record["rows"]]
+    for real in (False, True):
+        lines += ["| | | |"] * real
+        rows = [r for r in record["rows"] if r["real"] == real]
+        lines += [f"| {r['kind']} | {r['frames']} | {r['right']} of {r['starts']} |" for r in rows]
     return before + BEGIN + "\n".join(lines) + "\n" + END + rest.split(END)[1]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.films import KINDS, Lacking, number_of, plain_decode
-from benchmarks.frame_starts import wrong_starts
+from benchmarks.frame_starts import page, wrong_starts
 from vjepa_fast.data import Sampling, read_clip
 from vjepa_fast.data.decoders.index import FROM_START
 from vjepa_fast.data.decoders.index_cache import index_of
@@ -107,3 +107,9 @@ def test_clips_go_by_time_where_the_rate_varies(film):
 @pytest.mark.parametrize("path", sorted(FILMS.iterdir()) if FILMS.is_dir() else [], ids=lambda path: path.name)
 def test_real_films(path):
     assert wrong_starts(path, every=23)[1] == []
+
+
+def test_the_table_of_the_page_is_what_was_recorded():
+    docs = Path(__file__).parents[2] / "docs" / "data.md"
+    text = docs.read_text(encoding="utf-8")
+    assert page(text) == text and "| h264 ts | 30 | 29 of 29 |" in text

@@ -208,6 +208,8 @@ def _best(path: str, container: InputContainer) -> VideoStream:
         raise DataError(f"{path}: has {'sound but no video' if container.streams.audio else 'no video stream'}")
     if container.format.name == "image2" or container.format.name.endswith("_pipe"):
         raise _image(path)
+    if len(films) == 1:
+        return films[0]
     lasting = {s.index: float((s.duration or 0) * (s.time_base or 0)) for s in films}
     many = max(s.frames for s in films) > 1
     films = [

@@ -85,18 +85,21 @@ class FrameIndex:
 
     @cached_property
     def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of ``key`` from which all later frames can be decoded, and the first frame of each, ascending."""
+        """Rows of ``key`` from which all later frames can be decoded (last: the start), and the first frame of each."""
         last_use = np.minimum.accumulate(self.order[::-1])[::-1]  # the earliest packet that frames from n on need
         place = self.place[self.key]
         rows = np.nonzero(place >= 0)[0] if self.seek != "none" else np.zeros(0, np.int64)
-        rows = rows[last_use[place[rows]] == self.key[rows]]
-        return rows, place[rows]
+        rows = rows[(last_use[place[rows]] == self.key[rows]) & (self.key[rows] > 0)]
+        return np.append(rows, FROM_START), place[rows]  # what lies before all others is at the place of index -1
 
     def seek_point(self, number: int) -> int:
         """Row of ``key`` of the last key packet from which frame ``number`` can be decoded, or `FROM_START`."""
+        return int(self.seek_points(np.array([number]))[0])
+
+    def seek_points(self, numbers: np.ndarray) -> np.ndarray:
+        """`seek_point` of each of these frames."""
         rows, firsts = self._points
-        at = int(np.searchsorted(firsts, number, side="right")) - 1
-        return int(rows[at]) if at >= 0 and self.key[rows[at]] > 0 else FROM_START
+        return rows[firsts.searchsorted(numbers, side="right") - 1]
 
     def pack(self) -> bytes:
         """As bytes, compressed, for `unpack`."""

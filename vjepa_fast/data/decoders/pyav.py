@@ -113,12 +113,12 @@ class _Video(Video):
     def _plans(self, numbers: np.ndarray) -> Iterator[list[tuple[int, range]]]:
         """Ways to read these frames, the quickest first: rows of ``FrameIndex.key``, and what to read from each."""
         index, everything = self.index, range(len(numbers))
-        runs, begin, row = [], 0, index.seek_point(int(numbers[0]))
-        for i in range(1, len(numbers)):
-            other = index.seek_point(int(numbers[i]))
-            if other > row and index.key[other] > index.order[numbers[i - 1]] + _WORTH_A_SEEK:
+        rows = index.seek_points(numbers)
+        runs, begin, row = [], 0, int(rows[0])
+        for i in (np.nonzero(np.diff(rows))[0] + 1).tolist():
+            if index.key[rows[i]] > index.order[numbers[i - 1]] + _WORTH_A_SEEK:
                 runs.append((row, range(begin, i)))
-                begin, row = i, other
+                begin, row = i, int(rows[i])
         yield [*runs, (row, range(begin, len(numbers)))]
         first = runs[0][0] if runs else row
         if first != FROM_START:
