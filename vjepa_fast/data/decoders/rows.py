@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -30,44 +31,48 @@ _LONGEST_HEAD = 10_000
 
 
 def write_rows(
-    path: str | os.PathLike[str],
+    path: str | Path,
     frames: Iterable[np.ndarray],
     *,
     count: int,
+    size: tuple[int, int],
     fps: float,
     coding: str = "jpeg",
     quality: int = 90,
 ) -> None:
-    """Write ``count`` frames, uint8 ``[H, W, 3]`` of one size, that come one after another.
+    """Write frames, uint8 ``[height, width, 3]``, that come one after another.
+
+    Args:
+        path: of the file.
+        frames: exactly ``count`` of them.
+        count, size, fps: number, (height, width) and frames per second.
+        coding: "jpeg" or "raw".
+        quality: of JPEG, to 95.
 
     Raises:
         UserError: the file cannot be written.
-        ValueError: there are more or fewer frames, or their size changes.
+        ValueError: there are more or fewer frames, or one has another size.
     """
     from PIL import Image
 
+    begin, done = np.zeros(count + 1, "<u8"), 0
+    head = json.dumps(dict(frames=count, fps=fps, height=size[0], width=size[1], coding=coding)).encode()
+    start = _MAGIC + len(head).to_bytes(8, "little") + head
     with atomic_path(path, sync=False) as temporary, open(temporary, "wb") as file:
-        begin, shape, done = np.zeros(count + 1, "<u8"), None, 0
+        file.write(start + begin.tobytes())
+        first = file.tell()
         for frame in frames:
-            if shape is None:
-                shape = frame.shape
-                head = dict(frames=count, fps=fps, height=shape[0], width=shape[1], coding=coding)
-                packed = json.dumps(head).encode()
-                file.write(_MAGIC + len(packed).to_bytes(8, "little") + packed)
-                table = file.tell()
-                file.write(begin.tobytes())
-                first = file.tell()
-            if frame.shape != shape or done == count:
-                raise ValueError(f"frame {done} of {count} is {frame.shape}, the first {shape}")
+            if frame.shape != (*size, 3) or done == count:
+                raise ValueError(f"frame {done} of {count} is {frame.shape}, expected {(*size, 3)}")
             if coding == "jpeg":
                 Image.fromarray(frame).save(file, format="JPEG", quality=quality, subsampling="4:2:0")
             else:
                 file.write(np.ascontiguousarray(frame).tobytes())
             done += 1
             begin[done] = file.tell() - first
-        if shape is None or done != count:
+        if done != count:
             raise ValueError(f"{done} frames, expected {count}")
-        file.seek(table)
+        file.seek(len(start))
         file.write(begin.tobytes())
 
 
@@ -120,7 +125,7 @@ class RowVideo(Video):
             row = mapped[int(self._begin[number]) : int(self._begin[number + 1])]
             picture = self._picture(row, number, (height, width, 3))
             if size is not None and size != (height, width):
-                picture = np.asarray(Image.fromarray(picture).resize(size[::-1], Image.Resampling.BILINEAR))
+                picture = np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR))
             clip[place] = picture
         return clip
 

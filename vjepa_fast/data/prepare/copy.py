@@ -112,24 +112,22 @@ def is_made(task: CopyTask) -> bool:
 
 
 def make_copy(task: CopyTask, form: CopyForm, options: ReadOptions) -> Facts:
-    """Copy a video; the copy is what is returned, or why there is none. One that is there already is not made anew.
+    """Copy a video; what the copy is, or why there is none.
 
     Raises:
         UserError: the copy cannot be written; that will be so for all others too.
     """
-    if not is_made(task):
-        try:
-            expected = _write(task, form, options)
-        except DataError as error:
-            return Facts(problem=str(error))
-        facts = inspect(str(task.target), options=options)
-        if not facts.problem and facts.frames != expected:
-            facts = Facts(problem=f"{task.source}: its copy shows {facts.frames} frames instead of {expected}")
-        if facts.problem:
-            with suppress(OSError):
-                task.target.unlink()
-        return facts
-    return inspect(str(task.target), options=options)
+    try:
+        expected = _write(task, form, options)
+    except DataError as error:
+        return Facts(problem=str(error))
+    facts = inspect(str(task.target), options=options)
+    if not facts.problem and facts.frames != expected:
+        facts = Facts(problem=f"{task.source}: its copy shows {facts.frames} frames instead of {expected}")
+    if facts.problem:
+        with suppress(OSError):
+            task.target.unlink()
+    return facts
 
 
 def _write(task: CopyTask, form: CopyForm, options: ReadOptions) -> int:
@@ -146,7 +144,9 @@ def _write(task: CopyTask, form: CopyForm, options: ReadOptions) -> int:
                 else:
                     coding = "raw" if form.coding == "raw" else "jpeg"
                     count, fps = len(numbers), float(rate)
-                    write_rows(task.target, pictures, count=count, fps=fps, coding=coding, quality=form.quality)
+                    write_rows(
+                        task.target, pictures, count=count, size=size, fps=fps, coding=coding, quality=form.quality
+                    )
                 return len(numbers)
             except DataError:
                 if attempt == 2 or not video.recount():
@@ -169,7 +169,7 @@ def _write_h264(
     path: Path, pictures: Iterator[np.ndarray], size: tuple[int, int], rate: Fraction, quality: int
 ) -> None:
     import av
-    from av.video.reformatter import VideoReformatter
+    from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
     with atomic_path(path, sync=False) as temporary, av.open(str(temporary), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate)
@@ -190,7 +190,7 @@ def _write_h264(
         for number, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = reformatter.reformat(
-                frame, format="yuv420p", dst_colorspace="itu601", dst_color_range="MPEG", threads=1
+                frame, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.MPEG, threads=1
             )
             frame.pts, frame.time_base = number, 1 / rate
             container.mux(stream.encode(frame))

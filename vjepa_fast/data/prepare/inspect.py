@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -68,11 +68,19 @@ def inspect(path: str, full: bool = False, options: ReadOptions | None = None) -
     except (DataError, OSError) as error:
         return Facts(problem=str(error) if isinstance(error, DataError) else f"{path}: {one_line(error)}")
     index = None if is_rows(path) else INDICES.known(path)
-    known = dict(codec=info["codec"], width=info["width"], height=info["height"], fps=info["fps"], bytes=size)
+    facts = Facts(
+        codec=info["codec"],
+        width=info["width"],
+        height=info["height"],
+        frames=info["frames"],
+        fps=info["fps"],
+        gop=1,
+        bytes=size,
+    )
     if index is None:
-        return Facts(**known, frames=info["frames"], gop=1)
+        return facts
     gop = int(np.diff(index.key, append=index.packets).max(initial=1))
-    return Facts(**known, frames=index.frames, constant=index.constant, gop=gop, index=index)
+    return replace(facts, frames=index.frames, constant=index.constant, gop=gop, index=index)
 
 
 def _header(path: str, options: ReadOptions) -> tuple[str, int, int]:

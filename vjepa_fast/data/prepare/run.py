@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -98,16 +98,16 @@ def prepare(
     manifests = {part: out / f"{part}.csv" for part in listing.parts}
     for manifest in manifests.values():
         INDICES.use(manifest)
+    look = partial(_look_at, full=full, options=options, workers=workers, progress=progress)
     try:
-        facts = _look_at(found, full, options, workers, progress)
-        copies: Mapping[str, tuple[str, Facts]] = {}
-        if form is not None:
-            copies = _copy(facts, request, form, options, workers, progress)
-            report.copied_bytes = sum(copy.bytes for _, copy in copies.values())
+        if form is None:
+            files = {path: (path, facts) for path, facts in look(found).items()}
+        else:
+            files = _copy(found, request, form, look, partial(each, workers=workers), options, progress)
+            report.copied_bytes = sum(facts.bytes for path, facts in files.values() if not facts.problem)
     except BaseException:
         _keep_indices(listing, manifests)
         raise
-    files = {path: (path, seen) for path, seen in facts.items()} | dict(copies)
     _write(listing, files, manifests, report, out)
     return report
 
@@ -165,7 +165,8 @@ def _look_at(paths: list[str], full: bool, options: ReadOptions, workers: int, p
     for path in quick:
         facts[path] = job(path)
     rest = [path for path in paths if path not in facts]
-    progress("looking at files", len(facts), len(paths))
+    if paths:
+        progress("looking at files", len(facts), len(paths))
     for path, seen in each(job, rest, workers):
         facts[path] = _kept(path, seen or _crashed(path))
         progress("looking at files", len(facts), len(paths))
@@ -184,17 +185,27 @@ def _crashed(path: str) -> Facts:
 
 
 def _copy(
-    facts: dict[str, Facts], request: Request, form: CopyForm, options: ReadOptions, workers: int, progress: Progress
+    paths: list[str],
+    request: Request,
+    form: CopyForm,
+    look: Callable[[list[str]], dict[str, Facts]],
+    each_of: Callable[[Callable[[CopyTask], Facts], list[CopyTask]], Iterator[tuple[CopyTask, Facts | None]]],
+    options: ReadOptions,
+    progress: Progress,
 ) -> dict[str, tuple[str, Facts]]:
-    """Source -> its copy and what that is."""
-    good = [path for path, seen in facts.items() if not seen.problem]
-    if images := [path for path in good if is_image_path(path)]:
+    """Source -> its copy and what that is; or the source itself and why there is no copy."""
+    if images := [path for path in paths if is_image_path(path)]:
         raise DataError(f"{images[0]}: is an image, and images are not copied; leave --convert out")
     folder = request.out / form.folder
-    targets = _targets(good, request.source, folder, form.suffix)
-    tasks = [CopyTask(path, targets[path]) for path in good]
-    waiting = [task for task in tasks if not is_made(task)]
-    need = sum(form.estimate(facts[task.source]) for task in waiting)
+    tasks = [CopyTask(path, target) for path, target in _targets(paths, request.source, folder, form.suffix).items()]
+    made = [task for task in tasks if is_made(task)]
+    seen = look([str(task.target) for task in made])
+    copies = {t.source: (str(t.target), seen[str(t.target)]) for t in made if not seen[str(t.target)].problem}
+    waiting = [task for task in tasks if task.source not in copies]
+    sources = look([task.source for task in waiting])
+    bad = {path: (path, facts) for path, facts in sources.items() if facts.problem}
+    waiting = [task for task in waiting if task.source not in bad]
+    need = sum(form.estimate(sources[task.source]) for task in waiting)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     progress(f"{len(waiting)} copies will take about {need / 1e9:.1f} GB of {free / 1e9:.0f} GB free", 0, 0)
@@ -203,17 +214,16 @@ def _copy(
             f"{folder}: the copies of {len(waiting)} videos take about {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB "
             "are free; choose another disk with --out, a lower --fps or a smaller --short-side"
         )
-    copies: dict[str, tuple[str, Facts]] = {}
-    for task, made in each(partial(make_copy, form=form, options=options), tasks, workers):
-        target = str(task.target.absolute())
-        copies[task.source] = target, _kept(target, made or _crashed(task.source))
-        progress("copying", len(copies), len(tasks))
-    return copies
+    for task, facts in each_of(partial(make_copy, form=form, options=options), waiting):
+        target = str(task.target)
+        copies[task.source] = target, _kept(target, facts or _crashed(task.source))
+        progress("copying", len(copies) + len(bad), len(tasks))
+    return copies | bad
 
 
 def _targets(paths: list[str], source: Path, folder: Path, suffix: str) -> dict[str, Path]:
     """Where the copy of each file goes: as below ``source``, with the old suffix where two differ in it alone."""
-    root = os.path.abspath(source if source.is_dir() else source.parent)
+    folder, root = folder.absolute(), os.path.abspath(source if source.is_dir() else source.parent)
     below: dict[str, str] = {}
     for path in paths:
         relative = os.path.relpath(path, root)

@@ -36,7 +36,7 @@ class SSv2(DataSet):
             for where, cells in read_table(answers, ";"):
                 if len(cells) != 2:
                     raise DataError(f"{where}: expected '<id>;<label>', found {';'.join(cells)[:80]!r}")
-                rows.append(_listed(request, classes, *cells, where))
+                rows.append(_listed(request, classes, cells[0], cells[1], where))
             parts["test"] = rows
         else:
             notes.append("the test part has no labels (no test-answers.csv) and is left out")
