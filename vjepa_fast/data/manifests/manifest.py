@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,9 @@ import numpy as np
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.media import is_image_path
 from vjepa_fast.errors import DataError
+
+_NUMBER = re.compile(r"-?[0-9]{1,4000}")
+_LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +90,14 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def _parse(line: str, where: str) -> tuple[str, int]:
+    if "\0" in line:
+        raise DataError(f"{where}: holds a zero byte; save the manifest as UTF-8 text")
     for separator in ("::", None, ","):
         parts = line.rsplit(separator, 1)
-        if len(parts) == 2 and parts[1].strip().lstrip("-").isdigit():
+        if len(parts) == 2 and _NUMBER.fullmatch(parts[1].strip()):
             label = int(parts[1])
+            if label > _LARGEST_LABEL:
+                raise DataError(f"{where}: label {label} is too large; labels count from 0")
             if label < 0:
                 raise DataError(f"{where}: label {label} is negative; labels count from 0")
             return parts[0].strip().strip('"'), label

@@ -55,6 +55,6 @@ def _listed(request: Request, classes: Classes, where: str, line: str) -> Listed
             raise DataError(f"{where}: expected '<class>/<video>' with or without a label, found {line[:80]!r}")
         folder = match[1]
     label = classes.label(folder, where)
-    if number and int(number) != label + 1:
+    if number and whole(number, where, "the number") != label + 1:
         raise DataError(f"{where}: class {folder} has number {number}, but {label + 1} in classInd.txt")
     return Listed(name, label, where, *request.files.find(name))

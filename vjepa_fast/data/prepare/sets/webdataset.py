@@ -12,12 +12,13 @@ from typing import IO
 
 from vjepa_fast.data.prepare.api import DATA_SETS, DataSet, Listed, Listing, Request
 from vjepa_fast.data.prepare.find import MEDIA_SUFFIXES, visible
-from vjepa_fast.data.prepare.lists import order_classes
+from vjepa_fast.data.prepare.lists import Classes, order_classes, whole
 from vjepa_fast.errors import DataError
 from vjepa_fast.files import atomic_path, first_line
 
 _PARTS = ("train", "val", "test")
-_LARGEST_LABEL = 1_000_000  # bytes of a label's file that are read
+_LONGEST_LABEL = 1_000_000  # bytes of its file that are read
+_MOST_CLASSES = 1_000_000
 
 
 @DATA_SETS.register("webdataset")
@@ -45,8 +46,8 @@ class WebDataset(DataSet):
                 rows.setdefault(part, []).append((f"{shard}: {name}", label or "0", path, problem))
         labels = {label for part in rows.values() for _, label, _, _ in part}
         if all(label.isdecimal() for label in labels):
-            labels = set(map(str, range(max(map(int, labels)) + 1)))
-            classes = order_classes(set(), sorted(labels, key=int), "the shards")
+            count = max(whole(label, str(request.source), "a label", 0, _MOST_CLASSES) for label in labels) + 1
+            classes = Classes([str(number) for number in range(count)], "the shards")
         else:
             classes = order_classes(labels, (), "the shards")
         parts = {
@@ -83,7 +84,7 @@ def _unpack(shard: Path, folder: Path) -> Iterator[tuple[str, str, str | None, s
                     else:
                         media[key] = member.name, _write(content, folder.joinpath(*parts), member.size), ""
                 elif suffix in (".cls", ".txt", ".json"):
-                    labels[key] = _label(content.read(_LARGEST_LABEL), suffix) or labels.get(key, "")
+                    labels[key] = _label(content.read(_LONGEST_LABEL), suffix) or labels.get(key, "")
     except (tarfile.TarError, EOFError) as error:
         problem = f"the shard ends early or is damaged ({first_line(error)}); download it anew"
     for key, (name, path, why) in media.items():
