@@ -3,18 +3,21 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
+from vjepa_fast.cli import main
 from vjepa_fast.data import load_manifest
 from vjepa_fast.data.manifests.check import check_manifest
-from vjepa_fast.data.manifests.scan import scan_folder
+from vjepa_fast.data.manifests.scan import group_of, scan_folder
 from vjepa_fast.errors import DataError, UserError
 
 
 def test_separators_quotes_blanks_and_relative_paths(tmp_path):
     file = tmp_path / "m.csv"
-    file.write_text('a/one.mp4 3\n\n"two words.mp4" 0\nthree::1\n/abs/four.mp4\t2\nfive,x.mp4,4\n')
+    lines = ("a/one.mp4 3", "", '"two words.mp4" 0', "three::1", "/abs/four.mp4\t2", "five,x.mp4,4", "six.mp4, 5")
+    file.write_text("\n".join([*lines, '"s,7.mp4 12", 6', '"""8"".mp4" 7', "take 9 8"]))
     manifest = load_manifest(file)
     assert manifest.paths == [
         str(tmp_path / "a/one.mp4"),
@@ -22,9 +25,13 @@ def test_separators_quotes_blanks_and_relative_paths(tmp_path):
         str(tmp_path / "three"),
         "/abs/four.mp4",
         str(tmp_path / "five,x.mp4"),
+        str(tmp_path / "six.mp4"),
+        str(tmp_path / "s,7.mp4 12"),
+        str(tmp_path / '"8".mp4'),
+        str(tmp_path / "take 9"),
     ]
-    assert manifest.labels.tolist() == [3, 0, 1, 2, 4] and manifest.labels.dtype == "int64"
-    assert (manifest.name, manifest.kind, len(manifest)) == ("m", "video", 5)
+    assert manifest.labels.tolist() == [3, 0, 1, 2, 4, 5, 6, 7, 8] and manifest.labels.dtype == "int64"
+    assert (manifest.name, manifest.kind, len(manifest)) == ("m", "video", 9)
 
 
 def test_relative_to_the_working_directory_if_only_there(tmp_path, monkeypatch):
@@ -45,6 +52,13 @@ def test_relative_to_the_working_directory_if_only_there(tmp_path, monkeypatch):
         ("a.mp4\n", ":1: expected"),
         ("a.mp4 0\nb.mp4 cat\n", ":2: expected"),
         ("a.mp4 -1\n", "negative"),
+        ("a.mp4 \u00b2\n", ":1: expected"),
+        ("a.mp4 --3\n", ":1: expected"),
+        ("a.mp4 99999999999999999999\n", ":1: expected"),
+        ("a.mp4 163 1\n", ":1: more than two columns"),
+        ("a.mp4,163,1\n", ":1: more than two columns"),
+        ("0,a.mp4,1\n", ":1: more than two columns"),
+        ("path,label\na.mp4,1\n", ":1: expected"),
     ],
 )
 def test_bad_manifests(tmp_path, text, message):
@@ -153,3 +167,53 @@ def test_check_lists_what_is_broken(broken, write_manifest, tiny_suites):
     assert check_manifest(short, num_frames=2)[0][0] == broken["cut"] or check_manifest(short, num_frames=2, full=True)
     images = load_manifest(tiny_suites["objects"]["val"])
     assert images.kind == "image" and check_manifest(images) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"Stra\xdfe", "a\u2028b".encode(), b"a\x0cb", b" lead", b'"q"', b'"', b"5,x", b"x.mp4 5", b"a::3 b"],
+    ids=repr,
+)
+def test_every_file_name_is_read_back(tmp_path, name, capsys):
+    folder = os.path.join(os.fsencode(tmp_path), b"films")
+    os.makedirs(folder)
+    path = os.path.join(folder, name + b".mp4")
+    with open(path, "wb") as f:
+        f.write(b"x")
+    manifest = load_manifest(scan_folder(tmp_path / "films")["train"]["path"])
+    assert [os.fsencode(p) for p in manifest.paths] == [path] and len(manifest.hash) == 64
+    assert main(["data", "check", manifest.path]) == 2
+    assert "bad: " in capsys.readouterr().out
+
+
+def test_hidden_files_and_folders_are_not_data(tmp_path):
+    hidden = (".ipynb_checkpoints/v.mp4", "__MACOSX/c0/v.mp4", "c0/._v.mp4", "c0/.old/v.mp4", "c0/__MACOSX/v.mp4")
+    for name in ("c0/v.mp4", "c1/deep/v.mp4", *hidden):
+        path = tmp_path / ".home" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    scan_folder(tmp_path / ".home")  # itself in a hidden place, which is the user's choice
+    assert json.loads((tmp_path / ".home" / "classes.json").read_text()) == ["c0", "c1"]
+    assert (tmp_path / ".home" / "train.csv").read_text() == "c0/v.mp4 0\nc1/deep/v.mp4 1\n"
+
+
+def test_clips_of_one_video_stay_in_one_part(tmp_path):
+    for group in range(1, 9):
+        for clip in range(1, 6):
+            path = tmp_path / "Archery" / f"v_Archery_g{group:02d}_c{clip:02d}.avi"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+    for video in "abcdefgh":
+        for second in (0, 10, 20):
+            path = tmp_path / "abseiling" / f"{video * 11}_{second:06d}_{second + 10:06d}.mp4"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+    written = scan_folder(tmp_path, val_fraction=0.25, test_fraction=0.25)
+    assert {part: facts["samples"] for part, facts in written.items()} == {"train": 32, "val": 16, "test": 16}
+    parts = [{group_of(Path(p)) for p in load_manifest(facts["path"]).paths} for facts in written.values()]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 16
+    one = tmp_path / "one"
+    shutil.copytree(
+        tmp_path / "Archery", one / "Archery", ignore=lambda _, names: [n for n in names if "_g01_" not in n]
+    )
+    assert set(scan_folder(one, val_fraction=0.2)) == {"train"}  # nothing would be left to train on

@@ -356,14 +356,21 @@ def test_wrong_tables(trees, tmp_path, text, message):
         run("csv", tmp_path / "t.csv", tmp_path / "out")
 
 
-def test_equal_lines_count_once_and_names_that_no_manifest_can_hold_are_quarantined(trees, tmp_path):
-    for name in ("a.mp4", "b\u2028c.mp4"):
-        trees.film(tmp_path / "own" / name)
-    (tmp_path / "own" / "t.csv").write_text("a.mp4,0\na.mp4,0\nb\u2028c.mp4,1\n")
-    report, manifests, bad = run("csv", tmp_path / "own" / "t.csv", tmp_path / "out")
-    assert names(manifests["t"]) == ["a.mp4"]
+def test_equal_lines_count_once_and_any_name_but_one_of_two_lines_round_trips(trees, tmp_path):
+    odd = [" a.mp4", "b\u2028c.mp4", 'd "e".mp4', "f,1.mp4", "g::2.mp4", "caf\udce9.mp4", "ü 3.mp4"]
+    for name in [*odd, "two\nlines.mp4"]:
+        trees.film(tmp_path / "own" / "class" / name)
+    listed = [name for name in odd if name[0] != " " and "\udce9" not in name]
+    table = "".join('"{}",0\n'.format(name.replace('"', '""')) for name in listed)
+    (tmp_path / "own" / "class" / "t.csv").write_text(table + 'ü 3.mp4,0\n"two\nlines.mp4",0\n')
+    report, manifests, bad = run("csv", tmp_path / "own" / "class" / "t.csv", tmp_path / "out")
+    (tmp_path / "own" / "class" / "two\nlines.mp4").unlink()
+    assert sorted(names(manifests["t"])) == sorted(listed)
     assert any("1 lines repeat" in note for note in report.notes)
-    assert "rename the file" in bad[0]["reason"]
+    assert "rename it" in bad[0]["reason"]
+    _, manifests, bad = run("folder", tmp_path / "own", tmp_path / "out")
+    assert sorted(names(manifests["train"])) == sorted(odd)
+    assert bad == []
 
 
 def test_hidden_and_half_written_files_are_not_data_and_links_in_circles_end(trees, tmp_path):

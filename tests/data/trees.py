@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import tarfile
 from fractions import Fraction
@@ -62,7 +63,7 @@ class Trees:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(self._made[path.suffix], path)
         with path.open("ab") as file:  # no two have the same content
-            file.write(str(path).encode() if path.suffix != ".webm" else b"")
+            file.write(os.fsencode(path) if path.suffix != ".webm" else b"")
         return path
 
     def ucf101(self, root: Path, classes=("Biking", "HandstandPushups"), groups=4, flat=False) -> Path:

@@ -76,7 +76,7 @@ def _check(args: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     for _, reason in bad:
-        print(f"bad: {reason}")
+        print(f"bad: {_printable(reason)}")
     print(
         f"{manifest.path}: {len(manifest)} {manifest.kind} samples of {len(set(manifest.labels.tolist()))} classes, "
         f"{len(bad)} unreadable"
@@ -89,6 +89,11 @@ def _check(args: argparse.Namespace) -> int:
             "repair them or take their lines out"
         )
     return 0
+
+
+def _printable(text: str) -> str:
+    """A text with file names that are not UTF-8, their bytes as escapes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @contextmanager

@@ -12,11 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.data.decoders.index_cache import INDICES
-from vjepa_fast.data.media import is_image_path
+from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path, one_line, suffix_of
 from vjepa_fast.errors import DataError
-
-_NUMBER = re.compile(r"-?[0-9]{1,4000}")
-_LARGEST_LABEL = 2**31 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,30 +45,32 @@ class Manifest:
                 state = f"{stat.st_size} {stat.st_mtime_ns}"
             except OSError:
                 state = "missing"
-            digest.update(f"{path}\0{label}\0{state}\n".encode())
+            digest.update(f"{path}\0{label}\0{state}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
 def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Read a manifest.
 
-    Lines are ``<path> <label>``; ``::``, a tab or a comma separate as well, paths may hold blanks, and quotes around
-    a path are taken off. Relative paths are relative to the manifest's folder; if the first one is not there, to the
-    working directory.
+    Lines are ``<path> <label>``; ``::``, a tab or a comma separate as well, paths may hold blanks. A path in double
+    quotes is taken as it is, with ``""`` for a quote. File names that are not UTF-8 keep their bytes. Relative paths
+    are relative to the manifest's folder; if the first one is not there, to the working directory.
 
     Raises:
-        DataError: missing or empty file, or a line that is not a path and a non-negative integer.
+        DataError: missing or empty file, or a line that is not a path and a non-negative integer, or has more columns.
     """
     file = Path(path)
     if file.is_dir():
         raise DataError(f"{file}: is a folder, not a manifest; make one with: vjepa-fast data manifest {file}")
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:
         raise DataError(f"{file}: no such manifest; make one with: vjepa-fast data manifest FOLDER") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise DataError(f"{file}: cannot read the manifest ({reason})") from None
+    except OSError as error:
+        raise DataError(f"{file}: cannot read the manifest ({one_line(error)})") from None
+    if b"\0" in content:
+        raise DataError(f"{file}: cannot read the manifest (it is not text)")
+    lines = re.split(r"\r\n|\r|\n", content.decode(errors="surrogateescape"))
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -90,18 +89,38 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
 
 
 def _parse(line: str, where: str) -> tuple[str, int]:
-    if "\0" in line:
-        raise DataError(f"{where}: holds a zero byte; save the manifest as UTF-8 text")
     for separator in ("::", None, ","):
         parts = line.rsplit(separator, 1)
-        if len(parts) == 2 and _NUMBER.fullmatch(parts[1].strip()):
+        if len(parts) == 2 and re.fullmatch("-?[0-9]{1,18}", parts[1].strip(), re.ASCII):
             label = int(parts[1])
-            if label > _LARGEST_LABEL:
-                raise DataError(f"{where}: label {label} is too large; labels count from 0")
             if label < 0:
                 raise DataError(f"{where}: label {label} is negative; labels count from 0")
-            return parts[0].strip().strip('"'), label
+            path = parts[0].strip()
+            return _path(path.removesuffix(",").rstrip() if separator is None else path, line, where), label
     raise DataError(f"{where}: expected '<path> <label>' with an integer label, found {line[:80]!r}")
+
+
+def _path(text: str, line: str, where: str) -> str:
+    """A path without its quotes. DataError if it seems to hold another column."""
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1].replace('""', '"')
+    ahead = re.match(r"[0-9]+[,\t]\s*", text)
+    after = re.search(r"[\s,]+[0-9]+$", text)
+    if ahead or (after and suffix_of(text[: after.start()].rstrip('"')) in VIDEO_SUFFIXES | IMAGE_SUFFIXES):
+        raise DataError(
+            f"{where}: more than two columns in {line[:80]!r}; leave '<path> <label>', with the path in double quotes "
+            "if this is its name"
+        )
+    return text
+
+
+def quoted(path: str) -> str:
+    """A path as it stands in a manifest: in double quotes where it could be taken for something else."""
+    try:
+        plain = _parse(f"{path} 0", "") == (path, 0)
+    except DataError:
+        plain = False
+    return path if plain else '"' + path.replace('"', '""') + '"'
 
 
 def _base(file: Path, first: str) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
+from vjepa_fast.data.manifests.manifest import quoted
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path
 from vjepa_fast.errors import DataError
-from vjepa_fast.files import write_json, write_text
+from vjepa_fast.files import write_bytes, write_json
 
 SPLITS = ("train", "val", "test")
 Row = tuple[Path, int]  # file and label
@@ -37,8 +39,10 @@ def scan_folder(
     """Write manifests for a folder of class folders.
 
     ``FOLDER/<class>/<file>`` gives one manifest, of which ``val_fraction`` and ``test_fraction`` of every class may be
-    split off at random. ``FOLDER/train/<class>/<file>`` (and val, test) gives one manifest per part. Files
-    directly in FOLDER give one manifest with label 0. Classes are numbered in the order of their names, over all parts.
+    split off at random, with all clips that were cut from one video (`group_of`) in one part.
+    ``FOLDER/train/<class>/<file>`` (and val, test) gives one manifest per part. Files directly in FOLDER give one
+    manifest with label 0. Classes are numbered in the order of their names, over all parts. Hidden files and folders,
+    and what macOS adds to archives, are left out.
 
     Args:
         folder: to look through.
@@ -90,7 +94,8 @@ def scan_folder(
             )
         beside = target.with_name(f"{part}.csv" if out is None else f"{target.stem}_{part}{target.suffix}")
         path = target if part == "train" else beside
-        write_text(path, "".join(f"{_name(p, path, absolute)} {label}\n" for p, label in rows), hint)
+        lines = [f"{quoted(_name(p, path, absolute))} {label}\n" for p, label in rows]
+        write_bytes(path, "".join(lines).encode(errors="surrogateescape"), hint)
         written[part] = {"path": str(path), "samples": len(rows), "classes": len({label for _, label in rows})}
     names_path = target.with_name(f"{target.stem}_classes.json" if out is not None else "classes.json")
     write_json(names_path, names, hint)
@@ -101,21 +106,47 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
     """Class -> its files, sorted; files in folders below a class folder belong to it."""
 
     def media(paths: Iterable[Path]) -> list[Path]:
-        return sorted(p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and p.is_file())
+        seen = (p for p in paths if not any(map(_hidden, p.relative_to(folder).parts)))
+        return sorted(p for p in seen if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and p.is_file())
 
-    classes = {d.name: media(d.rglob("*")) for d in sorted(folder.iterdir()) if d.is_dir()}
+    classes = {d.name: media(d.rglob("*")) for d in sorted(folder.iterdir()) if d.is_dir() and not _hidden(d.name)}
     classes = {name: files for name, files in classes.items() if files}
     return classes or ({folder.name: loose} if (loose := media(folder.iterdir())) else {})
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def group_of(path: Path) -> str:
+    """What a clip was cut from, by its name.
+
+    The group of UCF-101 (``v_Archery_g01_c02``), the video of Kinetics (eleven characters, ``_000010_000020``), else
+    the file itself.
+    """
+    if found := re.fullmatch(r"(v_.+_g[0-9]+)_c[0-9]+", path.stem) or re.fullmatch(
+        r"(.{11})_[0-9]{6}_[0-9]{6}", path.stem
+    ):
+        return found[1]
+    return str(path)
 
 
 def _split(rows: Sequence[Row], val_fraction: float, test_fraction: float, seed: int) -> dict[str, list[Row]]:
     parts: dict[str, list[Row]] = {"train": [], "val": [], "test": []}
     labels = np.array([label for _, label in rows])
     for label in np.unique(labels):
-        members = np.random.default_rng([seed, int(label)]).permutation(np.nonzero(labels == label)[0])
-        val, test = round(val_fraction * len(members)), round(test_fraction * len(members))
-        for part, chosen in zip(("val", "test", "train"), np.split(members, [val, val + test])):
+        members = np.nonzero(labels == label)[0]
+        groups: dict[str, list[int]] = {}
+        for i in members.tolist():
+            groups.setdefault(group_of(rows[i][0]), []).append(i)
+        mixed = np.random.default_rng([seed, int(label)]).permutation([group[0] for group in groups.values()])
+        waiting = [groups[group_of(rows[i][0])] for i in mixed]
+        for part, share in (("val", val_fraction), ("test", test_fraction)):
+            chosen: list[int] = []
+            while len(chosen) < round(share * len(members)) and len(waiting) > (len(groups) < len(members)):
+                chosen += waiting.pop(0)  # where clips have groups, one group stays to train on
             parts[part] += [rows[i] for i in sorted(chosen)]
+        parts["train"] += [rows[i] for i in sorted(i for group in waiting for i in group)]
     return {part: rows for part, rows in parts.items() if rows}
 
 
@@ -125,6 +156,6 @@ def _name(path: Path, manifest: Path, absolute: bool) -> str:
         name = full if absolute else os.path.relpath(full, os.path.abspath(manifest.parent))
     except ValueError:  # on another drive
         name = full
-    if "\n" in name:
+    if "\n" in name or "\r" in name:
         raise DataError(f"{name!r}: a path with a line break cannot be in a manifest; rename it")
     return name

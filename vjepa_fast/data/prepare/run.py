@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.data.decoders.index_cache import INDICES
+from vjepa_fast.data.manifests.manifest import quoted
 from vjepa_fast.data.media import ReadOptions, is_image_path
 from vjepa_fast.data.prepare.api import DATA_SETS, Listed, Listing, Request
 from vjepa_fast.data.prepare.copy import CopyForm, CopyTask, is_made, make_copy
 from vjepa_fast.data.prepare.inspect import Facts, inspect
 from vjepa_fast.data.processes import each
 from vjepa_fast.errors import DataError
-from vjepa_fast.files import write_json, write_text
+from vjepa_fast.files import write_bytes, write_json, write_text
 
 _HINT = "choose another folder with --out"
 _SPARE = 0.95  # share of the free disk that copies may take
@@ -249,14 +250,13 @@ def _write(
         labels = set()
         for sample in samples:
             path, facts = files[sample.path] if sample.path is not None else ("", Facts(problem=sample.problem))
-            line = f"{_name(path, out)} {sample.label}"
-            if not facts.problem and not _fits(line):
-                facts = Facts(problem=f"{path!r}: a manifest cannot hold this name; rename the file")
+            if not facts.problem and ("\n" in path or "\r" in path):
+                facts = Facts(problem=f"{path!r}: a path with a line break cannot be in a manifest; rename it")
             status = "missing" if sample.path is None else "bad" if facts.problem else "ok"
             missing += status == "missing"
             row = {"path": path, "label": sample.label, "status": status, "where": sample.where}
             if status == "ok":
-                lines.append(line + "\n")
+                lines.append(f"{quoted(_name(path, out))} {sample.label}\n")
                 used[path] = facts
                 labels.add(sample.label)
                 known = {k: v for k, v in asdict(replace(facts, index=None)).items() if k not in ("problem", "index")}
@@ -272,7 +272,7 @@ def _write(
         names = listing.classes if isinstance(listing.classes, list) else listing.classes[part]
         if len(labels) < len(names):
             report.notes.append(f"{part}: {len(names) - len(labels)} of {len(names)} classes have no sample")
-        write_text(manifests[part], "".join(lines), _HINT)
+        write_bytes(manifests[part], "".join(lines).encode(errors="surrogateescape"), _HINT)
         _write_rows(out / f"{part}.info.jsonl", info)
         report.parts[part] = {
             "manifest": str(manifests[part]),
@@ -315,13 +315,3 @@ def _name(path: str, out: Path) -> str:
     """As the manifest names a file: relative below ``out``, so that the folder can move; else absolute."""
     root = os.path.abspath(out)
     return os.path.relpath(path, root) if path.startswith(root + os.sep) else path
-
-
-def _fits(line: str) -> bool:
-    """Whether a line of a manifest is read as it is meant."""
-    name = line.rsplit(" ", 1)[0]
-    try:
-        line.encode()
-    except UnicodeEncodeError:
-        return False
-    return line.splitlines() == [line] and name == name.strip().strip('"') and "::" not in name

@@ -56,8 +56,8 @@ class Kinetics400(DataSet):
 
 
 def _row(columns: dict[str, int], cells: list[str], where: str) -> tuple[str, str, str, str]:
-    if len(cells) < len(columns):
-        raise DataError(f"{where}: has {len(cells)} columns, the first line {len(columns)}; quote labels with commas")
+    if len(cells) <= max(columns.values()):
+        raise DataError(f"{where}: has {len(cells)} columns, fewer than the first line; download the CSV anew")
     split = cells[columns["split"]].lower()
     if split not in _PARTS:
         raise DataError(f"{where}: split {split!r} is none of {', '.join(_PARTS)}")
