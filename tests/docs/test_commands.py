@@ -32,6 +32,7 @@ from vjepa_fast.registry import KINDS, registry_of
 PIECES = {path.relative_to(pages.ROOT).as_posix(): pages.pieces(path) for path in pages.PAGES}
 # Words that stand for something on the pages.
 WORDS = {
+    "prepare (NAME|toys) (SOURCE|FOLDER)": "prepare folder films",
     "RECIPE": "ucf101_4gpu_baseline",
     "DIR": "runs/study",
     "FOLDER": "runs/mine",
