@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CODINGS = ("h264", "rows", "raw")
 GOP = 16
 _PIECE = 96_000_000  # bytes of frames that are decoded at a time
-_PER_PIXEL = {"h264": 0.05, "rows": 0.25, "raw": 3.0}  # bytes, for an estimate on the safe side; raw is exact
+_PER_PIXEL = {"h264": 0.08, "rows": 0.3, "raw": 3.0}  # bytes at the default qualities; fine grain takes twice as much
 _MOST_UNITS = 1001  # denominator of a rate, as in 30000/1001
 _NEAR = 1e-6  # seconds; of two frames equally near in time, the earlier one is meant
 
@@ -91,7 +91,9 @@ class CopyForm:
     def estimate(self, facts: Facts) -> int:
         """Bytes that a copy will take, about."""
         height, width = self.size(facts.height, facts.width)
-        fps = min(float(self.fps), facts.fps) if self.fps else facts.fps / self.step
+        fps = float(self.fps) if self.fps else facts.fps / self.step
+        if facts.constant:
+            fps = min(fps, facts.fps)
         return int(max(1.0, facts.seconds * fps) * height * width * _PER_PIXEL[self.coding]) + 2000
 
 
