@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -91,25 +91,24 @@ def prepare(
         UserError: something cannot be written, or the disk has too little room for the copies.
     """
     data_set = DATA_SETS.get_named(name, "prepare")()
-    options, progress, out = options or ReadOptions(), on_progress or (lambda what, done, total: None), request.out
     listing = data_set.read(request)
-    report = Report(str(out), notes=list(listing.notes))
+    report = Report(str(request.out), notes=list(listing.notes))
     _check(listing, request, report)
-    found = sorted({s.path for part in listing.parts.values() for s in part if s.path is not None})
-    manifests = {part: out / f"{part}.csv" for part in listing.parts}
+    manifests = {part: request.out / f"{part}.csv" for part in listing.parts}
     for manifest in manifests.values():
         INDICES.use(manifest)
-    look = partial(_look_at, full=full, options=options, workers=workers, progress=progress)
+    found = sorted({s.path for part in listing.parts.values() for s in part if s.path is not None})
+    work = _Work(workers, full, options or ReadOptions(), on_progress or (lambda what, done, total: None))
     try:
         if form is None:
-            files = {path: (path, facts) for path, facts in look(found).items()}
+            files = {path: (path, facts) for path, facts in work.look_at(found).items()}
         else:
-            files = _copy(found, request, form, look, partial(each, workers=workers), options, progress)
+            files = work.copy(found, request, form)
             report.copied_bytes = sum(facts.bytes for path, facts in files.values() if not facts.problem)
     except BaseException:
         _keep_indices(listing, manifests)
         raise
-    _write(listing, files, manifests, report, out)
+    _write(listing, files, manifests, report, request.out)
     return report
 
 
@@ -140,6 +139,8 @@ def _check(listing: Listing, request: Request, report: Report) -> None:
             else:
                 repeated += 1
         listing.parts[part] = kept
+    if request.known and list(request.known) != listing.classes:
+        report.notes.append("the classes are not those of the evaluation task; leave --task of probe out")
     if repeated:
         report.notes.append(f"{repeated} lines repeat a file and are left out")
     everything = [sample for part in listing.parts.values() for sample in part]
@@ -159,19 +160,54 @@ def _check(listing: Listing, request: Request, report: Report) -> None:
 # ---------------------------------------------------------------- files
 
 
-def _look_at(paths: list[str], full: bool, options: ReadOptions, workers: int, progress: Progress) -> dict[str, Facts]:
-    facts: dict[str, Facts] = {}
-    job = partial(inspect, full=full, options=options)
-    quick = [] if full else [path for path in paths if INDICES.known(path) is not None]
-    for path in quick:
-        facts[path] = job(path)
-    rest = [path for path in paths if path not in facts]
-    if paths:
-        progress("looking at files", len(facts), len(paths))
-    for path, seen in each(job, rest, workers):
-        facts[path] = _kept(path, seen or _crashed(path))
-        progress("looking at files", len(facts), len(paths))
-    return facts
+@dataclass(frozen=True)
+class _Work:
+    """How files are looked at and copied: arguments of `prepare`."""
+
+    workers: int
+    full: bool
+    options: ReadOptions
+    progress: Progress
+
+    def look_at(self, paths: list[str]) -> dict[str, Facts]:
+        """Path -> what it is. A file whose index is known is not read again."""
+        job = partial(inspect, full=self.full, options=self.options)
+        facts = {path: job(path) for path in paths if not self.full and INDICES.known(path) is not None}
+        rest = [path for path in paths if path not in facts]
+        for path, seen in each(job, rest, self.workers):
+            facts[path] = _kept(path, seen or _crashed(path))
+            self.progress("looking at files", len(facts), len(paths))
+        return facts
+
+    def copy(self, paths: list[str], request: Request, form: CopyForm) -> dict[str, tuple[str, Facts]]:
+        """Source -> its copy and what that is; or the source itself and why there is no copy."""
+        if images := [path for path in paths if is_image_path(path)]:
+            raise DataError(f"{images[0]}: is an image, and images are not copied; leave --convert out")
+        folder = request.out / form.folder
+        tasks = [CopyTask(path, target) for path, target in _targets(paths, request, folder, form.suffix).items()]
+        made = [task for task in tasks if is_made(task)]
+        seen = self.look_at([str(task.target) for task in made])
+        copies = {t.source: (str(t.target), seen[str(t.target)]) for t in made if not seen[str(t.target)].problem}
+        waiting = [task for task in tasks if task.source not in copies]
+        sources = self.look_at([task.source for task in waiting])
+        bad = {path: (path, facts) for path, facts in sources.items() if facts.problem}
+        waiting = [task for task in waiting if task.source not in bad]
+        self._check_room(folder, sum(form.estimate(sources[task.source]) for task in waiting), len(waiting))
+        for task, facts in each(partial(make_copy, form=form, options=self.options), waiting, self.workers):
+            target = str(task.target)
+            copies[task.source] = target, _kept(target, facts or _crashed(task.source))
+            self.progress("copying", len(copies) + len(bad), len(tasks))
+        return copies | bad
+
+    def _check_room(self, folder: Path, need: int, copies: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        self.progress(f"{copies} copies will take about {need / 1e9:.1f} GB of {free / 1e9:.0f} GB free", 0, 0)
+        if need > _SPARE * free:
+            raise DataError(
+                f"{folder}: the copies of {copies} videos take about {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB "
+                "are free; choose another disk with --out, a lower --fps or a smaller --short-side"
+            )
 
 
 def _kept(path: str, facts: Facts) -> Facts:
@@ -185,56 +221,17 @@ def _crashed(path: str) -> Facts:
     return Facts(problem=f"{path}: reading it ended the process (a crash, or not enough memory)")
 
 
-def _copy(
-    paths: list[str],
-    request: Request,
-    form: CopyForm,
-    look: Callable[[list[str]], dict[str, Facts]],
-    each_of: Callable[[Callable[[CopyTask], Facts], list[CopyTask]], Iterator[tuple[CopyTask, Facts | None]]],
-    options: ReadOptions,
-    progress: Progress,
-) -> dict[str, tuple[str, Facts]]:
-    """Source -> its copy and what that is; or the source itself and why there is no copy."""
-    if images := [path for path in paths if is_image_path(path)]:
-        raise DataError(f"{images[0]}: is an image, and images are not copied; leave --convert out")
-    folder = request.out / form.folder
-    tasks = [CopyTask(path, target) for path, target in _targets(paths, request.source, folder, form.suffix).items()]
-    made = [task for task in tasks if is_made(task)]
-    seen = look([str(task.target) for task in made])
-    copies = {t.source: (str(t.target), seen[str(t.target)]) for t in made if not seen[str(t.target)].problem}
-    waiting = [task for task in tasks if task.source not in copies]
-    sources = look([task.source for task in waiting])
-    bad = {path: (path, facts) for path, facts in sources.items() if facts.problem}
-    waiting = [task for task in waiting if task.source not in bad]
-    need = sum(form.estimate(sources[task.source]) for task in waiting)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    progress(f"{len(waiting)} copies will take about {need / 1e9:.1f} GB of {free / 1e9:.0f} GB free", 0, 0)
-    if need > _SPARE * free:
-        raise DataError(
-            f"{folder}: the copies of {len(waiting)} videos take about {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB "
-            "are free; choose another disk with --out, a lower --fps or a smaller --short-side"
-        )
-    for task, facts in each_of(partial(make_copy, form=form, options=options), waiting):
-        target = str(task.target)
-        copies[task.source] = target, _kept(target, facts or _crashed(task.source))
-        progress("copying", len(copies) + len(bad), len(tasks))
-    return copies | bad
-
-
-def _targets(paths: list[str], source: Path, folder: Path, suffix: str) -> dict[str, Path]:
-    """Where the copy of each file goes: as below ``source``, with the old suffix where two differ in it alone."""
-    folder, root = folder.absolute(), os.path.abspath(source if source.is_dir() else source.parent)
+def _targets(paths: list[str], request: Request, folder: Path, suffix: str) -> dict[str, Path]:
+    """Where the copy of each file goes: as below the source, with the old suffix where two differ in it alone."""
+    source, folder = request.source, folder.absolute()
+    roots = [os.path.abspath(root) for root in (source if source.is_dir() else source.parent, request.out)]
     below: dict[str, str] = {}
     for path in paths:
-        relative = os.path.relpath(path, root)
-        outside = relative.startswith(os.pardir) or os.path.isabs(relative)
-        below[path] = os.path.join("outside", *Path(path).parts[1:]) if outside else relative
-    stems = Counter(os.path.splitext(relative)[0] for relative in below.values())
-    return {
-        path: folder / ((stem if stems[stem := os.path.splitext(relative)[0]] == 1 else relative) + suffix)
-        for path, relative in below.items()
-    }
+        root = next((root for root in roots if path.startswith(root + os.sep)), None)
+        below[path] = os.path.relpath(path, root) if root else os.path.join("outside", *Path(path).parts[1:])
+    stems = {path: os.path.splitext(relative)[0] for path, relative in below.items()}
+    count = Counter(stems.values())
+    return {path: folder / ((stem if count[stem] == 1 else below[path]) + suffix) for path, stem in stems.items()}
 
 
 # ---------------------------------------------------------------- what is written
