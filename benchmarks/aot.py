@@ -3,6 +3,7 @@
     python benchmarks/aot.py                       # table, sm_80 sm_90 sm_100; fails on spills
     python benchmarks/aot.py --json PATH           # also write the rows
     python benchmarks/aot.py --check PATH          # also fail where a build needs more than PATH says
+    python benchmarks/aot.py --quick               # without the builds that are marked as rare
 
 Each module of ``kernels/`` lists its kernels in ``variants()``. Needs Triton and no GPU; run without TRITON_INTERPRET.
 A build is compared with one recorded by the same Triton only; by another one, spills are all that is looked at.
@@ -29,7 +30,10 @@ SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
 
 @functools.cache
 def all_variants() -> dict[str, dict]:
-    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``."""
+    """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``.
+
+    ``arch``: the only one that it is for. ``rare``: left out by ``--quick``.
+    """
     from vjepa_fast import kernels
 
     found = {}
@@ -83,7 +87,9 @@ def compile_one(name: str, arch: int) -> dict:
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3), "maxnreg": v.get("maxnreg")}
+        bound = v.get("maxnreg")
+        bound = bound(arch) if callable(bound) else bound
+        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3), "maxnreg": bound}
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
     def number(pattern: str) -> int:
@@ -142,6 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", type=int, action="append", help="compute capability x 10; default 80, 90 and 100")
     parser.add_argument("--only", default="", help="part of a kernel's name")
+    parser.add_argument("--quick", action="store_true", help="leave out what is marked as rare")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--check", metavar="PATH")
@@ -158,10 +165,19 @@ def main() -> int:
 
         if knobs.runtime.interpret:
             parser.error("TRITON_INTERPRET is set; without it kernels are compiled")
-        names = [n for n in all_variants() if args.only in n]  # here, so that the workers inherit them
+        every = all_variants()  # here, so that the workers inherit them
+        left_out = {n for n, v in every.items() if args.quick and v.get("rare")}
+        names = [n for n in every if args.only in n and n not in left_out]
         with ProcessPoolExecutor(args.jobs) as pool:
-            tasks = [pool.submit(compile_one, n, arch) for n in names for arch in args.arch or ARCHS]
+            tasks = [
+                pool.submit(compile_one, n, arch)
+                for n in names
+                for arch in args.arch or ARCHS
+                if arch == every[n].get("arch", arch)
+            ]
             rows = [t.result() for t in tasks]
+    if recorded:
+        recorded["rows"] = [r for r in recorded["rows"] if r["kernel"] not in left_out]
     for r in rows:
         print(
             f"{r['kernel']:<48} sm_{r['arch']:<4} {r['num_warps']} warps  {r['registers']:>3} registers  "

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import gpu_page  # noqa: E402
 import step_floor  # noqa: E402
 
 from vjepa_fast import config  # noqa: E402
@@ -203,6 +204,7 @@ def main() -> None:
     if tables:
         text = put(text, "step", "\n\n".join(map(step_table, tables)))
         plot([row for rows in tables for row in rows], args.png)
+    text = put(text, "h100", gpu_page.section())
     for name, file, made in (("linear", "linear.json", linear_table), ("curves", "training_curves.json", curves_text)):
         if (found := read(file)) is not None:
             text = put(text, name, made(found))

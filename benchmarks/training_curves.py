@@ -1,6 +1,9 @@
 """Does training with the fast step go where the published one goes? 200 steps from the same weights, clips and masks.
 
     python benchmarks/training_curves.py            # some minutes on one core; runs/training_curves holds the videos
+    python benchmarks/training_curves.py --device cuda --json captured.json --png captured.png
+
+On CUDA the fast step has streams of fixed capacity and is replayed as a CUDA graph.
 
 Three runs on rendered videos, with the objectives of the headline recipe: the reference in float32, the reference in
 bfloat16 autocast (so the two differ only in how numbers are rounded), and the fast step in float32. The *spread* at a
@@ -46,10 +49,15 @@ OVERRIDES = (
     "optimization.lr=1.0e-3",
     "optimization.final_lr=1.0e-4",
     "target.ema=[0.99,0.99]",
-    "runtime.device=cpu",
     "runtime.dtype=float32",
     "runtime.tensorboard=false",
 )
+
+
+DEVICES = {
+    "cpu": ("runtime.device=cpu",),
+    "cuda": ("runtime.device=cuda", "runtime.capacity_quantum=64", "runtime.cuda_graphs=true"),
+}
 
 
 def curves(cfg, steps: int) -> dict[str, list[float]]:
@@ -60,7 +68,7 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
     from vjepa_fast.data.loader import ClipLoader
     from vjepa_fast.trainer.step import TrainStep
 
-    fast = TrainStep(cfg)
+    fast = TrainStep(cfg, device=cfg.runtime.device)
     references = {
         "reference": reference_of(cfg, fast),
         "reference_bfloat16": reference_of(cfg, fast, dtype=torch.bfloat16),
@@ -68,13 +76,13 @@ def curves(cfg, steps: int) -> dict[str, list[float]]:
     losses: dict[str, list[float]] = {name: [] for name in ("vjepa_fast", *references)}
     began = time.time()
     for index, batch in zip(range(steps), ClipLoader(cfg)):
-        clips, enc, pred = [g.clip for g in batch.groups], [], []
-        for n, group in enumerate(batch.groups):
-            e, p = fast.sampler(group.clip, step=index, first_sample=group.first_sample, group=n)
+        clips, enc, pred = [g.clip.to(fast.device) for g in batch.groups], [], []
+        for n, (clip, group) in enumerate(zip(clips, batch.groups)):
+            e, p = fast.sampler(clip, step=index, first_sample=group.first_sample, group=n)
             enc.append(e)
             pred.append(p)
         for name, step in references.items():
-            losses[name].append(step(clips, enc, pred)["loss"])
+            losses[name].append(float(step(clips, enc, pred)["loss"]))
         losses["vjepa_fast"].append(float(fast(batch, index).loss))
         if (index + 1) % 20 == 0:
             latest = ", ".join(f"{name} {values[-1]:.6f}" for name, values in losses.items())
@@ -120,6 +128,7 @@ def plot(losses: dict[str, list[float]], gap: list[float], spread: list[float], 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="mixed_4gpu_fwm_hw_ld")
+    parser.add_argument("--device", choices=list(DEVICES), default="cpu")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--clips", type=int, default=400, help="videos to render")
     parser.add_argument("--folder", type=Path, default=Path("runs/training_curves"), help="for the rendered videos")
@@ -135,7 +144,8 @@ def main() -> int:
     from vjepa_fast.trainer.run_folder import versions
 
     manifest = render_suite("motion8", args.folder, splits={"train": args.clips}, size=64, frames=16, seed=0)["train"]
-    cfg = config.load(args.recipe, [*OVERRIDES, f"data.datasets=[{manifest}]"])
+    overrides = [*OVERRIDES, *DEVICES[args.device]]
+    cfg = config.load(args.recipe, [*overrides, f"data.datasets=[{manifest}]"])
     began = time.time()
     losses = curves(cfg, args.steps)
     gap = smoothed(losses["vjepa_fast"], losses["reference"])
@@ -144,7 +154,7 @@ def main() -> int:
     outside = [i + 1 for i, (a, b) in enumerate(zip(gap, so_far)) if a > b]
     result = {
         "recipe": args.recipe,
-        "overrides": list(OVERRIDES),
+        "overrides": overrides,
         "steps": args.steps,
         "window": WINDOW,
         "steps_outside_the_spread": outside,
@@ -153,7 +163,7 @@ def main() -> int:
         "steps_beyond_the_spread_of_that_step": [i + 1 for i, (a, b) in enumerate(zip(gap, spread)) if a > b],
         "largest_share_of_the_spread": max(a / b if b else float(a > 0) for a, b in zip(gap, so_far)),
         "minutes": round((time.time() - began) / 60, 1),
-        "versions": versions(torch.device("cpu"), torch.float32),
+        "versions": versions(torch.device(args.device), torch.float32),
         "losses": losses,
     }
     write_json(args.json, result)

@@ -27,9 +27,20 @@ def what(entry: Any) -> str:
     return sentence(entry if inspect.isclass(entry) else type(entry))
 
 
-def of_module(entry: Any) -> str:
-    """First sentence of the docstring of the module that an entry is from."""
-    return sentence(inspect.getmodule(type(entry)))
+def needs(backend: Any) -> str:
+    """What a backend of attention declares that it needs."""
+    if not backend.cuda:
+        return "nothing"
+    multiple, most = backend.head_dims
+    words = [f"CUDA, compute capability {'.'.join(map(str, backend.capability))}"]
+    words += [" or ".join(str(d).removeprefix("torch.") for d in backend.dtypes)] if backend.dtypes else []
+    heads = ([f"in multiples of {multiple}"] if multiple > 1 else []) + ([f"up to {most}"] if most else [])
+    return ", ".join(words + ([f"channels of a head {' '.join(heads)}"] if heads else []))
+
+
+def yes(flag: bool) -> str:
+    """A flag as a cell."""
+    return "yes" if flag else "no"
 
 
 def sentence(thing: object) -> str:
@@ -82,9 +93,14 @@ COLUMNS: dict[str, dict[str, Callable[[Any], object]]] = {
         "fields": defaults,
     },
     "attention backend": {
-        "is": of_module,
-        "runs": what,
-        "in a graph": lambda e: "yes" if e.graph else "between graphs",
+        "is": what,
+        "kernels": lambda e: {"any": "torch's choice"}.get(e.implementation, e.implementation),
+        "needs": needs,
+        "capacity streams": lambda e: yes(e.on_device),
+        "in a compiled graph": lambda e: "yes" if e.graph else "whole grids" if e.whole_graph else "no",
+        "in a CUDA graph": lambda e: yes(e.capture),
+        "plans per shape": lambda e: yes(e.plans),
+        "deterministic backward": lambda e: e.deterministic if e.backward else "none",
     },
     "probe": {"is": what, "reads": lambda e: e.needs},
     "evaluation task": {

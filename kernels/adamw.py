@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -49,14 +51,11 @@ def _step(
     rows_ptr,  # int64 [tensors, 7]: addresses of parameter, gradient, both averages, target, its copy; elements
     chunks_ptr,  # int32 [programs, 2]: tensor, and which BLOCK of it
     scale_ptr,  # float32 [], not read unless SCALED
-    keep,
+    numbers_ptr,  # float64 [4]: keep, pace, root, follow; they change from step to step, a captured launch does not
     gain1,
     beta2,
     gain2,
-    pace,
-    root,
     eps,
-    follow,
     SCALED: tl.constexpr,
     ALIGNED: tl.constexpr,  # all addresses are multiples of 16
     BLOCK: tl.constexpr,
@@ -79,6 +78,8 @@ def _step(
         scale = tl.load(scale_ptr)
     at = first + tl.arange(0, BLOCK)
     inside = at < n
+    keep, pace = tl.load(numbers_ptr).to(tl.float32), tl.load(numbers_ptr + 1).to(tl.float32)
+    root, follow = tl.load(numbers_ptr + 2).to(tl.float32), tl.load(numbers_ptr + 3).to(tl.float32)
     pointers = (p_ptr, g_ptr, m_ptr, v_ptr, target_ptr, low_ptr)
     numbers = (scale, keep, gain1, beta2, gain2, pace, root, eps, follow)
     if first + BLOCK <= n:  # without a mask, whose edge may lie anywhere, loads are of 16 bytes
@@ -87,15 +88,15 @@ def _step(
         _chunk(pointers, at, inside, target != 0, low != 0, numbers, True)
 
 
-def _kept(make, values: tuple, device: torch.device) -> torch.Tensor:
+def _kept(make, values: tuple, device: torch.device, put, keep: bool) -> torch.Tensor:
     """``make(values)`` on the device, or what was made of the same values at an earlier step."""
     key = (device, make, values)
+    if not keep:
+        return put(make(values), device)
     if key not in _tables:
         if len(_tables) >= _KEPT:
             _tables.pop(next(iter(_tables)))
-        table = make(values)
-        # from pinned memory, so that nobody waits; the pinned block is reused only after the copy
-        _tables[key] = table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+        _tables[key] = put(make(values), device)
     return _tables[key]
 
 
@@ -110,19 +111,28 @@ def _chunks(sizes: tuple) -> torch.Tensor:
     return torch.stack([tensor, number], 1).to(torch.int32)
 
 
-def adamw_ema(addresses: list[tuple[int, ...]], rule, scale: torch.Tensor | None, device: torch.device) -> None:
-    """One step over the tensors at these addresses (see ``_step``; 0 for no target, no copy)."""
+def adamw_ema(
+    addresses: list[tuple[int, ...]],
+    rule,
+    scale: torch.Tensor | None,
+    numbers: torch.Tensor,
+    device: torch.device,
+    put: Callable[[torch.Tensor, torch.device], torch.Tensor],
+    keep: bool,
+) -> None:
+    """One step over the tensors at these addresses (see ``_step``; 0 for no target, no copy).
+
+    ``put`` brings a table to the device; ``keep``: it may serve a later step too, as one of a capture may not.
+    """
     addresses = [a for a in addresses if a[6]]
     if not addresses:
         return
-    rows = _kept(_rows, tuple(addresses), device)
-    chunks = _kept(_chunks, tuple(a[6] for a in addresses), device)
+    rows = _kept(_rows, tuple(addresses), device, put, keep)
+    chunks = _kept(_chunks, tuple(a[6] for a in addresses), device, put, keep)
     aligned = not any(pointer % 16 for a in addresses for pointer in a[:6])
     betas = 1.0 - rule.beta1, float(rule.beta2), 1.0 - rule.beta2
-    pace = rule.lr / rule.bias1, rule.bias2**-0.5, float(rule.eps)
-    numbers = 1.0 - rule.lr * rule.weight_decay, *betas, *pace, float(rule.follow)
     meta = dict(SCALED=scale is not None, ALIGNED=aligned, BLOCK=BLOCK, num_warps=WARPS)
-    _step[(len(chunks),)](rows, chunks, rows if scale is None else scale, *numbers, **meta)
+    _step[(len(chunks),)](rows, chunks, rows if scale is None else scale, numbers, *betas, float(rule.eps), **meta)
 
 
 def variants() -> dict[str, dict]:
@@ -130,7 +140,8 @@ def variants() -> dict[str, dict]:
 
     def one(scaled: bool, aligned: bool) -> dict:
         pointers = {"rows_ptr": "*i64", "chunks_ptr": "*i32", "scale_ptr": "*fp32" if scaled else "*i64"}
-        numbers = dict.fromkeys(("keep", "gain1", "beta2", "gain2", "pace", "root", "eps", "follow"), "fp32")
+        pointers["numbers_ptr"] = "*fp64"
+        numbers = dict.fromkeys(("gain1", "beta2", "gain2", "eps"), "fp32")
         constexprs = dict(SCALED=scaled, ALIGNED=aligned, BLOCK=BLOCK)
         signature = pointers | numbers
         return dict(fn=_step, constexprs=constexprs, num_warps=WARPS, aligned=[*pointers], signature=signature)

@@ -1,7 +1,8 @@
 """Tests run Triton kernels in its interpreter where there is no GPU; this makes that interpreter round to bfloat16.
 
-It truncates instead (Triton 3.6 to 3.9). Arithmetic on bfloat16 blocks is wrong there too, so the kernels convert to
-float32 right after a load, which is what they want anyway.
+It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 as if their bits were numbers, which is
+mended too. Other arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a
+load, which is what they want anyway. Ranges end at Triton's own numbers, which Triton 3.6 with NumPy from 2.4 refuses.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ def use_interpreter() -> None:
         return
     import numpy as np
     import triton.language as tl
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast, convert = InterpreterBuilder.cast_impl, InterpreterBuilder.create_fp_to_fp
+    dot = InterpreterBuilder.create_dot
 
     def rounded(handle):
         bits = np.ascontiguousarray(handle.data, dtype=np.float32).view(np.uint32)
@@ -34,7 +37,23 @@ def use_interpreter() -> None:
     def create_fp_to_fp(self, handle, dtype, mode):
         return rounded(handle) if to_bfloat16(handle, dtype) else convert(self, handle, dtype, mode)
 
+    def widened(handle):
+        if handle.dtype.scalar != tl.bfloat16:
+            return handle
+        return TensorHandle((handle.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+
+    def create_dot(self, a, b, d, *how):
+        return dot(self, widened(a), widened(b), d, *how)
+
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def indexable(tensor, scope):
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = indexable
     InterpreterBuilder.cast_impl = cast_impl
+    InterpreterBuilder.create_dot = create_dot
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     for name in ("create_fp_trunc", "create_fp_ext"):
         setattr(InterpreterBuilder, name, cast_impl)

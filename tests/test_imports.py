@@ -29,7 +29,7 @@ INSIDE = {
         "_check _backend _philox",
         "_cpp _triton",
         "adamw attention block_masks distance linear norm patchify rope",
-        "saliency _latent_rows",
+        "packed_attention saliency _latent_rows",
         "_latent_kernels",
         "latent",
     ),

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.ops import block_masks, distance, latent, norm, patchify, rope, saliency
+from benchmarks.ops import block_masks, distance, latent, norm, patchify, product, rope, saliency
 from benchmarks.ops._inputs import Case, Inputs
 
 CASES: dict[str, Callable[[Inputs], Case]] = {
     name: case
-    for module in (patchify, saliency, block_masks, distance, latent, rope, norm)
+    for module in (patchify, saliency, block_masks, distance, latent, rope, norm, product)
     for name, case in module.CASES.items()
 }

@@ -173,7 +173,8 @@ def test_peak_memory_counts_what_a_call_takes_at_most():
 def test_the_documented_table_is_that_of_the_committed_results(monkeypatch, capsys):
     root = Path(__file__).parents[2]
     path = root / "benchmarks/results/ops_cpu.json"
-    assert {r["op"] for r in json.loads(path.read_text())} == set(CASES)
+    same = {"linear32", "cross_covariance"}  # on a CPU these are the eager code
+    assert {r["op"] for r in json.loads(path.read_text())} == set(CASES) - same
     monkeypatch.setattr(sys, "argv", ["bench_ops.py", "--show", str(path)])
     assert bench_ops.main() == 0
     assert capsys.readouterr().out.strip() in (root / "docs/kernels.md").read_text()

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import plot_step, training_curves
 from vjepa_fast import config
 
-step_floor = plot_step.step_floor
+gpu_page, step_floor = plot_step.gpu_page, plot_step.step_floor
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -36,7 +36,7 @@ def row(provider, ms, memory, recipe="mixed_4gpu_ld"):
 @pytest.fixture
 def page(tmp_path):
     text = (ROOT / "docs" / "performance.md").read_text()
-    for name in ("floor", "step", "linear", "curves"):  # as if nothing were measured yet
+    for name in ("floor", "step", "linear", "curves", "h100"):  # as if nothing were measured yet
         text = plot_step.put(text, name, "old")
     (tmp_path / "page.md").write_text(text)
     return tmp_path / "page.md"
@@ -169,3 +169,22 @@ def test_held_to_the_largest_spread_so_far(tmp_path, monkeypatch):
 def test_smoothed_is_the_mean_of_the_last_steps(monkeypatch):
     monkeypatch.setattr(training_curves, "WINDOW", 2)
     assert training_curves.smoothed([1.0, 2.0, 5.0], [0.0, 0.0, 9.0]) == [1.0, 1.5, 3.0]
+
+
+def test_kernels_by_kind_and_the_least_of_the_libraries():
+    kernels = [
+        ["nvjet_x", 3, 5.0],
+        ["cudnn_generated_fort_native_sdpa", 1, 2.0],
+        ["_rope3d", 1, 1.0],
+        ["void add", 1, 0.5],
+    ]
+    names = ["products in bfloat16", "attention", "rotary positions, as a pass", gpu_page.REST]
+    assert gpu_page.by_kind(kernels) == dict(zip(names, (5.0, 2.0, 1.0, 0.5)))
+    both = {"fwd_ms": 1.0, "dx_ms": 1.0, "dw_ms": 1.0}
+    parts = [f"{side} {x}" for side in ("target", "context", "predictor") for x in ("qkv", "proj", "fc1", "fc2")]
+    found = {f"b8 {x}": both for x in (*parts, "pred_embed1", "pred_embed2", "pred_out", "ctx_out")}
+    for name in ("target attn", "context1 attn", "context2 attn", "predictor1 attn hd32"):
+        for backend, ms in (("A", 2.0), ("B", 1.0)):
+            found[f"b8 {name} {backend}"] = {"fwd_ms": ms, "bwd_ms": ms}
+    target, context, predictor = 12 * (4 + 1), 12 * (4 * 3 + 2 * 2), 8 * 4 * 3 + 8 * 2 * 2
+    assert gpu_page.least(found, 8) == target + context + predictor + 4 * 3

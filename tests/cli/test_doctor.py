@@ -14,6 +14,7 @@ import torch
 
 from vjepa_fast import cli, ops
 from vjepa_fast.cli import doctor
+from vjepa_fast.layers.attention.table import Table
 from vjepa_fast.ops import _cpp, _triton
 from vjepa_fast.registry import KINDS, registry_of
 
@@ -108,6 +109,31 @@ def test_gpu_machine(gpu, capsys):
     assert row["cpu"]["why_not"]["triton"] == "supports CUDA tensors only"
     assert re.search(r"rope3d (cpp|eager) triton ", text)
     assert "cpp supports tensors on the CPU only: " in text
+
+
+def test_attention_backends_and_what_was_measured(gpu, capsys, tmp_path):
+    gpu.setenv("XDG_CACHE_HOME", str(tmp_path))
+    row = {"backend": "varlen", "ms": {"varlen": 0.25, "fa4": None}}
+    Table().add("NVIDIA H200, torch 1", "bfloat16, 12x64, 1 x capacity", row)
+    text, found = shown(capsys), doctor.examine()["attention"]
+    assert set(found["backends"]) == set(registry_of("attention backend"))
+    assert found["backends"]["varlen"] == {
+        "why_not": [],
+        "version": f"torch {torch.__version__}",
+        "implementation": "flash",
+        "on_device": True,
+        "capture": True,
+        "graph": False,
+        "whole_graph": True,
+        "deterministic": "asked",
+    }
+    assert f"varlen runs FlashAttention 2 (torch {torch.__version__}); available" in text
+    assert re.search(r"sdpa_cudnn runs cuDNN \(torch \S+, cuDNN \w+\); available", text)
+    assert f"measured for auto 1 shapes in {tmp_path}" in text
+    assert "NVIDIA H200, torch 1: bfloat16, 12x64, 1 x capacity: varlen (ms: varlen 0.250, fa4 failed)" in text
+    gpu.setattr(torch.cuda, "is_available", lambda: False)
+    for name, entry in doctor.examine()["attention"]["backends"].items():
+        assert ["it needs CUDA, the tokens are on cpu"] * (name != "sdpa") == entry["why_not"][:1]
 
 
 def test_advice_on_a_gpu_machine(gpu, capsys):
@@ -230,3 +256,53 @@ def test_sources_newer_than_the_library(plain, tmp_path, capsys):
 def test_a_path_that_cannot_be_written_is_a_user_error(tmp_path, capsys):
     assert cli.main(["doctor", "--json", str(tmp_path / "none" / "x.json")]) == 2
     assert "cannot be written" in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_what_is_captured_and_why_not(capsys, monkeypatch):
+    assert "needs CUDA" in " ".join(doctor.examine()["graphs"]["why_not"])
+    assert "none; it needs CUDA" in shown(capsys)
+    monkeypatch.setattr(doctor, "graphs", lambda: {"how": "target", "why_not": ["lengths are exact"]})
+    assert "of the target's forward; lengths are exact" in shown(capsys)
+
+
+def test_warm_refuses_where_there_is_nothing_to_compile_for(plain, capsys):
+    from vjepa_fast.ops import _builds
+
+    plain.setattr(torch.cuda, "is_available", lambda: False)
+    plain.setattr(_builds, "objections", list)
+    assert cli.main(["doctor", "--warm"]) == 2
+    assert "no CUDA device here; --arch sm_90" in capsys.readouterr().err
+    assert cli.main(["doctor", "--warm", "--arch", "sm_70"]) == 2
+    assert "--arch: 'sm_70' is not a compute capability of at least 8.0" in capsys.readouterr().err
+    plain.setattr(_builds, "objections", lambda: ["the package triton is not installed"])
+    assert cli.main(["doctor", "--warm"]) == 2
+    assert "doctor --warm: the package triton is not installed" in capsys.readouterr().err
+
+
+def test_warm_says_what_it_compiles(plain, capsys):
+    """Each kernel when the last of its builds is there, then all; a failed build ends with 1."""
+    from vjepa_fast.ops import _builds
+    from vjepa_fast.trainer import warm
+
+    asked = []
+
+    class Made:
+        def __init__(self, cfg, dtype, arch, on_kernel):
+            asked.append((cfg.data.batch_size, dtype, arch))
+            self.bad = [_builds.Built("token", 0.2, False, "CompilationError: at 3:1")] if arch == 80 else []
+            on_kernel("_product", [_builds.Built("_product", 1.0, True), _builds.Built("_product", 2.0, False)])
+            if self.bad:
+                on_kernel("token", self.bad)
+
+        def finish(self):
+            return warm.Summary(2, 1, self.bad, 3.0)
+
+    plain.setattr(_builds, "objections", list)
+    plain.setattr(warm, "Warming", Made)
+    recipe = ["mixed_4gpu_fwm_hw_ld", "data.batch_size=5"]
+    assert cli.main(["doctor", "--warm", *recipe, "--arch", "90"]) == 0
+    out = capsys.readouterr().out
+    assert asked == [(5, torch.bfloat16, 90)] and "kernels of mixed_4gpu_fwm_hw_ld for sm_90, bfloat16" in out
+    assert re.search(r"_product +2 builds, 1 compiled, 3.0 s\n2 kernels ready in 3.0 s, 1 of them compiled now", out)
+    assert cli.main(["doctor", "--warm", "--arch", "sm_80"]) == 1
+    assert re.search("token +1 builds, 0 compiled, 0.2 s; failed: CompilationError", capsys.readouterr().out)

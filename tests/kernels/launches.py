@@ -203,6 +203,16 @@ def norm():
             ops.target_norm(h, levels).sum().backward()
 
 
+def packed_attention():
+    """Streams and segments of any number, with tables of their own or not, make no builds; positions or none do."""
+    from vjepa_fast import ops
+
+    for b, k, segments in ((1, 300, 3), (2, 64, 1), (1, 16, 16)):
+        qkv = torch.zeros(b, k, 3 * 2 * 16, dtype=torch.bfloat16, requires_grad=True)
+        for table in (torch.zeros(k, 2, 10), torch.zeros(b, k, 2, 10)):
+            ops.packed_attention(qkv, table, torch.zeros(segments + 1, dtype=torch.int32), 2).sum().backward()
+
+
 def optimiser():
     """Decay, clipping, targets and their bfloat16 copies, or none of them; lr and step change and make no build."""
     from vjepa_fast import ops
@@ -237,6 +247,7 @@ EVERYTHING = {
     "hamiltonian": {},
     "spectral": {},
     "ac": {},
+    "fwm_orth": {},
 }
 CASES = {
     "losses": lambda: objectives(torch.bfloat16, torch.bfloat16, False, EVERYTHING),
@@ -255,6 +266,7 @@ CASES = {
     "masks": masks,
     "rope": rope,
     "norm": norm,
+    "packed_attention": packed_attention,
     "optimiser": optimiser,
 }
 

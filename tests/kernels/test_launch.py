@@ -27,3 +27,5 @@ def test_every_kernel_is_launched_with_what_it_was_compiled_for(tmp_path):
     builds = json.loads(done.stdout)
     # numbers of tokens change from step to step: they must not make builds of their own
     assert {k: builds[k] for k in ("_rope3d", "_norm", "_nearest")} == {"_rope3d": 12, "_norm": 10, "_nearest": 1}
+    attention = {k.removeprefix("packed_attention_"): n for k, n in builds.items() if k.startswith("packed_attention_")}
+    assert attention == {"turn": 2, "forward": 1, "backward_q": 1, "backward_kv": 1}

@@ -6,10 +6,13 @@ import pickle
 import pytest
 import torch
 
+from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, block
-from vjepa_fast.layers.attention import BACKENDS, Backend, Call, DeviceSegments, Segments, attend
+from vjepa_fast.layers.attention import BACKENDS, Call, DeviceSegments, Segments, attend
 from vjepa_fast.layers.attention.sdpa import SDPA
+
+from .named import Named
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS = 2
@@ -55,7 +58,7 @@ def test_every_backend(name, dtype, head_dim, lengths, wrap):
     backend = attention.find(name)
     assert backend.name == name
     qkv = packed_qkv(150, dtype, DEVICE, head_dim)
-    reasons = backend.objections(Call(qkv.device, dtype, head_dim, len(lengths)))
+    reasons = backend.objections(Call(qkv.device, dtype, head_dim, len(lengths), longest=max(lengths)))
     if not reasons:
         compare(qkv, wrap(lengths), backend, 1e-4 if dtype == torch.float32 else 3e-2)
         return
@@ -107,58 +110,6 @@ def test_objections_name_the_call():
     assert any("CUDA" in r for r in BACKENDS["xformers"].objections(on_cpu)) and not SDPA.objections(on_cpu)
     with pytest.raises(ConfigError, match="runtime.attention: unknown .*'spda'; accepted: auto, .*did you mean sdpa"):
         attention.find("spda")
-
-
-class Named(Backend):
-    """Counts its calls; its result, a multiple of the right one, is recognised."""
-
-    def __init__(self, name, reasons=(), factor=1.0):
-        self.name, self.reasons, self.factor, self.calls = name, list(reasons), factor, 0
-
-    def objections(self, call):
-        return self.reasons
-
-    def __call__(self, q, k, v, segments):
-        self.calls += 1
-        return self.factor * SDPA(q, k, v, segments)
-
-
-def test_the_quickest_is_measured_once_and_kept(monkeypatch):
-    timed, seconds = [], {"a": 2.0, "b": 1.0}
-    some = {n: Named(n, ["no"] * (n == "c")) for n in "abc"}
-    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: timed.append(backend.name) or seconds[backend.name])
-    monkeypatch.setattr(attention, "_measured", {})
-    monkeypatch.setattr(attention, "BACKENDS", some)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    q = torch.zeros(1, 200, 1, 8)
-    for lengths in ((120, 80), (100, 90), (101, 99)):
-        assert attention._fastest(q, q, q, Segments(lengths)) is some["b"]
-    assert timed == ["a", "b"]
-    assert attention._fastest(q, q, q, Segments([200])) is SDPA
-
-
-def test_with_lengths_on_the_device_sdpa_is_the_last_resort(monkeypatch):
-    """It is not timed; and in a capture goes on what was found before, as nothing is made on the host for it."""
-    seconds, capturing = {"a": 2.0, "b": 1.0}, []
-    some = {n: Named(n) for n in "ab"}
-    for backend in some.values():
-        backend.on_device, backend.graph = True, False
-    monkeypatch.setattr(attention, "_seconds", lambda backend, *_: seconds[backend.name])
-    monkeypatch.setattr(attention, "_measured", {})
-    monkeypatch.setattr(attention, "BACKENDS", {"sdpa": SDPA, **some})
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    q = torch.zeros(1, 200, 1, 8)
-    segments = DeviceSegments(torch.tensor([120, 80]), 200)
-    assert attention._fastest(q, q, q, segments) is some["b"]
-    capturing.append(True)
-    assert attention._fastest(q, q, q, segments) is some["b"]
-    assert attention._fastest(q, q, q, DeviceSegments(segments.sizes, 500)) is SDPA  # new, and no time to measure
-    capturing.clear()
-    attention._measured.clear()
-    seconds.update(dict.fromkeys("ab", float("inf")))  # they fail
-    assert attention._fastest(q, q, q, segments) is SDPA
 
 
 def test_models_of_one_process_have_their_own_backends():
@@ -223,3 +174,79 @@ def test_segments_of_one_length_are_one_batch(monkeypatch):
     monkeypatch.setattr(functional, "scaled_dot_product_attention", lambda *a: calls.append(a) or sdpa(*a))
     compare(packed_qkv(12, batch=2), [4, 4, 4], None, 1e-12)
     assert len(calls) == 1 and calls[0][0].shape == (6, HEADS, 4, 8)
+
+
+class Rotates(Named):
+    """Takes packed qkv and the table as they are."""
+
+    takes_rope = on_device = True
+
+    def packed(self, qkv, rope, num_heads, segments):
+        self.calls += 1
+        self.saw = qkv.detach().clone()
+        turned = qkv if rope is None else ops.rope3d(qkv, rope, num_heads)
+        q, k, v = turned.unflatten(-1, (3, num_heads, -1)).unbind(2)
+        return SDPA(q, k, v, segments).flatten(2)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("lengths", [None, [4, 6], Segments([4, 6]), DeviceSegments(torch.tensor([4, 6]), 8)])
+def test_a_backend_may_apply_rotary_positions_itself(lengths, grad):
+    """It gets the packed, unrotated qkv and the table; every other backend gets q and k rotated."""
+    qkv = packed_qkv(10, torch.float32, batch=1).detach().requires_grad_(grad)
+    turns = torch.rand(10, 1, 3, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, -1)
+    rope, before = torch.cat([turns.cos(), turns.sin()], 1), qkv.detach().clone()
+    backend = Rotates("rotates")
+    for table in (rope, None):
+        want = attend(qkv.clone(), table, HEADS, lengths, SDPA)
+        got = attend(qkv, table, HEADS, lengths, backend)
+        torch.testing.assert_close(got, want)
+        assert torch.equal(backend.saw, before) and torch.equal(qkv, before)
+    if grad:
+        a, b = (torch.autograd.grad(attend(qkv, rope, HEADS, lengths, x).sum(), qkv)[0] for x in (backend, SDPA))
+        torch.testing.assert_close(a, b)
+
+
+def test_a_rotor_is_applied_before_any_backend():
+    """The complex form is for eager code on a CPU."""
+    qkv, angle = packed_qkv(10, torch.float32, batch=1).detach(), torch.rand(10, 4)
+    rotor = torch.polar(torch.ones_like(angle), angle)
+    found = [attend(qkv, rotor, HEADS, None, backend) for backend in (Rotates("rotates"), SDPA)]
+    torch.testing.assert_close(*found)
+
+
+def test_a_backend_that_rotates_is_part_of_a_compiled_graph():
+    torch._dynamo.reset()
+    m = block.Attention(48, 2)
+    m.backend, x = Rotates("rotates"), torch.randn(2, 10, 48)
+    rope = torch.cat([torch.ones(10, 1, 24), torch.zeros(10, 1, 24)], 1)
+    compiled = torch.compile(m, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, rope, [6, 4]), m(x, rope, [6, 4]))
+
+
+def test_what_cannot_be_compiled_is_not_captured_unless_it_says_so():
+    class Alone(Named):
+        graph = False
+
+    class Both(Named):
+        graph, capture = False, True
+
+    assert (Alone.capture, Both.capture, Named.capture) == (False, True, True)
+    assert (Alone.whole_graph, Both.whole_graph, Named.whole_graph) == (False, False, True)
+
+
+def test_what_is_declared_but_not_there_is_said():
+    class Empty(Named):
+        takes_rope = True
+
+    with pytest.raises(NotImplementedError, match="'empty' declares takes_rope and has no packed"):
+        attend(packed_qkv(4, torch.float32), None, HEADS, None, Empty("empty"))
+
+
+def test_a_backend_without_a_backward_pass_is_refused_where_one_follows():
+    backend = Named("forward_only")
+    backend.backward = False
+    with torch.no_grad():
+        attend(packed_qkv(4, torch.float32), None, HEADS, None, backend)
+    with pytest.raises(ConfigError, match="runtime.attention: forward_only is not supported here: it has no backward"):
+        attend(packed_qkv(4, torch.float32), None, HEADS, None, backend)

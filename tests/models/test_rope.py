@@ -7,6 +7,7 @@ import torch
 
 from vjepa_fast import ops
 from vjepa_fast.layers import attention
+from vjepa_fast.layers.attention import rotary
 from vjepa_fast.models import rope
 
 CPU = torch.device("cpu")
@@ -39,7 +40,7 @@ def test_rotation_by_hand(variant, head_dim):
     qkv = torch.randn(1, n, 3 * head_dim, dtype=torch.float64)
     full = table(grid, head_dim, variant, base)
     if full.is_complex():
-        turned = attention._turn(qkv[..., :head_dim].view(1, n, 1, 1, head_dim), full).view(n, head_dim)
+        turned = rotary.turned(qkv[..., :head_dim].view(1, n, 1, 1, head_dim), full).view(n, head_dim)
     else:
         turned = ops.rope3d(qkv, full, 1)[0, :, :head_dim]
     stretch = (1.0, 15 / 2, 15 / 3)
@@ -111,9 +112,9 @@ def test_angles_stay_float32_under_autocast():
     d = 12
     full = table((1000, 1, 1), d, dtype=torch.float32)
     qkv = torch.randn(1, 2, 3 * d)
-    want = attention._turn(qkv[..., :d].view(1, 2, 1, 1, d), full[[899, 900]])
+    want = rotary.turned(qkv[..., :d].view(1, 2, 1, 1, d), full[[899, 900]])
     with torch.autocast("cpu", torch.bfloat16):
-        got = attention._turn(qkv.bfloat16()[..., :d].view(1, 2, 1, 1, d), full[[899, 900]])
+        got = rotary.turned(qkv.bfloat16()[..., :d].view(1, 2, 1, 1, d), full[[899, 900]])
     assert got.dtype == torch.bfloat16
     assert (got.float() - want).abs().max() < 0.03
 

@@ -1,5 +1,7 @@
 """sigreg against numerical integration of the Epps-Pulley statistic."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -64,8 +66,16 @@ def test_directions_are_a_function_of_seed_and_step():
     assert plan(seed=1)(state).total.item() != first
     state.step = 4
     assert plan()(state).total.item() != first
-    a = sigreg.directions(8, 64, 0, 3, state.z[0][0])
-    torch.testing.assert_close(a.norm(dim=0), torch.ones(64))
+
+
+def test_directions_drawn_ahead_are_used_as_they_are():
+    """A captured step reads them from a buffer: their numbers, whatever the step that the state names."""
+    state = features("gauss")
+    want = plan()(state).total.item()
+    drawn = plan().draw(state, torch.device("cpu"))
+    assert torch.equal(drawn["sigreg"], torch.randn(8, 64, generator=torch.Generator().manual_seed(3)))
+    assert plan()(dataclasses.replace(state, step=4, drawn=drawn)).total.item() == want
+    torch.testing.assert_close(sigreg.directions(drawn["sigreg"]).norm(dim=0), torch.ones(64))
 
 
 def test_recomputing_in_parts_changes_nothing(monkeypatch):

@@ -91,6 +91,25 @@ def test_steps_as_torch_makes_them(backend, decay, scale, follow, monkeypatch):
             assert not p.numel() or not torch.equal(p, old[0][k])
 
 
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_numbers_from_the_device(backend):
+    """In the place of those of the rule, which then may say anything but betas and eps."""
+    device, gen = device_for(backend), torch.Generator().manual_seed(0)
+    ours, grads = lists(gen, device), random(gen, device)
+    rule, other = (ops.Rule(lr, 0.9, 0.99, 1e-8, decay, step, 0.3) for lr, decay, step in ((1e-2, 0.05, 2), (9, 9, 9)))
+    numbers, found = torch.tensor(rule.changing, dtype=torch.float64, device=device), []
+    for given in ({"rule": rule}, {"rule": other, "numbers": numbers}):
+        params, exp_avgs, squares, targets, lows = state = copies(ours)
+        with ops.use_backend(backend):
+            lists_ = (params, [g.clone() for g in grads], exp_avgs, squares)
+            ops.adamw_ema_(*lists_, given.pop("rule"), targets=targets, lows=lows, **given)
+        found.append([x for values in state for x in values if x is not None])
+    for x, y in zip(*found):
+        torch.testing.assert_close(x, y, rtol=1e-2 if x.dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="numbers: expected float64"):
+        ops.adamw_ema_(*(copies(ours)[k] for k in (0, 0, 1, 2)), rule, numbers=numbers.float())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_exact_at_both_ends_and_the_same_bits_again(backend):
     device = device_for(backend)

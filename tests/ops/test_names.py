@@ -14,7 +14,10 @@ FOLDERS = {
 }
 ELSEWHERE = {  # path that an op does without -> why
     ("linear", "kernels"): "a GPU has cuBLAS",
-    ("attention", "kernels"): "a GPU has PyTorch's kernels, one of layers/attention/",
+    ("attention", "kernels"): "packed_attention",
+    ("packed_attention", "csrc"): "attention, which layers/cpu_block.py calls",
+    ("packed_attention", "benchmarks"): "benchmarks/bench_attention.py: against the backends of layers/attention/",
+    ("product", "csrc"): "a CPU has oneDNN and MKL",
     ("linear", "benchmarks"): "benchmarks/bench_linear.py: products by layer, not inputs of a step",
     ("attention", "benchmarks"): "benchmarks/bench_step.py: part of a block",
     ("adamw", "benchmarks"): "benchmarks/bench_optim.py: parameters of a model, not inputs of a step",

@@ -9,7 +9,6 @@ import torch
 from vjepa_fast.config import from_dict, schema, to_dict
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import packed
-from vjepa_fast.layers.attention import varlen
 from vjepa_fast.masks import drawn
 from vjepa_fast.metrics import flops
 from vjepa_fast.models import predictor, vit
@@ -243,17 +242,16 @@ def test_bfloat16(monkeypatch):
 
 # -- the key ----------------------------------------------------------------------------------------------------------
 def resolved(device="cpu", dtype=torch.float32, **runtime):
-    step = TrainStep(config())
+    step = TrainStep(config(model={"pred_embed_dim": 48}))  # varlen takes heads of 8 n channels
     return capacity.quantum(config(runtime=runtime), torch.device(device), dtype, step.encoder, step.predictor)
 
 
-def test_auto_is_exact_on_a_cpu_and_a_sixteenth_on_cuda_where_attention_can(caplog, monkeypatch):
-    monkeypatch.setattr(varlen, "_THERE", True)  # whatever torch this is
+def test_auto_is_exact_on_a_cpu_and_a_sixteenth_on_cuda_where_attention_can(caplog):
     assert resolved() == 0 and resolved(capacity_quantum=48) == 48
     assert resolved("cuda", torch.bfloat16) is None and resolved("cuda", torch.bfloat16, attention="varlen") is None
     assert not caplog.records
     assert resolved("cuda") == 0  # float32
-    assert "runtime.capacity_quantum: auto is 0" in caplog.text and "varlen: it takes float16" in caplog.text
+    assert "runtime.capacity_quantum: auto is 0" in caplog.text and "varlen: it takes bfloat16" in caplog.text
     assert resolved("cuda", torch.bfloat16, attention="xformers") == 0
     masks = TrainStep(config()).sampler.draw(batch().groups[0].clip, step=0, first_sample=0)
     (enc,), (pred,) = masks.wait(None)

@@ -46,13 +46,20 @@ from tests.trainer.conftest import batch
 from vjepa_fast import config
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import TrainStep
+from tests.trainer import recorder
 from tests.trainer.test_distributed import micro_batches
+from vjepa_fast.trainer import captured
 world = Distributed.from_env("cpu")
-step = TrainStep(config.load(sys.argv[1]), world=world)
+step, graphs = TrainStep(config.load(sys.argv[1]), world=world), {}
+if step.quantum:
+    step.capture(captured.Part(step))
+    step.captured.graphs.capture, graphs = recorder.capture, step.captured.graphs.captured
 out = step(micro_batches(world.rank), 0, stop=world.rank == 1)
 grads = [None if p.grad is None else p.grad.clone() for p in step.params]
-step(micro_batches(world.rank), 1)
-torch.save({"grads": grads, "stop": out.stop, "weights": [p.detach() for p in step.params]}, sys.argv[2])
+for i in range(1, 3 if step.quantum else 2):
+    step([step.stage(b, 0) for b in micro_batches(world.rank)], i)
+found = {"grads": grads, "stop": out.stop, "graphs": len(graphs), "weights": [p.detach() for p in step.params]}
+torch.save(found, sys.argv[2])
 world.close()
 """
 
@@ -126,9 +133,11 @@ def test_two_processes_equal_one_with_twice_the_batch(cfg, tmp_path):
         torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=1e-5)
 
 
-def test_gradients_are_those_of_the_single_processes_averaged(tmp_path):
+@pytest.mark.parametrize("quantum", [0, 96])  # by DDP, or in place for graphs, which the second and third step use
+def test_gradients_are_those_of_the_single_processes_averaged(quantum, tmp_path):
     """With micro-batches, a gradient that one process has and the other has not, and one that neither has."""
-    cfg = config(objectives={"pred": {}, "hamiltonian": {"hidden_dim": 8}})
+    objectives = {"pred": {}, "hamiltonian": {"hidden_dim": 8}}
+    cfg = config(objectives=objectives, runtime={"capacity_quantum": quantum})
     _, codes, errors, outs = launch(cfg, tmp_path, "step", STEP)
     assert codes == [0, 0], errors
     ranks = [torch.load(path) for path in outs]
@@ -147,6 +156,7 @@ def test_gradients_are_those_of_the_single_processes_averaged(tmp_path):
         assert torch.equal(ours, theirs)
         torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-7)
     assert all(kinds.values()), kinds
+    assert [r["graphs"] > 0 for r in ranks] == [quantum > 0] * 2
     assert ranks[0]["stop"] and ranks[1]["stop"]  # asked of the second alone
     assert all(torch.equal(x, y) for x, y in zip(ranks[0]["weights"], ranks[1]["weights"]))
 

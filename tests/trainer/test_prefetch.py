@@ -157,7 +157,7 @@ class Cuda:
     """Writes down what would be asked of CUDA, in order."""
 
     def __init__(self, log, idle):
-        self.log, self.idle, self.running = log, idle, "main"
+        self.log, self.idle, self.running, self.events = log, idle, "main", 0
 
     def Stream(self, device, priority):  # noqa: N802
         assert priority < 0
@@ -187,6 +187,8 @@ class Cuda:
             self.log.append(f"event on {stream.name}")
 
         event.record = record
+        event.synchronize = lambda: self.log.append(f"host waits for {event.of} {event.number}")
+        event.number, self.events = self.events, self.events + 1
         return event
 
 
@@ -222,7 +224,9 @@ def test_streams_and_events_on_cuda(monkeypatch, idle):
     assert log == [u.format(1) for u in used]
     log.clear()
     feed.advance(2)  # clips that are on the device already: what made them comes first
+    waited = log.pop()  # for the first step's event, when the next step is ready: the second has still to be done
     assert log == ["event on main", "side waits for main", "stage 2 on side", "event on side"]
+    assert waited == "host waits for main 1"
 
 
 def test_only_pinned_memory_is_copied_without_waiting():

@@ -188,23 +188,24 @@ def test_what_is_compiled(monkeypatch):
 
 
 # -- CUDA graphs -------------------------------------------------------------------------------------------------------
-def imitated(run, x):
-    """As a CUDA graph behaves: fixed input, fixed output, and only `replay` computes."""
-    static, output = x.clone(), run(x).zero_()
-    return graphs.Captured(static, output, lambda: output.copy_(run(static)))
+def imitated(run, device, pool):
+    """As a CUDA graph behaves: fixed output, and only `replay` computes."""
+    output = run().zero_()
+    return output, lambda: output.copy_(run())
 
 
 def graphed(**sections):
     step = TrainStep(config(**sections))
-    step.graphs = graphs.Graphs(step.device, capture=imitated)
+    step.capture(None, target=True)
+    step.target_graphs.capture = imitated
     return step
 
 
 def test_a_replayed_target_gives_the_same_steps():
     step, plain = graphed(), TrainStep(config())
-    for i in range(3):
+    for i in range(4):
         assert torch.equal(step(batch(i), i).loss, plain(batch(i), i).loss)  # the average moves between the replays
-    assert len(step.graphs.captured) == 1
+    assert len(step.target_graphs.captured) == 1
     first = step.forward(batch(4), 4).h[0]
     kept = first.clone()
     assert step.forward(batch(5), 5).h[0] is first and not torch.equal(first, kept)  # as documented
@@ -213,58 +214,20 @@ def test_a_replayed_target_gives_the_same_steps():
 def test_accumulation_and_groups_read_their_own_target():
     sections = {"optimization": {"accumulate": 2}, "data": {"dataset_fpcs": (4, 8)}}
     step, plain = graphed(**sections), TrainStep(config(**sections))
-    for i in range(2):
+    for i in range(3):
         micro = [batch(2 * i, frames=(4, 8)), batch(2 * i + 1, frames=(4, 8), first=6)]
         assert torch.equal(step(micro, i).loss, plain(micro, i).loss)
-    twins = batch(9, frames=(4, 4))  # one shape twice in a batch: both outputs are read together
-    assert torch.equal(step(twins, 2).loss, plain(twins, 2).loss)
-    assert len(step.graphs.captured) == 3
+    for i in (3, 4):
+        twins = batch(9, frames=(4, 4))  # one shape twice in a batch: both outputs are read together
+        assert torch.equal(step(twins, i).loss, plain(twins, i).loss)
+    assert len(step.target_graphs.captured) == 3
 
 
-def test_more_shapes_than_graphs_run_without(caplog):
-    calls = []
-
-    def run(x):
-        calls.append(x.shape[0])
-        return x * 2
-
-    replayed = graphs.Graphs(torch.device("cpu"), capture=imitated)
-    with caplog.at_level(logging.WARNING, "vjepa_fast"):
-        for _ in range(2):
-            for n in range(1, graphs.MOST + 3):
-                assert torch.equal(replayed(run, torch.ones(n)), 2 * torch.ones(n))
-    assert len(replayed.captured) == graphs.MOST
-    assert caplog.text.count("further shapes run without") == 1
-
-
-def test_a_failed_capture_is_told_once_or_raised_where_it_was_asked_for(caplog):
-    def fails(run, x):
-        raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
-
-    replayed = graphs.Graphs(torch.device("cpu"), capture=fails)
-    with caplog.at_level(logging.WARNING, "vjepa_fast"):
-        for n in (1, 2, 1):
-            assert torch.equal(replayed(torch.neg, torch.ones(n)), -torch.ones(n))
-    assert [r.message for r in caplog.records] == [
-        "runtime.cuda_graphs: auto leaves it off: the target forward could not be captured "
-        "(operation not permitted when stream is capturing)"
-    ]
-    with pytest.raises(ConfigError, match=r"runtime.cuda_graphs: true, but the target forward could not be captured"):
-        graphs.Graphs(torch.device("cpu"), forced=True, capture=fails)(torch.neg, torch.ones(1))
-
-
-def test_when_graphs_are_used(caplog):
-    def built(device, grad=False, **runtime):
-        return graphs.build(config(runtime=runtime), torch.device(device), grad)
-
-    assert built("cpu") is None and not caplog.records  # nobody expects one there
-    assert built("cuda", cuda_graphs=False) is None
-    assert not built("cuda").forced and built("cuda", cuda_graphs=True).forced
-    assert built("cuda", grad=True) is None and "backward" in caplog.text
+def test_the_target_alone_where_that_is_asked_for():
+    with pytest.raises(ConfigError, match="target, but it needs CUDA, the run is on cpu"):
+        TrainStep(config(runtime={"cuda_graphs": "target"}))
     with pytest.raises(ConfigError, match="true, but it needs CUDA, the run is on cpu"):
         TrainStep(config(runtime={"cuda_graphs": True}))
-    with pytest.raises(ConfigError, match="varlen does not keep its tables"):
-        built("cuda", cuda_graphs=True, attention="varlen")
 
 
 class Cuda:
@@ -279,21 +242,12 @@ class Cuda:
     def current_stream(self):
         return SimpleNamespace(name="main", wait_stream=lambda s: self.log.append(f"main waits for {s.name}"))
 
-    def Stream(self):  # noqa: N802
-        return SimpleNamespace(name="side", wait_stream=lambda s: self.log.append(f"side waits for {s.name}"))
-
-    @contextlib.contextmanager
-    def stream(self, stream):
-        self.running = stream.name
-        yield
-        self.running = "main"
-
     def CUDAGraph(self):  # noqa: N802
         return SimpleNamespace(replay=lambda: self.log.append("replay"))
 
     @contextlib.contextmanager
-    def graph(self, graph, capture_error_mode):
-        assert capture_error_mode == "thread_local"
+    def graph(self, graph, pool, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local" and pool == "pool" and stream.name == "side"
         self.running = "capture"
         yield
         if self.fails:
@@ -308,33 +262,33 @@ class Cuda:
 def test_order_of_a_capture(monkeypatch, fails):
     log = []
     cuda = Cuda(log, fails)
+    side = SimpleNamespace(name="side", wait_stream=lambda s: log.append(f"side waits for {s.name}"))
     monkeypatch.setattr(graphs.torch, "cuda", cuda)
+    monkeypatch.setitem(graphs._streams, CUDA, side)
 
-    def run(x):
+    def run():
         log.append(f"run on {cuda.running}")
-        return x + 1
+        return 5
 
-    x = torch.arange(6.0).view(2, 3).t()
     if fails:
         with pytest.raises(RuntimeError, match="invalidated"):
-            graphs._capture(run, x)
+            graphs._capture_cuda(run, CUDA, "pool")
+        assert log == ["side waits for main", "run on capture"]
     else:
-        got = graphs._capture(run, x)
-        assert torch.equal(got.input, x) and got.input.is_contiguous() and torch.equal(got.output, x + 1)
-        got.replay()
-    warm = ["side waits for main", *["run on side"] * 3, "main waits for side", "run on capture"]
-    assert log == warm + ([] if fails else ["replay"])
+        result, replay = graphs._capture_cuda(run, CUDA, "pool")
+        replay()
+        assert result == 5 and log == ["side waits for main", "run on capture", "main waits for side", "replay"]
     assert cuda.running == "main"  # also after a failure, or the step would go on on the wrong stream
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the real capture needs a GPU")
 @pytest.mark.parametrize("how", [False, "blocks"])
 def test_real_capture(how):
-    runtime = {"device": "cuda", "compile": how, "cuda_graphs": True}
+    runtime = {"device": "cuda", "compile": how, "cuda_graphs": "target", "capacity_quantum": 0}
     step = TrainStep(config(runtime=runtime), device=CUDA, dtype=torch.bfloat16)
     for i in range(4):
         clip = batch(i).groups[0].clip.to(CUDA)
         got, want = step._target(clip, 0), step._target_forward(clip)
         assert torch.equal(got, want)
         assert torch.isfinite(step(batch(i), i).loss)
-    assert len(step.graphs.captured) == 1
+    assert len(step.target_graphs.captured) == 1

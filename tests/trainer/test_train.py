@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 
 from vjepa_fast import config as configs
 from vjepa_fast.config import schema
+from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import CheckpointError, TrainingError, UserError
 from vjepa_fast.models import load_encoder
@@ -132,7 +134,8 @@ def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
         "module.backbone.predictor_proj_context.weight",
     } <= set(data["predictor"])
     assert set(data["heads"]) == {f"heads.ld.{n}.{k}" for n in (0, 2) for k in ("weight", "bias")}
-    assert (data["step"], data["epoch"], data["sampler"]) == (2, 0, {"start_step": 2})
+    assert (data["step"], data["epoch"]) == (2, 0)
+    assert data["sampler"] == {"start_step": 2, "start_samples": [2 * cfg.data.batch_size]}
     assert data["config"] == configs.to_dict(cfg)
     step = TrainStep(cfg)
     step.load_state_dict(data)
@@ -273,6 +276,31 @@ def test_resume_choices(cfg, tmp_path):
     assert len(rows(again.folder / "previous-1")) == 4
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         train(cfg, resume=str(tmp_path / "nothing.pt"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"data": {"batch_size": 6}}, {"data": {"batch_size": 1}}, {"optimization": {"accumulate": 3}}]
+)
+def test_resume_with_other_batches_goes_on_at_the_next_sample(cfg, tmp_path, change, monkeypatch):
+    """No sample is skipped or read again, also from a checkpoint that does not say how many were taken."""
+    cfg = with_(cfg, runtime={"save_every": 2})
+    train(cfg, max_steps=2)
+    taken = 2 * cfg.data.batch_size
+    old = checkpoint.load(cfg.folder)
+    old["sampler"] = {"start_step": 2}
+    positions, load = [], ClipLoader._load
+    monkeypatch.setattr(ClipLoader, "_load", lambda self, n, *more: positions.append(n) or load(self, n, *more))
+    for name, saved in (("new", None), ("old", old)):
+        folder = tmp_path / name
+        shutil.copytree(cfg.folder, folder)
+        if saved is not None:
+            checkpoint.save(folder, saved, 2)
+        positions.clear()
+        other = with_(cfg, folder=str(folder), **change)
+        run = train(other, max_steps=3)
+        size = other.data.batch_size * other.optimization.accumulate
+        assert set(range(taken, taken + size)) <= set(positions) and min(positions) == taken
+        assert checkpoint.load(run.checkpoint)["sampler"]["start_samples"] == [taken + size]
 
 
 def test_resume_with_another_architecture_touches_nothing(cfg):

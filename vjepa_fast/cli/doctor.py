@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.cli._arguments import add_json
+from vjepa_fast.cli._doctor_warm import compute_capability, warm
 
 if TYPE_CHECKING:
     import argparse
@@ -18,28 +19,57 @@ PACKAGES = {  # distribution names -> what it is for
     ("triton", "pytorch-triton", "triton-windows"): "the fused kernels on CUDA devices",
     ("av",): "reading videos",
     ("timm",): "the encoders under timm's names (timm.create_model)",
-    ("xformers",): "nothing in this version, attention is PyTorch's",
+    ("xformers",): "the attention backend xformers",
+    ("nvidia-cuda-runtime-cu12",): "libcudart.so.12, which the library of xformers asks for",
+    ("flash-attn-4",): "the attention backend fa4",
     ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"): "nothing in this version, PyAV reads videos",
 }
-SHOWN = {"nvidia-dali-cuda130": "DALI", "av": "PyAV"}
+SHOWN = {"nvidia-dali-cuda130": "DALI", "nvidia-cuda-runtime-cu12": "CUDA 12 runtime", "av": "PyAV"}
 VARIABLES = {  # ours -> what reads it
     "VJEPA_FAST_BACKEND": "forces the backend of every op",
     "VJEPA_FAST_BUILD": "read by setup.py only",
     "VJEPA_FAST_DEBUG": "1 checks token indices on every device, which waits for it",
     "VJEPA_FAST_PLUGINS": "modules that are imported to register what they add",
 }
-THEIRS = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF")
+THEIRS = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "XDG_CACHE_HOME")
 CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
+ATTENTION = (
+    "implementation",
+    "on_device",
+    "graph",
+    "whole_graph",
+    "capture",
+    "deterministic",
+)  # what a backend of attention declares
+KERNELS = {
+    "any": "what torch chooses",
+    "cudnn": "cuDNN",
+    "flash": "FlashAttention 2",
+    "fa3": "FlashAttention 3",
+    "fa4": "FlashAttention 4",
+    "triton": "Triton kernels of this package",
+}
 DEVICES = {"cpu": {"triton": "supports CUDA tensors only"}, "cuda": {"cpp": "supports tensors on the CPU only"}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
     add_json(parser, "everything")
+    parser.add_argument(
+        "--warm",
+        nargs="*",
+        metavar="CONFIG [KEY=VALUE]",
+        help="report nothing; compile the Triton kernels of a recipe, file or run folder (none: the defaults) ahead",
+    )
+    parser.add_argument(
+        "--arch", type=compute_capability, metavar="SM", help="with --warm: for this GPU, such as sm_90, not that here"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report, and write it where asked."""
+    """Print the report, and write it where asked; or compile kernels ahead."""
+    if args.warm is not None:
+        return warm(args.warm, args.arch)
     from vjepa_fast.files import write_json
 
     report = examine()
@@ -52,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
 def examine() -> dict[str, Any]:
     """The report: plain values, as --json writes them. A part that cannot be looked at holds its ``error`` instead."""
     report: dict[str, Any] = {"system": system(), "packages": packages()}
-    parts = {"cuda": cuda, "extension": extension, "ops": backends, "kinds": kinds, "decoders": decoders}
-    for name, look in parts.items():
+    parts = {"cuda": cuda, "extension": extension, "ops": backends, "attention": attention, "kinds": kinds}
+    for name, look in {**parts, "decoders": decoders, "graphs": graphs}.items():
         try:
             report[name] = look()
         except Exception as error:  # a broken installation is what this command is for
@@ -184,6 +214,32 @@ def backends() -> dict[str, Any]:
     return {"choice": choice, "choice_error": error, "table": table}
 
 
+def attention() -> dict[str, Any]:
+    """Backends of attention by name, with what each declares, and what ``auto`` has measured, by environment."""
+    from vjepa_fast.layers.attention import BACKENDS
+    from vjepa_fast.layers.attention.table import Table, path
+
+    call = _attention_call()
+    found = {
+        name: {
+            "why_not": backend.objections(call),
+            "version": backend.version(),
+            **{key: getattr(backend, key) for key in ATTENTION},
+        }
+        for name, backend in BACKENDS.items()
+    }
+    return {"backends": found, "table": {"path": str(path()), "environments": Table().environments()}}
+
+
+def graphs() -> dict[str, Any]:
+    """What of a step with default settings is captured as a CUDA graph here, and why not more."""
+    from vjepa_fast.config import from_dict
+    from vjepa_fast.trainer.preflight import check
+
+    how, reasons = check(from_dict({})).graphs
+    return {"how": how, "why_not": reasons}
+
+
 def kinds() -> dict[str, Any]:
     """Kind -> name -> {from: module, why_not: reasons against it here}, or {error} where a kind cannot be asked."""
     from vjepa_fast.registry import KINDS, registry_of
@@ -209,7 +265,7 @@ def _why_not(kind: str, entry: Any) -> list[str]:
     return entry.objections(_attention_call()) if kind == "attention backend" else entry.objections()
 
 
-def _attention_call() -> object:
+def _attention_call() -> Any:
     """A call such as training makes on this machine."""
     import torch
 
@@ -293,10 +349,11 @@ def text(report: Mapping[str, Any]) -> list[str]:
     lines = _section("System", _system(report["system"], report["cuda"]))
     rows = [(n, p["version"] or f"not installed; it is for: {p['gives']}") for n, p in report["packages"].items()]
     lines += _section("Packages", rows)
-    lines += _section("CUDA", _cuda(report["cuda"]))
+    lines += _section("CUDA", [*_cuda(report["cuda"]), ("graphs", _graphs(report["graphs"]))])
     state = f"in use, {built['path']}" if built.get("loaded") else f"not in use: {built.get('reason')}"
     lines += _section("C++ extension", [("", built.get("error", state))])
     lines += _ops(report["ops"])
+    lines += _section("Attention", _attention(report["attention"]))
     lines += _section("Usable by name", _kinds(report["kinds"]))
     readers = {"": found} if "error" in found else found
     rows = [(name, d.get("error") or f"{d['by']}: {', '.join(d['formats'])}") for name, d in readers.items()]
@@ -332,6 +389,29 @@ def _cuda(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows if gpu["devices"] else [*rows, ("devices", "none")]
 
 
+def _graphs(found: Mapping[str, Any]) -> str:
+    captured = {"step": "of the whole step", "target": "of the target's forward", "off": "none"}
+    return found.get("error") or "; ".join([captured[found["how"]], *found["why_not"]])
+
+
+def _attention(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row per backend, and the rows of the table of measurements."""
+    if "error" in found:
+        return [("", found["error"])]
+    rows: list[tuple[str, str]] = []
+    for name, entry in found["backends"].items():
+        kernels = KERNELS.get(entry["implementation"], entry["implementation"])
+        able = "available" if not entry["why_not"] else f"not here: {'; '.join(entry['why_not'])}"
+        rows.append((name, f"runs {kernels}" + (f" ({entry['version']})" if entry["version"] else "") + f"; {able}"))
+    table = found["table"]
+    shapes = [(env, shape, row) for env, of in table["environments"].items() for shape, row in of.items()]
+    rows.append(("measured for auto", f"{len(shapes)} shapes in {table['path']}"))
+    for environment, shape, row in shapes:
+        times = (f"{name} {'failed' if t is None else f'{t:.3f}'}" for name, t in row["ms"].items())
+        rows.append(("", f"{environment}: {shape}: {row['backend']} (ms: {', '.join(times)})"))
+    return rows
+
+
 def _kinds(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A row per kind: its names, where those from elsewhere come from, and why some cannot be used here."""
     if "error" in found:
@@ -344,7 +424,8 @@ def _kinds(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         words: list[str] = []
         for name, entry in entries.items():
             notes = [] if entry["from"].split(".")[0] == "vjepa_fast" else [f"from {entry['from']}"]
-            notes += [f"not here: {', '.join(entry['why_not'])}"] if entry["why_not"] else []
+            if entry["why_not"]:  # those of attention have a section of their own
+                notes.append("not here" if kind == "attention backend" else f"not here: {', '.join(entry['why_not'])}")
             words.append(name + (f" ({'; '.join(notes)})" if notes else ""))
         rows.append((kind, ", ".join(words) or "none"))
     return rows

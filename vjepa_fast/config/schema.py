@@ -191,7 +191,7 @@ class RuntimeConfig:
         checked("auto", "auto or a number of tokens, at least 0", lambda x: x == "auto" or (x != str(x) and x >= 0))
     )
     compile: bool | str = choice("auto", True, False, "auto", "blocks", "target")
-    cuda_graphs: bool | str = choice("auto", True, False, "auto")  # of the target encoder
+    cuda_graphs: bool | str = choice("auto", True, False, "auto", "target")  # of the whole step; or of the target
     tensorboard: bool = True
     peak_tflops: float | None = number(None, above=0)  # of the device, for MFU; None: by name, a CPU is measured
 

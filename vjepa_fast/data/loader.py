@@ -74,6 +74,7 @@ class ClipLoader:
         cfg: ``data``, ``data_aug``, ``seed`` and ``compat`` are used; with ``img`` ``img_data`` in place of ``data``.
         rank, world: this process and the number of processes; each reads ``batch_size`` clips a step.
         start_step: step of the first batch.
+        start_sample: first sample of the first batch of all processes; None: all batches before were as large.
         img: read the image stream.
 
     Attributes:
@@ -84,7 +85,16 @@ class ClipLoader:
         ConfigError: settings that do not fit one another.
     """
 
-    def __init__(self, cfg: Config, *, rank: int = 0, world: int = 1, start_step: int = 0, img: bool = False):
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        start_step: int = 0,
+        start_sample: int | None = None,
+        img: bool = False,
+    ):
         self.section = "img_data" if img else "data"
         data = cfg.img_data if img else cfg.data
         if data is None or not data.datasets:
@@ -92,6 +102,8 @@ class ClipLoader:
         check_stream(self.section, data)
         self.data, self.aug, self.img = data, cfg.data_aug, img
         self.rank, self.world, self.step = rank, world, start_step
+        together = world * data.batch_size
+        self._before = (start_step * together if start_sample is None else start_sample) - start_step * together
         self.manifests = [load_manifest(path) for path in data.datasets]
         for manifest in self.manifests:
             if img and manifest.kind != "image":
@@ -114,12 +126,12 @@ class ClipLoader:
 
     def __next__(self) -> Batch:
         size = self.data.batch_size
-        first = (self.step * self.world + self.rank) * size
+        first = self._first(self.step)
         if self._pool is None:
             samples = [self._load(first + slot) for slot in range(size)]
         else:
             while len(self._queue) <= _AHEAD:
-                begin = ((self.step + len(self._queue)) * self.world + self.rank) * size
+                begin = self._first(self.step + len(self._queue))
                 self._queue.append([self._pool.submit(self._load, begin + slot) for slot in range(size)])
             samples = [future.result() for future in self._queue.popleft()]
         for sample in samples:
@@ -127,6 +139,14 @@ class ClipLoader:
         batch = Batch(self._group(samples, first), self.step)
         self.step += 1
         return batch
+
+    def sample_at(self, step: int) -> int:
+        """The first sample of a step, of all processes: how many were taken before it."""
+        return self._before + step * self.world * self.data.batch_size
+
+    def _first(self, step: int) -> int:
+        """The first sample of this process at a step."""
+        return self.sample_at(step) + self.rank * self.data.batch_size
 
     def close(self) -> None:
         """Stop reading ahead. The loader cannot be used after it."""

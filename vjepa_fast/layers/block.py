@@ -7,6 +7,8 @@ to step); None: one segment.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,10 +22,12 @@ from vjepa_fast.layers.linear import Linear
 class Attention(nn.Module):
     """Multi-head self-attention with packed ``qkv``; parameter names are FAIR's.
 
-    ``backend`` is forced; None: the fastest is taken.
+    ``backend`` is forced; None: the fastest is taken, and in a compiled graph ``whole`` for whole grids, the fastest of
+    `choose_attention`.
     """
 
     backend: Backend | None = None
+    whole: Backend | None = None
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -33,7 +37,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
         """[B,K,E] -> [B,K,E]."""
-        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads, lengths, self.backend))
+        backend = self.backend
+        if backend is None and lengths is None and torch.compiler.is_compiling():
+            backend = self.whole
+        return self.proj(attend(self.qkv(x_BKE), rope, self.num_heads, lengths, backend))
 
 
 class MLP(nn.Module):
@@ -100,7 +107,8 @@ def run_block(
 ) -> torch.Tensor:
     """One block; with ``recompute`` its activations are recomputed in the backward pass."""
     if recompute and torch.is_grad_enabled():
-        return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False)
+        # nothing in a block is random, and to look at the generator's state is not allowed in a CUDA graph
+        return checkpoint(block, x_BKE, rope, lengths, use_reentrant=False, preserve_rng_state=False)
     return block(x_BKE, rope, lengths)
 
 
@@ -111,11 +119,33 @@ def use_attention(name: str, device: torch.device, dtype: torch.dtype, *modules:
         ConfigError: there is no such backend, or it does not support this device, dtype or size of heads.
     """
     backend = attention.find(name)
-    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, Attention)]
-    for layer in layers:
+    for layer in _layers(modules):
         if backend is not None:
-            attention.require(backend, attention.Call(device, dtype, layer.proj.in_features // layer.num_heads))
-        layer.backend = backend
+            head_dim = layer.proj.in_features // layer.num_heads
+            attention.require(backend, attention.Call(device, dtype, head_dim, grad=True))
+        layer.backend, layer.whole = backend, None
+
+
+@torch.no_grad()
+def choose_attention(device: torch.device, dtype: torch.dtype, batch: int, tokens: int, *modules: nn.Module) -> None:
+    """Measure what ``auto`` takes for whole grids [batch,tokens,E] without gradient, before anything is compiled.
+
+    A compiled graph cannot choose: it holds this one. Rows of the table on disk are not measured again. Nothing happens
+    on a CPU, nor to layers with a backend of their own.
+    """
+    if device.type != "cuda":
+        return
+    found: dict[tuple[int, int], Backend] = {}
+    for layer in _layers(modules):
+        if layer.backend is None:
+            size = layer.proj.in_features, layer.num_heads
+            if size not in found:
+                found[size] = attention.for_whole_grids(device, dtype, batch, tokens, *size)
+            layer.whole = found[size]
+
+
+def _layers(modules: Sequence[nn.Module]) -> Iterator[Attention]:
+    return (layer for module in modules for layer in module.modules() if isinstance(layer, Attention))
 
 
 @torch.no_grad()

@@ -273,6 +273,28 @@ def pack(masks: BlockMasks, lengths: Tensor | None = None) -> tuple[list[Packed]
     return enc, pred
 
 
+def capacities(masks: BlockMasks, lengths: Tensor | None = None, quantum: int | None = None) -> tuple[int, int]:
+    """Rows of context and prediction in what ``stream`` makes of these arguments: all that its shapes depend on.
+
+    Raises:
+        ConfigError: as ``stream``.
+    """
+    tokens, host = masks.enc.shape[2], masks.host_lengths(lengths)
+    for s, counts in enumerate(zip(*host)):
+        if (most := max(e + p for e, p in zip(*counts))) > tokens:
+            raise ConfigError(
+                f"masks.specs[{s}]: context and predicted tokens of a sample overlap, {most} of a grid of {tokens}; "
+                "streams of fixed capacity have no room for that: set runtime.capacity_quantum=0"
+            )
+    quantum = _quantum(masks, quantum)
+    context, predicted = (-(-sum(map(sum, counts)) // quantum) * quantum for counts in host)
+    return context, predicted
+
+
+def _quantum(masks: BlockMasks, quantum: int | None) -> int:
+    return -(-masks.enc.numel() // SHARE) if quantum is None else quantum
+
+
 def stream(masks: BlockMasks, lengths: Tensor | None = None, quantum: int | None = None) -> tuple[Stream, Stream]:
     """All tokens of all samples of all masks, context and prediction, with capacities that are multiples of a quantum.
 
@@ -284,18 +306,7 @@ def stream(masks: BlockMasks, lengths: Tensor | None = None, quantum: int | None
     Raises:
         ConfigError: no context is left after 32 redraws, or a sample has more tokens than its grid.
     """
-    tokens = masks.enc.shape[2]
-    quantum = -(-masks.enc.numel() // SHARE) if quantum is None else quantum
-    host = masks.host_lengths(lengths)
-    for s, counts in enumerate(zip(*host)):
-        if (most := max(e + p for e, p in zip(*counts))) > tokens:
-            raise ConfigError(
-                f"masks.specs[{s}]: context and predicted tokens of a sample overlap, {most} of a grid of {tokens}; "
-                "streams of fixed capacity have no room for that: set runtime.capacity_quantum=0"
-            )
-
-    def side(idx: Tensor, sizes: Tensor, counts: list[list[int]]) -> Stream:
-        capacity = -(-sum(map(sum, counts)) // quantum) * quantum
-        return Stream.cut(idx, sizes, counts, tokens, capacity, quantum)
-
-    return side(masks.enc, masks.enc_len, host[0]), side(masks.pred, masks.pred_len, host[1])
+    rows, spare, host = capacities(masks, lengths, quantum), _quantum(masks, quantum), masks.host_lengths(lengths)
+    sides = zip((masks.enc, masks.pred), (masks.enc_len, masks.pred_len), host, rows)
+    enc, pred = (Stream.cut(*side[:3], masks.enc.shape[2], side[3], spare) for side in sides)
+    return enc, pred

@@ -13,12 +13,12 @@ class DrawnMasks:
 
     On CUDA the lengths travel to pinned memory behind an event of the stream that drew the masks: when ``wait`` is
     called later, it waits for that event alone, not for what other streams were given in the meantime. ``packed``: keep
-    all tokens of every sample.
+    all tokens of every sample. ``lengths``: int64 [2,S,B], of context and prediction, where the host has them already.
     """
 
-    def __init__(self, masks: BlockMasks, packed: bool = False):
+    def __init__(self, masks: BlockMasks, packed: bool = False, lengths: torch.Tensor | None = None):
         self.masks, self.packed = masks, packed
-        self.lengths = torch.stack([masks.enc_len, masks.pred_len])
+        self.lengths = torch.stack([masks.enc_len, masks.pred_len]) if lengths is None else lengths
         self.copied = None
         if self.lengths.is_cuda:
             on_device = self.lengths
@@ -34,12 +34,17 @@ class DrawnMasks:
 
         With a ``quantum`` of tokens, or None for the usual one, each is a single ``layers.packed.Stream`` of all masks.
         """
+        lengths = self.arrived()
+        if quantum != 0:
+            enc, pred = stream(self.masks, lengths, quantum)
+            return [enc], [pred]
+        return pack(self.masks, lengths) if self.packed else self.masks.trim(lengths)
+
+    def arrived(self) -> torch.Tensor:
+        """The lengths, int64 [2,S,B] on the host, once they are there."""
         if self.copied is not None:
             self.copied.synchronize()
-        if quantum != 0:
-            enc, pred = stream(self.masks, self.lengths, quantum)
-            return [enc], [pred]
-        return pack(self.masks, self.lengths) if self.packed else self.masks.trim(self.lengths)
+        return self.lengths
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory of the masks until this stream is done with them too."""

@@ -109,6 +109,19 @@ class Clips:
     image: bool = False
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Of the samples of ``masks`` masks, one mask after another: what `clips_of` reads of a `layers.packed.Stream`."""
+
+    lengths: tuple[int, ...]
+    masks: int
+
+    @classmethod
+    def of(cls, lengths_SB: Sequence[Sequence[int]]) -> Lengths:
+        """From lists by mask."""
+        return cls(tuple(n for of_mask in lengths_SB for n in of_mask), len(lengths_SB))
+
+
 def clips_of(grid: tuple[int, int, int], enc: Sequence[Any], pred: Sequence[Any], image: bool = False) -> list[Clips]:
     """The clips of a group: grid (T,H,W), and per mask ids [B,K], or anything with ``lengths``, one per sample."""
     tokens = grid[0] * grid[1] * grid[2]
@@ -230,6 +243,16 @@ class Masked(Protocol):
     masks_enc: Any  # context ids [B,K] (or what has ``lengths``) of each mask
     masks_pred: Any
     modality: str  # image or video
+
+
+@dataclass
+class Counted:
+    """A `Masked` of its own, for work whose state is not at hand."""
+
+    grids: list[tuple[int, int, int]]
+    masks_enc: list[list[Lengths]]
+    masks_pred: list[list[Lengths]]
+    modality: str
 
 
 def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: bool) -> Work:

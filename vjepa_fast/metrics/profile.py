@@ -23,7 +23,7 @@ import torch
 
 from vjepa_fast.files import write_text
 
-PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser", "ema")
+PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser", "ema", "graph")
 WHOLE, AHEAD = "step/all", ("copy", "masks")  # what may be done for the next step outside of any
 WARMUP = 2  # steps before the profiled ones: compilation, allocator, first launches
 TOP = 15  # operators in the table

@@ -22,7 +22,7 @@ from vjepa_fast.config.fields import choice as choice
 from vjepa_fast.config.fields import flag as flag
 from vjepa_fast.config.fields import number as number
 from vjepa_fast.config.fields import require
-from vjepa_fast.layers.linear import Linear
+from vjepa_fast.layers.linear import Linear32
 from vjepa_fast.objectives.state import LatentState
 from vjepa_fast.ops.latent import RowCall
 from vjepa_fast.registry import Registry
@@ -54,6 +54,8 @@ class Objective:
         exact_gradient: False where a part that depends on the inputs is held constant by design (hw's weights).
         published: field -> ``section.key`` of the published YAML that sets it; empty where that format has no such
             term. See ``from_published``.
+        uncapturable: why ``value`` cannot be part of a CUDA graph, in words; empty where it launches the same work at
+            every step and never waits for the device. What differs from step to step goes through ``weight``, ``draw``.
     """
 
     name: ClassVar[str] = ""
@@ -62,6 +64,7 @@ class Objective:
     gradient_to: ClassVar[str] = ""
     exact_gradient: ClassVar[bool] = True
     published: ClassVar[Mapping[str, str]] = {}
+    uncapturable: ClassVar[str] = ""
 
     coeff: float = number(1.0, low=0.0)
 
@@ -72,6 +75,14 @@ class Objective:
     def weight(self, state: LatentState) -> float:
         """The coefficient in force at ``state.step`` / ``state.epoch``."""
         return self.coeff
+
+    def draw(self, state: LatentState, ctx: TermContext, device: torch.device) -> Tensor | None:
+        """Random numbers of the step, or what else the host makes anew for each: ``value`` reads ``state.drawn[name]``.
+
+        Called before the features are there: of the state only step, epoch and modality are known. The shape must not
+        depend on the step. None: nothing.
+        """
+        return None
 
     def build_head(self, ctx: TermContext, generator: torch.Generator) -> nn.Module | None:
         """The learnable part, drawn from ``generator``; None for most terms."""
@@ -155,8 +166,8 @@ def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
 
     Weight and bias are uniform in +-1/sqrt(n_in). Leaves the global RNG untouched; works on the meta device.
     """
-    layer = nn.utils.skip_init(Linear, n_in, n_out, device=torch.get_default_device())
-    assert isinstance(layer, Linear)
+    layer = nn.utils.skip_init(Linear32, n_in, n_out, device=torch.get_default_device())
+    assert isinstance(layer, Linear32)
     if not layer.weight.is_meta:
         bound = 1.0 / math.sqrt(n_in)
         with torch.no_grad():

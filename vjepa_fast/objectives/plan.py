@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,23 +61,42 @@ class ObjectivePlan(nn.Module):
         widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
         return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
 
-    def forward(self, state: LatentState) -> ObjectiveOutput:
+    def weights(self, state: LatentState) -> dict[str, float]:
+        """The coefficient in force of each term; reads of the state only where in the run it is, and its modality."""
+        return {name: term.weight(state) for name, term in self.terms.items()}
+
+    def draw(self, state: LatentState, device: torch.device) -> dict[str, Tensor]:
+        """What terms draw anew for each step (`Objective.draw`), by name; reads of the state what `weights` does."""
+        found = {name: term.draw(state, self.ctx, device) for name, term in self.terms.items()}
+        return {name: drawn for name, drawn in found.items() if drawn is not None}
+
+    def forward(self, state: LatentState, weights: Tensor | None = None) -> ObjectiveOutput:
         """The loss of one step.
+
+        Args:
+            state: its features.
+            weights: float64 [terms] on their device, the values of `weights`: then no number that changes from step to
+                step comes from the host, and with ``state.drawn`` given the work can be captured as a CUDA graph.
 
         Raises:
             ValueError: the state lacks something that a term needs, or its shapes disagree.
         """
         device = self._check(state)
+        if not state.has("drawn"):
+            state = replace(state, drawn=self.draw(state, device))
         state = state.prepared(self.stop_gradient, self.ctx.levels, self.pair_calls)
         heads = dict(self.heads.items())
         with _no_autocast(device):
             values = {name: term.value(state, heads.get(name), self.ctx) for name, term in self.terms.items()}
-        weights = {name: term.weight(state) for name, term in self.terms.items()}
+        in_force = self.weights(state)
         state.forget()
+        factors = in_force.values() if weights is None else weights.unbind()
         # a weight of 0 keeps its graph: a zero gradient is not the same as none to AdamW or DDP
-        first, *others = (weights[name] * value for name, value in values.items())
+        first, *others = (
+            (w.to(value.dtype) if isinstance(w, Tensor) else w) * value for w, value in zip(factors, values.values())
+        )
         total = sum(others, first)
-        return ObjectiveOutput(total, {name: value.detach() for name, value in values.items()}, weights)
+        return ObjectiveOutput(total, {name: value.detach() for name, value in values.items()}, in_force)
 
     def _check(self, state: LatentState) -> torch.device:
         for name, term in self.terms.items():

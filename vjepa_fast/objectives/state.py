@@ -54,6 +54,7 @@ class LatentState:
         step, total_steps, epoch, epochs: where in the run this is; ``step`` and ``epoch`` count from 0.
         modality: "video" or "image".
         mean, std: normalisation per channel, for uint8 clips.
+        drawn: by name of the term what ``Objective.draw`` gave for the step; None: the plan draws it.
     """
 
     grids: list[tuple[int, int, int]] = _absent()
@@ -72,6 +73,7 @@ class LatentState:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     h_normalized: bool = True
+    drawn: dict[str, Tensor] = _absent()
     _cache: dict[Any, Any] = field(default_factory=dict[Any, Any], init=False, repr=False, compare=False)
     stop_gradient: bool = field(default=False, init=False, repr=False, compare=False)
     levels: int = field(default=1, init=False, repr=False, compare=False)
@@ -144,12 +146,12 @@ class LatentState:
         )
 
     def context(self, i: int, j: int) -> Tensor:
-        """Context features ``z[i][j]`` [B, K_enc, D] in the computing dtype, 0 in filler."""
+        """Context features ``z[i][j]`` [B, K_enc, D] in their own dtype, 0 in filler."""
 
         def make() -> Tensor:
             stream = self.stream(i, j)
             z = self.z[i][j]
-            return computing(z if stream is None else z.masked_fill(~stream.real[..., None], 0.0))
+            return z if stream is None else z.masked_fill(~stream.real[..., None], 0.0)
 
         return self.once(("z", i, j), make)
 
@@ -297,9 +299,14 @@ class TemporalView:
         return self.packed.packed(share), self.packed.packed(count)
 
     @property
-    def z(self) -> Tensor:
-        """Context features [B, K, D], 0 in filler."""
+    def features(self) -> Tensor:
+        """Context features [B, K, D] in their own dtype, 0 in filler: for ops that compute in float32 all the same."""
         return self.state.context(self.i, self.j)
+
+    @cached_property
+    def z(self) -> Tensor:
+        """``features`` in the computing dtype."""
+        return computing(self.features)
 
     # for terms in plain PyTorch
     @cached_property

@@ -7,7 +7,9 @@ from vjepa_fast.ops.block_masks import BlockMasks, BlockSpec, origin_probabiliti
 from vjepa_fast.ops.distance import mask_distance
 from vjepa_fast.ops.latent import latent_loss_column, latent_loss_pair, latent_loss_token
 from vjepa_fast.ops.norm import target_norm
+from vjepa_fast.ops.packed_attention import packed_attention
 from vjepa_fast.ops.patchify import normalize_clip, patch_mean, tubelet_patchify
+from vjepa_fast.ops.product import cross_covariance, linear32, matmul32
 from vjepa_fast.ops.rope import rope3d, rope3d_
 from vjepa_fast.ops.saliency import motion_saliency
 
@@ -20,14 +22,18 @@ __all__ = [
     "Rule",
     "adamw_ema_",
     "backend_report",
+    "cross_covariance",
     "current_backend",
     "latent_loss_column",
     "latent_loss_pair",
     "latent_loss_token",
+    "linear32",
     "mask_distance",
+    "matmul32",
     "motion_saliency",
     "normalize_clip",
     "origin_probabilities",
+    "packed_attention",
     "patch_mean",
     "rope3d",
     "rope3d_",

@@ -7,6 +7,8 @@ import functools
 import importlib
 import importlib.util
 import os
+from collections.abc import Generator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,6 +21,19 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that the k
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter (slow, on any device)."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+_anywhere: ContextVar[bool] = ContextVar("triton on any tensors", default=False)
+
+
+@contextlib.contextmanager
+def anywhere() -> Generator[None]:
+    """Inside, tensors on any device will do: launches are recorded, see `_builds`."""
+    token = _anywhere.set(True)
+    try:
+        yield
+    finally:
+        _anywhere.reset(token)
 
 
 @functools.cache
@@ -36,7 +51,9 @@ def _machine() -> str:
 
 def objections(*tensors: torch.Tensor | None) -> list[str]:
     """Why the kernels cannot run on these tensors; without arguments, why they cannot run at all."""
-    if interpreted():
+    if _anywhere.get():
+        reasons = []
+    elif interpreted():
         forced = _backend.current_backend() == "triton"
         reasons = [] if forced else ["TRITON_INTERPRET=1 interprets the kernels, only where triton is forced"]
     else:

@@ -12,17 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vjepa_fast.ops import _backend, _check, _cpp, _triton
+from vjepa_fast.ops import _backend, _capture, _check, _cpp, _triton
 
 _FUSED = ("cpu", "cuda")  # devices for which torch has its fused AdamW
 _torch: Any = torch  # whose functions of many tensors have no public names
 
 
 class Rule(NamedTuple):
-    """Numbers of a step, the same for all its parameters; Python floats, so a GPU is neither waited for nor recompiled.
-
-    ``step`` counts from 1; ``follow`` is 1 - momentum of the average.
-    """
+    """Numbers of a step, the same for all its parameters. ``step`` counts from 1; ``follow`` is 1 - momentum."""
 
     lr: float
     beta1: float
@@ -42,6 +39,11 @@ class Rule(NamedTuple):
         """1 - beta2**step: what the second moment is divided by."""
         return 1.0 - self.beta2**self.step
 
+    @property
+    def changing(self) -> tuple[float, float, float, float]:
+        """What differs from step to step, as kernels use it: 1 - lr*decay, lr/bias1, bias2**-0.5, follow."""
+        return 1.0 - self.lr * self.weight_decay, self.lr / self.bias1, self.bias2**-0.5, float(self.follow)
+
 
 Lists = tuple[
     list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor | None], list[Tensor | None]
@@ -58,6 +60,7 @@ def adamw_ema_(
     targets: Sequence[Tensor | None] | None = None,
     lows: Sequence[Tensor | None] | None = None,
     scale: Tensor | None = None,
+    numbers: Tensor | None = None,
 ) -> None:
     """One step of AdamW (arXiv:1711.05101), then ``target <- lerp(target, param, follow)``, all in place.
 
@@ -68,6 +71,8 @@ def adamw_ema_(
         lows: per parameter a copy of its target in another dtype, to be brought up to date, or None.
         scale: float32 [] on their device, by which gradients are multiplied first (clipping); eager code leaves the
             product in the gradients, the others do not touch them.
+        numbers: float64 [4] on their device, `Rule.changing` of the step. Then of ``rule`` only betas and eps are read,
+            and the work is the same at every step: it can be part of a captured CUDA graph.
 
     Raises:
         ValueError: lists of different lengths, tensors of different shapes, or a copy without its target.
@@ -90,32 +95,39 @@ def adamw_ema_(
         if low is not None and target is None:
             _check.require(False, "adamw_ema_", "lows", "None where there is no target", low)
     _check.require(rule.step >= 1, "adamw_ema_", "rule.step", "at least 1", rule.step)
+    if numbers is not None:
+        ok = numbers.shape == (4,) and numbers.dtype == torch.float64
+        _check.require(ok, "adamw_ema_", "numbers", "float64 [4]", numbers)
     if n:
-        _backend.call("adamw_ema", lists, rule, scale)
+        _backend.call("adamw_ema", lists, rule, scale, numbers)
 
 
 @_backend.register("adamw_ema", "eager")
-def _eager(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
+def _eager(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | None) -> None:
     """PyTorch's own kernels: its fused AdamW where it has one for the device, else its formula tensor by tensor."""
     params, grads, exp_avgs, exp_avg_sqs, targets, lows = lists
+    keep, pace, root, follow = rule.changing if numbers is None else numbers.to(params[0].dtype).unbind()
     if scale is not None:
         _torch._foreach_mul_(grads, scale.to(params[0].device))
-    if params[0].device.type in _FUSED:
+    if numbers is None and params[0].device.type in _FUSED:
         steps = [torch.full((), float(rule.step), device=params[0].device)] * len(params)
-        numbers = {name: getattr(rule, name) for name in ("lr", "beta1", "beta2", "weight_decay", "eps")}
-        _torch._fused_adamw_(*lists[:4], [], steps, **numbers, amsgrad=False, maximize=False)
+        given = {name: getattr(rule, name) for name in ("lr", "beta1", "beta2", "weight_decay", "eps")}
+        _torch._fused_adamw_(*lists[:4], [], steps, **given, amsgrad=False, maximize=False)
     else:
-        _torch._foreach_mul_(params, 1.0 - rule.lr * rule.weight_decay)
+        _torch._foreach_mul_(params, keep)
         _torch._foreach_lerp_(exp_avgs, grads, 1.0 - rule.beta1)
         _torch._foreach_mul_(exp_avg_sqs, rule.beta2)
         _torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1.0 - rule.beta2)
         roots = _torch._foreach_sqrt(exp_avg_sqs)
-        _torch._foreach_div_(roots, rule.bias2**0.5)
+        _torch._foreach_mul_(roots, root)
         _torch._foreach_add_(roots, rule.eps)
-        _torch._foreach_addcdiv_(params, exp_avgs, roots, -rule.lr / rule.bias1)
+        steps = _torch._foreach_div(exp_avgs, roots)
+        _torch._foreach_mul_(steps, pace)
+        _torch._foreach_sub_(params, steps)
     followed = [(t, p) for t, p in zip(targets, params) if t is not None]
     if followed:
-        _torch._foreach_lerp_(*map(list, zip(*followed)), rule.follow)
+        weight = follow if numbers is None else [follow] * len(followed)
+        _torch._foreach_lerp_(*map(list, zip(*followed)), weight)
     copied = [(low, t) for low, t in zip(lows, targets) if low is not None]
     if copied:
         _torch._foreach_copy_(*map(list, zip(*copied)))
@@ -126,7 +138,7 @@ def _objections(backend: str, *args: Any) -> list[str]:
     reasons = machine(*(args[0][0] if args else ()))
     if reasons or not args:
         return reasons
-    lists, _, scale = args
+    lists, _, scale, numbers = args
     wide = [x for values in lists[:5] for x in values if x is not None]
     narrow = [x for x in lists[5] if x is not None]
     if {x.dtype for x in wide} != {torch.float32}:
@@ -135,8 +147,10 @@ def _objections(backend: str, *args: Any) -> list[str]:
         reasons.append(f"{backend} keeps copies in bfloat16 only")
     if not all(x.is_contiguous() for x in (*wide, *narrow)):
         reasons.append(f"{backend} supports contiguous tensors only")
-    if len({x.device for x in (*wide, *narrow, *([] if scale is None else [scale]))}) > 1:
+    if len({x.device for x in (*wide, *narrow, *(x for x in (scale, numbers) if x is not None))}) > 1:
         reasons.append(f"{backend} supports tensors on one device")
+    if backend == "cpp" and numbers is not None:
+        reasons.append("cpp reads the numbers of a step on the host")
     return reasons
 
 
@@ -147,17 +161,20 @@ def _addresses(lists: Lists) -> list[tuple[int, ...]]:
 
 
 @_backend.register("adamw_ema", "cpp", functools.partial(_objections, "cpp"))
-def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
+def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: None) -> None:
     rows = torch.tensor(_addresses(lists), dtype=torch.int64, device="cpu")
-    *numbers, _, follow = rule  # lr, betas, eps, weight decay
+    *constants, _, follow = rule  # lr, betas, eps, weight decay
     factor = torch.empty(0, device="cpu") if scale is None else scale.float()
-    torch.ops.vjepa_fast_cpp.adamw_ema(rows, *numbers, rule.bias1, rule.bias2, follow, factor)
+    torch.ops.vjepa_fast_cpp.adamw_ema(rows, *constants, rule.bias1, rule.bias2, follow, factor)
 
 
 @_backend.register("adamw_ema", "triton", functools.partial(_objections, "triton"))
-def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None) -> None:
+def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | None) -> None:
     first = lists[0][0]
-    _triton.launch("adamw", "adamw_ema", first, _addresses(lists), rule, scale, first.device)
+    if numbers is None:
+        numbers = _capture.constant(torch.tensor(rule.changing, dtype=torch.float64, device="cpu"), first.device)
+    tables = _capture.constant, not _capture.capturing(first.device)
+    _triton.launch("adamw", "adamw_ema", first, _addresses(lists), rule, scale, numbers, first.device, *tables)
 
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:

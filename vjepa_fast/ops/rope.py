@@ -40,7 +40,7 @@ def rope3d(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
 
     Floor: qkv and table read once, [B,K,3*E] written once (the values are copied in the same pass).
     """
-    _check_rope("rope3d", qkv, table, num_heads)
+    check_rope("rope3d", qkv, table, num_heads)
     return _rope3d(qkv, table, num_heads)
 
 
@@ -49,16 +49,19 @@ def rope3d_(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
 
     Floor: table read once, the 2*H*R rotated channels of a token read and written once.
     """
-    _check_rope("rope3d_", qkv, table, num_heads)
+    check_rope("rope3d_", qkv, table, num_heads)
     if qkv.requires_grad and torch.is_grad_enabled():
         raise ValueError("rope3d_: qkv: expected a tensor without gradient, got one that requires grad; use rope3d")
     _rope3d_inplace(qkv, table, num_heads)
     return qkv
 
 
-def _check_rope(op: str, qkv: Tensor, table: Tensor, num_heads: int) -> None:
+def check_rope(op: str, qkv: Tensor, table: Tensor | None, num_heads: int) -> None:
+    """``qkv`` and ``table`` fit each other, as `rope3d` takes them; without a table qkv alone is looked at."""
     ok = qkv.dim() == 3 and qkv.is_floating_point() and num_heads > 0 and qkv.shape[2] % (3 * num_heads) == 0
     _check.require(ok, op, "qkv", f"a floating tensor [B,K,3*E] with E a multiple of num_heads={num_heads}", qkv)
+    if table is None:
+        return
     b, k, e3 = qkv.shape
     d = e3 // (3 * num_heads)
     ok = table.dtype == torch.float32 and table.dim() in (3, 4) and table.shape[-3:-1] == (k, 2)

@@ -6,7 +6,8 @@
     heads                                learnable parts of the objectives
     opt                                  optimiser state
     epoch, step                          epochs and optimiser steps completed
-    sampler                              first data step still to be drawn (data and masks are functions of it)
+    sampler                              first data step still to be drawn (masks are functions of it), and the sample
+                                         of each stream that it begins at, whatever the batches before held
     rng                                  torch generators
     metrics                              values of steps that are not yet in metrics.jsonl
     config, versions                     plain dicts

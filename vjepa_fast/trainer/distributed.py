@@ -7,7 +7,8 @@ apart from the truncation of masks, which is per process.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -96,19 +97,55 @@ class Gradients:
     but it reads from the device which ones these are, and so waits at every step; and since steps differ (images, clips
     of one frame) ``static_graph`` does not hold. So all parameters are tied to the loss, and the host counts.
 
+    With ``in_place`` gradients keep their addresses, as CUDA graphs that add to them need, and are sent after the last
+    backward pass, all at once.
+
     Args:
         params: what is trained, in the same order in every process.
         world: the processes.
+        in_place: see above.
     """
 
-    def __init__(self, params: list[nn.Parameter], world: Distributed):
+    def __init__(self, params: list[nn.Parameter], world: Distributed, *, in_place: bool = False):
         self.params, self.world = params, world
         self.used: set[Tensor] = set()  # those that got a gradient in this step
         self.ddp: DistributedDataParallel | None = None
-        if world.world > 1:
+        self.kept: dict[torch.dtype, Tensor] = {}
+        self.views: list[Tensor] = []
+        if world.world > 1 or in_place:
             for p in params:
                 p.register_post_accumulate_grad_hook(self._note)
+        if in_place:
+            self.views = self._views()
+        elif world.world > 1:
             self.ddp = DistributedDataParallel(_Tied(params), broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def _views(self) -> list[Tensor]:
+        """For each parameter its part of one tensor per dtype, ``kept``."""
+        views: dict[Tensor, Tensor] = {}
+        for dtype in dict.fromkeys(p.dtype for p in self.params):
+            own = [p for p in self.params if p.dtype == dtype]
+            self.kept[dtype] = torch.zeros(sum(p.numel() for p in own), dtype=dtype, device=own[0].device)
+            pieces = self.kept[dtype].split([p.numel() for p in own])
+            views.update((p, piece.view_as(p)) for p, piece in zip(own, pieces))
+        return [views[p] for p in self.params]
+
+    def begin(self) -> None:
+        """Before the backward passes of a step: no parameter has a gradient, or all have zeros in their place."""
+        self.used.clear()
+        for kept in self.kept.values():
+            kept.zero_()
+        for n, p in enumerate(self.params):
+            p.grad = self.views[n] if self.views else None
+
+    @contextmanager
+    def apart(self) -> Generator[None]:
+        """What gets a gradient in here is in ``used``, alone; afterwards it is as before."""
+        before, self.used = self.used, set()
+        try:
+            yield
+        finally:
+            self.used = before
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of ``loss``. With the ``last`` one of a step all that was added is averaged."""
@@ -125,8 +162,11 @@ class Gradients:
 
     def finish(self, stop: bool) -> bool:
         """Take away the zeros that stand for no gradient; returns whether any process asked to ``stop``."""
-        if self.ddp is None:
+        if self.ddp is None and not self.views:
             return stop
+        for kept in self.kept.values():
+            if self.world.world > 1:
+                kept.copy_(self.world.mean(kept))
         stop, *used = self.world.any([stop, *(p in self.used for p in self.params)])
         for p, is_used in zip(self.params, used):
             if not is_used:

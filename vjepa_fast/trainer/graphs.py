@@ -1,136 +1,149 @@
-"""CUDA graphs: one recorded sequence of kernels per shape of the input, launched by a single call."""
+"""CUDA graphs: a sequence of kernels recorded once and launched by a single call, one for each shape of its inputs."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor
 
-from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.layers import attention
+from vjepa_fast.ops import _capture
 
+T = TypeVar("T")
 _log = logging.getLogger("vjepa_fast")
-MOST = 4  # graphs kept; each keeps the memory of its intermediate tensors
-_WARM_UP = 3  # passes before the capture: kernels are compiled, caches filled, workspaces taken
+MOST = 12  # graphs kept of a kind; the one whose last use is longest ago goes first
 
 
 @dataclass
-class Captured:
-    """``replay()`` computes ``output`` anew from what lies in ``input``; both stay where they are."""
+class Captured(Generic[T]):
+    """``replay()`` computes anew what is in the tensors of ``result``, which stay where they are.
 
-    input: Tensor
-    output: Tensor
+    ``tables`` live as long as it (`ops._capture`).
+    """
+
+    result: T
     replay: Callable[[], None]
+    tables: _capture.Tables
 
 
-def objections(cfg: Config, device: torch.device, target_grad: bool) -> list[str]:
-    """Why the target forward cannot be replayed as a CUDA graph; empty if it can."""
-    reasons = []
-    if device.type != "cuda":
-        reasons.append(f"it needs CUDA, the run is on {device.type}")
-    if target_grad:
-        reasons.append("the target takes part in the backward pass")
-    backend = attention.find(cfg.runtime.attention)
-    if backend is not None and not backend.graph:  # a replay would read tables that may be gone
-        reasons.append(f"runtime.attention: {backend.name} does not keep its tables")
-    return reasons
+Capture = Callable[[Callable[[], Any], torch.device, Any], tuple[Any, Callable[[], None]]]
 
 
-def check(cfg: Config, device: torch.device, target_grad: bool) -> list[str]:
-    """The `objections`, empty where ``runtime.cuda_graphs`` is false.
+class Graphs(Generic[T]):
+    """The graphs of functions without arguments, by key: what their launches depend on.
 
-    Raises:
-        ConfigError: ``runtime.cuda_graphs`` is true and there are any; names all of them.
-    """
-    reasons = [] if cfg.runtime.cuda_graphs is False else objections(cfg, device, target_grad)
-    if reasons and cfg.runtime.cuda_graphs is True:
-        raise ConfigError(f"runtime.cuda_graphs: true, but {'; '.join(reasons)}")
-    return reasons
-
-
-def build(cfg: Config, device: torch.device, target_grad: bool) -> Graphs | None:
-    """The graphs of a run, as ``runtime.cuda_graphs`` says; None where they are off or, under auto, not possible.
-
-    Raises:
-        ConfigError: of `check`.
-    """
-    reasons, choice = check(cfg, device, target_grad), cfg.runtime.cuda_graphs
-    if choice is False:
-        return None
-    if not reasons:
-        return Graphs(device, forced=choice is True)
-    if device.type == "cuda":
-        _log.warning("runtime.cuda_graphs: auto leaves it off: %s", "; ".join(reasons))
-    return None
-
-
-class Graphs:
-    """Runs a function of one tensor, without autograd, as CUDA graphs.
-
-    The function must be the same at every call, read only its argument and tensors that are changed in place, and wait
-    for nothing. The returned tensor is overwritten by the next call with the same shape, dtype and ``slot``.
+    A function must read only tensors that are changed in place, launch the same work whenever its key is the same, and
+    wait for nothing. Its first call is left to the caller, so that kernels are compiled and caches filled.
 
     Args:
-        forced: raise where a capture fails; otherwise the reason is logged once and calls run as they are.
-        capture: makes a `Captured` of (function, argument); another one in tests.
+        what: of which these are the graphs, for messages.
+        device: where.
+        forced: raise where a capture fails; otherwise the reason is logged once and no graph is used from then on.
+        shared: all graphs take their memory from one pool: a replay may overwrite the result of any other.
+        capture: makes (result, replay) of (function, device, pool); another one in tests.
     """
 
-    def __init__(self, device: torch.device, *, forced: bool = False, capture: Callable[..., Captured] | None = None):
-        self.device, self.forced = device, forced
-        self.capture = capture or _capture
-        self.captured: dict[tuple[int, tuple[int, ...], torch.dtype], Captured] = {}
-        self.off = False  # a capture failed
-        self.logged: set[str] = set()
+    def __init__(
+        self,
+        what: str,
+        device: torch.device,
+        *,
+        forced: bool = False,
+        shared: bool = True,
+        capture: Capture | None = None,
+    ):
+        self.what, self.device, self.forced, self.shared = what, device, forced, shared
+        self.capture: Capture = capture or _capture_cuda
+        self.pool: Any = None
+        self.captured: dict[Hashable, Captured[T]] = {}
+        self.seen: set[Hashable] = set()
+        self.off = False
 
-    def __call__(self, run: Callable[[Tensor], Tensor], x: Tensor, slot: int = 0) -> Tensor:
-        """``run(x)``; calls whose results are needed at the same time need different ``slot``s."""
+    def find(self, key: Hashable, run: Callable[[], T]) -> Captured[T] | None:
+        """The graph of ``run``, to be replayed; None: call ``run`` itself, as for the first time that a key is seen.
+
+        Raises:
+            ConfigError: a capture failed and graphs are forced.
+        """
         if self.off:
-            return run(x)
-        key = (slot, tuple(x.shape), x.dtype)
-        found = self.captured.get(key)
+            return None
+        found = self.captured.pop(key, None)
         if found is None:
-            if len(self.captured) == MOST:
-                self._tell(f"runtime.cuda_graphs: {MOST} shapes of clips have one; further shapes run without")
-                return run(x)
+            if key not in self.seen:
+                self.seen.add(key)
+                return None
+            if len(self.captured) >= MOST:
+                del self.captured[next(iter(self.captured))]
             try:
-                found = self.captured[key] = self.capture(run, x)
+                found = self._made(run)
             except RuntimeError as error:
-                reason = f"the target forward could not be captured ({str(error).splitlines()[0]})"
-                if self.forced:
-                    raise ConfigError(f"runtime.cuda_graphs: true, but {reason}") from error
-                self.off = True
-                self._tell(f"runtime.cuda_graphs: auto leaves it off: {reason}")
-                return run(x)
-        found.input.copy_(x, non_blocking=True)
-        found.replay()
-        return found.output
+                self._give_up(f"{self.what} could not be captured ({str(error).splitlines()[0]})", error)
+                return None
+        self.captured[key] = found
+        return found
 
-    def _tell(self, text: str) -> None:
-        if text not in self.logged:
-            self.logged.add(text)
-            _log.warning("%s", text)
+    def _made(self, run: Callable[[], T]) -> Captured[T]:
+        if self.shared and self.pool is None and self.device.type == "cuda":
+            self.pool = torch.cuda.graph_pool_handle()
+        with _capture.collecting() as tables:
+            result, replay = self.capture(run, self.device, self.pool)
+        _capture.fill(tables)
+        return Captured(result, replay, tables)
+
+    def _give_up(self, reason: str, error: Exception | None = None) -> None:
+        if self.forced:
+            raise ConfigError(f"runtime.cuda_graphs: true, but {reason}") from error
+        self.off = True
+        self.captured.clear()
+        _log.warning("runtime.cuda_graphs: auto leaves it off: %s", reason)
+
+    def forget(self, key: Hashable) -> None:
+        """Drop the graph of a key, and that it was seen."""
+        self.captured.pop(key, None)
+        self.seen.discard(key)
+
+    def make_room(self) -> bool:
+        """Give up all graphs where memory ran out beside them; False where there is none.
+
+        Raises:
+            ConfigError: graphs are forced.
+        """
+        if not self.captured:
+            return False
+        self._give_up(f"{self.what} needs more memory than is left beside its graphs; try a smaller batch")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
 
-def _capture(run: Callable[[Tensor], Tensor], x: Tensor) -> Captured:
-    """Each graph has a memory pool of its own: in a shared one, a replay could write over another graph's output."""
-    with torch.cuda.device(x.device):
-        static = torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x)
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+def _capture_cuda(run: Callable[[], T], device: torch.device, pool: Any) -> tuple[T, Callable[[], None]]:
+    with torch.cuda.device(device):
+        current, side = torch.cuda.current_stream(), _side_stream(device)
         side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                run(static)
-        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         try:
             # thread_local: what other threads do meanwhile (reading data, NCCL's watchdog) is no part of it
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                output = run(static)
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                result = run()
         except BaseException:
             torch.cuda.set_stream(current)  # a capture that ends with an error leaves its own stream current
             raise
-    return Captured(static, output, graph.replay)
+        current.wait_stream(side)
+    return result, graph.replay
+
+
+_streams: dict[torch.device, torch.cuda.Stream] = {}
+
+
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream of all captures. Workspaces of libraries belong to a stream: made here, they are no part of a pool."""
+    if device not in _streams:
+        _streams[device] = torch.cuda.Stream(device)
+        with torch.cuda.stream(_streams[device]):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = torch.zeros(16, 16, dtype=dtype, device=device)
+                torch.addmm(x[0], x, x)
+    return _streams[device]

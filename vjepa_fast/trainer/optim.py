@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
+from vjepa_fast.ops import _capture
 
 # torch's batched kernels have no public names
 _lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public twin
@@ -56,17 +57,34 @@ class Average:
         self.lows: dict[Tensor, Tensor] = dict(zip(low.full, low.low)) if low is not None else {}
 
     @torch.no_grad()
-    def follow(self, momentum: float, done: AbstractSet[Tensor] = frozenset()) -> None:
-        """The update of parameters that are not among ``done`` (of all, or those without gradient), and of buffers."""
+    def follow(self, momentum: float | Tensor, done: AbstractSet[Tensor] = frozenset()) -> None:
+        """The update of parameters that are not among ``done`` (of all, or those without gradient), and of buffers.
+
+        ``momentum`` may be a 0-d tensor on their device.
+        """
+        pace = 1.0 - momentum
         rest = [(target, source) for source, target in self.pairs.items() if source not in done]
         if rest:
             targets, sources = [t for t, _ in rest], [s for _, s in rest]
-            _lerp(targets, sources, 1.0 - momentum)
+            _lerp(targets, sources, [pace.to(t.dtype) for t in targets] if isinstance(pace, Tensor) else pace)
             wide = [t for t in targets if t in self.lows]
             if wide:
                 _copy([self.lows[t] for t in wide], wide)
         for a, b in zip(self.target.buffers(), self.source.buffers()):
             a.copy_(b)
+
+
+class Bucket(NamedTuple):
+    """Parameters of one group that have made as many steps, and so share the numbers of the next."""
+
+    group: Group
+    step: int  # the one to come, from 1
+    params: list[Tensor]
+
+    def rule(self, momentum: float) -> ops.Rule:
+        """The numbers of the step to come."""
+        g, (beta1, beta2) = self.group, self.group["betas"]
+        return ops.Rule(g["lr"], beta1, beta2, g["eps"], g["weight_decay"], self.step, 1.0 - momentum)
 
 
 class AdamW(torch.optim.AdamW):
@@ -87,39 +105,81 @@ class AdamW(torch.optim.AdamW):
         average: Average | None = None,
         momentum: float = 1.0,
         scale: Tensor | None = None,
+        on_device: bool = False,
     ) -> None:
         """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
 
         ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
+        ``on_device``: the numbers of the step are put there and read there, see `work`.
         """
         if closure is not None:
             raise ValueError("AdamW.step: a closure is not supported")
+        buckets = self.buckets([p for p in self.counted if p.grad is not None])
+        numbers = None
+        if on_device and buckets:
+            rows = torch.tensor([b.rule(momentum).changing for b in buckets], dtype=torch.float64, device="cpu")
+            numbers = _capture.constant(rows, buckets[0].params[0].device)
+        self.count(buckets)
+        self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers)
+
+    @property
+    def counted(self) -> list[Tensor]:
+        """All parameters, in order."""
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def buckets(self, params: Iterable[Tensor]) -> list[Bucket]:
+        """These parameters, as their next step takes them together."""
+        wanted, found = set(params), list[Bucket]()
+        for group in self.param_groups:
+            by_count: dict[int, list[Tensor]] = {}
+            for p in group["params"]:
+                if p in wanted:
+                    by_count.setdefault(self.counts.get(p, 0) + 1, []).append(p)
+            found += [Bucket(group, step, params) for step, params in by_count.items()]
+        return found
+
+    def count(self, buckets: list[Bucket]) -> None:
+        """What the host keeps of the step: its count, and at the first one of a parameter its moments."""
+        for bucket in buckets:
+            for p in bucket.params:
+                if not (state := self.state[p]):
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                self.counts[p] = bucket.step
+
+    @torch.no_grad()
+    def work(
+        self,
+        buckets: list[Bucket],
+        *,
+        average: Average | None,
+        momentum: float,
+        scale: Tensor | None,
+        numbers: Tensor | None,
+    ) -> None:
+        """What the device does in a step.
+
+        Args:
+            buckets: counted already.
+            average: see `step`.
+            momentum: of the average.
+            scale: see `step`.
+            numbers: float64 [buckets, 4] on the parameters' device, `ops.Rule.changing` of each bucket: with these no
+                other number of the step is read, and the work can be captured. ``momentum`` is then in each row.
+        """
         targets, lows = (average.pairs, average.lows) if average is not None else ({}, {})
         done: set[Tensor] = set()
-        for group in self.param_groups:
-            by_count: dict[int, list[tuple[Tensor, Tensor]]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_count.setdefault(self._count(p), []).append((p, p.grad))
-            beta1, beta2 = group["betas"]
-            for count, pairs in by_count.items():
-                params, grads = [p for p, _ in pairs], [g for _, g in pairs]
-                first, second = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq"))
-                rule = ops.Rule(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], count, 1.0 - momentum)
-                follow = [targets.get(p) for p in params]
-                low = [None if t is None else lows.get(t) for t in follow]
-                ops.adamw_ema_(params, grads, first, second, rule, targets=follow, lows=low, scale=scale)
-                done.update(params)
+        rows = [None] * len(buckets) if numbers is None else numbers.unbind()
+        for bucket, row in zip(buckets, rows):
+            grads = [p.grad for p in bucket.params if p.grad is not None]
+            first, second = ([self.state[p][key] for p in bucket.params] for key in ("exp_avg", "exp_avg_sq"))
+            follow = [targets.get(p) for p in bucket.params]
+            low = [None if t is None else lows.get(t) for t in follow]
+            lists, rule = (bucket.params, grads, first, second), bucket.rule(momentum)
+            ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row)
+            done.update(bucket.params)
         if average is not None:
-            average.follow(momentum, done)
-
-    def _count(self, p: Tensor) -> int:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-        self.counts[p] = self.counts.get(p, 0) + 1
-        return self.counts[p]
+            average.follow(momentum if numbers is None else 1.0 - numbers[0, 3], done)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.AdamW`` has it."""
@@ -213,14 +273,28 @@ def gradient_norm(params: Iterable[nn.Parameter]) -> Tensor:
     return ops.total_norm([p.grad for p in params if p.grad is not None])
 
 
+def clip_scale(norm: Tensor, limit: float | None) -> Tensor | None:
+    """What gradients of this norm are multiplied by (0-d), as ``clip_grads_with_norm_`` does; None without a limit."""
+    return None if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0)
+
+
 def update(
-    optimizer: torch.optim.Optimizer, average: Average | None, momentum: float, norm: Tensor, limit: float | None
+    optimizer: torch.optim.Optimizer,
+    average: Average | None,
+    momentum: float,
+    norm: Tensor,
+    limit: float | None,
+    *,
+    on_device: bool = False,
 ) -> None:
-    """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow."""
-    scale = None if limit is None else torch.clamp(limit / (norm + 1e-6), max=1.0)  # as clip_grads_with_norm_
+    """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow.
+
+    ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
+    """
+    scale = clip_scale(norm, limit)
     if isinstance(optimizer, AdamW):
         with phase("optimiser"):  # and the average, in the same pass
-            optimizer.step(average=average, momentum=momentum, scale=scale)
+            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device)
         return
     with phase("optimiser"):
         if limit is not None:

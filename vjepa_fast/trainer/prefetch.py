@@ -77,6 +77,7 @@ class Prefetcher:
             self.stream = torch.cuda.Stream(device, priority=-1)  # small work that the next launch will wait for
         self.next: tuple[int, list[Batch] | list[Staged] | Exception] | None = None
         self.waited = 0.0
+        self.launched: torch.cuda.Event | None = None  # recorded behind the last step but one
 
     def take(self, index: int) -> list[Batch] | list[Staged]:
         """The batches of step ``index``; steps are taken in order.
@@ -108,6 +109,11 @@ class Prefetcher:
             self.next = index, error
         if launched is not None and not launched.query():
             self.waited = before  # the device is still busy: nothing was lost
+        if self.launched is not None:
+            # A step that is one launch leaves the host idle. It would run ahead up to the next log line, with clips of
+            # all those steps on the device: it waits for the step before the last one, which leaves that to be done.
+            self.launched.synchronize()
+        self.launched = launched
 
     def _load(self, index: int) -> list[Batch] | list[Staged]:
         began = time.perf_counter()

@@ -15,18 +15,19 @@ from vjepa_fast.layers.block import use_attention
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
-from vjepa_fast.trainer import capacity, graphs, optim, precision
+from vjepa_fast.trainer import capacity, captured, optim, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import IMAGE_GROUPS, build_models, build_samplers, reaches_target, resolve_device
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The models of a run and its objectives, on torch's meta device: shapes without memory."""
+    """The models of a run and its objectives, on torch's meta device: shapes without memory. And what is captured."""
 
     encoder: VisionTransformer
     predictor: Predictor
     plan: ObjectivePlan
+    graphs: captured.Choice
 
 
 def check(cfg: Config) -> Checked:
@@ -43,14 +44,14 @@ def check(cfg: Config) -> Checked:
     if cfg.runtime.fp8:
         precision.enable_fp8(device, dtype, encoder, predictor)
     use_attention(cfg.runtime.attention, device, dtype, encoder, predictor)
-    capacity.quantum(cfg, device, dtype, encoder, predictor)
+    quantum = capacity.quantum(cfg, device, dtype, encoder, predictor)
     for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
         if data is not None:
             choose_decoder(data.decoder, f"{section}.decoder")
     _check_masks(cfg)
     optim.check(cfg.optimization)
-    graphs.check(cfg, device, reaches_target(cfg, plan))
-    return Checked(encoder, predictor, plan)
+    graphs = captured.choose(cfg, device, quantum=quantum, target_grad=reaches_target(cfg, plan), plan=plan)
+    return Checked(encoder, predictor, plan, graphs)
 
 
 def _check_masks(cfg: Config) -> None:

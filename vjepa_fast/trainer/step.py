@@ -7,7 +7,8 @@ Shapes: B clips, F frames, N tokens of the grid (T,H,W), Ke and Kp kept context 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -18,15 +19,17 @@ from torch import Tensor
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
-from vjepa_fast.layers.block import use_attention
+from vjepa_fast.layers.block import choose_attention, use_attention
 from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import collapse as monitors
 from vjepa_fast.metrics import flops
 from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.models.vit import VisionTransformer
-from vjepa_fast.trainer import capacity, graphs, optim, precision, regional
+from vjepa_fast.ops import _capture
+from vjepa_fast.trainer import capacity, captured, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed, Gradients
+from vjepa_fast.trainer.graphs import Graphs
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
 
@@ -120,7 +123,6 @@ class TrainStep:
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
-        self.gradients = Gradients(self.params, self.world)
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         self._build_target(cfg)
@@ -134,10 +136,23 @@ class TrainStep:
         target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
         assert isinstance(target, VisionTransformer)
         self.target = target
+        tokens = math.prod(self.encoder.built_grid)
+        choose_attention(self.device, self.dtype, cfg.data.batch_size, tokens, self.target)
         steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
         how = regional.resolve(cfg, self.device)
         regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
-        self.graphs = graphs.build(cfg, self.device, self.target_grad)
+        choice = captured.choose(cfg, self.device, quantum=self.quantum, target_grad=self.target_grad, plan=self.plan)
+        self.capture(captured.build(self, cfg, choice), target=choice.how == "target")
+
+    def capture(self, graphs: captured.Whole | captured.Part | None, *, target: bool = False) -> None:
+        """Make steps through these graphs from now on, or with ``target`` through one of the target's forward alone."""
+        self.captured = graphs
+        self.target_graphs: Graphs[Tensor] | None = None
+        if target:
+            forced = self.cfg.runtime.cuda_graphs == "target"
+            self.target_clips: dict[Hashable, Tensor] = {}
+            self.target_graphs = Graphs("the target's forward", self.device, forced=forced, shared=False)
+        self.gradients = Gradients(self.params, self.world, in_place=isinstance(graphs, captured.Part))
 
     @whole_step
     def __call__(
@@ -156,46 +171,101 @@ class TrainStep:
             stop: this process was asked to stop; the output says whether any was.
             monitor: also compute the collapse monitors.
         """
-        micro = batches if isinstance(batches, Sequence) else [batches]
-        self.optimizer.zero_grad(set_to_none=True)
-        outs: list[objectives.ObjectiveOutput] = []
-        monitored: dict[str, Tensor] = {}
-        work = flops.Work()
-        for number, batch in enumerate(micro):
-            last = number == len(micro) - 1
-            state = self.forward(batch, index)
-            with phase("losses"):
-                out = self.plan(state)
-            work += flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
-            if monitor and last:
-                monitored = _monitors(state, self.encoder.levels)
-            del state  # features that the backward pass does not ask for are free from here on
-            with phase("backward"):
-                self.gradients.backward(out.total / len(micro), last=last)
-            outs.append(replace(out, total=out.total.detach()))
-        stop = self.gradients.finish(stop)
+        micro = list(batches) if isinstance(batches, Sequence) else [batches]
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
-        momentum = self.schedules.momentum(index)
-        with phase("optimiser"):
-            norm = optim.gradient_norm(self.params)
         optim.set_schedule(self.optimizer, lr, wd)
-        optim.update(self.optimizer, self.average, momentum, norm, self.cfg.optimization.clip_grad)
+        momentum, weights = self.schedules.momentum(index), [self.plan.weights(self.at(b, index)) for b in micro]
+        made = None
+        if isinstance(self.captured, captured.Whole) and not monitor and len(micro) == 1:
+            micro = [batch := self._staged(micro[0], index)]
+            if (row := self.captured(batch, list(weights[0].values()), index)) is not None:
+                made = _Made([row[:-1]], row[-1], self._work(batch, index))
+        if made is None:
+            made = self._backward_with_room(micro, index, weights, monitor)
+            stop = self.gradients.finish(stop)
+            with phase("optimiser"):
+                made.norm = optim.gradient_norm(self.params)
+            limit, on_device = self.cfg.optimization.clip_grad, self.captured is not None
+            optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device)
+        rows = made.rows
         groups = [g for b in micro for g in b.groups]
-        names = dict.fromkeys(name for out in outs for name in out.terms)
+        loss, *terms = (rows[0] if len(rows) == 1 else torch.stack(rows).float().mean(0)).unbind()
         return StepOutput(
-            loss=_mean([out.total for out in outs]),
-            terms={name: _mean([out.terms[name] for out in outs if name in out.terms]) for name in names},
-            weights={name: weight for out in outs for name, weight in out.weights.items()},
-            grad_norm=norm,
+            loss=loss,
+            terms=dict(zip(self.plan.terms, terms)),
+            weights={name: weight for of_batch in weights for name, weight in of_batch.items()},
+            grad_norm=made.norm,
             lr=lr,
             weight_decay=wd,
             momentum=momentum,
             clips=sum(len(g.paths) for g in groups) * self.world.world,
             paths=[p for g in groups for p in g.paths],
             stop=stop,
-            work=work,
-            monitors=monitored,
+            work=made.work,
+            monitors=made.monitors,
         )
+
+    def _backward_with_room(
+        self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
+    ) -> _Made:
+        """`_backward`, again without graphs where memory ran out beside them."""
+        try:
+            return self._backward(micro, index, weights, monitor)
+        except torch.OutOfMemoryError:
+            if self.captured is None or not self.captured.graphs.make_room():
+                raise
+        return self._backward(micro, index, weights, monitor)
+
+    def _backward(
+        self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
+    ) -> _Made:
+        """The gradients of all batches."""
+        self.gradients.begin()
+        made = _Made([])
+        for number, batch in enumerate(micro):
+            last, numbers = number == len(micro) - 1, list(weights[number].values())
+            if isinstance(self.captured, captured.Part) and not monitor:
+                batch = self._staged(batch, index)
+                if (row := self.captured(batch, numbers, index, len(micro))) is not None:
+                    made.work += self._work(batch, index)
+                    made.rows.append(row)
+                    continue
+            given = None
+            if self.captured is not None:  # as a graph reads them
+                given = _capture.constant(torch.tensor(numbers, dtype=torch.float64, device="cpu"), self.device)
+            out, state = self.losses(batch, index, given)
+            made.work += self._count(state)
+            if monitor and last:
+                made.monitors = _monitors(state, self.encoder.levels)
+            del state  # features that the backward pass does not ask for are free from here on
+            with phase("backward"):
+                self.gradients.backward(out.total / len(micro), last=last)
+            made.rows.append(captured.row(out.total, out.terms))
+        return made
+
+    def losses(
+        self, batch: Batch | Staged, index: int, weights: Tensor | None = None, drawn: dict[str, Tensor] | None = None
+    ) -> tuple[objectives.ObjectiveOutput, objectives.LatentState]:
+        """Losses of a batch and the state behind them; ``weights``, ``drawn``: see `ObjectivePlan.forward`."""
+        state = self.forward(batch, index)
+        if drawn is not None:
+            state.drawn = drawn
+        with phase("losses"):
+            return self.plan(state, weights), state
+
+    def _count(self, state: flops.Masked) -> flops.Work:
+        return flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
+
+    def _work(self, batch: Staged, index: int) -> flops.Work:
+        """The work behind a batch whose state is in a graph, from the lengths that the host knows."""
+        state = self.at(batch, index)
+        sides = zip(*([flops.Lengths.of(x) for x in m.arrived().tolist()] for m in batch.masks))
+        enc, pred = ([[x] for x in side] for side in sides)
+        grids = [self.encoder.grid(g.clip.shape) for g in batch.groups]
+        return self._count(flops.Counted(grids, enc, pred, state.modality))
+
+    def _staged(self, batch: Batch | Staged, index: int) -> Staged:
+        return batch if isinstance(batch, Staged) else self.stage(batch, index)
 
     def stage(self, batch: Batch, index: int) -> Staged:
         """The clips on the device and the masks of step ``index`` drawn from them; nothing is waited for."""
@@ -218,26 +288,11 @@ class TrainStep:
 
         Where CUDA graphs are in use, ``h`` is overwritten by the next call with clips of the same shape.
         """
-        s, cfg = self.schedules, self.cfg
-        image = all(g.modality == "image" for g in batch.groups)
-        state = objectives.LatentState(
-            grids=[],
-            clips=[],
-            h=[],
-            z=[],
-            z_pred=[],
-            **({"z_context": []} if self.wants_context else {}),
-            masks_enc=[],
-            masks_pred=[],
-            step=index,
-            total_steps=s.total_steps,
-            epoch=s.epoch(index),
-            epochs=s.epochs,
-            modality="image" if image else "video",
-            h_normalized=self.target_grad,
-            mean=cfg.data_aug.mean,
-            std=cfg.data_aug.std,
-        )
+        state = self.at(batch, index)
+        for name in ("grids", "clips", "h", "z", "z_pred", "masks_enc", "masks_pred"):
+            setattr(state, name, [])
+        if self.wants_context:
+            state.z_context = []
         for number, group in enumerate(batch.groups):
             with phase("copy"):  # uint8: the patch embedding normalises what it reads
                 clip = to_device(group.clip, self.device)
@@ -263,13 +318,39 @@ class TrainStep:
             state.masks_pred.append(pred)
         return state
 
+    def at(self, batch: Batch | Staged, index: int) -> objectives.LatentState:
+        """The state of a batch without features: where in the run it is, its modality, how its target comes."""
+        s, aug = self.schedules, self.cfg.data_aug
+        return objectives.LatentState(
+            step=index,
+            total_steps=s.total_steps,
+            epoch=s.epoch(index),
+            epochs=s.epochs,
+            modality="image" if all(g.modality == "image" for g in batch.groups) else "video",
+            h_normalized=self.target_grad,
+            mean=aug.mean,
+            std=aug.std,
+        )
+
     def _target(self, clip: Tensor, slot: int) -> Tensor:
         """``h`` [B,N,D], normalised per level only where it carries gradient: else the losses do as they read it."""
         with phase("target"):
-            if self.graphs is not None:
-                return self.graphs(self._target_forward, clip, slot)
+            if self.target_graphs is not None:
+                return self._target_replayed(self.target_graphs, clip, slot)
             h_BND = self._target_forward(clip)
             return ops.target_norm(h_BND, self.encoder.levels) if self.target_grad else h_BND
+
+    def _target_replayed(self, graphs: Graphs[Tensor], clip: Tensor, slot: int) -> Tensor:
+        key = slot, tuple(clip.shape), clip.dtype
+        if key not in self.target_clips:
+            self.target_clips[key] = torch.empty_like(clip, memory_format=torch.contiguous_format)
+        static = self.target_clips[key]
+        found = graphs.find(key, lambda: self._target_forward(static))
+        if found is None:
+            return self._target_forward(clip)
+        static.copy_(clip, non_blocking=True)
+        found.replay()
+        return found.result
 
     def _target_forward(self, clip: Tensor) -> Tensor:
         # no cache: autocast keeps casted weights, and those of a no_grad pass would carry no gradient later
@@ -324,15 +405,21 @@ class TrainStep:
         self.params = optim.parameters(self.optimizer)
 
 
+@dataclass
+class _Made:
+    """What is there when the gradients are: [loss, *terms] of each batch; ``norm`` is that of the gradients."""
+
+    rows: list[Tensor]
+    norm: Tensor = field(default_factory=lambda: torch.zeros(()))
+    work: flops.Work = flops.Work()
+    monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
 def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
     z, mask = state.z[0][0], state.masks_enc[0][0]
     if isinstance(mask, Stream):
         z = z[:, : sum(mask.lengths[: mask.batch])]  # of the first mask
     return monitors.collapse(state.h[0], z, levels, normalized=state.h_normalized)
-
-
-def _mean(values: Sequence[Tensor]) -> Tensor:
-    return values[0] if len(values) == 1 else torch.stack([v.float() for v in values]).mean()
 
 
 def objective_fields(cfg: Config) -> dict[str, dict[str, Any]]:

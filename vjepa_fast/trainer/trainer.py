@@ -19,12 +19,11 @@ import torch
 
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
-from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, precision, preflight
+from vjepa_fast.trainer import checkpoint, precision, preflight, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
@@ -32,6 +31,7 @@ from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
+from vjepa_fast.trainer.streams import open_streams, position
 
 
 @dataclass(frozen=True)
@@ -63,19 +63,20 @@ class Trainer:
         source = self._source(resume)
         saved = checkpoint.load(source) if source is not None else None
         dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
-        self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
-        self.done = 0
+        with warm.ahead(cfg, self.device, dtype, self.notes):
+            self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
+        self.done = int(saved["step"]) if saved is not None else 0
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
-            self.done = int(saved["step"])
             changed = changed_settings(saved["config"], configs.to_dict(cfg))
             self.notes.append(
                 f"resuming {source} at step {self.done}" + (f"; changed since: {', '.join(changed)}" if changed else "")
             )
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
         self.versions = {**versions(self.device, dtype), "peak": peak.label}
-        self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
+        # before the first write: a missing manifest leaves no folder behind
+        self.loaders = open_streams(cfg, self.world, self.done, saved)
         self._claim_folder(resume)
         self.metrics = Metrics(
             self.folder,
@@ -110,11 +111,6 @@ class Trainer:
             except Exception as e:
                 error = e
         self.world.agree(error)
-
-    def _loaders(self) -> list[ClipLoader]:
-        start, world = self.done * self.cfg.optimization.accumulate, self.world
-        kinds = (False, True) if self.cfg.img_data is not None else (False,)
-        return [ClipLoader(self.cfg, rank=world.rank, world=world.world, start_step=start, img=img) for img in kinds]
 
     def run(
         self, max_steps: int | None = None, on_log: Callable[[dict[str, Any]], None] | None = None, profile: int = 0
@@ -179,7 +175,7 @@ class Trainer:
                 **self.step.state_dict(),
                 "epoch": self.done // self.cfg.optimization.ipe,
                 "step": self.done,
-                "sampler": {"start_step": self.done * self.cfg.optimization.accumulate},
+                "sampler": position(self.done * self.cfg.optimization.accumulate, self.loaders),
                 "rng": checkpoint.rng_state(self.device),
                 "metrics": metrics,
                 "config": configs.to_dict(self.cfg),

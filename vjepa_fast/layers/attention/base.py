@@ -6,8 +6,9 @@ Legend: B batch, K tokens, H heads, d channels of a head, S segments.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -42,8 +43,12 @@ class Segments:
     def offsets(self, batch: int, device: torch.device) -> Tensor:
         """int32 [batch*S + 1]: where each segment begins when the samples of a batch follow one another, and the end.
 
-        Made on the host, so not in a graph; the device is not waited for.
+        Of one segment computed on the device, of several made on the host, so not in a graph; the device is not waited
+        for.
         """
+        if len(self.lengths) == 1:
+            (length,) = self.lengths
+            return torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=device)
         return _offsets(batch, self.lengths, device)
 
 
@@ -114,9 +119,18 @@ def _offsets(batch: int, lengths: tuple[int, ...], device: torch.device) -> Tens
 
 @dataclass(frozen=True)
 class Call:
-    """What a backend is asked whether it supports: ``device`` and ``dtype`` of q, k and v, d and S.
+    """What a backend is asked whether it supports.
 
-    ``on_device``: the segments are `DeviceSegments`.
+    Attributes:
+        device, dtype: of q, k and v.
+        head_dim: d.
+        segments: S.
+        on_device: the segments are `DeviceSegments`.
+        grad: a backward pass follows.
+        repeats: the same shapes come again at other steps, as those of whole grids and of streams of fixed capacity do;
+            False for lengths that are new at every step.
+        stride: elements between two channels of a head.
+        longest: the most tokens that a segment may have; 0: not known yet.
     """
 
     device: torch.device
@@ -124,37 +138,107 @@ class Call:
     head_dim: int
     segments: int = 1
     on_device: bool = False
+    grad: bool = False
+    repeats: bool = True
+    stride: int = 1
+    longest: int = 0
 
 
 class Backend(ABC):
     """A way to compute attention. To add one: a module that registers an instance of a subclass (`register`).
 
+    What a backend supports is declared here and nowhere else.
+
     Attributes:
         name: in ``runtime.attention``.
-        graph: calls can be part of a compiled graph or a captured CUDA graph. False where something is made on the
-            host for them, as `Segments.offsets` is: they then run between compiled graphs.
+        implementation: the kernels that it runs, one of `kernels.IMPLEMENTATIONS`; ``any``: torch chooses.
+        cuda: it needs a CUDA device.
+        dtypes: that it takes; empty: all.
+        head_dims: (multiple, most) of d; most 0: no bound.
+        capability: the least compute capability of the device.
         on_device: calls may have `DeviceSegments` (``runtime.capacity_quantum``).
+        graph: a call can be part of a graph of torch.compile; False: it runs between two compiled graphs.
+        whole_graph: so can a call with one segment. Where a subclass declares ``graph`` and not this or ``capture``,
+            they are as that.
+        capture: a call with one segment, or with `DeviceSegments` where those are supported, can be captured in a CUDA
+            graph: nothing is made on the host for it. (Other lengths are the host's, so no capture holds them.)
+        backward: it is differentiable.
+        deterministic: the backward pass gives the same bits at every run: ``always``, ``asked`` (under
+            ``torch.use_deterministic_algorithms``) or ``never``.
+        plans: it prepares something on the host for every new shape, as cuDNN does its execution plans (about 6 ms
+            each); ``auto`` then takes it only for shapes that repeat.
+        takes_rope: it applies rotary positions itself and is called through `packed`.
     """
 
     name: ClassVar[str]
-    graph: ClassVar[bool] = True
+    implementation: str = "any"
+    cuda: ClassVar[bool] = False
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = ()
+    head_dims: ClassVar[tuple[int, int]] = (1, 0)
+    capability: ClassVar[tuple[int, int]] = (0, 0)
     on_device: ClassVar[bool] = False
+    graph: ClassVar[bool] = True
+    whole_graph: ClassVar[bool] = True
+    capture: ClassVar[bool] = True
+    backward: ClassVar[bool] = True
+    deterministic: ClassVar[str] = "asked"
+    plans: ClassVar[bool] = False
+    takes_rope: ClassVar[bool] = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "graph" in vars(cls):
+            for name in {"whole_graph", "capture"} - vars(cls).keys():
+                setattr(cls, name, cls.graph)
 
     def refusals(self, call: Call) -> list[str]:
-        """All `objections`, and that of a backend that has to know the lengths of segments on the host."""
-        unknown = call.on_device and not self.on_device
-        text = "it needs the lengths of segments on the host (set runtime.capacity_quantum=0)"
-        return self.objections(call) + ([text] if unknown else [])
+        """All `objections`, and those that follow from what is declared of segments and of the backward pass."""
+        reasons = self.objections(call)
+        if call.on_device and not self.on_device:
+            reasons.append("it needs the lengths of segments on the host (set runtime.capacity_quantum=0)")
+        if call.grad and not self.backward:
+            reasons.append("it has no backward pass")
+        if call.grad and self.deterministic == "never" and torch.are_deterministic_algorithms_enabled():
+            reasons.append("its backward pass is not deterministic, and torch.use_deterministic_algorithms is on")
+        return reasons
 
     def objections(self, call: Call) -> list[str]:
-        """Why this backend does not support the call, every reason; empty if it does."""
-        return []
+        """Why this backend does not support the call, every reason; empty if it does.
+
+        As declared: device, compute capability, dtype, channels of a head and their layout.
+        """
+        reasons = needs_cuda(call) if self.cuda else []
+        if self.cuda and (found := capability(call.device)) is not None and found < self.capability:
+            need, have = (".".join(map(str, pair)) for pair in (self.capability, found))
+            reasons.append(f"it needs compute capability {need} or higher, the device has {have}")
+        if self.dtypes and call.dtype not in self.dtypes:
+            known = " and ".join(_short(dtype) for dtype in self.dtypes)
+            reasons.append(f"it takes {known}, got {_short(call.dtype)}")
+        multiple, most = self.head_dims
+        if call.head_dim % multiple or (most and call.head_dim > most):
+            wanted = ([f"a multiple of {multiple}"] if multiple > 1 else []) + ([f"at most {most}"] if most else [])
+            reasons.append(f"it takes heads whose channels are {' and '.join(wanted)}, got {call.head_dim}")
+        if self.cuda and call.stride != 1:
+            reasons.append(f"it takes channels that lie side by side, got a stride of {call.stride}")
+        return reasons
+
+    def version(self) -> str:
+        """Version of what runs, for `doctor` and the table of measurements; by default torch's."""
+        return f"torch {torch.__version__}"
 
     @abstractmethod
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         """softmax(q k^T / sqrt(d)) v within each segment: [B,K,H,d] each, any strides -> [B,K,H,d]. Differentiable."""
 
-    def __reduce__(self):
+    def packed(self, qkv_BK3E: Tensor, rope: Tensor | None, num_heads: int, segments: Segments) -> Tensor:
+        """The same from packed, unrotated ``qkv`` [B,K,3*E] -> [B,K,E], for a backend with ``takes_rope``.
+
+        ``rope``: None, or float32 cosines and sines [K,2,R] or [B,K,2,R] as `ops.rope3d` takes them; ``qkv`` may be
+        read in place and is not changed.
+        """
+        raise NotImplementedError(f"attention backend {self.name!r} declares takes_rope and has no packed()")
+
+    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[str, ...]]:
         return _registered, (self.name,)  # a copied model has the same backend, not a copy of it
 
 
@@ -180,3 +264,24 @@ def register(backend: B) -> B:
 def needs_cuda(call: Call) -> list[str]:
     """The objection of a backend that runs on CUDA only, as a list."""
     return [] if call.device.type == "cuda" else [f"it needs CUDA, the tokens are on {call.device.type}"]
+
+
+@functools.cache
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a CUDA device; None where there is no such device here to ask."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(device)
+    return found.major, found.minor
+
+
+def installed(package: str) -> bool:
+    """Whether a module can be found, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # its parent
+        return False
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

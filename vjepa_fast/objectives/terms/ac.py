@@ -53,7 +53,7 @@ class ActionConditioned(Objective):
         for view in state.temporal():
             colour_BNC = state.once(("colour", view.i), partial(_colours, state, view.i))
             change_BKC = view.step(take_rows(colour_BNC, view.idx))[..., : self.target_dim]
-            guess_BKC = head(head_input(view.z, self.channels, self.app_ratio, ctx))
+            guess_BKC = head(head_input(view.features, self.channels, self.app_ratio, ctx))
             entries.append(view.mean((guess_BKC - change_BKC.to(guess_BKC.dtype)).abs().mean(-1)))
         return mean_of_entries(entries, [*state.outputs("z"), *head.parameters()])
 

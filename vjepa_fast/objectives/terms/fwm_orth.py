@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from vjepa_fast.layers.channels import appearance, dynamics, level_norm
+from vjepa_fast import ops
+from vjepa_fast.layers.channels import level_norm
 from vjepa_fast.objectives.api import Objective, TermContext, choice, flag, number, objective
+from vjepa_fast.objectives.channels import appearance_window
 from vjepa_fast.objectives.reduce import Entry, mean_of_entries
 from vjepa_fast.objectives.state import LatentState
 
@@ -37,20 +38,16 @@ class FwmOrth(Objective):
     normalize: bool = flag(False)
 
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        _, width, period = appearance_window(self.app_ratio, self.split, ctx)
         entries: list[Entry] = []
         for view in state.temporal():
-            z_MD = (level_norm(view.z, ctx.levels) if self.normalize else view.z).flatten(0, 1)
-            if view.stream is not None:
-                rows_S = view.stream.counts
-                for own_M, rows in zip(view.stream.own[..., None], rows_S):
-                    z = torch.where(own_M, z_MD, 0.0)
-                    z = torch.where(own_M, z - z.sum(0) / rows, 0.0)
-                    entries.append((self._square(z, (rows - 1).clamp(min=1), ctx), rows > 1))
-            elif (rows := z_MD.shape[0]) > 1:
-                entries.append((self._square(z_MD - z_MD.mean(0), rows - 1, ctx), None))
+            z_BKD = level_norm(view.z, ctx.levels) if self.normalize else state.z[view.i][view.j]
+            counts_S = None if view.stream is None else view.stream.counts
+            offsets = None if counts_S is None else nn.functional.pad(counts_S.cumsum(0), (1, 0))
+            covariances = ops.cross_covariance(z_BKD.flatten(0, 1), offsets, width, period)
+            if counts_S is not None:
+                for covariance, rows in zip(covariances, counts_S):
+                    entries.append(((covariance / (rows - 1).clamp(min=1)).square().mean(), rows > 1))
+            elif (rows := z_BKD.shape[:2].numel()) > 1:
+                entries.append(((covariances[0] / (rows - 1)).square().mean(), None))
         return mean_of_entries(entries, state.outputs("z"))
-
-    def _square(self, z_MD: Tensor, free: Tensor | int, ctx: TermContext) -> Tensor:
-        """Mean square of the covariance of centred rows."""
-        app, dyn = (part(z_MD, self.app_ratio, self.split, ctx.levels) for part in (appearance, dynamics))
-        return (app.t() @ dyn / free).square().mean()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives.api import Objective, TermContext, linear, number, objective
 from vjepa_fast.objectives.reduce import Entry, mean_of_entries
@@ -47,7 +48,7 @@ class HamiltonianNet(nn.Module):
         a = first(x)
         b = second(F.gelu(a))
         back = gelu_slope(b) * last.weight[0]
-        return gelu_slope(a) * (back @ second.weight)
+        return gelu_slope(a) * ops.matmul32(back, second.weight)
 
     def _layers(self) -> list[nn.Linear]:
         return [layer for layer in self.net if isinstance(layer, nn.Linear)]
@@ -56,8 +57,8 @@ class HamiltonianNet(nn.Module):
         """One step of size ``dt`` from (q, p), each [..., D/2]."""
         half = q.shape[-1]
         weight_q, weight_p = self._layers()[0].weight.tensor_split((half,), dim=1)
-        q_next = q + dt * (self.slope(torch.cat([q, p], -1)) @ weight_p)
-        p_next = p - dt * (self.slope(torch.cat([q_next, p], -1)) @ weight_q)
+        q_next = q + dt * ops.matmul32(self.slope(torch.cat([q, p], -1)), weight_p)
+        p_next = p - dt * ops.matmul32(self.slope(torch.cat([q_next, p], -1)), weight_q)
         return q_next, p_next
 
 

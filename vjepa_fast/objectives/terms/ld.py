@@ -66,12 +66,13 @@ class LatentDynamics(Objective):
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         assert head is not None
         trains = not (ctx.compat == "published" and self.hard_weighting is not None)
+        views = [(view, view.features) for view in state.temporal()]  # kept for other terms: with their gradient
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
-            entries = [self._entry(view, head, ctx) for view in state.temporal()]
+            entries = [self._entry(view, z_BKD, head, ctx) for view, z_BKD in views]
             return mean_of_entries(entries, [*state.outputs("z"), *head.parameters()])
 
-    def _entry(self, view: TemporalView, head: nn.Module, ctx: TermContext) -> tuple[Tensor, Tensor]:
-        change_BKD = head(head_input(view.z, self.channels, self.app_ratio, ctx))
+    def _entry(self, view: TemporalView, z_BKD: Tensor, head: nn.Module, ctx: TermContext) -> tuple[Tensor, Tensor]:
+        change_BKD = head(head_input(z_BKD, self.channels, self.app_ratio, ctx))
         error_BK = view.target_rows(change_BKD, *self.lower(ctx), target="step")
         if self.hard_weighting is None:
             return view.mean(error_BK)

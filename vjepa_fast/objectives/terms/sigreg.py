@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from vjepa_fast import ops
 from vjepa_fast.objectives.api import Objective, TermContext, number, objective
-from vjepa_fast.objectives.state import LatentState, computing
+from vjepa_fast.objectives.state import LatentState
 
 POINTS, T_MAX = 17, 3.0
 _CHUNK = 1 << 22  # projections x t values kept at once; the rest is recomputed in the backward pass
@@ -35,27 +36,30 @@ class Sigreg(Objective):
 
     num_slices: int = number(1024, low=1)
 
-    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+    def draw(self, state: LatentState, ctx: TermContext, device: torch.device) -> Tensor:
+        """Normal numbers [D, num_slices], float32: a function of (seed, step) and the kind of device."""
         assert state.step is not None
-        x_ND = torch.cat([computing(z).flatten(0, 1) for z in state.outputs("z")])
-        streams = [state.stream(i, j) for i, zs in enumerate(state.z) for j in range(len(zs))]
-        reals = [s.real[0] for s in streams if s is not None]
+        generator = torch.Generator(device).manual_seed((ctx.seed * 1_000_003 + state.step) % (1 << 62))
+        return torch.randn(ctx.dim, self.num_slices, generator=generator, device=device, dtype=torch.float32)
+
+    def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
+        places = [(i, j) for i, zs in enumerate(state.z) for j in range(len(zs))]
+        x_ND = torch.cat([state.context(i, j).flatten(0, 1) for i, j in places])
+        reals = [s.real[0] for s in (state.stream(i, j) for i, j in places) if s is not None]
         real_N = torch.cat(reals) if reals else None
-        a_DS = directions(x_ND.shape[1], self.num_slices, ctx.seed, state.step, x_ND)
+        a_DS = directions(state.drawn[self.name].to(torch.promote_types(x_ND.dtype, torch.float32)))
         per_pass = max(1, _CHUNK // (x_ND.shape[0] * POINTS))
-        total = x_ND.new_zeros(())
+        total = a_DS.new_zeros(())
         for part in a_DS.split(per_pass, dim=1):
             if part.shape[1] == a_DS.shape[1]:
-                return epps_pulley(x_ND @ part, real_N).mean()
+                return epps_pulley(ops.matmul32(x_ND, part), real_N).mean()
             total = total + checkpoint(_sum, x_ND, part, real_N, use_reentrant=False, preserve_rng_state=False)
         return total / self.num_slices
 
 
-def directions(dim: int, count: int, seed: int, step: int, like: Tensor) -> Tensor:
-    """``count`` unit columns [dim, count], a function of (seed, step) and the kind of device."""
-    generator = torch.Generator(device=like.device).manual_seed((seed * 1_000_003 + step) % (1 << 62))
-    a_DS = torch.randn(dim, count, generator=generator, device=like.device, dtype=torch.float32).to(like.dtype)
-    return a_DS / torch.linalg.vector_norm(a_DS, dim=0, keepdim=True)
+def directions(normal_DS: Tensor) -> Tensor:
+    """Unit columns [D, S] from normal numbers."""
+    return normal_DS / torch.linalg.vector_norm(normal_DS, dim=0, keepdim=True)
 
 
 class EppsPulley(torch.autograd.Function):
@@ -67,7 +71,7 @@ class EppsPulley(torch.autograd.Function):
         t = torch.linspace(0.0, T_MAX, POINTS, dtype=u_NS.dtype, device=u_NS.device)
         gauss = torch.exp(-0.5 * t * t)
         weight = torch.full_like(t, 2 * dt)
-        weight[-1] = dt
+        weight[-1:].fill_(dt)  # by an index, a number would be copied to the device
         weight = weight * gauss
         theta = u_NS * dt
         c1, s1 = theta.cos(), theta.sin()
@@ -113,4 +117,4 @@ def epps_pulley(u_NS: Tensor, real_N: Tensor | None = None) -> Tensor:
 
 
 def _sum(x_ND: Tensor, a_DS: Tensor, real_N: Tensor | None) -> Tensor:
-    return epps_pulley(x_ND @ a_DS, real_N).sum()
+    return epps_pulley(ops.matmul32(x_ND, a_DS), real_N).sum()
