@@ -13,6 +13,7 @@ from vjepa_fast import cli
 from vjepa_fast.data import load_manifest
 from vjepa_fast.data.decoders.index_cache import IndexCache
 from vjepa_fast.data.prepare import DATA_SETS, Request, prepare
+from vjepa_fast.data.prepare.find import Files
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation.fewshot.leakage import class_names
 
@@ -387,6 +388,26 @@ def test_hidden_and_half_written_files_are_not_data_and_links_in_circles_end(tre
     _, manifests, bad = run("ucf101", root, tmp_path / "out")
     assert bad == []
     assert manifests["test1"].paths[0] == str(video)
+
+
+def test_of_several_files_of_a_name_the_folders_decide(tmp_path):
+    for name in ("a_b/x.mp4", "c/x.mp4", "deep/c/y.mp4", "e/y.mp4", "e/id_________A_000001_000011.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    files = Files(tmp_path)
+    for name, within, found in (
+        ("c/x.mp4", "", "c/x.mp4"),
+        ("x", "a b", "a_b/x.mp4"),
+        ("root/c/y.avi", "", "deep/c/y.mp4"),
+        ("id_________A", "", "e/id_________A_000001_000011.mp4"),
+        (f"{tmp_path}/e/y.mp4", "c", "e/y.mp4"),
+    ):
+        assert files.find(name, within) == (str(tmp_path / found), "")
+    path, problem = files.find("x.mp4")
+    assert path is None
+    assert problem.startswith("2 files have this name: ")
+    assert files.find("z.mp4") == (None, f"not below {tmp_path}")
+    assert files.find("/")[0] is None
 
 
 def test_two_lists_of_a_name_are_not_guessed(trees, tmp_path):

@@ -14,6 +14,7 @@ from av.video.frame import PictureType
 from tests.data.dying import square
 from tests.data.trees import film, numbers_of, painted
 from vjepa_fast.data import index_of, load_manifest, read_clip
+from vjepa_fast.data.decoders.index_cache import IndexCache
 from vjepa_fast.data.decoders.rows import open_rows, write_rows
 from vjepa_fast.data.manifests.check import check_manifest
 from vjepa_fast.data.media import ReadOptions
@@ -144,6 +145,7 @@ def test_damaged_row_stores_are_seen(tmp_path):
     path = tmp_path / "x.rows"
     write_rows(path, iter(painted(range(4))), count=4, size=(32, 64), fps=8)
     content = path.read_bytes()
+    table = 16 + int.from_bytes(content[8:16], "little") + 8
     for damaged, message in (
         (content[:-9], "cut short"),
         (content[:30], "damaged"),
@@ -152,6 +154,7 @@ def test_damaged_row_stores_are_seen(tmp_path):
         (content.replace(b'"frames": 4', b'"frames": 9'), "damaged"),
         (content.replace(b'"coding"', b'"codung"'), "damaged"),
         (content[:-400] + bytes(400), "row of frame 3"),
+        (content[:table] + bytes([0xFF] * 6) + content[table + 6 :], "damaged"),
     ):
         path.write_bytes(damaged)
         with pytest.raises(DataError, match=message):
@@ -266,5 +269,8 @@ def test_processes_make_the_same_copies(source, tmp_path):
     go(source, tmp_path / "one")
     go(source, tmp_path / "two", workers=2)
     assert (tmp_path / "one" / "train.csv").read_text() == (tmp_path / "two" / "train.csv").read_text()
+    fresh = IndexCache()
+    fresh.use(tmp_path / "two" / "train.csv")
+    assert all(fresh.known(path).frames == 10 for path in load_manifest(tmp_path / "two" / "train.csv").paths)
     for one, two in zip(*(load_manifest(tmp_path / out / "train.csv").paths for out in ("one", "two"))):
         assert numbers_of(read_clip(one, 10)) == numbers_of(read_clip(two, 10)) == list(range(0, 50, 5))
