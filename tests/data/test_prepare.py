@@ -130,6 +130,20 @@ def test_kinetics400(trees, tmp_path):
     assert (report.files, report.missing) == (9, 1)
 
 
+def test_a_part_that_is_not_here_has_no_manifest(trees, tmp_path):
+    root = trees.kinetics400(tmp_path / "k400")
+    for path in (root / "train").iterdir():
+        path.unlink()
+    report, manifests, bad = run("kinetics400", root, tmp_path / "out")
+    assert [*manifests] == ["val"]
+    assert len(bad) == 6
+    assert any("train: none of its 6 files" in note for note in report.notes)
+    for path in (root / "val").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"quarantine.jsonl: none of the files can be used; the first: .*not below"):
+        run("kinetics400", root, tmp_path / "out")
+
+
 def test_imagenet100(trees, tmp_path):
     root = trees.imagenet100(tmp_path / "in")
     wnids = ["n01558993", "n01692333"]

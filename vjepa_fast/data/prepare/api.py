@@ -48,6 +48,16 @@ class Listing:
     classes: list[str] | dict[str, list[str]]
     notes: list[str] = field(default_factory=list)
 
+    def classes_of(self, part: str) -> list[str]:
+        """Names in the order of the labels of one part."""
+        return self.classes[part] if isinstance(self.classes, dict) else self.classes
+
+    def class_files(self) -> dict[str, list[str]]:
+        """Class names by the file that holds them, which is found from a manifest's name."""
+        if isinstance(self.classes, dict):
+            return {f"{part}_classes.json": names for part, names in self.classes.items()}
+        return {"classes.json": self.classes}
+
 
 @dataclass(frozen=True)
 class Request:

@@ -34,6 +34,7 @@ from vjepa_fast.files import write_bytes, write_json, write_text
 
 _HINT = "choose another folder with --out"
 _SPARE = 0.95  # share of the free disk that copies may take
+_COLUMNS = ("codec", "width", "height", "frames", "fps", "constant", "gop", "bytes")  # of the info files
 Progress = Callable[[str, int, int], None]  # what is done, how many are done, how many there are
 
 
@@ -243,54 +244,54 @@ def _write(
     quarantine: list[dict[str, Any]] = []
     used: dict[str, Facts] = {}
     for part, samples in listing.parts.items():
-        lines, info, missing = [], [], 0
-        labels = set()
+        lines, info = [], []
         for sample in samples:
             path, facts = files[sample.path] if sample.path is not None else ("", Facts(problem=sample.problem))
-            if not facts.problem and ("\n" in path or "\r" in path):
-                facts = Facts(problem=f"{path!r}: a path with a line break cannot be in a manifest; rename it")
-            status = "missing" if sample.path is None else "bad" if facts.problem else "ok"
-            missing += status == "missing"
-            row = {"path": path, "label": sample.label, "status": status, "where": sample.where}
-            if status == "ok":
+            row = _row(sample, path, facts)
+            info.append(row)
+            if row["status"] == "ok":
                 lines.append(f"{quoted(_name(path, out))} {sample.label}\n")
                 used[path] = facts
-                labels.add(sample.label)
-                known = {k: v for k, v in asdict(replace(facts, index=None)).items() if k not in ("problem", "index")}
-                info.append(row | known | {"seconds": round(facts.seconds, 3)})
-                if path != sample.path:
-                    info[-1]["source"] = sample.path
             else:
-                info.append(row | {"name": sample.name, "reason": facts.problem})
-                quarantine.append({"part": part, **info[-1]})
+                quarantine.append({"part": part, **row})
+        status = Counter(row["status"] for row in info)
         if not lines:
-            why = next(row["reason"] for row in info) if info else "the list names none"
-            raise DataError(f"{manifests[part]}: none of the {len(samples)} files of {part} can be used; {why}")
-        names = listing.classes if isinstance(listing.classes, list) else listing.classes[part]
+            report.notes.append(f"{part}: none of its {len(samples)} files can be used, so there is no manifest of it")
+            continue
+        labels, names = {row["label"] for row in info if row["status"] == "ok"}, listing.classes_of(part)
         if len(labels) < len(names):
             report.notes.append(f"{part}: {len(names) - len(labels)} of {len(names)} classes have no sample")
         write_bytes(manifests[part], "".join(lines).encode(errors="surrogateescape"), _HINT)
         _write_rows(out / f"{part}.info.jsonl", info)
-        report.parts[part] = {
-            "manifest": str(manifests[part]),
-            "samples": len(lines),
-            "missing": missing,
-            "bad": len(samples) - len(lines) - missing,
-            "classes": len(labels),
-        }
-    _keep_indices(listing, manifests, files)
-    by_part = isinstance(listing.classes, dict)
-    for part, names in listing.classes.items() if isinstance(listing.classes, dict) else (("", listing.classes),):
-        write_json(out / (f"{part}_classes.json" if by_part else "classes.json"), names, _HINT)
+        facts = {"samples": len(lines), "missing": status["missing"], "bad": status["bad"], "classes": len(labels)}
+        report.parts[part] = {"manifest": str(manifests[part]), **facts}
     _write_rows(out / "quarantine.jsonl", quarantine)
+    if not used:
+        first = quarantine[0]["reason"] if quarantine else "the lists name none"
+        raise DataError(f"{out / 'quarantine.jsonl'}: none of the files can be used; the first: {first}")
+    _keep_indices(listing, manifests, files)
+    for name, names in listing.class_files().items():
+        write_json(out / name, names, _HINT)
     report.files, report.hours = len(files), sum(facts.seconds for facts in used.values()) / 3600
     report.missing = len({row["name"] for row in quarantine if row["status"] == "missing"})
     report.bad = len({row["path"] for row in quarantine if row["status"] == "bad"})
-    report.classes = (
-        max(map(len, listing.classes.values())) if isinstance(listing.classes, dict) else len(listing.classes)
-    )
+    report.classes = max(map(len, listing.class_files().values()))
     report.codecs = dict(Counter(f"{f.codec} {f.width} x {f.height}" for f in used.values()).most_common())
     write_json(out / "prepare.json", asdict(report), _HINT)
+
+
+def _row(sample: Listed, path: str, facts: Facts) -> dict[str, Any]:
+    """A line of the info file."""
+    problem = facts.problem
+    if not problem and ("\n" in path or "\r" in path):
+        problem = f"{path!r}: a path with a line break cannot be in a manifest; rename it"
+    status = "missing" if sample.path is None else "bad" if problem else "ok"
+    row = {"path": path, "label": sample.label, "status": status, "where": sample.where}
+    if problem:
+        return row | {"name": sample.name, "reason": problem}
+    known = {name: getattr(facts, name) for name in _COLUMNS}
+    source = {"source": sample.path} if path != sample.path else {}
+    return row | known | {"seconds": round(facts.seconds, 3)} | source
 
 
 def _keep_indices(
