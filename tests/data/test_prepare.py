@@ -182,6 +182,27 @@ def test_csv_by_names_by_numbers_and_with_a_head(trees, tmp_path):
     assert manifests["films"].labels.tolist() == [1, 0]
 
 
+def test_class_names_beside_a_table(trees, tmp_path):
+    trees.film(tmp_path / "own" / "a.mp4")
+    table, beside = tmp_path / "own" / "t.csv", tmp_path / "own" / "classes.json"
+    table.write_text("a.mp4,cat\n")
+    beside.write_text('["dog", "cat"]')
+    assert run("csv", table, tmp_path / "out")[1]["t"].labels.tolist() == [1]
+    for text, message in (
+        ('["dog"]', "class 'cat' is none of the 1"),
+        ('["cat", 1]', "array of different class names"),
+        ('["cat", "cat"]', "array of different class names"),
+        ('{"cat": 0}', "expected a JSON array"),
+    ):
+        beside.write_text(text)
+        with pytest.raises(DataError, match=message):
+            run("csv", table, tmp_path / "out")
+    table.write_text("a.mp4,2\n")
+    beside.write_text('["dog", "cat"]')
+    with pytest.raises(DataError, match="2 class names, but the table has label 2"):
+        run("csv", table, tmp_path / "out")
+
+
 def test_webdataset_shards_are_unpacked_once(trees, tmp_path):
     root = trees.shards(tmp_path / "shards")
     report, manifests, _ = run("webdataset", root, tmp_path / "out")

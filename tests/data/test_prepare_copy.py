@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from vjepa_fast.data.manifests.check import check_manifest
 from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.prepare import CopyForm, Request, prepare, run
 from vjepa_fast.data.prepare.copy import CopyTask, make_copy
+from vjepa_fast.data.prepare.inspect import Facts
 from vjepa_fast.data.processes import each
 from vjepa_fast.data.synthetic.write import write_video
 from vjepa_fast.errors import DataError, UserError
@@ -111,6 +113,15 @@ def test_the_copy_is_h264_with_a_key_frame_every_16_and_no_b_frames(films, tmp_p
 )
 def test_short_side_is_scaled_never_up_and_sides_are_even(size, side, expected):
     assert CopyForm(short_side=side).size(*size) == expected
+
+
+def test_a_rate_for_every_film_and_no_endless_copies():
+    assert CopyForm().frames(2, 1e-5, None)[1] > 0
+    assert CopyForm(fps=Fraction(8)).frames(2, 2 / 3600, np.array([0.0, 3600.0]))[0].shape == (28801,)
+    broken = Facts(codec="h264", width=320, height=240, frames=300, fps=300 / 36_000_000, constant=False)
+    assert "time stamps seem to be damaged" in CopyForm(fps=Fraction(8)).objection("a.mp4", broken)
+    assert CopyForm(fps=Fraction(8)).objection("a.mp4", replace(broken, fps=2.3)) == ""
+    assert CopyForm().objection("a.mp4", replace(broken, problem="bad")) == "bad"
 
 
 def test_colours_come_back(tmp_path):

@@ -25,6 +25,7 @@ CODINGS = ("h264", "rows", "raw")
 GOP = 16
 _PIECE = 96_000_000  # bytes of frames that are decoded at a time
 _PER_PIXEL = {"h264": 0.08, "rows": 0.3, "raw": 3.0}  # bytes at the default qualities; fine grain takes twice as much
+_MOST_REPEATS = 50  # frames of a copy for each of the video's
 _MOST_UNITS = 1001  # denominator of a rate, as in 30000/1001
 _NEAR = 1e-6  # seconds; of two frames equally near in time, the earlier one is meant
 
@@ -72,7 +73,7 @@ class CopyForm:
         Returns:
             int64 ``[n]``, ascending, and frames per second.
         """
-        own = Fraction(rate).limit_denominator(_MOST_UNITS)
+        own = Fraction(rate).limit_denominator(_MOST_UNITS) or Fraction(1, _MOST_UNITS)
         if self.fps is None and times is None:
             return np.arange(0, total, self.step), own / self.step
         fps = own / self.step if self.fps is None else self.fps
@@ -88,13 +89,24 @@ class CopyForm:
         share = min(1.0, self.short_side / min(height, width))
         return max(2, 2 * round(height * share / 2)), max(2, 2 * round(width * share / 2))
 
+    def count(self, facts: Facts) -> int:
+        """Frames that a copy will have, about."""
+        fps = float(self.fps) if self.fps else facts.fps / self.step
+        return max(1, int(facts.seconds * (min(fps, facts.fps) if facts.constant else fps)))
+
     def estimate(self, facts: Facts) -> int:
         """Bytes that a copy will take, about."""
         height, width = self.size(facts.height, facts.width)
-        fps = float(self.fps) if self.fps else facts.fps / self.step
-        if facts.constant:
-            fps = min(fps, facts.fps)
-        return int(max(1.0, facts.seconds * fps) * height * width * _PER_PIXEL[self.coding]) + 2000
+        return int(self.count(facts) * height * width * _PER_PIXEL[self.coding]) + 2000
+
+    def objection(self, path: str, facts: Facts) -> str:
+        """Why a file has no copy, or nothing."""
+        if facts.problem or self.count(facts) <= _MOST_REPEATS * facts.frames + 1000:
+            return facts.problem
+        return (
+            f"{path}: lasts {facts.seconds / 3600:.1f} h with {facts.frames} frames, its time stamps seem to be "
+            "damaged; repair it or leave it out"
+        )
 
 
 @dataclass(frozen=True)

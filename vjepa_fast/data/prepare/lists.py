@@ -63,6 +63,14 @@ def read_json(path: Path, kind: type) -> Any:
     return content
 
 
+def read_names(path: Path) -> list[str]:
+    """Class names, a JSON array of different texts. DataError: it is something else."""
+    names = read_json(path, list)
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise DataError(f"{path}: expected a JSON array of different class names, one per label")
+    return names
+
+
 def read_records(path: Path, *keys: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(``path: entry n``, object) of each entry of a JSON array. DataError: one lacks a key."""
     for number, entry in enumerate(read_json(path, list), 1):

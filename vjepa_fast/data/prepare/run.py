@@ -191,7 +191,8 @@ class _Work:
         copies = {t.source: (str(t.target), seen[str(t.target)]) for t in made if not seen[str(t.target)].problem}
         waiting = [task for task in tasks if task.source not in copies]
         sources = self.look_at([task.source for task in waiting])
-        bad = {path: (path, facts) for path, facts in sources.items() if facts.problem}
+        reasons = {path: form.objection(path, facts) for path, facts in sources.items()}
+        bad = {path: (path, Facts(problem=reason)) for path, reason in reasons.items() if reason}
         waiting = [task for task in waiting if task.source not in bad]
         self._check_room(folder, sum(form.estimate(sources[task.source]) for task in waiting), len(waiting))
         for task, facts in each(partial(make_copy, form=form, options=self.options), waiting, self.workers):

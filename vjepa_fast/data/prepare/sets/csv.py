@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vjepa_fast.data.prepare.api import DATA_SETS, DataSet, Listed, Listing, Request
 from vjepa_fast.data.prepare.find import Files
-from vjepa_fast.data.prepare.lists import Classes, order_classes, read_json, read_table, read_text, whole
+from vjepa_fast.data.prepare.lists import Classes, order_classes, read_names, read_table, read_text, whole
 from vjepa_fast.errors import DataError
 
 _PATH = ("path", "file", "filename", "file_name", "video", "video_path", "image", "image_path", "name")
@@ -36,13 +36,13 @@ class Table(DataSet):
         beside = next(iter(tables.values())).with_name("classes.json")
         if all(label.isdecimal() for label in labels):
             count = max(whole(label, str(lists), "a label", 0, 10**6) for label in labels) + 1
-            names = read_json(beside, list) if beside.is_file() else [str(number) for number in range(count)]
+            names = read_names(beside) if beside.is_file() else [str(number) for number in range(count)]
             if len(names) < count:
                 raise DataError(f"{beside}: {len(names)} class names, but the table has label {count - 1}")
             numbered = {label: int(label) for label in labels}
             classes = Classes(names, lists)
         else:
-            classes = Classes(read_json(beside, list), beside) if beside.is_file() else order_classes(labels, (), lists)
+            classes = Classes(read_names(beside), beside) if beside.is_file() else order_classes(labels, (), lists)
             numbered = None
         parts = {}
         for part, found in rows.items():
