@@ -80,6 +80,12 @@ COLUMNS: dict[str, dict[str, Callable[[Any], object]]] = {
     "objective": {"is": what, "fields": defaults, "access": lambda e: e.access, "gradient to": lambda e: e.gradient_to},
     "mask strategy": {"is": what, "`masks.options`": lambda e: options(e.OPTIONS)},
     "decoder": {"is": what},
+    "data set": {
+        "reads": what,
+        "unpacked": lambda e: e.unpacked,
+        "splits": lambda e: e.splits or "-",
+        "task": lambda e: f"`{e.task}`" if e.task else "-",
+    },
     "synthetic suite": {
         "is": what,
         "gives": lambda e: e.modality,

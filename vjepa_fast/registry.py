@@ -27,6 +27,7 @@ KINDS = {
     "objective": "vjepa_fast.objectives:OBJECTIVES",
     "mask strategy": "vjepa_fast.masks:STRATEGIES",
     "decoder": "vjepa_fast.data.decoders:DECODERS",
+    "data set": "vjepa_fast.data.prepare:DATA_SETS",
     "synthetic suite": "vjepa_fast.data.synthetic:SUITES",
     "attention backend": "vjepa_fast.layers.attention:BACKENDS",
     "probe": "vjepa_fast.evaluation.probes:PROBES",

@@ -44,3 +44,23 @@ def test_wrong_weights():
     for weights in ([1.0], [1.0, -0.5], [0.0, 0.0], [float("nan"), 1.0]):
         with pytest.raises(ConfigError, match="data.datasets_weights"):
             MixedSampler([3, 4], weights, 0)
+
+
+def test_proportions_over_many_draws_whatever_the_sizes():
+    weights = [0.05, 0.15, 0.5, 0.3]
+    sampler = MixedSampler([13_320, 101, 168_913, 240], weights, 7)
+    drawn = np.bincount([sampler(p)[0] for p in range(100_000)], minlength=4) / 100_000
+    assert np.abs(drawn - weights).max() < 0.005
+
+
+def test_no_sample_is_on_two_ranks_within_an_epoch_of_its_dataset():
+    sizes, world, batch = [60, 25], 3, 4
+    ranks: dict[tuple[int, int, int], set[int]] = {}
+    counts = [0, 0]
+    sampler = MixedSampler(sizes, [0.5, 0.5], 2)
+    for position in range(50 * world * batch):
+        dataset, index = sampler(position)
+        epoch = counts[dataset] // sizes[dataset]
+        counts[dataset] += 1
+        ranks.setdefault((dataset, epoch, index), set()).add(position % (world * batch) // batch)
+    assert {len(found) for found in ranks.values()} == {1}

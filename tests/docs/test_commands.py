@@ -32,6 +32,7 @@ from vjepa_fast.registry import KINDS, registry_of
 PIECES = {path.relative_to(pages.ROOT).as_posix(): pages.pieces(path) for path in pages.PAGES}
 # Words that stand for something on the pages.
 WORDS = {
+    "prepare (NAME|toys) (SOURCE|FOLDER)": "prepare folder films",
     "RECIPE": "ucf101_4gpu_baseline",
     "DIR": "runs/study",
     "FOLDER": "runs/mine",
@@ -62,6 +63,7 @@ SMALL = {
     "vjepa-fast synthetic": "--train 2 --val 1 --test 1 --size 32 --frames 4 --workers 1",
     "vjepa-fast data manifest": "--val-fraction 0.25 --test-fraction 0.25",
     "vjepa-fast data check": "--frames 4",
+    "vjepa-fast prepare": "--workers 1",
     "vjepa-fast study run": "--dry-run --variants baseline,ld --seeds 0 --published baseline",
     "vjepa-fast study report": "--csv small.csv",
     "vjepa-fast bench step": f"{SETS} --warmup 1 --repeats 1 --no-memory --providers vjepa_fast",
@@ -309,4 +311,4 @@ def test_contributing_shows_each_kind_once():
         if piece.kind == "python":
             exec(piece.text, names)
     added = {kind: set(registry_of(kind)) - before[kind] for kind in KINDS}
-    assert [len(new) for new in added.values()] == [1] * 7, added
+    assert [len(new) for new in added.values()] == [1] * len(KINDS), added

@@ -237,7 +237,7 @@ def test_videos_of_a_list(tmp_path):
     file.write_text("x/78687\nx/12\nx/same\nx/notes\n")  # not there; two of the name; no video
     with pytest.raises(DataError, match="3 of 4 videos are not below .*: x/12, x/same, x/notes"):
         manifest_from_list(file, root)
-    with pytest.raises(DataError, match="no such folder of videos"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         manifest_from_list(file, tmp_path / "nowhere")
 
 

@@ -1,12 +1,14 @@
-"""Tables on stdout."""
+"""Tables on stdout, progress on stderr."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import TaskID
     from rich.table import Table
 
 
@@ -26,3 +28,44 @@ def new_table(title: str, columns: Sequence[str], right: Sequence[str] = (), wra
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name != wraps)
     return table
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that takes (what is done, number done, number in all) and shows it on stderr, with rate and time left.
+
+    On a terminal it is a bar; else a line at the beginning of a stage and every minute. Without a number in all, the
+    words are a line of their own.
+    """
+    import sys
+    import time
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    stages: dict[str, tuple[TaskID, float, int]] = {}  # its bar, when it began, how many were done then
+    said = 0.0
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if not total:
+            progress.console.print(what)
+            return
+        now = time.monotonic()
+        if what not in stages:
+            stages[what] = progress.add_task(what, total=total, rate=""), now, done
+            said = now
+        task, begin, first = stages[what]
+        rate = (done - first) / max(now - begin, 1e-6)
+        progress.update(task, completed=done, rate=f"{rate:.1f}/s" if done > first else "")
+        if progress.disable and now - said > 60 and done > first:
+            said = now
+            minutes = (total - done) / rate / 60
+            print(f"{what}: {done} of {total}, {rate:.1f}/s, about {minutes:.0f} min left", file=sys.stderr)
+
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not sys.stderr.isatty()
+    ) as progress:
+        yield show

@@ -126,9 +126,15 @@ class Decoder(ABC):
             DataError: the file is missing, empty, damaged or no video, in one line that begins with the path.
         """
 
+    def _open(self, path: str) -> AbstractContextManager[Video]:
+        """As `open`; a row store is read by the same code, whatever the decoder."""
+        from vjepa_fast.data.decoders.rows import is_rows, open_rows
+
+        return open_rows(path, self.options) if is_rows(path) else self.open(path)
+
     def probe(self, path: str) -> VideoInfo:
         """What there is to know of a video. Errors as `open`."""
-        with self.open(path) as video:
+        with self._open(path) as video:
             return video.info
 
     def read_clip(
@@ -145,7 +151,7 @@ class Decoder(ABC):
         Raises:
             DataError: the video cannot be read or is too short.
         """
-        with self.open(path) as video:
+        with self._open(path) as video:
 
             def choose(total: int) -> np.ndarray:
                 return sampling.indices(path, total, video.info["fps"], num_frames, start, generator, video.times)
@@ -154,7 +160,7 @@ class Decoder(ABC):
 
     def read_video(self, path: str, max_bytes: int) -> WholeVideo | None:
         """All frames; None if they would take more than ``max_bytes``. Errors as `read_clip`."""
-        with self.open(path) as video:
+        with self._open(path) as video:
             info, claimed = video.info, video.info["frames"]
             if claimed * info["height"] * info["width"] * 3 > max_bytes:
                 return None
@@ -162,7 +168,7 @@ class Decoder(ABC):
 
     def verify(self, path: str, on_share: Callable[[float], None]) -> None:
         """Decode every frame of a video, as ``Video.verify``."""
-        with self.open(path) as video:
+        with self._open(path) as video:
             try:
                 video.verify(on_share)
             except DataError:

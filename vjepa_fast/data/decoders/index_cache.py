@@ -68,6 +68,10 @@ class IndexCache:
             self._ready.put(path, stamp, index, index.frames)
         return index
 
+    def put(self, path: str, index: FrameIndex) -> None:
+        """Keep an index that another process made."""
+        self._keep(path, _stamp(path), index)
+
     def correct(self, path: str, options: ReadOptions) -> FrameIndex:
         """The index by decoding all frames; kept in place of the one from the packets, but for a damaged file."""
         stamp = _stamp(path)

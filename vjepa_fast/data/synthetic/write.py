@@ -15,18 +15,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import multiprocessing
 import os
-import threading
 import zlib
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vjepa_fast.data.processes import pool_of
 from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
 from vjepa_fast.errors import DataError
 from vjepa_fast.files import atomic_path, write_json, write_text
@@ -140,10 +138,7 @@ def _render_all(
     with contextlib.ExitStack() as stack:
         results = map(job, chunks)
         if workers > 1:
-            # spawned: forking a process that runs torch's threads may hang, and this way is the same on every system
-            context = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_leave_with_parent)
-            results = stack.enter_context(pool).map(job, chunks)
+            results = stack.enter_context(pool_of(workers)).map(job, chunks)
         for (split, start, end), part in zip(chunks, results, strict=True):
             rows[split] += part
             done += end - start
@@ -152,18 +147,6 @@ def _render_all(
         if part:
             write_json(folder / f"{split}_attributes.json", [attributes for _, _, attributes in part], _HINT)
             write_text(folder / f"{split}.csv", "".join(f"{path} {label}\n" for path, label, _ in part), _HINT)
-
-
-def _leave_with_parent() -> None:
-    """A worker whose parent was killed would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _render_chunk(

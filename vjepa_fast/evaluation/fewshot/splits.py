@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vjepa_fast.data.prepare.find import Files
+from vjepa_fast.data.prepare.lists import read_pairs
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation.choices import check_choice
-from vjepa_fast.evaluation.fewshot.leakage import class_keys, class_names, source_ids
+from vjepa_fast.evaluation.fewshot.leakage import class_keys, class_names
 
 PARTS = ("train", "val", "test")
 _FILE = Path(__file__).parents[1] / "data" / "fewshot_classes.json"
@@ -40,56 +42,24 @@ def class_split(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def read_list(path: str | os.PathLike) -> list[tuple[str, str]]:
-    """(class, video) of each line of a split list: ``class name/video_id`` (CMN), ``train8/78687`` (TRX) or
-    ``test0//dir/class/file.mp4`` (HyRSM; the video is a path). Everything up to the first slash is the class.
-
-    Raises DataError: no such file, nothing in it, or a line without a class or a video.
-    """
-    file = Path(path)
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such few-shot list") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot read the list ({getattr(error, 'strerror', None) or 'not text'})") from None
-    entries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name, _, video = (part.strip() for part in line.partition("/"))
-        if not name or not video.strip("/"):
-            raise DataError(f"{file}:{number}: expected '<class>/<video>', found {line.strip()[:80]!r}")
-        entries.append((name, video))
-    if not entries:
-        raise DataError(f"{file}: the few-shot list is empty; it needs one '<class>/<video>' line per sample")
-    return entries
+    """(class, video) of each line of a split list of CMN, TRX or HyRSM, as `read_pairs`; DataError as there."""
+    return [(name, video) for _, name, video in read_pairs(Path(path))]
 
 
 def manifest_from_list(path: str | os.PathLike, root: str | os.PathLike):
     """(data.Manifest, class names) of a split list whose videos lie below ``root``; labels count the sorted classes.
 
-    A video is found as the path that the list gives (absolute, or below ``root``), by its file name, by its name
-    without suffix, or by its YouTube id. Raises DataError where ``root`` is missing or videos are not found or not
+    A video is found as `Files.find` finds it. Raises DataError where ``root`` is missing or videos are not found or not
     unique, with the first of them.
     """
     from vjepa_fast.data.manifests.manifest import Manifest
-    from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path
+    from vjepa_fast.data.media import is_image_path
 
-    entries, root = read_list(path), Path(root)
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder of videos")
-    found: dict[str, list[str]] = {}
-    for folder, _, files in os.walk(root, followlinks=True):
-        for name in files:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
-                full = os.path.join(folder, name)
-                for key in {name, stem, *(i for kind, i in source_ids(name) if kind == "youtube")}:
-                    found.setdefault(key, []).append(full)
+    entries, files = read_list(path), Files(Path(root))
     names = sorted({name for name, _ in entries})
     paths, missing = [], []
     for name, video in entries:
-        hit = _find(root, found, name, video)
+        hit, _ = files.find(video, within=name)
         paths.append(hit)
         if hit is None:
             missing.append(f"{name}/{video}")
@@ -101,17 +71,6 @@ def manifest_from_list(path: str | os.PathLike, root: str | os.PathLike):
     labels = np.array([names.index(name) for name, _ in entries], dtype=np.int64)
     kind = "image" if 2 * sum(map(is_image_path, paths)) > len(paths) else "video"
     return Manifest(Path(path).stem, str(path), paths, labels, kind), names
-
-
-def _find(root: Path, found: dict[str, list[str]], name: str, video: str) -> str | None:
-    for candidate in (Path(video), root / video.lstrip("/"), root / name / video):
-        if candidate.is_file():
-            return str(candidate)
-    base = os.path.basename(video.rstrip("/"))
-    hits = found.get(base) or found.get(os.path.splitext(base)[0]) or []
-    in_class = [h for h in hits if name.lower() == os.path.basename(os.path.dirname(h)).replace("_", " ").lower()]
-    hits = in_class or hits
-    return hits[0] if len(hits) == 1 else None
 
 
 def select_part(manifest, split: str, part: str = "test"):
