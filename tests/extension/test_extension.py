@@ -1,6 +1,6 @@
 """A package outside of the source tree adds one of each kind by registration alone, found through its entry point.
 
-Six of its modules are the examples of CONTRIBUTING.md as they stand there; the objective is swirl.py beside this file.
+Seven of its modules are the examples of CONTRIBUTING.md as they stand there; the objective is swirl.py beside this file.
 No file of vjepa_fast is touched or patched: everything runs in processes of its own that see the package installed.
 """
 
@@ -19,6 +19,7 @@ NAMES = {
     "objective": "swirl",
     "mask strategy": "tubes",
     "decoder": "in_memory",
+    "data set": "toys",
     "synthetic suite": "flicker",
     "attention backend": "one_by_one",
     "probe": "centroid",
@@ -28,6 +29,7 @@ CONTRACTS = {
     "swirl": ["tests/objectives/test_contract.py", "tests/objectives/test_packed.py"],
     "tubes": ["tests/masks/test_strategies.py"],
     "in_memory": ["tests/data/test_decoders.py"],
+    "toys": ["tests/data/test_prepare.py"],
     "flicker": ["tests/data/test_synthetic.py"],
     "one_by_one": ["tests/layers/test_attention.py"],
     "centroid": ["tests/evaluation/test_probes.py"],
@@ -52,11 +54,11 @@ def site(tmp_path_factory):
     package.mkdir()
     blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE)
     others = [block for block in blocks if "@objective(" not in block]
-    assert len(others) == 6
+    assert len(others) == 7
     for n, block in enumerate(others):
         (package / f"part{n}.py").write_text(block)
     (package / "swirl.py").write_text((HERE / "swirl.py").read_text())
-    modules = ["swirl", *(f"part{n}" for n in range(6))]
+    modules = ["swirl", *(f"part{n}" for n in range(7))]
     (package / "__init__.py").write_text("".join(f"from their_package import {m}\n" for m in modules))
     info = site / "their_package-1.0.dist-info"
     info.mkdir()
@@ -107,6 +109,7 @@ def test_each_is_usable_by_name_from_yaml_and_command_line(run, work):
     sizes = ["--train", "8", "--val", "4", "--test", "4", "--size", "32", "--frames", "8", "--workers", "1"]
     commands = {
         "render": ["synthetic", "flicker", "clips", *sizes],
+        "prepare": ["prepare", "toys", "toys", "--out", "prepared", "--workers", "1"],
         "check": ["config", "check", "recipe.yaml"],
         "train": ["train", "recipe.yaml"],
         "show": ["config", "show", "run"],
@@ -114,10 +117,14 @@ def test_each_is_usable_by_name_from_yaml_and_command_line(run, work):
         "task": ["probe", "run", *parts, "--probe", "centroid", "--task", "hmdb51"],
     }
     (work / "commands.py").write_text(COMMANDS)
+    (work / "toys").mkdir()
+    (work / "toys" / "train.txt").write_text("ball/1\ncar/2\n")
+    (work / "toys" / "test.txt").write_text("ball/3\ncar/1\n")
     lines = run("commands", json.dumps(commands)).splitlines()
     said = {name: (code, text) for name, code, text in map(json.loads, lines)}
-    assert {name: code for name, (code, _) in said.items()} == {**dict.fromkeys(commands, 0), "task": 2}, said
+    assert {name: code for name, (code, _) in said.items()} == {**dict.fromkeys(commands, 0), "task": 2, "prepare": 2}, said
     assert "usable" in said["check"][1]
+    assert "toys/test.txt:2: 1 is in train as well" in said["prepare"][1]  # what its lists say is looked at as of others
     assert "swirl" in said["train"][1]
     assert (work / "run" / "checkpoints" / "step-00000003.pt").is_file()
     for words in ("decoder: in_memory", "strategy: tubes", "share: 0.6", "attention: one_by_one", "scale: 2.0"):
