@@ -1,6 +1,6 @@
 """A package outside of the source tree adds one of each kind by registration alone, found through its entry point.
 
-Seven of its modules are the examples of CONTRIBUTING.md as they stand there; the objective is swirl.py beside this file.
+Seven of its modules are the examples of CONTRIBUTING.md as they stand there; the objective is swirl.py, beside this.
 No file of vjepa_fast is touched or patched: everything runs in processes of its own that see the package installed.
 """
 
@@ -122,9 +122,10 @@ def test_each_is_usable_by_name_from_yaml_and_command_line(run, work):
     (work / "toys" / "test.txt").write_text("ball/3\ncar/1\n")
     lines = run("commands", json.dumps(commands)).splitlines()
     said = {name: (code, text) for name, code, text in map(json.loads, lines)}
-    assert {name: code for name, (code, _) in said.items()} == {**dict.fromkeys(commands, 0), "task": 2, "prepare": 2}, said
+    codes = {**dict.fromkeys(commands, 0), "task": 2, "prepare": 2}
+    assert {name: code for name, (code, _) in said.items()} == codes, said
     assert "usable" in said["check"][1]
-    assert "toys/test.txt:2: 1 is in train as well" in said["prepare"][1]  # what its lists say is looked at as of others
+    assert "toys/test.txt:2: 1 is in train as well" in said["prepare"][1]
     assert "swirl" in said["train"][1]
     assert (work / "run" / "checkpoints" / "step-00000003.pt").is_file()
     for words in ("decoder: in_memory", "strategy: tubes", "share: 0.6", "attention: one_by_one", "scale: 2.0"):
