@@ -1,4 +1,4 @@
-"""Writes ``fair_vjepa.safetensors`` and ``fair_vjepa2.safetensors``: tiny random encoders of FAIR's code and their outputs.
+"""Writes ``fair_vjepa.safetensors`` and ``fair_vjepa2.safetensors``: tiny random encoders of FAIR's code, and outputs.
 
 Run once for each checkout, by hand; the tests only read the files:
 

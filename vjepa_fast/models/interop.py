@@ -1,4 +1,4 @@
-"""Encoders from files: ours, FAIR's and Hugging Face's. Tensors in our files have FAIR's names (``module.backbone...``)."""
+"""Encoders from files: ours, FAIR's and Hugging Face's. Tensors in ours have FAIR's names (``module.backbone...``)."""
 
 from __future__ import annotations
 

@@ -223,7 +223,8 @@ def _positions(
     if not (named or evidence.hf_names or "rope_variant" in given):
         raise CheckpointError(
             f"{path}: fits two readings: V-JEPA 2 (frequencies in halves, not interpolated) of a size that FAIR's code "
-            f"has no name for ({_size(found)}), or rotary positions of another kind; give rope_variant='v2' for the first, else rope_variant= and interpolate_rope="
+            f"has no name for ({_size(found)}), or rotary positions of another kind; give rope_variant='v2' for the "
+            "first, else rope_variant= and interpolate_rope="
         )
     return {"rope_variant": "v2", "interpolate_rope": False}, f"V-JEPA 2{unused}"
 

@@ -6,6 +6,7 @@ Files are read with ``weights_only=True`` or as safetensors only: a checkpoint n
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ _ANYWHERE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpo
 _HF = re.compile(r"^(?:vjepa2\.)?(?:encoder\.)?(?=embeddings\.patch_embeddings\.|layer\.\d+\.|layernorm\.)")
 
 
-def open_weights(path: str | Path) -> tuple[Path, dict[str, Any], dict[str, Any] | None]:
+def open_weights(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], dict[str, Any] | None]:
     """(file, its content, the Hugging Face ``config.json`` beside it or None) of a checkpoint or folder.
 
     Args:
