@@ -279,7 +279,8 @@ def test_plain_safetensors(tmp_path, tiny):
 
 
 def test_told_in_one_line_and_flags_win(tmp_path, tiny, caplog):
-    torch.save({"target_encoder": one_norm(tiny.state_dict())}, tmp_path / "x.pt")
+    (tmp_path / "config.json").write_text("not of this file")
+    torch.save({"target_encoder": one_norm(tiny.state_dict()), "config": {"lr": 1e-3}}, tmp_path / "x.pt")
     with caplog.at_level(logging.INFO, "vjepa_fast"):
         loaded = load_encoder(tmp_path / "x.pt")
     assert [r.getMessage() for r in caplog.records] == [

@@ -15,7 +15,14 @@ from vjepa_fast.errors import CheckpointError
 from vjepa_fast.models.build import encoder_arguments
 from vjepa_fast.models.reading import Evidence, Reading, likely_architecture, read_encoder
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
-from vjepa_fast.models.weights import encoder_state, mask_tokens, newest_checkpoint, open_weights, read_checkpoint
+from vjepa_fast.models.weights import (
+    encoder_state,
+    mask_tokens,
+    newest_checkpoint,
+    open_weights,
+    own_config,
+    read_checkpoint,
+)
 
 if TYPE_CHECKING:
     from vjepa_fast.config.schema import Config
@@ -100,7 +107,7 @@ def load_encoder(
     file, content, hf_config = open_weights(path)
     state, hf_names = encoder_state(content, which, file)
     arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
-    held = content.get("config") if config is None else config
+    held = own_config(content) if config is None else config
     text = ""
     if held is None:
         reading = read_encoder(state, arch, Evidence(hf_names, hf_config, mask_tokens(content)), file)

@@ -40,7 +40,8 @@ def open_weights(path: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], di
     """
     path = Path(path)
     if not path.is_dir():
-        return path, read_checkpoint(path), _hf_config(path.parent)
+        beside = path.suffix in (".safetensors", ".bin")
+        return path, read_checkpoint(path), _hf_config(path.parent) if beside else None
     config = _hf_config(path)
     if config is None:
         path = newest_checkpoint(path)
@@ -116,6 +117,12 @@ def encoder_state(content: Mapping[str, Any], which: str, path: Path) -> tuple[S
     held = ", ".join(str(key) for key in list(content)[:8]) or "nothing"
     remedy = "try which='encoder' or another file" if which != "encoder" else "try which='target_encoder', the default"
     raise CheckpointError(f"{path}: holds no {which!r} weights (it holds: {held}); {remedy}")
+
+
+def own_config(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The configuration that our trainer writes into a checkpoint; None of another file, whatever its ``config`` is."""
+    found = content.get("config")
+    return found if isinstance(found, dict) and {"data", "model"} <= found.keys() else None
 
 
 def mask_tokens(content: Mapping[str, Any]) -> int | None:

@@ -21,10 +21,10 @@ Say = Callable[[str], None]
 def checkpoint_config(path: str | os.PathLike) -> Config | None:
     """The configuration inside a checkpoint or run folder; None where the file holds none (FAIR weights)."""
     from vjepa_fast import config
-    from vjepa_fast.models.weights import open_weights
+    from vjepa_fast.models.weights import open_weights, own_config
 
     file, content, _ = open_weights(path)
-    found = content.get("config")
+    found = own_config(content)
     return None if found is None else config.from_dict(found, source=str(file))
 
 
