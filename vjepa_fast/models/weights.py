@@ -115,6 +115,8 @@ def encoder_state(content: Mapping[str, Any], which: str, path: Path) -> tuple[S
         if _tensors(flat) and (found := _only(_bare(flat, path), which, path)):
             return found
     held = ", ".join(str(key) for key in list(content)[:8]) or "nothing"
+    if _tensors(content):
+        held = f"one state dict of {len(content)} tensors"
     remedy = "try which='encoder' or another file" if which != "encoder" else "try which='target_encoder', the default"
     raise CheckpointError(f"{path}: holds no {which!r} weights (it holds: {held}); {remedy}")
 
