@@ -33,7 +33,12 @@ HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
 _VJEPA_GRIDS = {(1024, 24): {(8, 14)}, (1280, 32): {(8, 14), (8, 24)}}
 _VJEPA2 = {(1024, 24), (1280, 32), (1408, 40)}
 _SIZE_KEYS = ("embed_dim", "depth", "num_heads", "mlp_ratio")
-_HEAVY_CONFIG = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True, "in_chans": 3}
+_COMPUTED = {  # values of a config.json that this encoder computes
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-6,
+    "qkv_bias": True,
+    "in_chans": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def _checked_config(evidence: Evidence, given: Mapping[str, Any], path: Path) ->
             f"{path}: its config.json is of model_type {config.get('model_type')!r}; 'vjepa2' with num_attention_heads "
             "is read here"
         )
-    for key, value in _HEAVY_CONFIG.items():
+    for key, value in _COMPUTED.items():
         if config.get(key, value) != value:
             raise CheckpointError(f"{path}: config.json: {key}: {config[key]!r}; {value!r} is supported")
     other = [key for key, value in config.items() if "rope" in key and key != "use_rope" and value]
