@@ -104,12 +104,18 @@ def add_overrides(parser: ArgumentParser, what: str = "one value") -> None:
 def add_encoders(parser: ArgumentParser) -> None:
     """The checkpoint, which of its encoders, and their control; to be read with `subject_of`, as ``--device``."""
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT_OR_RUN", help="a .pt file, or a run folder (its newest checkpoint)"
+        "checkpoint",
+        metavar="CHECKPOINT_OR_RUN",
+        help="a .pt or .safetensors file, a run folder (its newest checkpoint) or a Hugging Face folder",
     )
     parser.add_argument(
         "--which", choices=("both", *ENCODERS), default="both", help="EMA target, student, or both (default)"
     )
-    parser.add_argument("--config", help="recipe or YAML of a checkpoint that holds no configuration (FAIR weights)")
+    parser.add_argument(
+        "--config",
+        help="recipe or YAML, in place of the checkpoint's own; with weights that hold none (FAIR, Hugging Face) it "
+        "wins over what is read off them, and the random-init control needs it",
+    )
     parser.add_argument("--no-random", action="store_true", help="leave the random-init control out")
 
 

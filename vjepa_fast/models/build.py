@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.models.predictor import Predictor, build_predictor
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
@@ -11,32 +11,36 @@ if TYPE_CHECKING:
     from vjepa_fast.config.schema import Config
 
 
-def encoder_from_config(cfg: Config, device=None) -> VisionTransformer:
-    """The encoder of a configuration, with fresh weights. Reads ``cfg.data``, ``cfg.data_aug`` and ``cfg.model``."""
+def encoder_arguments(cfg: Config) -> dict[str, Any]:
+    """What ``build_encoder`` gets for a configuration. Reads ``cfg.data``, ``cfg.data_aug`` and ``cfg.model``."""
     data, model = cfg.data, cfg.model
-    return build_encoder(
-        model.model_name,
-        img_size=data.crop_size,
-        patch_size=data.patch_size,
-        num_frames=max(data.dataset_fpcs),
-        tubelet_size=data.tubelet_size,
-        embed_dim=model.embed_dim,
-        depth=model.depth,
-        num_heads=model.num_heads,
-        levels=model.levels,
-        use_rope=model.use_rope,
-        interpolate_rope=model.interpolate_rope,
-        rope_variant=model.rope_variant,
-        use_silu=model.use_silu,
-        wide_silu=model.wide_silu,
-        uniform_power=model.uniform_power,
-        modality_embedding=model.modality_embedding,
-        img_temporal_dim_size=model.img_temporal_dim_size,
-        mean=cfg.data_aug.mean,
-        std=cfg.data_aug.std,
-        use_activation_checkpointing=model.use_activation_checkpointing,
-        device=device,
-    )
+    return {
+        "name": model.model_name,
+        "img_size": data.crop_size,
+        "patch_size": data.patch_size,
+        "num_frames": max(data.dataset_fpcs),
+        "tubelet_size": data.tubelet_size,
+        "embed_dim": model.embed_dim,
+        "depth": model.depth,
+        "num_heads": model.num_heads,
+        "levels": model.levels,
+        "use_rope": model.use_rope,
+        "interpolate_rope": model.interpolate_rope,
+        "rope_variant": model.rope_variant,
+        "use_silu": model.use_silu,
+        "wide_silu": model.wide_silu,
+        "uniform_power": model.uniform_power,
+        "modality_embedding": model.modality_embedding,
+        "img_temporal_dim_size": model.img_temporal_dim_size,
+        "mean": cfg.data_aug.mean,
+        "std": cfg.data_aug.std,
+        "use_activation_checkpointing": model.use_activation_checkpointing,
+    }
+
+
+def encoder_from_config(cfg: Config, device=None) -> VisionTransformer:
+    """The encoder of a configuration, with fresh weights."""
+    return build_encoder(**encoder_arguments(cfg), device=device)
 
 
 def build_from_config(cfg: Config, device=None) -> tuple[VisionTransformer, Predictor]:

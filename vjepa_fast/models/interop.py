@@ -1,11 +1,9 @@
-"""Weights in files: ours and FAIR's. Tensor names in files are FAIR's (``module.backbone.blocks.0.attn.qkv.weight``).
-
-Files are read with ``weights_only=True`` only: a checkpoint never runs code.
-"""
+"""Encoders from files: ours, FAIR's and Hugging Face's. Tensors in ours have FAIR's names (``module.backbone...``)."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +12,34 @@ import torch
 from torch import nn
 
 from vjepa_fast.errors import CheckpointError
-from vjepa_fast.models.build import encoder_from_config
+from vjepa_fast.models.build import encoder_arguments
+from vjepa_fast.models.reading import Evidence, Reading, likely_architecture, read_encoder
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
+from vjepa_fast.models.weights import (
+    encoder_state,
+    mask_tokens,
+    newest_checkpoint,
+    open_weights,
+    own_config,
+    read_checkpoint,
+)
 
 if TYPE_CHECKING:
     from vjepa_fast.config.schema import Config
 
+__all__ = [
+    "clip_settings",
+    "encoder_hash",
+    "from_fair",
+    "hash_weights",
+    "load_encoder",
+    "load_weights",
+    "newest_checkpoint",
+    "open_weights",
+    "read_checkpoint",
+    "to_fair",
+]
+_log = logging.getLogger("vjepa_fast")
 _PREFIX = re.compile(r"^(?:_orig_mod\.|module\.|backbone\.)+")
 
 
@@ -33,37 +53,8 @@ def from_fair(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {_PREFIX.sub("", key): value for key, value in state.items()}
 
 
-def read_checkpoint(path: str | Path) -> dict:
-    """The dictionary in a checkpoint file, tensors on the CPU and mapped from disk where the format allows it.
-
-    Raises:
-        CheckpointError: no such file, or a damaged one, or one that holds more than tensors and plain values.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file; give a .pt file or a run folder")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises many kinds: unpickling, zip, EOF, key and runtime errors
-        raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not the dictionary of a checkpoint")
-    return content
-
-
-def newest_checkpoint(folder: str | Path) -> Path:
-    """The checkpoint of the highest step in a run folder (``checkpoints/step-*.pt``)."""
-    folder = Path(folder)
-    found = [(int(m[1]), p) for p in folder.glob("checkpoints/*.pt") if (m := re.fullmatch(r"step-(\d+)\.pt", p.name))]
-    if not found:
-        raise CheckpointError(f"{folder}: no checkpoints/step-*.pt in this folder; train first or name a .pt file")
-    return max(found)[1]
-
-
-def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str | Path) -> None:
-    """Load a state dict (FAIR prefixes allowed) strictly.
+def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str | Path, likely: str = "") -> None:
+    """Load a state dict (FAIR prefixes allowed) strictly. ``likely``: words on what it seems to hold, for the message.
 
     Raises:
         CheckpointError: one line that names missing, unexpected and misshapen tensors; nothing is loaded.
@@ -78,7 +69,7 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{source}: checkpoint of another architecture: {'; '.join(problems[:3])}{more}")
+        raise CheckpointError(f"{source}: checkpoint of another architecture: {'; '.join(problems[:3])}{more}{likely}")
     module.load_state_dict(state)
 
 
@@ -92,49 +83,67 @@ def load_encoder(
 ) -> VisionTransformer:
     """A trained encoder, frozen for use: eval mode, no gradients.
 
+    A checkpoint of this package holds its configuration. Of any other file architecture and positions are read off the
+    tensors and reported in one line (logger ``vjepa_fast``); see docs/models.md for what is read and how.
+
     Args:
-        path: a checkpoint of this package, a run folder (its newest checkpoint is taken), or a FAIR ``.pt``.
-        which: ``target_encoder`` (the moving average) or ``encoder``.
+        path: a checkpoint of this package, a run folder (its newest checkpoint is taken), a file of FAIR (V-JEPA,
+            V-JEPA 2, 2.1), a folder or file of Hugging Face's ``VJEPA2Model``, or a state dict (``.pt``,
+            ``.safetensors``), whatever DDP, FSDP, torch.compile or Lightning put before its names.
+        which: ``target_encoder`` (the moving average, and the encoder of files that hold one) or ``encoder``.
         device: where the weights go.
-        config: for files that hold no configuration: a ``Config`` or the path or name of a recipe.
-        **arch: or the arguments of ``build_encoder`` (``name=`` or ``model_name=``, ``img_size=``, ...).
+        config: a ``Config`` or the path or name of a recipe, in place of what the file holds or seems to be.
+        **arch: arguments of ``build_encoder`` (``name=`` or ``model_name=``, ``num_heads=``, ...). They win over the
+            configuration and over what is read.
 
     Returns:
         The encoder, with ``clip_settings`` (crop_size, num_frames, tubelet_size, patch_size, frame_step, fps, duration,
         mean, std: how clips were made in training; the unknown is None) and ``checkpoint_hash`` (SHA-256 of weights).
 
     Raises:
-        CheckpointError: missing or damaged file, no such encoder in it, or another architecture.
+        CheckpointError: missing or damaged file, no such encoder in it, another architecture, or a file that fits two
+            readings: the message names the argument that decides. Nothing is loaded in part.
     """
-    path = Path(path)
-    path = newest_checkpoint(path) if path.is_dir() else path
-    content = read_checkpoint(path)
-    state = _adapt(_pick(content, which, path))
-    if config is None and not arch:
-        config = content.get("config")
-        if config is None:
-            raise CheckpointError(f"{path}: holds no configuration; pass config= or name=, img_size=, num_frames=, ...")
-    if config is not None:
-        config = _as_config(config, path)
-        encoder, settings = encoder_from_config(config, "cpu"), clip_settings(config)
+    file, content, hf_config = open_weights(path)
+    state, hf_names = encoder_state(content, which, file)
+    arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
+    held = own_config(content) if config is None else config
+    text = ""
+    if held is None:
+        reading = read_encoder(state, arch, Evidence(hf_names, hf_config, mask_tokens(content)), file)
+        text = reading.text
+        encoder = build_encoder(**reading.arguments, device="cpu")
+        settings = _settings_read(reading, encoder)
     else:
-        arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
-        encoder = build_encoder(**arch, device="cpu")
-        settings = {
-            "crop_size": encoder.img_size[0],
-            "num_frames": encoder.num_frames,
-            "frame_step": None,
-            "fps": None,
-            "duration": None,
-            "mean": encoder.mean,
-            "std": encoder.std,
-        }
+        held = _as_config(held, file)
+        arguments = encoder_arguments(held)
+        if "name" in arch:
+            arguments |= {"embed_dim": None, "depth": None, "num_heads": None}
+        encoder = build_encoder(**{**arguments, **arch}, device="cpu")
+        settings = {**clip_settings(held), "mean": encoder.mean, "std": encoder.std}
+        settings |= {"crop_size": encoder.img_size[0], "num_frames": encoder.num_frames}
+    state = _adapt(state)
     if encoder.use_rope:
         state.pop("pos_embed", None)  # V-JEPA 2 files carry an unused one
-    load_weights(encoder, state, path)
+    load_weights(encoder, state, file, f"; {likely_architecture(state, file)}")
+    if text:
+        _log.info("%s: %s", file, text)
     encoder.clip_settings = {**settings, "tubelet_size": encoder.tubelet_size, "patch_size": encoder.patch_size}
     encoder.checkpoint_hash = hash_weights(encoder)
     return encoder.to(device).eval().requires_grad_(False)
+
+
+def _settings_read(reading: Reading, encoder: VisionTransformer) -> dict[str, Any]:
+    """``clip_settings`` of a file without a configuration."""
+    return {
+        "crop_size": reading.crop_size,
+        "num_frames": reading.num_frames,
+        "frame_step": None,
+        "fps": None,
+        "duration": None,
+        "mean": encoder.mean,
+        "std": encoder.std,
+    }
 
 
 def hash_weights(module: nn.Module) -> str:
@@ -159,36 +168,7 @@ def _hashed(module: nn.Module, start: str, line: str) -> str:
     return digest.hexdigest()
 
 
-def _why_unreadable(error: Exception) -> str:
-    """One line from torch's several."""
-    text = str(error)
-    if code := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"holds more than tensors and plain values ({code[1]}): not loaded, since it could run code"
-    if unpickler := re.search(r"WeightsUnpickler error: (.*)", text):
-        text = unpickler[1]
-    text = text.strip().split("\n")[0].split(". ")[0]
-    text = text if " " in text else type(error).__name__
-    return f"cannot be read (damaged, or not a weights file): {text}"
-
-
-def _is_zip(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK"
-
-
-def _pick(content: dict, which: str, path: Path) -> dict:
-    if which not in ("target_encoder", "encoder"):
-        raise ValueError(f"load_encoder: which: expected 'target_encoder' or 'encoder', got {which!r}")
-    names = ("target_encoder", "ema_encoder") if which == "target_encoder" else ("encoder",)
-    for name in names:  # the published 2.1 weights call the average ema_encoder
-        state = content.get(name)
-        if isinstance(state, dict) and state and all(isinstance(v, torch.Tensor) for v in state.values()):
-            return from_fair(state)
-    held = ", ".join(str(key) for key in list(content)[:8]) or "nothing"
-    raise CheckpointError(f"{path}: holds no {which!r} weights (it holds: {held}); try which='encoder' or another file")
-
-
-def _adapt(state: dict) -> dict:
+def _adapt(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """V-JEPA 2 has one final ``norm`` where 2.1 has one per level: with ``levels=1`` they are the same thing."""
     if "norms_block.0.weight" not in state:
         return {re.sub(r"^norm\.", "norms_block.0.", key): value for key, value in state.items()}

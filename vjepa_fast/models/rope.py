@@ -113,6 +113,12 @@ def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool) -> torch.Tensor:
 
     Channels are split over t, h, w: evenly with ``uniform_power``, else a half, a quarter and a quarter.
     """
+    axes = (torch.arange(n, dtype=torch.float64, device="cpu") for n in grid)
+    return sincos_rows(embed_dim, torch.cartesian_prod(*axes), uniform_power)[None]
+
+
+def sincos_rows(embed_dim: int, positions_N3: torch.Tensor, uniform_power: bool) -> torch.Tensor:
+    """Rows [N, embed_dim] float32 of `sincos_3d` for tokens at float64 positions (t,h,w)."""
     if uniform_power:
         dims = (-(-embed_dim // 6) * 2,) * 3
     else:
@@ -123,10 +129,8 @@ def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool) -> torch.Tensor:
         phase = pos[:, None] * freq
         return torch.cat((phase.sin(), phase.cos()), 1)
 
-    axes = (torch.arange(n, dtype=torch.float64, device="cpu") for n in grid)
-    positions = torch.cartesian_prod(*axes)
-    embed = torch.cat([encode(positions[:, i], dim) for i, dim in enumerate(dims)], 1)
-    return embed[None, :, :embed_dim].float()
+    embed = torch.cat([encode(positions_N3[:, i], dim) for i, dim in enumerate(dims)], 1)
+    return embed[:, :embed_dim].float()
 
 
 def resize_sincos(embed_1NE: torch.Tensor, built: Grid, grid: Grid) -> torch.Tensor:

@@ -21,12 +21,11 @@ Say = Callable[[str], None]
 def checkpoint_config(path: str | os.PathLike) -> Config | None:
     """The configuration inside a checkpoint or run folder; None where the file holds none (FAIR weights)."""
     from vjepa_fast import config
-    from vjepa_fast.models.interop import newest_checkpoint, read_checkpoint
+    from vjepa_fast.models.weights import open_weights, own_config
 
-    path = Path(path)
-    path = newest_checkpoint(path) if path.is_dir() else path
-    found = read_checkpoint(path).get("config")
-    return None if found is None else config.from_dict(found, source=str(path))
+    file, content, _ = open_weights(path)
+    found = own_config(content)
+    return None if found is None else config.from_dict(found, source=str(file))
 
 
 def cache_folder(path: str | os.PathLike) -> Path:
