@@ -40,7 +40,7 @@ INSIDE = {
     "data": ("media sampling mixing synthetic", "decoders", "manifests", "bad_samples source", "views", "loader"),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
-    "study": ("figures pages records jobs", "run", "stats", "demo report claims"),
+    "study": ("figures pages records jobs", "run", "stats", "demo report claims sheet"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}

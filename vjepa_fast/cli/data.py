@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-HELP = "make manifests of a folder of videos or images, and check them"
+from vjepa_fast.cli._data_show import add_show
+
+HELP = "make manifests of a folder of videos or images, check them, and show what training sees"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``manifest`` and ``check``."""
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check}")
+    """Declare ``manifest``, ``check`` and ``show``."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check,show}")
     make = commands.add_parser(
         "manifest",
         help="write manifests for DIR/<class>/<file>, or DIR/{train,val,test}/<class>/<file>",
@@ -37,11 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
+    make.set_defaults(run=_manifest)
+    check.set_defaults(run=_check)
+    add_show(commands)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write manifests, or check one; the exit code."""
-    return _manifest(args) if args.data_command == "manifest" else _check(args)
+    """Write manifests, check one or show it; the exit code."""
+    return args.run(args)
 
 
 def _manifest(args: argparse.Namespace) -> int:
