@@ -62,6 +62,7 @@ SMALL = {
     "vjepa-fast synthetic": "--train 2 --val 1 --test 1 --size 32 --frames 4 --workers 1",
     "vjepa-fast data manifest": "--val-fraction 0.25 --test-fraction 0.25",
     "vjepa-fast data check": "--frames 4",
+    "vjepa-fast data show": f"{SETS} --clips 2",
     "vjepa-fast study run": "--dry-run --variants baseline,ld --seeds 0 --published baseline",
     "vjepa-fast study report": "--csv small.csv",
     "vjepa-fast bench step": f"{SETS} --warmup 1 --repeats 1 --no-memory --providers vjepa_fast",
