@@ -61,7 +61,7 @@ SMALL = {
     "vjepa-fast geometry": f"{VIEW} --views 2",
     "vjepa-fast synthetic": "--train 2 --val 1 --test 1 --size 32 --frames 4 --workers 1",
     "vjepa-fast data manifest": "--val-fraction 0.25 --test-fraction 0.25",
-    "vjepa-fast data check": "--frames 4",
+    "vjepa-fast data check": "--frames 4 --speed 0.01",
     "vjepa-fast data show": f"{SETS} --clips 2",
     "vjepa-fast study run": "--dry-run --variants baseline,ld --seeds 0 --published baseline",
     "vjepa-fast study report": "--csv small.csv",

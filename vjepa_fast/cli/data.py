@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vjepa_fast.cli._data_show import add_show
+from vjepa_fast.cli._data_survey import add_survey, print_survey
 
 HELP = "make manifests of a folder of videos or images, check them, and show what training sees"
 
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
+    add_survey(check)
     make.set_defaults(run=_manifest)
     check.set_defaults(run=_check)
     add_show(commands)
@@ -88,6 +90,7 @@ def _check(args: argparse.Namespace) -> int:
     )
     for note in keep_indices(manifest):
         print(f"note: {note}")
+    print_survey(args, manifest, [path for path, _ in bad])
     if bad:
         raise DataError(
             f"{manifest.path}: {len(bad)} of {len(manifest)} samples cannot be read (listed above); "
