@@ -38,6 +38,7 @@ INSIDE = {
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": ("ema rope", "vit", "predictor timm_names", "build", "interop"),
     "data": (
+        "members",
         "media sampling mixing synthetic",
         "decoders",
         "manifests",

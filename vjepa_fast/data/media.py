@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, fields
 
 from vjepa_fast.config.schema import DataConfig
+from vjepa_fast.data.members import FLAWS, member_of, stat_of
 from vjepa_fast.errors import DataError
 
 VIDEO_SUFFIXES = frozenset({
@@ -66,11 +67,13 @@ def is_image_path(path: str) -> bool:
 
 
 def check_file(path: str) -> None:
-    """Raise DataError for a missing, unreadable or empty file and for a folder."""
+    """Raise DataError for a missing, unreadable or empty file, a folder, and a member of a shard with a flaw."""
     try:
+        if (member := member_of(path)) is not None and member.flaw:
+            raise DataError(f"{path}: {FLAWS[member.flaw]}")
         if os.path.isdir(path):
             raise DataError(f"{path}: is a folder, not a file")
-        if os.stat(path).st_size == 0:
+        if stat_of(path)[0] == 0:
             raise DataError(f"{path}: the file is empty (0 bytes)")
     except OSError as error:
         raise DataError(f"{path}: {one_line(error)}") from None

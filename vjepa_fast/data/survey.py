@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from vjepa_fast.data.decoders.picture import shown_size
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.data.media import suffix_of
+from vjepa_fast.data.members import stat_of
 from vjepa_fast.errors import UserError
 from vjepa_fast.files import first_line
 
@@ -55,7 +55,7 @@ def kinds(manifest: Manifest, bad: Iterable[str] = ()) -> list[Kind]:
         if index is None and manifest.kind != "image":
             continue
         key = "" if index is None else index.codec, suffix_of(path) or "none"
-        members.setdefault(key, []).append((os.stat(path).st_size, index))
+        members.setdefault(key, []).append((stat_of(path)[0], index))
     found = [_kind(codec, container, files) for (codec, container), files in members.items()]
     return sorted(found, key=lambda kind: (-kind.files, kind.codec, kind.container))
 
