@@ -97,7 +97,7 @@ def test_a_decoder_is_used_by_name(negative, counter_video, make_config, write_m
     assert np.array_equal(
         read_clip(counter_video, 4, start=2, decoder="negative"), 255 - read_clip(counter_video, 4, start=2)
     )
-    assert main(["data", "check", manifest, "--decoder", "negative"]) == 0
+    assert main(["data", "check", manifest, "--decoder", "negative", "--speed", "0"]) == 0
     monkeypatch.setattr(Negative, "usable", False)
     with pytest.raises(ConfigError, match="data.decoder: .*negative.*the lamp is off; usable: auto, pyav$"):
         ClipLoader(make_config(manifest, decoder="negative"))

@@ -19,7 +19,7 @@ import numpy as np
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.scan import scan
 from vjepa_fast.data.media import ReadOptions, check_file
-from vjepa_fast.data.members import stat_of
+from vjepa_fast.data.members import stat_of as _stamp
 from vjepa_fast.files import atomic_file
 
 _PACKED = 128_000_000  # bytes of packed indices in memory; one of 300 frames takes some 300
@@ -44,7 +44,7 @@ class IndexCache:
         check_file(path)
         index = self.known(path)
         if index is None:
-            stamp = stat_of(path)
+            stamp = _stamp(path)
             index = scan(path, options)
             self._keep(path, stamp, index)
         return index
@@ -52,7 +52,7 @@ class IndexCache:
     def known(self, path: str) -> FrameIndex | None:
         """The index of a file if it was made before, and the file is the same."""
         try:
-            stamp = stat_of(path)
+            stamp = _stamp(path)
         except OSError:  # the file is gone
             return None
         with self._lock:
@@ -71,7 +71,7 @@ class IndexCache:
 
     def correct(self, path: str, options: ReadOptions) -> FrameIndex:
         """The index by decoding all frames; kept in place of the one from the packets, but for a damaged file."""
-        stamp = stat_of(path)
+        stamp = _stamp(path)
         index = scan(path, options, decode=True)
         if not index.damaged:
             self._keep(path, stamp, index)
@@ -94,7 +94,7 @@ class IndexCache:
         rows = {}
         for path in paths:
             with suppress(OSError):
-                stamp = stat_of(path)
+                stamp = _stamp(path)
                 with self._lock:
                     if packed := self._find(path, stamp):
                         rows[_key(file.parent, path, stamp)] = packed
