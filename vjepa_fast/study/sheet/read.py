@@ -179,9 +179,11 @@ def _settings(cfg: Config, data: DataConfig, step: int) -> list[tuple[str, str]]
     every = f"step {data.frame_sample_rate or 1}"
     if data.fps or data.duration:
         every = f"{data.fps} a second" if data.fps else f"over {data.duration:g} s"
+    frames = data.dataset_fpcs[0]
+    what = "single frames" if frames == 1 else f"{frames} frames, {every}"
     low, high = cfg.data_aug.random_resize_scale
     return [
-        ("clips", f"{data.dataset_fpcs[0]} frames, {every}, {data.crop_size} x {data.crop_size} pixels"),
+        ("clips", f"{what}, {data.crop_size} x {data.crop_size} pixels"),
         ("crop", f"{low:.0%} to {high:.0%} of the picture; mirrored: {cfg.data_aug.horizontal_flip:.0%}"),
         ("tokens", f"{data.tubelet_size} frames x {data.patch_size} x {data.patch_size} pixels"),
         ("sample", f"seed {cfg.seed}, step {step}, batch of {data.batch_size} in one process"),
