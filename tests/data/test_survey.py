@@ -9,6 +9,7 @@ import pytest
 from vjepa_fast.cli import main
 from vjepa_fast.config.schema import DataConfig
 from vjepa_fast.data import load_manifest
+from vjepa_fast.data.decoders import DECODERS, Decoder
 from vjepa_fast.data.manifests.check import check_manifest
 from vjepa_fast.data.survey import kinds, speeds
 from vjepa_fast.data.synthetic.write import write_video
@@ -57,3 +58,13 @@ def test_the_command_prints_them(films, capsys):
     assert "pyav: " in out and "5 samples takes at least" in out
     main(["data", "check", str(films), "--speed", "0"])
     assert "clips/s" not in capsys.readouterr().out
+
+
+def test_a_decoder_that_fails_is_named(films, monkeypatch):
+    class Broken(Decoder):
+        def open(self, path):
+            raise ZeroDivisionError("no good")
+
+    monkeypatch.setattr(DECODERS, "_entries", {**dict(DECODERS), "broken": Broken})
+    found = {s.decoder: s for s in speeds(load_manifest(films), DataConfig(dataset_fpcs=(4,), crop_size=32), 0.01)}
+    assert found["broken"].why == "no good" and found["pyav"].clips_per_s > 0
