@@ -8,11 +8,12 @@ may follow what is wrong with the sample, one of `FLAWS`: ``[1536+40022 unlabell
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import threading
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from vjepa_fast.errors import DataError
 
@@ -94,6 +95,11 @@ def read_bytes(path: str) -> bytes:
     with open(member.shard, "rb") as file:
         file.seek(member.offset)
         return file.read(member.size)
+
+
+def open_file(path: str) -> IO[bytes]:
+    """A file, or the content of a member, to read from. OSError if it cannot be read."""
+    return open(path, "rb") if member_of(path) is None else io.BytesIO(read_bytes(path))
 
 
 def _fetch(member: Member) -> bytes:
