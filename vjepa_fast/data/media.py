@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 from vjepa_fast.config.schema import DataConfig
 from vjepa_fast.errors import DataError
 
@@ -72,6 +74,14 @@ def check_file(path: str) -> None:
             raise DataError(f"{path}: is a folder, not a file")
         if os.stat(path).st_size == 0:
             raise DataError(f"{path}: the file is empty (0 bytes)")
+    except OSError as error:
+        raise DataError(f"{path}: {one_line(error)}") from None
+
+
+def read_bytes(path: str) -> np.ndarray:
+    """The content of a file, uint8 ``[N]``. DataError if it cannot be read."""
+    try:
+        return np.fromfile(path, np.uint8)
     except OSError as error:
         raise DataError(f"{path}: {one_line(error)}") from None
 

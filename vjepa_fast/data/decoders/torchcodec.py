@@ -19,7 +19,7 @@ import numpy as np
 from vjepa_fast.data.decoders.api import DECODERS, Video
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import INDICES
-from vjepa_fast.data.decoders.picture import UPRIGHT
+from vjepa_fast.data.decoders.plain import why_not_plain
 from vjepa_fast.data.decoders.pyav import PyAV
 from vjepa_fast.data.media import one_line
 
@@ -45,11 +45,8 @@ class TorchCodec(PyAV):
         """As ``Decoder.open``."""
         with super().open(path) as video:
             index = INDICES.get(path, self.options)
-            laced = index.interlaced and self.options.deinterlace
-            if path in self._refused or laced or not _is_plain(path, index):
-                yield video
-            else:
-                yield _Video(video, index, self)
+            usual = path in self._refused or why_not_plain(path, index, self.options)
+            yield video if usual else _Video(video, index, self)
 
     def refuse(self, path: str) -> None:
         """Read this file with PyAV from now on."""
@@ -83,25 +80,6 @@ def _missing() -> str | None:
     if hasattr(decoders, "set_nvdec_cache_capacity"):  # a decoder kept for the next film may crop it as it did its own
         decoders.set_nvdec_cache_capacity(0)
     return None
-
-
-_EBML = b"\x1aE\xdf\xa3"
-_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
-
-
-def _is_plain(path: str, index: FrameIndex) -> bool:
-    """Whether frames can be told by their time stamps, and are shown as they are coded.
-
-    MP4 and Matroska store when each frame is shown; other containers may store when it is decoded.
-    """
-    if index.seek != "time" or index.damaged or index.aspect != 1 or index.turn != UPRIGHT:
-        return False
-    if len(np.unique(index.pts)) != index.frames:
-        return False
-    with open(path, "rb") as file:
-        head = file.read(8)
-    in_order = index.packets == index.frames and bool((np.diff(index.order) > 0).all())
-    return in_order or head[:4] == _EBML or head[4:] in _BOXES
 
 
 class _Video(Video):
