@@ -206,9 +206,9 @@ class ClipLoader:
                     samples[i].clip, samples[i].request = clip, None
                     continue
                 usual = self._load(samples[i].position, whole=False)
-                same = usual.index == samples[i].index and usual.clip is not None  # it was not found to be damaged
-                if clip is not None and same and self._batches.compare(request, clip, usual.clip):
-                    usual.clip = clip
+                same = usual.index == samples[i].index  # it was not found to be damaged
+                if clip is not None and usual.clip is not None and same:
+                    usual.clip = clip if self._batches.compare(request, clip, usual.clip) else usual.clip
                 samples[i] = usual
         return samples
 

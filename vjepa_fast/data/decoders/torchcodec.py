@@ -21,19 +21,23 @@ from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.decoders.plain import why_not_plain
 from vjepa_fast.data.decoders.pyav import PyAV
-from vjepa_fast.data.media import one_line
+from vjepa_fast.data.media import ReadOptions, one_line
 
 _log = logging.getLogger("vjepa_fast.data")
 
 
 @DECODERS.register("torchcodec")
 class TorchCodec(PyAV):
-    """torchcodec on the CPU, with the FFmpeg libraries of the system; PyAV where it cannot be held to the index."""
+    """torchcodec on the CPU, with the FFmpeg libraries of the system; PyAV where it cannot be held to the index.
+
+    Attributes:
+        refused: files that turned out to be PyAV's.
+    """
 
     device = "cpu"
 
     def __init__(self) -> None:
-        self._refused: set[str] = set()  # files that turned out to be PyAV's
+        self.refused: set[str] = set()
 
     @classmethod
     def objections(cls) -> list[str]:
@@ -45,14 +49,14 @@ class TorchCodec(PyAV):
         """As ``Decoder.open``."""
         with super().open(path) as video:
             index = INDICES.get(path, self.options)
-            usual = path in self._refused or why_not_plain(path, index, self.options)
-            yield video if usual else _Video(video, index, self)
+            usual = path in self.refused or why_not_plain(path, index, self.options)
+            yield video if usual else _Video(video, index, self.options, self.device, self.refuse)
 
     def refuse(self, path: str) -> None:
         """Read this file with PyAV from now on."""
-        if not self._refused:
+        if not self.refused:
             _log.info("%s and files like it are read by PyAV: torchcodec gives other frames, or none", path)
-        self._refused.add(path)
+        self.refused.add(path)
 
 
 @DECODERS.register("torchcodec-cuda")
@@ -74,7 +78,7 @@ def _missing() -> str | None:
     if importlib.util.find_spec("torchcodec") is None:
         return "torchcodec is not installed (pip install torchcodec, and FFmpeg's shared libraries)"
     try:
-        from torchcodec import decoders
+        import torchcodec.decoders as decoders
     except (ImportError, OSError, RuntimeError) as error:
         return f"torchcodec does not import: {one_line(error)[:160]}; it needs FFmpeg's shared libraries"
     if hasattr(decoders, "set_nvdec_cache_capacity"):  # a decoder kept for the next film may crop it as it did its own
@@ -85,9 +89,12 @@ def _missing() -> str | None:
 class _Video(Video):
     """A video whose frames come from torchcodec where they are the right ones, else from ``plain``."""
 
-    def __init__(self, plain: Video, index: FrameIndex, owner: TorchCodec) -> None:
+    def __init__(
+        self, plain: Video, index: FrameIndex, options: ReadOptions, device: str, refuse: Callable[[str], None]
+    ) -> None:
         super().__init__(plain.path, plain.info)
-        self.plain, self.index, self.owner, self.times = plain, index, owner, plain.times
+        self.plain, self.index, self.times = plain, index, plain.times
+        self.options, self.device, self._refuse = options, device, refuse
 
     def recount(self) -> bool:
         """As the plain video's."""
@@ -101,11 +108,11 @@ class _Video(Video):
 
     def read(self, numbers: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
         """As ``Video.read``; clips that are scaled are PyAV's."""
-        if size is None and self.path not in self.owner._refused:
-            self.owner.options.check_clip(self.path, len(numbers), self.info["height"], self.info["width"])
+        if size is None:
+            self.options.check_clip(self.path, len(numbers), self.info["height"], self.info["width"])
             if (pictures := self._decode(numbers)) is not None:
                 return pictures
-            self.owner.refuse(self.path)
+            self._refuse(self.path)
         return self.plain.read(numbers, size)
 
     def _decode(self, numbers: np.ndarray) -> np.ndarray | None:
@@ -114,11 +121,11 @@ class _Video(Video):
 
         wanted, back = np.unique(numbers, return_inverse=True)
         try:
-            film = VideoDecoder(self.path, dimension_order="NHWC", device=self.owner.device, seek_mode="exact")
+            film = VideoDecoder(self.path, dimension_order="NHWC", device=self.device, seek_mode="exact")
             batch = film.get_frames_at(wanted.tolist())
         except (RuntimeError, ValueError, IndexError):  # whichever it is, PyAV says it better, or reads the file
             return None
-        if self.owner.device != "cpu" and film.cpu_fallback:
+        if self.device != "cpu" and film.cpu_fallback:
             _say_fallback(self.path, str(film.cpu_fallback))
         shown = np.rint(batch.pts_seconds.cpu().numpy() / self.index.time_base)
         pictures = batch.data.cpu().numpy()
