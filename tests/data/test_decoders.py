@@ -1,6 +1,7 @@
 """Every registered decoder: exact frames, whole videos, one-line errors; and what PyAV says of files of no use."""
 
 import itertools
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_files_of_no_use_are_data_errors_of_one_line(decoder, broken):
         with pytest.raises(DataError) as caught:
             decoder.read_clip(path, 16, Sampling(), "center")
         assert str(caught.value).startswith(path) and "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is counted on Linux")
+def test_memory_does_not_grow_with_clips(decoder, counter_video, tiny_suites):
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    paths = [counter_video, *load_manifest(tiny_suites["motion8"]["train"]).paths[:3]]
+    read = [decoder.read_clip(paths[i % 4], 8, Sampling(), generator=np.random.default_rng(i)).shape for i in range(40)]
+    before = resident()
+    read += [
+        decoder.read_clip(paths[i % 4], 8, Sampling(), generator=np.random.default_rng(i)).shape for i in range(400)
+    ]
+    assert len(read) == 440 and resident() - before < 4  # a decoder or file left open takes 0.1 MB and more
 
 
 class Negative(PyAV):
