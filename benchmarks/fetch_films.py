@@ -20,7 +20,7 @@ DEBIAN = ("opencv-doc",)
 
 def main() -> int:
     """Fetch; the exit code is 1 if there is no film at all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)

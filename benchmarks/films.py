@@ -14,10 +14,15 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.codec import UnknownCodecError
+from av.error import EncoderNotFoundError
+from av.stream import Disposition
 
 FRAMES = 30
 SIDE = 16  # of the squares that show a number, 4 in a row, 8 bits
 SIZE = (64, 48)
+
+STUB = b"\x00\x00\x01\xb6\x50\x4f\x7f"  # of MPEG-4 at 25 frames per second: the picture is as before
 
 KINDS: dict[str, Callable[[Path], Path]] = {}
 
@@ -83,19 +88,20 @@ def encode(
                 stream.codec_context.time_base = base
             if change is not None:
                 change(stream)
-            voice = out.add_stream("aac", rate=16000, layout="mono") if sound else None
+            voices = [out.add_stream("aac", rate=16000, layout="mono")] if sound else []
             for i, number in enumerate(numbers):
                 frame = _frame(paint(number, size), fmt)
                 if times is not None:
                     frame.pts, frame.time_base = times[i], base
                 out.mux(stream.encode(frame))
             out.mux(stream.encode())
-            for _ in range(40 if voice else 0):
-                silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-                silence.sample_rate = 16000
-                out.mux(voice.encode(silence))
-            out.mux(voice.encode() if voice else [])
-    except (av.codec.codec.UnknownCodecError, av.error.EncoderNotFoundError) as error:
+            for voice in voices:
+                for _ in range(40):
+                    silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                    silence.sample_rate = 16000
+                    out.mux(voice.encode(silence))
+                out.mux(voice.encode())
+    except (UnknownCodecError, EncoderNotFoundError) as error:
         raise Lacking(f"{codec}: {error}") from None
     return path
 
@@ -103,8 +109,8 @@ def encode(
 def _frame(picture: np.ndarray, fmt: str) -> av.VideoFrame:
     if fmt != "pal8":
         return av.VideoFrame.from_ndarray(picture, "rgb24")
-    palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1)
-    return av.VideoFrame.from_ndarray((np.ascontiguousarray(picture[..., 0]), palette), "pal8")
+    grey: Any = (np.ascontiguousarray(picture[..., 0]), np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1))
+    return av.VideoFrame.from_ndarray(grey, "pal8")
 
 
 def remux(source: Path, path: Path, change: Callable[[list[Any]], list[Any]], **options: str) -> Path:
@@ -278,22 +284,21 @@ def _ts_middle(folder: Path) -> Path:
     return path
 
 
-@made("h264 ts, two joined")
-def _joined(folder: Path) -> Path:
-    first = encode(folder / "1.ts", "libx264", X264, numbers=range(15))
-    second = encode(folder / "2.ts", "libx264", X264, numbers=range(15, 30))
-    path = folder / "joined.ts"
-    path.write_bytes(first.read_bytes() + second.read_bytes())
-    return path
+def joined(name: str, suffix: str, codec: str, options: dict[str, str]) -> None:
+    """A kind that is two files one after the other, each of which begins at its own time."""
+
+    def make(folder: Path) -> Path:
+        parts = (range(15), range(15, 30))
+        files = [encode(folder / f"{n[0]}{suffix}", codec, options, numbers=n) for n in parts]
+        path = folder / f"joined{suffix}"
+        path.write_bytes(b"".join(file.read_bytes() for file in files))
+        return path
+
+    KINDS[name] = make
 
 
-@made("mpeg2 mpg, two joined")
-def _joined_mpg(folder: Path) -> Path:
-    first = encode(folder / "1.mpg", "mpeg2video", B, numbers=range(15))
-    second = encode(folder / "2.mpg", "mpeg2video", B, numbers=range(15, 30))
-    path = folder / "joined.mpg"
-    path.write_bytes(first.read_bytes() + second.read_bytes())
-    return path
+joined("h264 ts, two joined", ".ts", "libx264", X264)
+joined("mpeg2 mpg, two joined", ".mpg", "mpeg2video", B)
 
 
 @made("vp8 webm of a browser")
@@ -316,69 +321,45 @@ def _browser(folder: Path) -> Path:
 @made("mpeg4 avi, packed B-frames")
 def _packed(folder: Path) -> Path:
     """As old DivX encoders wrote it: a P-frame and the B-frame before it in one packet, and a stub in the next."""
-    plain = encode(folder / "plain.avi", "mpeg4", {**B, "bf": "1"})
-    with av.open(str(plain)) as film:
-        stream = film.streams.video[0]
-        header = stream.codec_context.extradata
-        packets = [bytes(p) for p in film.demux(stream) if p.size]
-        keys = [p.is_keyframe for p in av.open(str(plain)).demux(video=0) if p.size]
-    mark = b"\x00\x00\x01\xb2DivX503b1393p"
-    stub = b"\x00\x00\x01\xb6\x50\x00\x00"  # "as before"
-    kinds = [p[p.find(b"\x00\x00\x01\xb6") + 4] >> 6 for p in packets]  # 0 I, 1 P, 2 B
+    packets, header = _packets_of(encode(folder / "plain.avi", "mpeg4", {**B, "bf": "1"}))
     joined: list[tuple[bytes, bool]] = []
-    for data, key, sort in zip(packets, keys, kinds, strict=True):
-        if sort == 2:
+    for data, key in packets:
+        if data[data.find(b"\x00\x00\x01\xb6") + 4] >> 6 == 2:  # a B-frame
             joined[-1] = (joined[-1][0] + data, joined[-1][1])
-            joined.append((stub, False))
+            joined.append((STUB, False))
         else:
-            joined.append(((mark if not joined else b"") + data, key))
-    path = folder / "packed.avi"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        stream.codec_context.codec_tag = "DX50"
-        stream.codec_context.extradata = header
-        for i, (data, key) in enumerate(joined):
-            packet = av.Packet(data)
-            packet.pts = packet.dts = i
-            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 25), key, stream
-            out.mux(packet)
-    return path
+            joined.append(((b"" if joined else b"\x00\x00\x01\xb2DivX503b1393p") + data, key))
+    return _mpeg4_avi(folder / "packed.avi", "DX50", joined, header)
 
 
 @made("mpeg4 avi, stubs of dropped frames")
 def _stubs(folder: Path) -> Path:
-    plain = encode(folder / "p4.avi", "mpeg4", {**B, "bf": "0"})
-    with av.open(str(plain)) as film:
-        packets = [(bytes(p), p.is_keyframe) for p in film.demux(video=0) if p.size]
-    path, number = folder / "stubs.avi", 0
+    packets, header = _packets_of(encode(folder / "p4.avi", "mpeg4", {**B, "bf": "0"}))
+    return _mpeg4_avi(
+        folder / "stubs.avi",
+        "FMP4",
+        [piece for i, packet in enumerate(packets) for piece in (packet, (STUB, False))[: 1 + (i % 5 == 2)]],
+        header,
+    )
+
+
+def _packets_of(path: Path) -> tuple[list[tuple[bytes, bool]], bytes | None]:
+    """(content, whether it is a key packet) of each packet, and the header of the stream."""
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        return [(bytes(p), p.is_keyframe) for p in film.demux(stream) if p.size], stream.codec_context.extradata
+
+
+def _mpeg4_avi(path: Path, tag: str, packets: list[tuple[bytes, bool]], header: bytes | None) -> Path:
     with av.open(str(path), "w") as out:
         stream = out.add_stream("mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
-        for data, key in packets:
-            for piece, is_key in ((data, key), (b"\x00\x00\x01\xb6\x50\x00\x00", False))[: 1 + (number % 5 == 4)]:
-                packet = av.Packet(piece)
-                packet.pts = packet.dts = number
-                packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 25), is_key, stream
-                out.mux(packet)
-                number += 1
-    return path
-
-
-@made("h264 mp4, preview stream first")
-def _preview(folder: Path) -> Path:
-    film = KINDS["h264 mp4, B-frames"](folder)
-    path = folder / "preview.mp4"
-    with av.open(str(film)) as source, av.open(str(path), "w") as out:
-        still = out.add_stream("mjpeg", rate=1)
-        still.width, still.height, still.pix_fmt = 32, 24, "yuvj420p"
-        stream = out.add_stream_from_template(source.streams.video[0])
-        out.mux(still.encode(av.VideoFrame.from_ndarray(paint(99, (64, 48))[::2, ::2].copy(), "rgb24")))
-        out.mux(still.encode())
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                out.mux(packet)
+        stream.codec_context.codec_tag, stream.codec_context.extradata = tag, header
+        for i, (data, key) in enumerate(packets):
+            packet = av.Packet(data)
+            packet.pts = packet.dts = i
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 25), key, stream
+            out.mux(packet)
     return path
 
 
@@ -401,19 +382,27 @@ def _parts(folder: Path) -> Path:
     return path
 
 
-@made("h264 mkv, cover picture first")
-def _cover(folder: Path) -> Path:
-    film = KINDS["h264 mkv"](folder)
-    path = folder / "cover.mp4"
-    with av.open(str(film)) as source, av.open(str(path), "w") as out:
-        still = out.add_stream("mjpeg", rate=1)
-        still.width, still.height, still.pix_fmt = 64, 48, "yuvj420p"
-        still.disposition = av.stream.Disposition.attached_pic
-        stream = out.add_stream_from_template(source.streams.video[0])
-        out.mux(still.encode(av.VideoFrame.from_ndarray(paint(99), "rgb24")))
-        out.mux(still.encode())
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                out.mux(packet)
-    return path
+def still_first(name: str, cover: bool) -> None:
+    """A kind with a picture in the first stream, marked as a cover or not, and the film in the second."""
+
+    def make(folder: Path) -> Path:
+        film, path = KINDS["h264 mkv"](folder), folder / "still.mp4"
+        with av.open(str(film)) as source, av.open(str(path), "w") as out:
+            still = out.add_stream("mjpeg", rate=1)
+            still.width, still.height, still.pix_fmt = *SIZE, "yuvj420p"
+            if cover:
+                still.disposition = Disposition.attached_pic
+            stream = out.add_stream_from_template(source.streams.video[0])
+            out.mux(still.encode(av.VideoFrame.from_ndarray(paint(99), "rgb24")))
+            out.mux(still.encode())
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    out.mux(packet)
+        return path
+
+    KINDS[name] = make
+
+
+still_first("h264 mp4, preview stream first", cover=False)
+still_first("h264 mp4, cover picture first", cover=True)

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import av
+import av.logging
 import numpy as np
 
 from benchmarks.films import KINDS, Lacking, plain_decode
@@ -45,7 +45,7 @@ def wrong_starts(path: Path, every: int = 1) -> tuple[int, list[tuple[int, str]]
 
 def main() -> int:
     """Measure and print; the exit code is 1 if a start is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--films", type=Path, help="folder of real films to look at too")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--page", type=Path, help="write the recorded rows into this page, and measure nothing")

@@ -40,6 +40,9 @@ def test_header_whole_video_and_threads(decoder, counter_video):
     assert (info["frames"], info["fps"], info["height"], info["width"]) == (40, 25.0, 32, 48)
     assert decoder.read_video(counter_video, max_bytes=40 * 32 * 48 * 3 - 1) is None
     whole = decoder.read_video(counter_video, max_bytes=40 * 32 * 48 * 3)
+    shares = []
+    decoder.verify(counter_video, shares.append)
+    assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1
 
     def both(seed):
         args = (counter_video, 6, Sampling(fps=8), "random")
@@ -57,6 +60,9 @@ def test_files_of_no_use_are_data_errors_of_one_line(decoder, broken):
     for path in broken.values():
         with pytest.raises(DataError) as caught:
             decoder.read_clip(path, 16, Sampling(), "center")
+        if path != broken["short"]:
+            with pytest.raises(DataError):
+                decoder.verify(path, lambda share: None)
         assert str(caught.value).startswith(path) and "\n" not in str(caught.value)
 
 

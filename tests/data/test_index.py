@@ -200,6 +200,12 @@ def test_limits_make_bad_samples(film, make_config, write_manifest, tmp_path, mo
         index_cache.IndexCache().get(str(film), ReadOptions(max_pixels=10))
 
 
+def test_no_memory_makes_a_bad_sample(film, monkeypatch):
+    monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(DataError, match=r"b.mp4: no memory for its frames.*data.max_clip_mb"):
+        read_clip(film, 4)
+
+
 def test_a_full_check_takes_no_more_memory_for_a_longer_film(tmp_path, write_manifest):
     """Each frame of these takes 0.9 MB, and the array of a clip would be the largest thing by far."""
     import tracemalloc

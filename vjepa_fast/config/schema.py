@@ -51,9 +51,9 @@ class DataConfig:
     decoder: str = later(registered("decoder", "auto", "pyav"))
     corrupt: str = later(choice("refuse", "refuse", "keep"))  # frames that are damaged or painted over by the decoder
     deinterlace: bool = later(flag(False))  # of interlaced frames, fill the second field from the first
-    max_pixels: int = later(number(80_000_000, low=1))  # of one picture; a larger one is a bad sample, not decoded
+    max_pixels: int = later(number(64_000_000, low=1))  # of one picture; a larger one is a bad sample, not decoded
     max_seconds: float = later(number(120.0, above=0))  # for reading one sample; a slower one is a bad sample
-    max_clip_mb: int = later(number(4000, low=1))  # of one decoded clip at full size; a larger one is a bad sample
+    max_clip_mb: int = later(number(2000, low=1))  # of one decoded clip at full size; a larger one is a bad sample
 
 
 @dataclass(frozen=True)

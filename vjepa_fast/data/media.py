@@ -31,9 +31,9 @@ class ReadOptions:
 
     corrupt: str = "refuse"
     deinterlace: bool = False
-    max_pixels: int = 80_000_000
+    max_pixels: int = 64_000_000
     max_seconds: float = 120.0
-    max_clip_mb: int = 4000
+    max_clip_mb: int = 2000
 
     @classmethod
     def of(cls, data: DataConfig) -> ReadOptions:

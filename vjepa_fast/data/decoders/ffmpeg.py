@@ -181,6 +181,8 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
         with av.open(path, metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)) as container:
             stream = _best(path, container)
             yield Film(path, container, stream, options)
+    except MemoryError:
+        raise DataError(f"{path}: no memory for its frames; scale it down, or lower data.max_clip_mb") from None
     except ExitError:
         raise _slow(path, options) from None
     except FFmpegError as error:

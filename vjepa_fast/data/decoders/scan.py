@@ -138,8 +138,11 @@ def scan(path: str, options: ReadOptions, decode: bool = False) -> FrameIndex:
         film.stream.codec_context.options |= {"skip_loop_filter": "all", "skip_idct": "all"}  # pictures do not matter
         order, damaged = array("i"), False
         for number, frame in film.decode(film.from_start()):
-            order.append(number)
             damaged |= frame.is_corrupt
+            if number >= 0:
+                order.append(number)
+        if not order:
+            raise DataError(f"{path}: truncated or damaged video, no frame can be decoded")
         return _index(film, packets, np.array(order, np.int32), damaged or film.errors > 0)
 
 
