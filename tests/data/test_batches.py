@@ -67,6 +67,9 @@ class Batches(BatchDecoder):
             self.verdict[request.kind] = True
         return same
 
+    def close(self):
+        self.decoder = None
+
 
 @pytest.fixture
 def whole(monkeypatch):
@@ -108,7 +111,7 @@ def test_whole_batches_are_what_clips_read_one_by_one_are(whole, mixture):
     halves = [take(named(mixture, "whole", batch_size=3), 2, rank=r, world=2)[0] for r in (0, 1)]
     joined = Counter(c.numpy().tobytes() for half in halves for _, c in clips_of(half))
     assert joined == Counter(c.numpy().tobytes() for _, c in clips_of(plain[:2]))
-    assert max(whole[0].sizes) > 1  # and they were decoded together
+    assert max(whole[0].sizes) > 1 and whole[0].decoder is None  # they were decoded together, and it was closed
 
 
 def test_what_is_refused_or_wrong_is_read_in_the_usual_way(whole, mixture, monkeypatch):

@@ -57,6 +57,18 @@ def test_threads_cache_and_resuming_change_nothing(tiny_suites, make_config):
     assert not same(plain, seeded)
 
 
+def test_frame_numbers_are_those_of_the_clips(tiny_suites, make_config):
+    whole = AugmentConfig(random_resize_scale=(1.0, 1.0), random_resize_aspect_ratio=(1.0, 1.0), horizontal_flip=0.0)
+    manifests = tiny_suites["motion8"]["train"], tiny_suites["objects"]["train"]
+    cfg = make_config(*manifests, aug=whole, crop_size=64, frame_sample_rate=1)
+    (batch,), loader = take(cfg, 1)
+    (group,) = batch.groups
+    for i, (clip, path, dataset) in enumerate(zip(group.clip, group.paths, group.dataset)):
+        numbers = loader.frame_numbers(i)
+        frames = read_image(path)[None] if dataset else read_clip(path, 16, start=0)[numbers]
+        assert np.array_equal(clip.numpy(), np.broadcast_to(frames.transpose(3, 0, 1, 2), clip.shape))
+
+
 def test_ranks_divide_the_global_batch(tiny_suites, make_config):
     whole, _ = take(make_config(tiny_suites["motion8"]["train"], batch_size=4), 2)
     parts = [take(make_config(tiny_suites["motion8"]["train"], batch_size=2), 2, rank=r, world=2)[0] for r in range(2)]

@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vjepa_fast.cli import _data_show
+
 HELP = "make manifests of a folder of videos or images, and check them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``manifest`` and ``check``."""
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check}")
+    """Declare ``manifest``, ``check`` and ``show``."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check,show}")
     make = commands.add_parser(
         "manifest",
         help="write manifests for DIR/<class>/<file>, or DIR/{train,val,test}/<class>/<file>",
@@ -37,11 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
+    check.add_argument("--speed", action="store_true", help="also measure how fast each decoder reads it here")
+    _data_show.add_show(commands)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write manifests, or check one; the exit code."""
-    return _manifest(args) if args.data_command == "manifest" else _check(args)
+    return {"manifest": _manifest, "check": _check, "show": _data_show.show}[args.data_command](args)
 
 
 def _manifest(args: argparse.Namespace) -> int:
@@ -81,6 +85,8 @@ def _check(args: argparse.Namespace) -> int:
         f"{manifest.path}: {len(manifest)} {manifest.kind} samples of {len(set(manifest.labels.tolist()))} classes, "
         f"{len(bad)} unreadable"
     )
+    for line in (*_data_show.contents(manifest), *(_data_show.speeds(args, manifest) if args.speed else ())):
+        print(f"  {line}")
     for note in keep_indices(manifest):
         print(f"note: {note}")
     if bad:

@@ -16,7 +16,7 @@ import torch
 from vjepa_fast.config.checks import check_stream
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.bad_samples import BadSamples
-from vjepa_fast.data.decoders import Request, choose_decoder
+from vjepa_fast.data.decoders import Facts, Request, Video, choose_decoder
 from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.data.media import ReadOptions, read_bytes
 from vjepa_fast.data.mixing import MixedSampler
@@ -141,12 +141,34 @@ class ClipLoader:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._one.shutdown(wait=True)
             self._queue.clear()
+        if self._batches is not None:
+            self._batches.close()
 
     def __enter__(self) -> ClipLoader:
         return self
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+    def frame_numbers(self, position: int) -> np.ndarray:
+        """Which frames of its video the clip at this global number shows, int64 ``[F]``; [0] for an image.
+
+        Raises:
+            DataError: the file cannot be read; another is then taken in its place.
+        """
+        dataset, index = self._sampler(position)
+        manifest = self.manifests[dataset]
+        if manifest.kind == "image":
+            return np.zeros(1, np.int64)
+        with self._reader.decoder.open(manifest.paths[index]) as video:
+            return self._numbers(
+                manifest.paths[index], dataset, video, np.random.default_rng([*self._seed, position, 0])
+            )
+
+    def _numbers(self, path: str, dataset: int, video: Video | Facts, generator: np.random.Generator) -> np.ndarray:
+        info, frames = video.info, self.fpcs[dataset]
+        sampling = self._reader.sampling
+        return sampling.indices(path, info["frames"], info["fps"], frames, "random", generator, video.times)
 
     def _start(self, pool: ThreadPoolExecutor, positions: range) -> Callable[[], list[_Sample]]:
         """Begin to read these samples; what is returned waits for them."""
@@ -185,10 +207,8 @@ class ClipLoader:
         if facts is None:
             return None
         generator = np.random.default_rng([*self._seed, sample.position, attempt])
-        numbers, info = np.zeros(1, np.int64), facts.info
-        if not image:
-            total, frames = info["frames"], self.fpcs[sample.dataset]
-            numbers = self._reader.sampling.indices(path, total, info["fps"], frames, "random", generator, facts.times)
+        info = facts.info
+        numbers = np.zeros(1, np.int64) if image else self._numbers(path, sample.dataset, facts, generator)
         view = random_view(generator, info["height"], info["width"], self.aug)
         box = view.top, view.left, view.height, view.width
         return Request(path, facts.kind, read_bytes(path), image, numbers, box, view.flip)

@@ -166,6 +166,10 @@ class BatchDecoder(ABC):
     def compare(self, request: Request, clip: torch.Tensor, usual: torch.Tensor) -> bool:
         """Whether a clip shows what ``usual`` does; if not, all of its kind are to be read in the usual way."""
 
+    @abstractmethod
+    def close(self) -> None:
+        """No more is decoded."""
+
 
 class Decoder(ABC):
     """Reads videos from files. Stateless or locked: one instance is called from several threads at once.

@@ -215,6 +215,13 @@ class DaliBatches(BatchDecoder):
             self._verdict[request.kind] = True
         return True
 
+    def close(self) -> None:
+        """Free the pipelines; logs how many files went to PyAV."""
+        self._pipes.clear()
+        if self.refused:
+            reasons = ", ".join(f"{reason}: {number}" for reason, number in self.refused.most_common())
+            _log.info("DALI left %d files to PyAV (%s)", sum(self.refused.values()), reasons)
+
 
 def _complete(path: str) -> bool:
     """Whether a JPEG ends as it should."""
