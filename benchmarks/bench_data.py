@@ -99,13 +99,16 @@ def convert(path: str, to: Path) -> str:
     return write(to, iter(frames), Fraction(25, 2), "libx264", FAST, "yuv420p")
 
 
-def films(folder: Path) -> dict[str, list[str]]:
-    """Paths by kind."""
+def films(folder: Path, only: str) -> dict[str, list[str]]:
+    """Paths by kind, of those kinds that have this text in their names."""
     made: dict[str, list[str]] = {}
     for kind, (suffix, codec, options, fmt, size) in KINDS.items():
+        if only not in kind:
+            continue
         names = [folder / f"{len(made)}-{i}{suffix}" for i in range(FILMS)]
         made[kind] = [write(p, draw(i, size), Fraction(25), codec, options, fmt) for i, p in enumerate(names)]
-    made[COPY] = [convert(path, folder / f"copy-{i}.mp4") for i, path in enumerate(made[SOURCE])]
+    if SOURCE in made:
+        made[COPY] = [convert(path, folder / f"copy-{i}.mp4") for i, path in enumerate(made[SOURCE])]
     return made
 
 
@@ -194,7 +197,7 @@ def batches_row(paths: list[str], step: int, threads: int, name: str, seconds: f
             return watch.row()
 
 
-def measure(seconds: float) -> dict[str, Any]:
+def measure(seconds: float, only: str) -> dict[str, Any]:
     """All rows."""
     rows: list[dict[str, Any]] = []
 
@@ -206,7 +209,7 @@ def measure(seconds: float) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        made = films(Path(folder))
+        made = films(Path(folder), only)
         print(f"films written in {time.perf_counter() - begin:.0f} s", flush=True)
         for kind, paths in made.items():
             steps = (1,) if kind == COPY else (2,) if kind == SOURCE else (2, 1)
@@ -275,7 +278,8 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=0.7, help="of each figure (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each figure (default %(default)s)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="kinds of film with this text in their names")
     parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--page", type=Path, help="write the recorded rows into this page, and measure nothing")
     args = parser.parse_args()
@@ -284,7 +288,7 @@ def main() -> None:
         write_text(args.page, page(args.page.read_text(encoding="utf-8"), result))
         return
     av.logging.set_level(None)
-    result = measure(args.seconds)
+    result = measure(args.seconds, args.only)
     if args.json:
         write_json(args.json, result)
 
