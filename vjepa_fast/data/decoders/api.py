@@ -160,7 +160,7 @@ class BatchDecoder(ABC):
 
     @abstractmethod
     def doubts(self, request: Request) -> bool:
-        """Whether clips of this kind have not been compared with those read in the usual way yet."""
+        """Whether clips of this kind are to be compared with those read in the usual way, since none was right yet."""
 
     @abstractmethod
     def compare(self, request: Request, clip: torch.Tensor, usual: torch.Tensor) -> bool:
@@ -268,7 +268,7 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data
 
 
 def choose_decoder(name: str = "auto", key: str = "data.decoder", options: ReadOptions | None = None) -> Decoder:
-    """The decoder of that name; ``auto`` is PyAV. ``key`` is where the name came from.
+    """The decoder of that name; ``auto`` is PyAV, unless a run has measured (`data.fastest`). ``key`` is where the name came from.
 
     Raises:
         ConfigError: there is no such decoder, or it cannot be used here.

@@ -198,10 +198,12 @@ class DaliBatches(BatchDecoder):
 
     def doubts(self, request: Request) -> bool:
         """As ``BatchDecoder.doubts``."""
-        return request.kind not in self._verdict
+        return not self._verdict.get(request.kind, False)
 
     def compare(self, request: Request, clip: torch.Tensor, usual: torch.Tensor) -> bool:
         """As ``BatchDecoder.compare``: by the mean difference, and that to the frames beside."""
+        if not self._verdict.get(request.kind, True):  # found out by another clip of the same batch
+            return False
         ours, theirs = clip.cpu().float(), usual.float()
         off, beside = float((ours - theirs).abs().mean()), float("inf")
         if ours.shape[1] > 1:
