@@ -45,7 +45,7 @@ INSIDE = {
         "bad_samples source",
         "views",
         "loader",
-        "survey",
+        "fastest survey",
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),

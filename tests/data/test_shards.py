@@ -17,6 +17,7 @@ import torch
 from vjepa_fast.cli import main
 from vjepa_fast.config.schema import DataConfig
 from vjepa_fast.data import ClipLoader, load_manifest, read_image
+from vjepa_fast.data.decoders import DECODERS
 from vjepa_fast.data.manifests import shards
 from vjepa_fast.errors import DataError
 
@@ -172,3 +173,11 @@ def test_shards_without_any_label_and_shards_of_images(films, tiny_suites, tmp_p
     still = DataConfig(datasets=(manifest.path,), dataset_fpcs=(1,), batch_size=3, crop_size=32)
     (group,), _ = take(dataclasses.replace(cfg, img_data=still), 1, img=True)
     assert group.modality == "image" and len(set(group.paths)) == 3
+
+
+@pytest.mark.parametrize("name", [name for name, kind in DECODERS.items() if not kind.objections()])
+def test_every_decoder_reads_members(name, films, tars, make_config):
+    plain, _ = take(make_config(films.path, decoder=name), 2)
+    found, loader = take(make_config(tars, decoder=name), 2)
+    assert loader.bad.count == 0
+    assert all(torch.equal(a.clip.cpu(), b.clip.cpu()) for a, b in zip(plain, found, strict=True))

@@ -67,6 +67,7 @@ SMALL = {
     "vjepa-fast study report": "--csv small.csv",
     "vjepa-fast bench step": f"{SETS} --warmup 1 --repeats 1 --no-memory --providers vjepa_fast",
     "python benchmarks/bench_fewshot.py": "--episodes 4 --classes 6 --per-class 20 --widths 64 --repeats 1",
+    "python benchmarks/bench_data.py": "--seconds 0.01 --only MJPEG",
     "python benchmarks/data_reading.py": "--clips 2 --size 32 --frames 4 --steps 1",
     "python benchmarks/mask_tokens.py": "--batch 2 --steps 2",
     "python docs/tables.py": "--check",

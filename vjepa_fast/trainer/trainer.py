@@ -19,7 +19,6 @@ import torch
 
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
-from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
@@ -32,6 +31,7 @@ from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
+from vjepa_fast.trainer.streams import open_streams
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,10 @@ class Trainer:
                 f"resuming {source} at step {self.done}" + (f"; changed since: {', '.join(changed)}" if changed else "")
             )
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
-        self.versions = {**versions(self.device, dtype), "peak": peak.label}
-        self.loaders = self._loaders()  # before the first write: a missing manifest leaves no folder behind
+        # before the first write: a missing manifest leaves no folder behind
+        self.loaders, decoders, notes = open_streams(cfg, self.world, self.done, saved)
+        self.notes += notes
+        self.versions = {**versions(self.device, dtype), "peak": peak.label, **decoders}
         self._claim_folder(resume)
         self.metrics = Metrics(
             self.folder,
@@ -110,11 +112,6 @@ class Trainer:
             except Exception as e:
                 error = e
         self.world.agree(error)
-
-    def _loaders(self) -> list[ClipLoader]:
-        start, world = self.done * self.cfg.optimization.accumulate, self.world
-        kinds = (False, True) if self.cfg.img_data is not None else (False,)
-        return [ClipLoader(self.cfg, rank=world.rank, world=world.world, start_step=start, img=img) for img in kinds]
 
     def run(
         self, max_steps: int | None = None, on_log: Callable[[dict[str, Any]], None] | None = None, profile: int = 0
