@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vjepa_fast.config.schema import Config, DataConfig, RuntimeConfig
+from vjepa_fast.config.schema import Config, DataConfig
 from vjepa_fast.data.decoders import DECODERS
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import INDICES
@@ -20,6 +20,7 @@ from vjepa_fast.data.media import suffix_of
 from vjepa_fast.data.members import stat_of
 from vjepa_fast.files import first_line
 
+_BATCH = 4  # clips read at once
 _log = logging.getLogger("vjepa_fast.data")
 
 
@@ -114,14 +115,14 @@ def _speed(name: str, manifest: Manifest, data: DataConfig, seconds: float) -> S
         return Speed(name, 0.0, "; ".join(reasons))
     decoder = name if name in DECODERS else "auto"
     one = dict(datasets=(manifest.path,), datasets_weights=None, num_workers=0, cache_mb=0, max_bad_fraction=1.0)
-    cfg = Config(data=replace(data, **one, decoder=decoder, batch_size=1), runtime=RuntimeConfig(device="cpu"))
+    cfg = Config(data=replace(data, **one, decoder=decoder, batch_size=_BATCH))
     try:
         with ClipLoader(cfg) as loader:
             next(loader)  # opens libraries
             begin, clips = time.perf_counter(), 0
             while clips == 0 or time.perf_counter() - begin < seconds:
                 next(loader)
-                clips += 1
+                clips += _BATCH
             return Speed(name, clips / (time.perf_counter() - begin))
     except Exception as error:  # whatever a library or a plugin does: the check itself is done
         return Speed(name, 0.0, first_line(error))
