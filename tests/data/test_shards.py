@@ -111,6 +111,17 @@ def test_the_index_is_kept_until_a_shard_changes(films, tars, tmp_path, monkeypa
     assert first.hash != load_manifest(tars).hash
 
 
+def test_an_index_beside_a_url_is_used(tars, tmp_path, monkeypatch):
+    paths = load_manifest(tars).paths
+    memory = fsspec.filesystem("memory")
+    for path in tmp_path.glob("train-*"):  # shards with their indices
+        memory.pipe(f"/indexed/{path.name}", path.read_bytes())
+    monkeypatch.setattr(shards, "_scan", None)
+    distant = load_manifest(tars.replace(str(tmp_path), "memory://indexed")).paths
+    assert [p.replace("memory://indexed", str(tmp_path)) for p in distant] == paths
+    assert len(list((tmp_path / "home").iterdir())) == 3
+
+
 def test_patterns_and_lists(tars, tmp_path, monkeypatch):
     paths = load_manifest(tars).paths
     (tmp_path / "list.txt").write_text("train-{000000..000001}.tar\n\ntrain-000002.tar\n")

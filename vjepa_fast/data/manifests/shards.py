@@ -29,9 +29,11 @@ _LARGEST_LABEL_FILE = 1_000_000  # bytes
 _THREADS = 8
 _MANY = 20  # shards without an index from which on a run says that it makes them
 _REMOTE = "~/.cache/vjepa_fast/shards"
+_BESIDE = ".samples.json"  # after the name of a shard
 _FORMAT = 1  # of the files that are kept
 _log = logging.getLogger("vjepa_fast.data")
 
+Stamp = list[int | str]
 Sample = tuple[str, int, int, int, str]  # name, offset, size, label, flaw; as `Member`
 
 
@@ -112,9 +114,11 @@ def _samples(shard: str) -> list[Sample]:
         return kept
     try:
         stamp = _stamp(shard)
-        file: Any = open(shard, "rb") if not is_url(shard) else remote(shard)[0].open(remote(shard)[1], "rb")  # noqa: SIM115
-        with file:
-            samples = _scan(file)
+        samples = _kept_beside(shard, stamp) if is_url(shard) else None
+        if samples is None:
+            file: Any = open(shard, "rb") if not is_url(shard) else remote(shard)[0].open(remote(shard)[1], "rb")  # noqa: SIM115
+            with file:
+                samples = _scan(file)
     except UserError:
         raise
     except Exception as error:  # of the system, or of the library behind a URL
@@ -129,22 +133,35 @@ def _samples(shard: str) -> list[Sample]:
 def _kept(shard: str) -> list[Sample] | None:
     """What was kept of a shard, if it is the same."""
     try:
-        known = json.loads(_index_file(shard).read_text(encoding="utf-8"))
-        if known["format"] != _FORMAT or known["stamp"] != _stamp(shard):
-            return None
-        return [(str(n), int(o), int(s), int(y), str(f)) for n, o, s, y, f in known["samples"]]
+        return _parsed(_index_file(shard).read_bytes(), _stamp(shard))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
+def _kept_beside(url: str, stamp: Stamp) -> list[Sample] | None:
+    """What lies beside a shard behind a URL, put there with it; the sizes have to be the same."""
+    try:
+        system, inside = remote(url)
+        return _parsed(system.cat_file(inside + _BESIDE), stamp[:1])
+    except Exception:  # there is none, or no permission to look: whatever the library says, the shard is read
+        return None
+
+
+def _parsed(content: bytes, stamp: Stamp) -> list[Sample]:
+    known = json.loads(content)
+    if known["format"] != _FORMAT or known["stamp"][: len(stamp)] != stamp:
+        raise ValueError("of another shard")
+    return [(str(n), int(o), int(s), int(y), str(f)) for n, o, s, y, f in known["samples"]]
+
+
 def _index_file(shard: str) -> Path:
     if not is_url(shard):
-        return Path(f"{shard}.samples.json")
+        return Path(shard + _BESIDE)
     return Path(_REMOTE).expanduser() / f"{hashlib.sha256(shard.encode()).hexdigest()[:24]}.json"
 
 
-def _stamp(shard: str) -> list[int | str]:
-    """What changes with a shard's content."""
+def _stamp(shard: str) -> Stamp:
+    """Size, and what else changes with a shard's content."""
     if not is_url(shard):
         stat = os.stat(shard)
         return [stat.st_size, stat.st_mtime_ns]
