@@ -268,7 +268,7 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data
 
 
 def choose_decoder(name: str = "auto", key: str = "data.decoder", options: ReadOptions | None = None) -> Decoder:
-    """The decoder of that name; ``auto`` is PyAV, unless a run has measured (`data.fastest`).
+    """The decoder of that name; ``auto`` is PyAV (a run may have measured another, `data.fastest`).
 
     ``key`` is where the name came from.
 

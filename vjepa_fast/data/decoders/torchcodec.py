@@ -32,13 +32,14 @@ class TorchCodec(PyAV):
     """torchcodec on the CPU, with the FFmpeg libraries of the system; PyAV where it cannot be held to the index.
 
     Attributes:
-        refused: files that turned out to be PyAV's.
+        refused: files that turned out to be PyAV's. slow: those that the GPU did not decode.
     """
 
     device = "cpu"
 
     def __init__(self) -> None:
         self.refused: set[str] = set()
+        self.slow: set[str] = set()
 
     @classmethod
     def objections(cls) -> list[str]:
@@ -51,7 +52,14 @@ class TorchCodec(PyAV):
         with super().open(path) as video:
             index = INDICES.get(path, self.options)
             usual = path in self.refused or why_not_plain(path, index, self.options)
-            yield video if usual else _Video(video, index, self.options, self.device, self.refuse)
+            yield video if usual else _Video(video, index, self.options, self.device, self.refuse, self.fell_back)
+
+    def fell_back(self, path: str, status: str) -> None:
+        """A film is decoded on the CPU in place of the GPU."""
+        if not self.slow:
+            said = " ".join(status.split())
+            _log.warning("%s: not decoded by the GPU but on the CPU (%s), as may be others", path, said)
+        self.slow.add(path)
 
     def refuse(self, path: str) -> None:
         """Read this file with PyAV from now on."""
@@ -91,11 +99,17 @@ class _Video(Video):
     """A video whose frames come from torchcodec where they are the right ones, else from ``plain``."""
 
     def __init__(
-        self, plain: Video, index: FrameIndex, options: ReadOptions, device: str, refuse: Callable[[str], None]
+        self,
+        plain: Video,
+        index: FrameIndex,
+        options: ReadOptions,
+        device: str,
+        refuse: Callable[[str], None],
+        fell_back: Callable[[str, str], None],
     ) -> None:
         super().__init__(plain.path, plain.info)
         self.plain, self.index, self.times = plain, index, plain.times
-        self.options, self.device, self._refuse = options, device, refuse
+        self.options, self.device, self._refuse, self._fell_back = options, device, refuse, fell_back
 
     def recount(self) -> bool:
         """As the plain video's."""
@@ -128,16 +142,10 @@ class _Video(Video):
         except (RuntimeError, ValueError, IndexError):  # whichever it is, PyAV says it better, or reads the file
             return None
         if self.device != "cpu" and film.cpu_fallback:
-            _say_fallback(self.path, str(film.cpu_fallback))
+            self._fell_back(self.path, str(film.cpu_fallback))
         shown = np.rint(batch.pts_seconds.cpu().numpy() / self.index.time_base)
         pictures = batch.data.cpu().numpy()
         right = np.array_equal(shown, self.index.pts[wanted])
         if not right or pictures.shape[1:3] != (self.info["height"], self.info["width"]):
             return None
         return pictures if len(wanted) == len(numbers) else pictures[back]
-
-
-@functools.cache
-def _say_fallback(path: str, status: str) -> None:
-    if _say_fallback.cache_info().currsize == 0:
-        _log.warning("%s: not decoded by the GPU but on the CPU (%s), as may be others", path, " ".join(status.split()))
