@@ -51,7 +51,7 @@ def read_shards(entry: str) -> tuple[list[str], list[int]]:
     missing = [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
     if missing:
         raise DataError(f"{entry}: {len(missing)} of {len(shards)} shards are missing, the first: {missing[0]}")
-    if (new := sum(_kept(shard) is None for shard in shards)) >= _MANY:
+    if (new := sum(not _index_file(shard).is_file() for shard in shards)) >= _MANY:
         _log.info("%s: looking for the samples of %d shards; what is found is kept for the next time", entry, new)
     with ThreadPoolExecutor(_THREADS) as pool:
         found = list(pool.map(_samples, shards))
@@ -110,10 +110,10 @@ def _expanded(text: str) -> list[str]:
 
 def _samples(shard: str) -> list[Sample]:
     """The samples of a shard, from the file beside it or from the shard."""
-    if (kept := _kept(shard)) is not None:
-        return kept
     try:
         stamp = _stamp(shard)
+        if (kept := _kept(shard, stamp)) is not None:
+            return kept
         samples = _kept_beside(shard, stamp) if is_url(shard) else None
         if samples is None:
             file: Any = open(shard, "rb") if not is_url(shard) else remote(shard)[0].open(remote(shard)[1], "rb")  # noqa: SIM115
@@ -130,10 +130,10 @@ def _samples(shard: str) -> list[Sample]:
     return samples
 
 
-def _kept(shard: str) -> list[Sample] | None:
+def _kept(shard: str, stamp: Stamp) -> list[Sample] | None:
     """What was kept of a shard, if it is the same."""
     try:
-        return _parsed(_index_file(shard).read_bytes(), _stamp(shard))
+        return _parsed(_index_file(shard).read_bytes(), stamp)
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
