@@ -38,17 +38,18 @@ INSIDE = {
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop"),
     "data": (
-        "processes",
+        "members processes",
         "media sampling mixing synthetic",
         "decoders",
         "manifests",
         "bad_samples source prepare",
         "views",
         "loader",
+        "fastest survey",
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
-    "study": ("figures pages records jobs", "run", "stats", "demo report claims"),
+    "study": ("figures pages records jobs", "run", "stats", "demo report claims sheet"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}

@@ -41,12 +41,14 @@ def test_manifest_then_check(tmp_path, tiny_suites, broken, capsys):
     assert main(["data", "manifest", str(tmp_path / "films")]) == 0
     assert "train: 2 samples of 2 classes" in capsys.readouterr().out
     manifest = str(tmp_path / "films" / "train.csv")
-    assert main(["data", "check", manifest]) == 0
+    assert main(["data", "check", manifest, "--speed", "0"]) == 0
     assert "2 video samples of 2 classes, 0 unreadable" in capsys.readouterr().out
-    assert main(["data", "check", manifest, "--frames", "16", "--frame-step", "2"]) == 2  # 31 frames are needed
+    assert (
+        main(["data", "check", manifest, "--frames", "16", "--frame-step", "2", "--speed", "0"]) == 2
+    )  # 31 frames are needed
     assert "has 16 frames" in capsys.readouterr().out
     shutil.copy(broken["cut"], tmp_path / "films" / "a" / "z.mp4")
     main(["data", "manifest", str(tmp_path / "films")])
-    assert main(["data", "check", manifest]) == 2
+    assert main(["data", "check", manifest, "--speed", "0"]) == 2
     out = capsys.readouterr()
     assert "bad: " in out.out and "z.mp4" in out.out and out.err.startswith("error: ") and "1 of 3" in out.err

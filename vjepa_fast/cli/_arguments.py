@@ -70,8 +70,10 @@ def writable_file(text: str) -> str:
 
 
 def manifest_file(text: str) -> str:
-    """The path of a manifest that exists."""
-    if not os.path.isfile(text):
+    """The path of a manifest that exists, or .tar shards."""
+    from vjepa_fast.data.members import names_shards
+
+    if not (os.path.isfile(text) or names_shards(text)):
         raise ArgumentTypeError(f"{text}: no such manifest; `vjepa-fast data manifest DIR` writes one")
     return text
 

@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-HELP = "make manifests of a folder of videos or images, and check them"
+from vjepa_fast.cli._data_show import add_show
+from vjepa_fast.cli._data_survey import add_survey, print_survey
+
+HELP = "make manifests of a folder of videos or images, check them, and show what training sees"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare ``manifest`` and ``check``."""
-    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check}")
+    """Declare ``manifest``, ``check`` and ``show``."""
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="{manifest,check,show}")
     make = commands.add_parser(
         "manifest",
         help="write manifests for DIR/<class>/<file>, or DIR/{train,val,test}/<class>/<file>",
@@ -37,11 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
+    add_survey(check)
+    make.set_defaults(run=_manifest)
+    check.set_defaults(run=_check)
+    add_show(commands)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write manifests, or check one; the exit code."""
-    return _manifest(args) if args.data_command == "manifest" else _check(args)
+    """Write manifests, check one or show it; the exit code."""
+    return args.run(args)
 
 
 def _manifest(args: argparse.Namespace) -> int:
@@ -83,6 +90,7 @@ def _check(args: argparse.Namespace) -> int:
     )
     for note in keep_indices(manifest):
         print(f"note: {note}")
+    print_survey(args, manifest, [path for path, _ in bad])
     if bad:
         raise DataError(
             f"{manifest.path}: {len(bad)} of {len(manifest)} samples cannot be read (listed above); "

@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 
-def load(path_or_recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path_or_recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration.
 
     Args:
         path_or_recipe: a YAML file (ours, or a published one with ``app: vjepa_2_1``), a run folder that holds a
-            ``config.yaml``, or the name of a recipe that comes with the package (`list_recipes`).
+            ``config.yaml``, or the name of a recipe that comes with the package (`list_recipes`); None: the defaults.
         overrides: ``"section.key=value"`` texts, applied in order; values are YAML, list entries are reached by index
             (``masks.specs.0.num_blocks=4``), ``objectives.context=null`` takes a term out.
 
     Raises:
         ConfigError: one line that names the file or override, the key, and what is accepted.
     """
-    path = _resolve(path_or_recipe)
-    config = from_dict(_read_merged(path, ()), source=str(path), checked=False)
+    path = None if path_or_recipe is None else _resolve(path_or_recipe)
+    config = Config() if path is None else from_dict(_read_merged(path, ()), source=str(path), checked=False)
     for text in overrides:
         with named(f"--set {text}"):
             config = _override(config, text)
-    with named(str(path)):
+    with named("defaults" if path is None else str(path)):
         check(config)
     return _settle_mask_tokens(config)
 

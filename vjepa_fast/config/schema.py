@@ -30,7 +30,7 @@ TRUNCATE = ("batch", "random", "none")  # the C++ kernel numbers them in this or
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read. One entry of ``datasets`` is a manifest: a CSV of ``<path> <label>`` lines."""
+    """What is read. An entry of ``datasets`` is a manifest, a CSV of ``<path> <label>`` lines, or .tar shards."""
 
     datasets: tuple[str, ...] = ()
     datasets_weights: tuple[float, ...] | None = checked(  # sampling weights; None: by number of samples

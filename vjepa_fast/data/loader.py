@@ -6,7 +6,8 @@ Shapes: B clips, F frames, S crop size.
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,9 +16,9 @@ import torch
 from vjepa_fast.config.checks import check_stream
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.bad_samples import BadSamples
-from vjepa_fast.data.decoders import choose_decoder
+from vjepa_fast.data.decoders import Facts, Request, Video, choose_decoder
 from vjepa_fast.data.manifests.manifest import load_manifest
-from vjepa_fast.data.media import ReadOptions
+from vjepa_fast.data.media import ReadOptions, read_bytes
 from vjepa_fast.data.mixing import MixedSampler
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
@@ -59,7 +60,9 @@ class Batch:
 class _Sample:
     dataset: int
     index: int
-    clip: torch.Tensor | None  # [3, F or 1, S, S]
+    position: int
+    clip: torch.Tensor | None = None  # [3, F or 1, S, S]
+    request: Request | None = None  # in place of a clip that is decoded with its batch
     failed: list[tuple[int, str]] = field(default_factory=list)  # (index, reason) of what it stands in for
 
 
@@ -117,9 +120,12 @@ class ClipLoader:
         decoder = choose_decoder(data.decoder, f"{self.section}.decoder", options)
         self._reader = SourceReader(sampling, data.cache_mb, decoder, options)
         self._seed = (cfg.seed, int(img), 4)
-        self._pin = data.pin_mem and cfg.runtime.device != "cpu" and torch.cuda.is_available()
+        cuda = cfg.runtime.device != "cpu" and torch.cuda.is_available()
+        self._pin = data.pin_mem and cuda
         self._pool = ThreadPoolExecutor(data.num_workers, "vjepa-fast-data") if data.num_workers > 0 else None
-        self._queue: deque[list[Future]] = deque()
+        self._batches = decoder.batches("cuda" if cuda else "cpu", data.batch_size, data.num_workers)
+        self._one = ThreadPoolExecutor(1, "vjepa-fast-batches")  # batches that are decoded as a whole, one at a time
+        self._queue: deque[Callable[[], list[_Sample]]] = deque()
 
     def __iter__(self) -> ClipLoader:
         return self
@@ -128,12 +134,12 @@ class ClipLoader:
         size = self.data.batch_size
         first = self._first(self.step)
         if self._pool is None:
-            samples = [self._load(first + slot) for slot in range(size)]
+            samples = self._decode([self._load(first + slot) for slot in range(size)])
         else:
             while len(self._queue) <= _AHEAD:
                 begin = self._first(self.step + len(self._queue))
-                self._queue.append([self._pool.submit(self._load, begin + slot) for slot in range(size)])
-            samples = [future.result() for future in self._queue.popleft()]
+                self._queue.append(self._start(self._pool, range(begin, begin + size)))
+            samples = self._queue.popleft()()
         for sample in samples:
             self._account(sample)
         batch = Batch(self._group(samples, first), self.step)
@@ -151,8 +157,12 @@ class ClipLoader:
     def close(self) -> None:
         """Stop reading ahead. The loader cannot be used after it."""
         if self._pool is not None:
+            self._one.shutdown(wait=False, cancel_futures=True)
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._one.shutdown(wait=True)
             self._queue.clear()
+        if self._batches is not None:
+            self._batches.close()
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -160,24 +170,72 @@ class ClipLoader:
     def __exit__(self, *exc) -> None:
         self.close()
 
-    def _load(self, position: int) -> _Sample:
+    def _numbers(self, path: str, dataset: int, video: Video | Facts, generator: np.random.Generator) -> np.ndarray:
+        info, frames = video.info, self.fpcs[dataset]
+        sampling = self._reader.sampling
+        return sampling.indices(path, info["frames"], info["fps"], frames, "random", generator, video.times)
+
+    def _start(self, pool: ThreadPoolExecutor, positions: range) -> Callable[[], list[_Sample]]:
+        """Begin to read these samples; what is returned waits for them."""
+        futures = [pool.submit(self._load, position) for position in positions]
+        if self._batches is None:
+            return lambda: [future.result() for future in futures]
+        return self._one.submit(lambda: self._decode([future.result() for future in futures])).result
+
+    def _load(self, position: int, whole: bool = True) -> _Sample:
+        """The sample at a position, read or (``whole``) ready to be decoded with its batch."""
         dataset, index = self._sampler(position)
-        sample = _Sample(dataset, index, None)
+        sample = _Sample(dataset, index, position)
         for attempt in range(_ATTEMPTS):
             try:
-                sample.clip = self._read(position, attempt, dataset, sample.index)
+                sample.request = self._request(sample, attempt) if whole and self._batches is not None else None
+                sample.clip = None if sample.request is not None else self._read(sample, attempt)
                 break
             except DataError as error:
                 sample.failed.append((sample.index, str(error)))
                 sample.index = self._sampler.replacement(position, attempt, dataset)
         return sample
 
-    def _read(self, position: int, attempt: int, dataset: int, index: int) -> torch.Tensor:
-        generator = np.random.default_rng([*self._seed, position, attempt])
-        manifest = self.manifests[dataset]
-        frames = self._reader.read(manifest.paths[index], manifest.kind, self.fpcs[dataset], "random", generator)
-        view = random_view(generator, frames.shape[1], frames.shape[2], self.aug)
-        return apply_view(frames, view, self.data.crop_size)
+    def _read(self, sample: _Sample, attempt: int) -> torch.Tensor:
+        generator = np.random.default_rng([*self._seed, sample.position, attempt])
+        manifest, frames = self.manifests[sample.dataset], self.fpcs[sample.dataset]
+        clip = self._reader.read(manifest.paths[sample.index], manifest.kind, frames, "random", generator)
+        view = random_view(generator, clip.shape[1], clip.shape[2], self.aug)
+        return apply_view(clip, view, self.data.crop_size)
+
+    def _request(self, sample: _Sample, attempt: int) -> Request | None:
+        """What `_read` would read, drawn from the same generator in the same order; None if it has to."""
+        assert self._batches is not None
+        manifest = self.manifests[sample.dataset]
+        path, image = manifest.paths[sample.index], manifest.kind == "image"
+        facts = self._batches.look(path, manifest.kind)
+        if facts is None:
+            return None
+        generator = np.random.default_rng([*self._seed, sample.position, attempt])
+        info = facts.info
+        numbers = np.zeros(1, np.int64) if image else self._numbers(path, sample.dataset, facts, generator)
+        view = random_view(generator, info["height"], info["width"], self.aug)
+        box = view.top, view.left, view.height, view.width
+        return Request(path, facts.kind, read_bytes(path), image, numbers, box, view.flip)
+
+    def _decode(self, samples: list[_Sample]) -> list[_Sample]:
+        """Decode those that are only ready for it, the clips of one length together."""
+        if self._batches is None:
+            return samples
+        asked = [(i, s.request) for i, s in enumerate(samples) if s.request is not None]
+        for group in dict.fromkeys((r.image, len(r.numbers)) for _, r in asked):
+            members = [(i, r) for i, r in asked if (r.image, len(r.numbers)) == group]
+            clips = self._batches.decode([r for _, r in members], self.data.crop_size)
+            for (i, request), clip in zip(members, clips, strict=True):
+                if clip is not None and not self._batches.doubts(request):
+                    samples[i].clip, samples[i].request = clip, None
+                    continue
+                usual = self._load(samples[i].position, whole=False)
+                same = usual.index == samples[i].index  # it was not found to be damaged
+                if clip is not None and usual.clip is not None and same:
+                    usual.clip = clip if self._batches.compare(request, clip, usual.clip) else usual.clip
+                samples[i] = usual
+        return samples
 
     def _account(self, sample: _Sample) -> None:
         paths = self.manifests[sample.dataset].paths
@@ -197,11 +255,17 @@ class ClipLoader:
             if not members:
                 continue
             crop = self.data.crop_size
-            clip = torch.empty((len(members), 3, fpc, crop, crop), dtype=torch.uint8, pin_memory=self._pin)
-            rows = clip.numpy()
-            for row, sample in zip(rows, members):
-                assert sample.clip is not None, "_account has raised"
-                row[:] = sample.clip.numpy()  # a single image is repeated over the frames
+            shape = (len(members), 3, fpc, crop, crop)
+            if any(s.clip is not None and s.clip.is_cuda for s in members):
+                clip = torch.empty(shape, dtype=torch.uint8, device="cuda")
+                for row, sample in zip(clip, members):
+                    assert sample.clip is not None, "_account has raised"
+                    row.copy_(sample.clip)
+            else:
+                clip = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+                for row, sample in zip(clip.numpy(), members):
+                    assert sample.clip is not None, "_account has raised"
+                    row[:] = sample.clip.numpy()  # a single image is repeated over the frames
             manifests = [self.manifests[s.dataset] for s in members]
             labels = torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)])
             datasets = torch.tensor([s.dataset for s in members])

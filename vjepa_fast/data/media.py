@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 
+import numpy as np
+
 from vjepa_fast.config.schema import DataConfig
+from vjepa_fast.data import members
 from vjepa_fast.errors import DataError
 
 VIDEO_SUFFIXES = frozenset({
@@ -66,12 +69,22 @@ def is_image_path(path: str) -> bool:
 
 
 def check_file(path: str) -> None:
-    """Raise DataError for a missing, unreadable or empty file and for a folder."""
+    """Raise DataError for a missing, unreadable or empty file, a folder, and a member of a shard with a flaw."""
     try:
+        if (member := members.member_of(path)) is not None and member.flaw:
+            raise DataError(f"{path}: {members.FLAWS[member.flaw]}")
         if os.path.isdir(path):
             raise DataError(f"{path}: is a folder, not a file")
-        if os.stat(path).st_size == 0:
+        if members.stat_of(path)[0] == 0:
             raise DataError(f"{path}: the file is empty (0 bytes)")
+    except OSError as error:
+        raise DataError(f"{path}: {one_line(error)}") from None
+
+
+def read_bytes(path: str) -> np.ndarray:
+    """The content of a file, uint8 ``[N]``. DataError if it cannot be read."""
+    try:
+        return np.frombuffer(members.read_bytes(path), np.uint8)
     except OSError as error:
         raise DataError(f"{path}: {one_line(error)}") from None
 

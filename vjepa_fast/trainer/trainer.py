@@ -74,9 +74,10 @@ class Trainer:
                 f"resuming {source} at step {self.done}" + (f"; changed since: {', '.join(changed)}" if changed else "")
             )
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
-        self.versions = {**versions(self.device, dtype), "peak": peak.label}
         # before the first write: a missing manifest leaves no folder behind
-        self.loaders = open_streams(cfg, self.world, self.done, saved)
+        self.loaders, decoders, notes = open_streams(cfg, self.world, self.done, saved)
+        self.notes += notes
+        self.versions = {**versions(self.device, dtype), "peak": peak.label, **decoders}
         self._claim_folder(resume)
         self.metrics = Metrics(
             self.folder,

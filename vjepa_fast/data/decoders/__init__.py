@@ -10,7 +10,17 @@ import os
 
 import numpy as np
 
-from vjepa_fast.data.decoders.api import DECODERS, Decoder, Video, VideoInfo, WholeVideo, choose_decoder
+from vjepa_fast.data.decoders.api import (
+    DECODERS,
+    BatchDecoder,
+    Decoder,
+    Facts,
+    Request,
+    Video,
+    VideoInfo,
+    WholeVideo,
+    choose_decoder,
+)
 from vjepa_fast.data.decoders.image import read_image
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import index_of
@@ -18,8 +28,11 @@ from vjepa_fast.data.sampling import Sampling
 
 __all__ = [
     "DECODERS",
+    "BatchDecoder",
     "Decoder",
+    "Facts",
     "FrameIndex",
+    "Request",
     "Video",
     "VideoInfo",
     "WholeVideo",

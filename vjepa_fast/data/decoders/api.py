@@ -6,10 +6,10 @@ Which frames make a clip is `Sampling`'s business and the same for all decoders.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
 
 _PIECE = 16  # frames decoded at a time when all are
 AUTO = "pyav"  # what ``data.decoder: auto`` uses
@@ -104,6 +107,70 @@ class WholeVideo:
         return self.frames[numbers]
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What a `BatchDecoder` knows of a file that it takes.
+
+    Attributes:
+        info: as of a `Video`; of an image one frame. times: as ``Video.times``.
+        kind: equal for files that are decoded in the same way: what holds for one of them holds for the others.
+    """
+
+    info: VideoInfo
+    kind: Hashable
+    times: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A clip, or an image, that a `BatchDecoder` is to decode.
+
+    Attributes:
+        path, kind: of the file. data: its bytes, uint8 ``[N]``. image: it is an image.
+        numbers: int64 ``[F]``, ascending; of an image [0].
+        box: (top, left, height, width) of the picture, to be scaled to the crop size. flip: and mirrored.
+    """
+
+    path: str
+    kind: Hashable
+    data: np.ndarray
+    image: bool
+    numbers: np.ndarray
+    box: tuple[int, int, int, int]
+    flip: bool
+
+
+class BatchDecoder(ABC):
+    """Decodes the clips of a batch at once, in the process that trains, cropped and scaled on the device that decodes.
+
+    `look` is called from several threads, the rest from one.
+    """
+
+    @abstractmethod
+    def look(self, path: str, kind: str) -> Facts | None:
+        """What is known of a video or image (``kind``), or None if it is to be read in the usual way.
+
+        Raises:
+            DataError: the file is of no use.
+        """
+
+    @abstractmethod
+    def decode(self, requests: Sequence[Request], size: int) -> list[torch.Tensor | None]:
+        """uint8 ``[3, F, size, size]`` of each request, on the device; None: to be read in the usual way."""
+
+    @abstractmethod
+    def doubts(self, request: Request) -> bool:
+        """Whether clips of this kind are to be compared with those read in the usual way, since none was right yet."""
+
+    @abstractmethod
+    def compare(self, request: Request, clip: torch.Tensor, usual: torch.Tensor) -> bool:
+        """Whether a clip shows what ``usual`` does; if not, all of its kind are to be read in the usual way."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """No more is decoded."""
+
+
 class Decoder(ABC):
     """Reads videos from files. Stateless or locked: one instance is called from several threads at once.
 
@@ -117,6 +184,16 @@ class Decoder(ABC):
     def objections(cls) -> list[str]:
         """Why it cannot be used on this machine (a library that is missing, say); empty if it can."""
         return []
+
+    def batches(self, device: str, size: int, threads: int) -> BatchDecoder | None:
+        """What decodes whole batches of training clips, at most ``size`` at once; None: they are read one by one.
+
+        Args:
+            device: of the training, "cpu" or "cuda".
+            size: clips of a batch.
+            threads: that it may use of the CPU.
+        """
+        return None
 
     @abstractmethod
     def open(self, path: str) -> AbstractContextManager[Video]:
@@ -197,7 +274,9 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data
 
 
 def choose_decoder(name: str = "auto", key: str = "data.decoder", options: ReadOptions | None = None) -> Decoder:
-    """The decoder of that name; ``auto`` is PyAV. ``key`` is where the name came from.
+    """The decoder of that name; ``auto`` is PyAV (a run may have measured another, `data.fastest`).
+
+    ``key`` is where the name came from.
 
     Raises:
         ConfigError: there is no such decoder, or it cannot be used here.

@@ -6,6 +6,7 @@ whatever the file's own time stamps are worth.
 
 from __future__ import annotations
 
+import io
 import time
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from vjepa_fast.data.decoders.index import FROM_START, FrameIndex
 from vjepa_fast.data.media import ReadOptions, check_file, is_image_path, one_line
+from vjepa_fast.data.members import ffmpeg_name, is_url, member_of, read_bytes
 from vjepa_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -178,7 +180,7 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
     if is_image_path(path):
         raise _image(path)
     try:
-        with av.open(path, metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)) as container:
+        with av.open(_opened(path), metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)) as container:
             stream = _best(path, container)
             yield Film(path, container, stream, options)
     except MemoryError:
@@ -187,6 +189,17 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
         raise _slow(path, options) from None
     except FFmpegError as error:
         raise DataError(f"{path}: unreadable or truncated video ({one_line(error)})") from None
+
+
+def _opened(path: str) -> str | io.BytesIO:
+    """What FFmpeg opens for a path: what lies behind a URL is fetched."""
+    member = member_of(path)
+    if member is None or not is_url(member.shard):
+        return ffmpeg_name(path)
+    try:
+        return io.BytesIO(read_bytes(path))
+    except OSError as error:
+        raise DataError(f"{path}: {one_line(error)}") from None
 
 
 def _slow(path: str, options: ReadOptions) -> DataError:

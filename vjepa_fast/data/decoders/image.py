@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vjepa_fast.data.media import VIDEO_SUFFIXES, ReadOptions, check_file, one_line, suffix_of
+from vjepa_fast.data.members import open_file
 from vjepa_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def read_image(path: str | os.PathLike[str], options: ReadOptions | None = None)
     path, options = os.fspath(path), options or ReadOptions()
     check_file(path)
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file) as image:
             options.check_size(path, *image.size)
             return _rgb(ImageOps.exif_transpose(image))
     except DataError:

@@ -19,6 +19,7 @@ import numpy as np
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.scan import scan
 from vjepa_fast.data.media import ReadOptions, check_file
+from vjepa_fast.data.members import stat_of as _stamp
 from vjepa_fast.files import atomic_file
 
 _PACKED = 128_000_000  # bytes of packed indices in memory; one of 300 frames takes some 300
@@ -180,12 +181,6 @@ class _Stored:
                 begin=np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64),
                 data=np.frombuffer(b"".join(rows[key] for key in keys), np.uint8),
             )
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    """A file's size and modification time."""
-    stat = os.stat(path)
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _key(folder: Path, path: str, stamp: tuple[int, int]) -> int:

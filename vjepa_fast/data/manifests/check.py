@@ -10,6 +10,7 @@ from vjepa_fast.data.decoders import choose_decoder, read_image
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.data.media import ReadOptions
+from vjepa_fast.data.members import is_url
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import DataError, UserError
 
@@ -64,7 +65,7 @@ def keep_indices(manifest: Manifest) -> list[str]:
     Returns:
         What a user should know of the videos, in sentences.
     """
-    if manifest.kind != "video":
+    if manifest.kind != "video" or is_url(manifest.path):
         return []
     notes = []
     try:

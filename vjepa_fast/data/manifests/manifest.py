@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.data.decoders.index_cache import INDICES
+from vjepa_fast.data.manifests.shards import lists_shards, read_shards
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path, one_line, suffix_of
+from vjepa_fast.data.members import is_url, names_shards, stat_of
 from vjepa_fast.errors import DataError
 
 
@@ -41,8 +43,7 @@ class Manifest:
         digest = hashlib.sha256()
         for path, label in zip(self.paths, self.labels, strict=True):
             try:
-                stat = os.stat(path)
-                state = f"{stat.st_size} {stat.st_mtime_ns}"
+                state = "{} {}".format(*stat_of(path))
             except OSError:
                 state = "missing"
             digest.update(f"{path}\0{label}\0{state}\n".encode(errors="surrogateescape"))
@@ -50,7 +51,7 @@ class Manifest:
 
 
 def load_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Read a manifest.
+    """Read a manifest, or .tar shards (see `read_shards`).
 
     Lines are ``<path> <label>``; ``::``, a tab or a comma separate as well, paths may hold blanks. A path in double
     quotes is taken as it is, with ``""`` for a quote. File names that are not UTF-8 keep their bytes. Relative paths
@@ -60,6 +61,8 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
         DataError: missing or empty file, or a line that is not a path and a non-negative integer, or has more columns.
     """
     file = Path(path)
+    if names_shards(str(path)):
+        return _of_shards(str(path))
     if file.is_dir():
         raise DataError(f"{file}: is a folder, not a manifest; make one with: vjepa-fast data manifest {file}")
     try:
@@ -70,6 +73,8 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
         raise DataError(f"{file}: cannot read the manifest ({one_line(error)})") from None
     if b"\0" in content:
         raise DataError(f"{file}: cannot read the manifest (it is not text)")
+    if lists_shards(content):
+        return _of_shards(str(file))
     lines = re.split(r"\r\n|\r|\n", content.decode(errors="surrogateescape"))
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
@@ -80,12 +85,19 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     if not paths:
         raise DataError(f"{file}: the manifest is empty; it needs one '<path> <label>' line per sample")
     base = _base(file, paths[0])
-    paths = [p if os.path.isabs(p) else os.path.join(base, p) for p in paths]
+    return _manifest(str(file), [p if os.path.isabs(p) else os.path.join(base, p) for p in paths], labels)
+
+
+def _of_shards(entry: str) -> Manifest:
+    return _manifest(entry, *read_shards(entry))
+
+
+def _manifest(path: str, paths: list[str], labels: list[int]) -> Manifest:
     images = sum(map(is_image_path, paths))
     kind = "image" if 2 * images > len(paths) else "video"
-    if kind == "video":
-        INDICES.use(file)
-    return Manifest(file.stem, str(file), paths, np.asarray(labels, np.int64), kind)
+    if kind == "video" and not is_url(path):
+        INDICES.use(path)
+    return Manifest(Path(path).stem, path, paths, np.asarray(labels, np.int64), kind)
 
 
 def _parse(line: str, where: str) -> tuple[str, int]:

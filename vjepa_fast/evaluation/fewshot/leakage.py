@@ -6,6 +6,7 @@ encoder has been trained on are not novel to it, and a few-shot accuracy has to 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from vjepa_fast.data.manifests.manifest import Manifest
+from vjepa_fast.data.members import member_of, read_bytes, stat_of
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation.extract.cache import file_hash
 
@@ -179,12 +181,17 @@ def _read(what: Callable[[str], T], path: str) -> T | None:
         return None
 
 
+def _digest(path: str) -> str:
+    """sha256 of a file's content, or of a member's of a shard."""
+    return file_hash(path) if member_of(path) is None else hashlib.sha256(read_bytes(path)).hexdigest()
+
+
 def _sizes(manifest: Manifest) -> dict[int, list[int]]:
     """Size in bytes -> samples whose file has it."""
     sizes: dict[int, list[int]] = {}
     for i, path in enumerate(manifest.paths):
-        if (size := _read(os.path.getsize, path)) is not None:
-            sizes.setdefault(size, []).append(i)
+        if (stat := _read(stat_of, path)) is not None:
+            sizes.setdefault(stat[0], []).append(i)
     return sizes
 
 
@@ -194,17 +201,17 @@ def _same_content(
     """(novel sample -> file name in ``manifest`` of the same content, number of the manifest's files not found)."""
     wanted, missing, hits = {}, 0, {}
     for path in manifest.paths:
-        size = _read(os.path.getsize, path)
-        missing += size is None
-        if size in sizes:
-            wanted.setdefault(size, []).append(path)
+        stat = _read(stat_of, path)
+        missing += stat is None
+        if stat is not None and stat[0] in sizes:
+            wanted.setdefault(stat[0], []).append(path)
     for size, paths in wanted.items():
         mine = [i for i in sizes[size] if i not in skip]
         if not mine:
             continue
-        theirs = {_read(file_hash, path): os.path.basename(path) for path in paths}
+        theirs = {_read(_digest, path): os.path.basename(path) for path in paths}
         for i in mine:
-            if (digest := _read(file_hash, novel.paths[i])) is not None and digest in theirs:
+            if (digest := _read(_digest, novel.paths[i])) is not None and digest in theirs:
                 hits[i] = theirs[digest]
     return hits, missing
 
