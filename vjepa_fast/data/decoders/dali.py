@@ -26,6 +26,7 @@ from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.decoders.plain import why_not_plain
 from vjepa_fast.data.decoders.pyav import PyAV
+from vjepa_fast.data.decoders.rows import is_rows
 from vjepa_fast.data.media import check_file, one_line, suffix_of
 from vjepa_fast.data.members import open_file
 
@@ -105,6 +106,8 @@ class DaliBatches(BatchDecoder):
             _log.warning("%s: not for DALI (%s); it and others like it are read by PyAV on the CPU", path, reason)
 
     def _video(self, path: str) -> Facts | str:
+        if is_rows(path):
+            return "rows are read as they lie"
         with self.decoder.open(path) as video:
             info, times = video.info, video.times
         index = INDICES.get(path, self.decoder.options)
