@@ -43,7 +43,9 @@ def test_a_run_keeps_its_decoder(cfg, monkeypatch):
     assert trainer.cfg.data.decoder == "auto"
 
     def loaders(saved):
-        opened, measured, notes = streams.open_streams(cfg, Distributed(), 0, {"versions": saved, "sampler": {"start_samples": [0]}})
+        opened, measured, notes = streams.open_streams(
+            cfg, Distributed(), 0, {"versions": saved, "sampler": {"start_samples": [0]}}
+        )
         for loader in opened:
             loader.close()
         return type(opened[0]._reader.decoder), measured, notes
