@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from vjepa_fast.models.reading import Evidence, read_encoder
 from vjepa_fast.models.rope import sincos_3d
 from vjepa_fast.models.weights import encoder_state
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDENS = ROOT / "tests" / "goldens"
 PLAIN = dict(levels=1, modality_embedding=False, img_temporal_dim_size=None)
 V2 = dict(PLAIN, rope_variant="v2", interpolate_rope=False)
 TINY = dict(name="vit_tiny", img_size=32, num_frames=4)
@@ -125,7 +127,10 @@ def test_hugging_face_folder(tmp_path):
     assert load_encoder(tmp_path / "classifier.safetensors", num_heads=2).checkpoint_hash == loaded.checkpoint_hash
 
 
-def test_transformers_itself(tmp_path):
+def test_transformers_itself(tmp_path, monkeypatch):
+    # it looks for a package "kernels" of its own, and would find the folder of ours
+    elsewhere = [path for path in sys.path if Path(path).resolve() != ROOT]
+    monkeypatch.setattr(sys, "path", elsewhere)
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     sizes = dict(patch_size=8, crop_size=32, frames_per_clip=4, hidden_size=24, num_attention_heads=2)
