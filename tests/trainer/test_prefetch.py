@@ -12,7 +12,7 @@ import torch
 from vjepa_fast.config import schema
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError
-from vjepa_fast.trainer import checkpoint, prefetch, train, trainer
+from vjepa_fast.trainer import checkpoint, prefetch, streams, train, trainer
 from vjepa_fast.trainer.prefetch import Prefetcher, Staged, to_device
 from vjepa_fast.trainer.step import TrainStep
 
@@ -141,14 +141,14 @@ def test_an_error_in_reading_ahead_does_not_disturb_the_step_before():
 def test_a_run_reads_no_batch_that_it_does_not_need(manifest, tmp_path, monkeypatch):
     ahead(monkeypatch)
     counts = []
-    loader = trainer.ClipLoader
+    loader = streams.ClipLoader
 
     class Counted(loader):
         def __next__(self):
             counts.append(self.step)
             return super().__next__()
 
-    monkeypatch.setattr(trainer, "ClipLoader", Counted)
+    monkeypatch.setattr(streams, "ClipLoader", Counted)
     train(config(tmp_path / "run", data={"datasets": (manifest,)}), max_steps=2)
     assert counts == [0, 1]
 

@@ -193,7 +193,7 @@ class RuntimeConfig:
     compile: bool | str = choice("auto", True, False, "auto", "blocks", "target")
     cuda_graphs: bool | str = choice("auto", True, False, "auto", "target")  # of the whole step; or of the target
     # blocks whose passes over memory are merged (CUDA, 16 bits), and who makes their products; auto: the fastest
-    epilogues: bool | str = choice("auto", False, "auto", "triton", "quack", "torch")
+    epilogues: bool | str = later(choice("auto", False, "auto", "triton", "quack", "torch"))
     tensorboard: bool = True
     peak_tflops: float | None = number(None, above=0)  # of the device, for MFU; None: by name, a CPU is measured
 

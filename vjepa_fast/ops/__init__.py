@@ -1,6 +1,8 @@
 """Public operators. Each picks a backend (``triton``, ``cpp``, ``eager``) and can say why; see ``backend_report``."""
 
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
+from vjepa_fast.ops import add_norm as add_norm  # of layers.fused_block: registered, so that they are reported
+from vjepa_fast.ops import gelu as gelu
 from vjepa_fast.ops._backend import BackendError, backend_report, current_backend, use_backend
 from vjepa_fast.ops.adamw import Rule, adamw_ema_, total_norm
 from vjepa_fast.ops.block_masks import BlockMasks, BlockSpec, origin_probabilities, sample_block_masks
