@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def run_tasks(
     results: dict[str, object] = {}
     keys: dict[str, str] = {}
     running: dict[Future, Task] = {}
-    others = set(multiprocessing.active_children())
+    others, children = _children(), set[BaseProcess]()
     waiting = {t.name: t for t in tasks}
     with workers.environment(threads):
         spawn = multiprocessing.get_context("spawn")
@@ -77,11 +78,15 @@ def run_tasks(
                             break
                     if len(running) < at_once:
                         running[pool.submit(_call, task.function, task.values(results))] = task
+                        children |= _children() - others
                         del waiting[task.name]
                         on_event("start", task.name)
                         break
                 else:
                     done, _ = wait(running, timeout=0.4, return_when=FIRST_COMPLETED)
+                    # the executor may not watch the worker that it started last until another one has finished
+                    if not done and children - _children():
+                        raise BrokenProcessPool("a worker process is gone")
                     for future in done:
                         task = running.pop(future)
                         results[task.name], spent = future.result()
@@ -90,7 +95,7 @@ def run_tasks(
                         on_event("done", task.name)
                     on_tick({t.name for t in running.values()})
         except BaseException as error:
-            for child in set(multiprocessing.active_children()) - others:
+            for child in _children() - others:
                 child.terminate()  # a trainer saves and leaves
             if not isinstance(error, BrokenProcessPool):
                 raise
@@ -101,6 +106,10 @@ def run_tasks(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
     return results
+
+
+def _children() -> set[BaseProcess]:
+    return set(multiprocessing.active_children())
 
 
 def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
