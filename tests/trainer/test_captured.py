@@ -1,5 +1,6 @@
 """Captured steps, with a stand-in for the capture that freezes what a CUDA graph would freeze (recorder.py)."""
 
+import copy
 import dataclasses
 import logging
 
@@ -40,7 +41,6 @@ class Never(captured.Part):
 
     def __init__(self, step):
         super().__init__(step)
-        self.graphs.seen = frozenset()
         self.graphs.find = lambda key, run: None
 
 
@@ -250,6 +250,32 @@ def test_a_term_that_reads_the_device_ends_the_use_of_graphs(monkeypatch, caplog
         look(forced)
 
 
+def test_a_term_that_computes_with_the_step_is_not_captured(monkeypatch, caplog):
+    """A graph would keep the number of the step that was captured."""
+    step, plain = make(captured.Whole), make()
+    term = type(step.plan.terms["pred"])
+    inner = term.value
+    monkeypatch.setattr(term, "value", lambda self, state, *more: inner(self, state, *more) * (1 + state.step))
+    with caplog.at_level(logging.WARNING, "vjepa_fast"), ops.use_backend("eager"):
+        theirs, mine = run(plain, 5, lambda i: batch(0)), run(step, 5, lambda i: batch(0))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    assert step.captured.graphs.off and "computes with the step or epoch" in caplog.text
+    assert not step.captured.inputs  # their memory is free
+
+
+def test_a_loaded_state_gets_graphs_of_its_own():
+    """Its moments are other tensors than those that the graphs before write to."""
+    step, plain = make(captured.Whole), make()
+    with ops.use_backend("eager"):
+        for each in (step, plain):
+            run(each, 4, lambda i: batch(0))
+            each.load_state_dict(copy.deepcopy(each.state_dict()))
+        assert not step.captured.graphs.captured
+        theirs, mine = run(plain, 4, lambda i: batch(0)), run(step, 4, lambda i: batch(0))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True)) and step.captured.graphs.captured
+    same(step, plain)
+
+
 def test_memory_that_runs_out_beside_the_graphs(monkeypatch, caplog):
     step, plain = make(captured.Whole), make()
     failed = []
@@ -318,7 +344,7 @@ def plain_capture(run, device, pool):
     return run(), lambda: None
 
 
-def test_the_one_not_used_for_longest_goes():
+def test_the_one_not_used_for_longest_goes(caplog):
     made = graphs.Graphs("it", torch.device("cpu"), capture=plain_capture)
     for _ in range(2):
         for n in range(graphs.MOST):
@@ -326,7 +352,8 @@ def test_the_one_not_used_for_longest_goes():
     made.find(0, lambda: 0)
     for _ in range(2):
         made.find("new", lambda: 0)
-    assert len(made.captured) == graphs.MOST and 0 in made.captured and 1 not in made.captured
+    assert len(made.captured) == graphs.MOST and 0 in made.captured and 1 not in {*made.captured, *made.seen}
+    assert caplog.text.count("come by turns") == 1
 
 
 def test_tables_of_a_capture_are_filled_when_it_has_ended():

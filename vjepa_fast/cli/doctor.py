@@ -22,7 +22,8 @@ PACKAGES = {  # distribution names -> what it is for
     ("xformers",): "the attention backend xformers",
     ("nvidia-cuda-runtime-cu12",): "libcudart.so.12, which the library of xformers asks for",
     ("flash-attn-4",): "the attention backend fa4",
-    ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"): "nothing in this version, PyAV reads videos",
+    ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-dali-cuda110"): "the decoder dali",
+    ("torchcodec",): "the decoders torchcodec and torchcodec-cuda",
 }
 SHOWN = {"nvidia-dali-cuda130": "DALI", "nvidia-cuda-runtime-cu12": "CUDA 12 runtime", "av": "PyAV"}
 VARIABLES = {  # ours -> what reads it

@@ -119,7 +119,7 @@ def _form(args: argparse.Namespace) -> CopyForm | None:
     quality = args.quality or (20 if args.convert == "h264" else 90)
     if quality > (51 if args.convert == "h264" else 95):
         raise UserError(f"--quality {quality}: {'crf goes to 51' if args.convert == 'h264' else 'JPEG goes to 95'}")
-    return CopyForm(args.convert, args.fps, args.frame_step, args.short_side, quality)
+    return CopyForm(args.convert, args.fps, args.frame_step, args.short_side, quality, args.deinterlace)
 
 
 def _rate(text: str) -> Fraction:

@@ -63,13 +63,11 @@ def fastest(cfg: Config, *, rank: int = 0, world: int = 1, img: bool = False) ->
         try:
             with _quiet():
                 first, rate = _measure(cfg, name, rank, world, img, _SECONDS / len(names))
-        except UserError as error:
+        except Exception as error:  # whatever a library does, the run goes on without it
             if name == AUTO:  # the run will say what is wrong
                 return Fastest()
-            result.refused[name] = str(error)
-            continue
-        except Exception as error:  # whatever else a library does, the run goes on without it
-            result.refused[name] = f"{type(error).__name__}: {one_line(error)}"
+            known = isinstance(error, UserError)
+            result.refused[name] = str(error) if known else f"{type(error).__name__}: {one_line(error)}"
             continue
         right = right or first
         if (off := _difference(right, first)) > _CLOSE:

@@ -62,9 +62,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint file; give a .pt or .safetensors file or a run folder")
-    with open(path, "rb") as file:
-        start = file.read(9)
     try:
+        with open(path, "rb") as file:
+            start = file.read(9)
         if start[8:] == b"{":  # the length of a header in JSON, then the header
             from safetensors.torch import load_file
 

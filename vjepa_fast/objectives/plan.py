@@ -20,7 +20,10 @@ from vjepa_fast.ops.latent import function
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """``total``: scalar, sum of weight x term. ``terms``: unweighted values, detached scalars. ``weights``: floats."""
+    """``total``: scalar, sum of weight x term. ``terms``: unweighted values, detached scalars.
+
+    ``weights``: floats; none where they were given as a tensor.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -88,7 +91,7 @@ class ObjectivePlan(nn.Module):
         heads = dict(self.heads.items())
         with _no_autocast(device):
             values = {name: term.value(state, heads.get(name), self.ctx) for name, term in self.terms.items()}
-        in_force = self.weights(state)
+        in_force = self.weights(state) if weights is None else {}
         state.forget()
         factors = in_force.values() if weights is None else weights.unbind()
         # a weight of 0 keeps its graph: a zero gradient is not the same as none to AdamW or DDP

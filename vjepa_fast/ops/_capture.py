@@ -7,6 +7,7 @@ gets its place on the device at once, and its content when the capture has ended
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Generator
 from contextvars import ContextVar
 
@@ -31,12 +32,23 @@ def constant(table: Tensor, device: torch.device) -> Tensor:
     """
     tables = _collected.get()
     if tables is not None:
-        tables.append((torch.empty_like(table, device=device), table))
+        with _outside_of_the_pool(device):
+            tables.append((torch.empty_like(table, device=device), table))
         return tables[-1][0]
     if capturing(device):
         raise RuntimeError("a table from the host cannot be part of this CUDA graph")
     # from pinned memory, so that nobody waits; the pinned block is reused only after the copy
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
+
+
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _outside_of_the_pool(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Where memory is not that of the graph, in which what another graph computes in between may come to lie."""
+    return torch.cuda.stream(_aside(device)) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

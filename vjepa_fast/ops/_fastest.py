@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +19,7 @@ from vjepa_fast import files
 from vjepa_fast.errors import UserError
 from vjepa_fast.ops import _capture
 
+_log = logging.getLogger("vjepa_fast")
 _PACKAGES = ("torch", "triton", "quack-kernels")
 _RUNS = 5
 _AHEAD = 10_000_000  # cycles that the device spins while the host launches, which is not to be timed
@@ -45,7 +47,10 @@ def choose(op: str, x: Tensor, columns: int, candidates: Mapping[str, Callable[[
         return known[key]
     if _capture.capturing(x.device):
         return first
-    seconds = {name: _time(run) for name, run in candidates.items()}
+    try:
+        seconds = {name: _time(run) for name, run in candidates.items()}
+    except torch.OutOfMemoryError:  # says nothing of a candidate: nothing is kept
+        return first
     best = min(seconds, key=lambda name: seconds[name])
     if seconds[best] < float("inf"):
         _keep(key, best)
@@ -103,6 +108,9 @@ def _time(run: Callable[[], Any]) -> float:
             end.synchronize()
             if number:  # the first compiles
                 best = min(best, start.elapsed_time(end) / 1e3)
-    except Exception:  # whatever another library raises: it is not the fastest
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever another library raises: it is not the fastest
+        _log.warning("a way to compute is left out, it fails: %s", str(error).partition("\n")[0])
         return float("inf")
     return best

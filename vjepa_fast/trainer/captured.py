@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("vjepa_fast")
 BUCKETS = 64  # most groups of parameters (see `optim.Bucket`) that a captured step has numbers for
+
+
+class _Frozen:
+    """In the place of step and epoch while a step is captured: a graph would keep the number of that step."""
+
+    def _refuse(self, *_: object) -> Any:
+        raise RuntimeError("a term's value() computes with the step or epoch; weight() and draw() may")
+
+    __float__ = __int__ = __index__ = __bool__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __neg__ = _refuse
+
+
+FROZEN: Any = _Frozen()
 
 
 class Choice(NamedTuple):
@@ -172,6 +186,12 @@ class _Steps:
             self.inputs[shapes] = Inputs.like(batch, drawn, self.rows + 4 * BUCKETS, self.step.device)
         return self.inputs[shapes]
 
+    def _given_up(self) -> bool:
+        """Whether no graph is used any more; the memory of their inputs is free then."""
+        if self.graphs.off:
+            self.inputs.clear()
+        return self.graphs.off
+
     def _key(self, batch: Staged) -> Hashable:
         """What the launches for a batch depend on. Waits for the lengths of its masks, which were copied long ago."""
         quantum = self.step.quantum
@@ -186,6 +206,8 @@ class Whole(_Steps):
 
     def __call__(self, batch: Staged, weights: Sequence[float], index: int) -> Tensor | None:
         """[loss, *terms, norm] of step ``index``, made; or None, and nothing is done: it is to be run as it is."""
+        if self._given_up():
+            return None
         step, key = self.step, self._key(batch)
         assert isinstance(step.optimizer, optim.AdamW)
         drawn = step.plan.draw(step.at(batch, index), step.device)
@@ -236,6 +258,8 @@ class Part(_Steps):
 
     def __call__(self, batch: Staged, weights: Sequence[float], index: int, share: int) -> Tensor | None:
         """[loss, *terms] of one of ``share`` batches of the step, its gradients added; or None, and nothing is done."""
+        if self._given_up():
+            return None
         step, key = self.step, (share, self._key(batch))
         drawn = step.plan.draw(step.at(batch, index), step.device)
         inputs = self._inputs(batch, drawn)

@@ -59,6 +59,11 @@ class Distributed:
             dist.all_reduce(values)
         return values
 
+    def mean_(self, values: Tensor) -> None:
+        """The same, in place."""
+        if self.world > 1:
+            dist.all_reduce(values.div_(self.world))
+
     def any(self, flags: list[bool]) -> list[bool]:
         """Which of ``flags`` are set in some process."""
         if self.world == 1:
@@ -165,8 +170,7 @@ class Gradients:
         if self.ddp is None and not self.views:
             return stop
         for kept in self.kept.values():
-            if self.world.world > 1:
-                kept.copy_(self.world.mean(kept))
+            self.world.mean_(kept)
         stop, *used = self.world.any([stop, *(p in self.used for p in self.params)])
         for p, is_used in zip(self.params, used):
             if not is_used:

@@ -60,7 +60,7 @@ class Graphs(Generic[T]):
         self.pool: Any = None
         self.captured: dict[Hashable, Captured[T]] = {}
         self.seen: set[Hashable] = set()
-        self.off = False
+        self.off = self.told = False
 
     def find(self, key: Hashable, run: Callable[[], T]) -> Captured[T] | None:
         """The graph of ``run``, to be replayed; None: call ``run`` itself, as for the first time that a key is seen.
@@ -76,7 +76,9 @@ class Graphs(Generic[T]):
                 self.seen.add(key)
                 return None
             if len(self.captured) >= MOST:
-                del self.captured[next(iter(self.captured))]
+                oldest = next(iter(self.captured))
+                self.forget(oldest)
+                self._tell_once()
             try:
                 found = self._made(run)
             except RuntimeError as error:
@@ -93,12 +95,23 @@ class Graphs(Generic[T]):
         _capture.fill(tables)
         return Captured(result, replay, tables)
 
+    def _tell_once(self) -> None:
+        if not self.told:
+            self.told = True
+            remedy = "a larger runtime.capacity_quantum gives fewer"
+            _log.warning("runtime.cuda_graphs: more than %d shapes of %s come by turns; %s", MOST, self.what, remedy)
+
     def _give_up(self, reason: str, error: Exception | None = None) -> None:
         if self.forced:
             raise ConfigError(f"runtime.cuda_graphs: true, but {reason}") from error
         self.off = True
         self.captured.clear()
         _log.warning("runtime.cuda_graphs: auto leaves it off: %s", reason)
+
+    def clear(self) -> None:
+        """Drop all graphs, as where tensors that they read are no longer the ones in use."""
+        self.captured.clear()
+        self.seen.clear()
 
     def forget(self, key: Hashable) -> None:
         """Drop the graph of a key, and that it was seen."""

@@ -138,7 +138,8 @@ class TrainStep:
         assert isinstance(target, VisionTransformer)
         self.target = target
         tokens = math.prod(self.encoder.built_grid)
-        choose_attention(self.device, self.dtype, cfg.data.batch_size, tokens, self.target)
+        if not self.target_grad:  # what is measured for it has no backward
+            choose_attention(self.device, self.dtype, cfg.data.batch_size, tokens, self.target)
         steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
         how = regional.resolve(cfg, self.device)
         regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
@@ -249,8 +250,8 @@ class TrainStep:
     ) -> tuple[objectives.ObjectiveOutput, objectives.LatentState]:
         """Losses of a batch and the state behind them; ``weights``, ``drawn``: see `ObjectivePlan.forward`."""
         state = self.forward(batch, index)
-        if drawn is not None:
-            state.drawn = drawn
+        if drawn is not None:  # of a graph, which would keep these numbers
+            state.drawn, state.step, state.epoch = drawn, captured.FROZEN, captured.FROZEN
         with phase("losses"):
             return self.plan(state, weights), state
 
@@ -404,6 +405,8 @@ class TrainStep:
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
         self.params = optim.parameters(self.optimizer)
+        if self.captured is not None:  # the moments are other tensors now
+            self.captured.graphs.clear()
 
 
 @dataclass

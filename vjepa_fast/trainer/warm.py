@@ -35,6 +35,7 @@ from vjepa_fast import config as configs
 from vjepa_fast import kernels, ops
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.loader import ClipGroup
+from vjepa_fast.errors import UserError
 from vjepa_fast.files import write_text
 from vjepa_fast.layers import attention, fused_block
 from vjepa_fast.layers.attention.base import Backend
@@ -274,7 +275,7 @@ def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str
 
     Nothing on a CPU, where Triton cannot run, or in processes of one machine other than its first.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and cfg.runtime.compile is not False:
         inductor_workers()
     unwanted = device.type != "cuda" or device.index or ops.current_backend() not in ("auto", "triton")
     if unwanted or _builds.objections():
@@ -285,12 +286,17 @@ def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str
     if stamp.exists():
         yield
         return
-    warming = Warming(cfg, dtype, arch)
+    try:
+        warming = Warming(cfg, dtype, arch)
+    except OSError as error:
+        notes.append(f"kernels are not built ahead: {error}")
+        yield
+        return
     try:
         yield
         notes.append(str(summary := warming.finish()))
-        if not summary.error:
-            with contextlib.suppress(OSError):
+        if not summary.error and not summary.failed:
+            with contextlib.suppress(UserError):
                 write_text(stamp, str(summary))
     finally:
         warming.stop()

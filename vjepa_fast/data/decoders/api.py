@@ -228,9 +228,12 @@ class Decoder(ABC):
         Raises:
             DataError: the video cannot be read or is too short.
         """
+        drawn = generator.bit_generator.state if generator is not None else None
         with self._open(path) as video:
 
             def choose(total: int) -> np.ndarray:
+                if generator is not None:  # chosen again, a clip is that of a reader who knew the count beforehand
+                    generator.bit_generator.state = drawn
                 return sampling.indices(path, total, video.info["fps"], num_frames, start, generator, video.times)
 
             return _read(video, choose, size)

@@ -34,7 +34,8 @@ class IndexCache:
         self._ready: _Recent[FrameIndex] = _Recent(_READY)
         self._beside: dict[Path, _Stored | None] = {}  # not read yet: None
         self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forked)
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
         self._lock = threading.Lock()  # another thread of the parent may have held it

@@ -6,7 +6,7 @@ import numpy as np
 
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.picture import UPRIGHT
-from vjepa_fast.data.media import ReadOptions
+from vjepa_fast.data.media import ReadOptions, one_line
 from vjepa_fast.data.members import open_file
 
 _EBML = b"\x1aE\xdf\xa3"
@@ -27,8 +27,11 @@ def why_not_plain(path: str, index: FrameIndex, options: ReadOptions) -> str:
     if index.seek != "time" or len(np.unique(index.pts)) != index.frames:
         return "no time stamps to seek by"
     in_order = index.packets == index.frames and bool((np.diff(index.order) > 0).all())
-    with open_file(path) as file:
-        head = file.read(8)
+    try:
+        with open_file(path) as file:
+            head = file.read(8)
+    except OSError as error:
+        return f"it cannot be opened: {one_line(error)}"
     if in_order or head[:4] == _EBML or head[4:] in _BOXES:
         return ""
     return "a container that does not store when a frame is shown"

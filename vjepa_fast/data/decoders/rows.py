@@ -17,11 +17,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from vjepa_fast.data.decoders.api import Video, VideoInfo
-from vjepa_fast.data.media import ReadOptions, check_file
+from vjepa_fast.data.media import ReadOptions, check_file, one_line
+from vjepa_fast.data.members import member_of
 from vjepa_fast.errors import DataError
 from vjepa_fast.files import atomic_path
 
@@ -85,7 +87,9 @@ class RowVideo(Video):
 
     def __init__(self, path: str, options: ReadOptions) -> None:
         check_file(path)
-        with open(path, "rb") as file:
+        if member_of(path) is not None:
+            raise DataError(f"{path}: a row store is read by memory map, not from a shard; unpack it")
+        with _opened(path) as file:
             start = file.read(16)
             length = int.from_bytes(start[8:], "little")
             if start[:8] != _MAGIC or length > _LONGEST_HEAD:
@@ -119,7 +123,10 @@ class RowVideo(Video):
 
         height, width = self.info["height"], self.info["width"]
         self.options.check_clip(self.path, len(numbers), *(size or (height, width)))
-        mapped = np.memmap(self.path, np.uint8, "r", self._first)
+        try:
+            mapped = np.memmap(self.path, np.uint8, "r", self._first)
+        except (OSError, ValueError) as error:  # gone, or another file by now
+            raise DataError(f"{self.path}: {one_line(error)}") from None
         clip = np.empty((len(numbers), *(size or (height, width)), 3), np.uint8)
         for place, number in enumerate(numbers.tolist()):
             row = mapped[int(self._begin[number]) : int(self._begin[number + 1])]
@@ -142,6 +149,13 @@ class RowVideo(Video):
         if picture is None or picture.shape != shape:
             raise DataError(f"{self.path}: the row of frame {number} is damaged; write the row store anew")
         return picture
+
+
+def _opened(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(f"{path}: {one_line(error)}") from None
 
 
 def is_rows(path: str) -> bool:

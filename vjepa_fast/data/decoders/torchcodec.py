@@ -21,8 +21,8 @@ from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.decoders.plain import why_not_plain
 from vjepa_fast.data.decoders.pyav import PyAV
-from vjepa_fast.data.media import ReadOptions, one_line
-from vjepa_fast.data.members import member_of, read_bytes
+from vjepa_fast.data.media import ReadOptions, one_line, read_bytes
+from vjepa_fast.data.members import member_of
 
 _log = logging.getLogger("vjepa_fast.data")
 
@@ -134,7 +134,7 @@ class _Video(Video):
         """The frames, or None if torchcodec does not give these."""
         from torchcodec.decoders import VideoDecoder
 
-        source = self.path if member_of(self.path) is None else read_bytes(self.path)
+        source = self.path if member_of(self.path) is None else read_bytes(self.path).tobytes()
         wanted, back = np.unique(numbers, return_inverse=True)
         try:
             film = VideoDecoder(source, dimension_order="NHWC", device=self.device, seek_mode="exact")

@@ -94,14 +94,14 @@ class _Progress:
 
     def __init__(self, report: Callable[[float], None] | None) -> None:
         self._report, self._lock = report, threading.Lock()
-        self._done = 0
+        self._done: set[int] = set()
         self._shares: dict[int, float] = {}  # of the samples that are being read
 
     def set(self, row: int, share: float) -> None:
         with self._lock:
             self._shares[row] = share
-            if share == 1.0:
+            if share == 1.0 or row in self._done:  # the end of a film may be reported twice
                 del self._shares[row]
-                self._done += 1
+                self._done.add(row)
             if self._report is not None:
-                self._report(self._done + sum(self._shares.values()))
+                self._report(len(self._done) + sum(self._shares.values()))

@@ -40,6 +40,7 @@ class CopyForm:
         step: frames of the video from one frame of the copy to the next, where ``fps`` is None.
         short_side: pixels; smaller videos stay as they are, but for even sides.
         quality: crf of H.264 (lower is better), quality of JPEG (higher is better).
+        deinterlaced: the second field of interlaced videos is filled.
     """
 
     coding: str = "h264"
@@ -47,6 +48,7 @@ class CopyForm:
     step: int = 1
     short_side: int = 256
     quality: int = 20
+    deinterlaced: bool = False
 
     @property
     def suffix(self) -> str:
@@ -56,9 +58,9 @@ class CopyForm:
     @property
     def folder(self) -> str:
         """Name of the folder of such copies; another form has another."""
-        rate = f"{float(self.fps):g}fps" if self.fps else f"step{self.step}"
+        rate = f"{str(self.fps).replace('/', 'over')}fps" if self.fps else f"step{self.step}"
         quality = "" if self.coding == "raw" else f"-q{self.quality}"
-        return f"{self.coding}-{rate}-{self.short_side}px{quality}"
+        return f"{self.coding}-{rate}-{self.short_side}px{quality}" + "-deinterlaced" * self.deinterlaced
 
     def frames(self, total: int, rate: float, times: np.ndarray | None) -> tuple[np.ndarray, Fraction]:
         """Which frames of a video the copy shows, and its rate.

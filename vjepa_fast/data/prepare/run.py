@@ -257,6 +257,7 @@ def _write(
                 quarantine.append({"part": part, **row})
         status = Counter(row["status"] for row in info)
         if not lines:
+            manifests[part].unlink(missing_ok=True)  # of an earlier run
             report.notes.append(f"{part}: none of its {len(samples)} files can be used, so there is no manifest of it")
             continue
         labels, names = {row["label"] for row in info if row["status"] == "ok"}, listing.classes_of(part)

@@ -33,8 +33,12 @@ class Table(DataSet):
         files = Files(request.source if request.source.is_dir() else request.source.parent)
         rows = {part: list(_rows(path)) for part, path in tables.items()}
         labels = {label for part in rows.values() for _, _, label in part}
+        numbers = {label for label in labels if label.isdecimal()}
         beside = next(iter(tables.values())).with_name("classes.json")
-        if all(label.isdecimal() for label in labels):
+        if not beside.is_file() and numbers and numbers != labels:
+            where, label = next((w, t) for part in rows.values() for w, _, t in part if t not in numbers)
+            raise DataError(f"{where}: the label {label!r} is no number, others are; give all as numbers, or as names")
+        if numbers == labels:
             count = max(whole(label, str(lists), "a label", 0, 10**6) for label in labels) + 1
             names = read_names(beside) if beside.is_file() else [str(number) for number in range(count)]
             if len(names) < count:
@@ -73,6 +77,9 @@ def _rows(path: Path) -> list[tuple[str, str, str]]:
         rows = rows[1:]
     elif len(head) == 2:
         at, of = 0, 1
+        rest = [cells[1] for _, cells in rows[1:] if len(cells) == 2]
+        if rest and not head[1].isdecimal() and all(label.isdecimal() for label in rest):
+            rows = rows[1:]  # a head of other words
     else:
         raise DataError(
             f"{rows[0][0]}: {len(head)} columns, which are path and label is not clear; name them in a first line"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from vjepa_fast.data.media import VIDEO_SUFFIXES, suffix_of
 from vjepa_fast.data.prepare.api import DATA_SETS, DataSet, Listed, Listing, Request
 from vjepa_fast.data.prepare.find import MEDIA_SUFFIXES, visible
 from vjepa_fast.data.prepare.lists import Classes, order_classes, whole
@@ -17,6 +19,7 @@ from vjepa_fast.errors import DataError
 from vjepa_fast.files import atomic_path, first_line
 
 _PARTS = ("train", "val", "test")
+_LABELS = (".cls", ".json", ".txt")  # the first with a label counts: a text may be a caption
 _LONGEST_LABEL = 1_000_000  # bytes of its file that are read
 _MOST_CLASSES = 1_000_000
 
@@ -39,13 +42,18 @@ class WebDataset(DataSet):
         unlabelled = 0
         for shard in shards:
             below = os.path.relpath(shard, root)
-            part = next((p for p in _PARTS if p in below.lower()), "train")
+            words = re.split(r"[^a-z]+", below.lower())
+            part = next((p for p in _PARTS if p in words or (p == "val" and "validation" in words)), "train")
             folder = request.out / "files" / Path(below).with_suffix("")
             for name, label, path, problem in _unpack(shard, folder):
                 unlabelled += not label and path is not None
                 rows.setdefault(part, []).append((f"{shard}: {name}", label or "0", path, problem))
         labels = {label for part in rows.values() for _, label, _, _ in part}
-        if all(label.isdecimal() for label in labels):
+        numbers = {label for label in labels if label.isdecimal()}
+        if numbers != labels and numbers - {"0"}:  # 0 also stands for none
+            where, label = next((n, t) for part in rows.values() for n, t, _, _ in part if t not in numbers)
+            raise DataError(f"{where}: the label {label!r} is no number, others are; give all as numbers, or as names")
+        if numbers == labels:
             count = max(whole(label, str(request.source), "a label", 0, _MOST_CLASSES) for label in labels) + 1
             classes = Classes([str(number) for number in range(count)], "the shards")
         else:
@@ -65,7 +73,7 @@ class WebDataset(DataSet):
 def _unpack(shard: Path, folder: Path) -> Iterator[tuple[str, str, str | None, str]]:
     """(name, label, path, problem) of each sample; files that are there already are not written again."""
     media: dict[str, tuple[str, str | None, str]] = {}
-    labels: dict[str, str] = {}
+    labels: dict[str, dict[str, str]] = {}  # key -> suffix of its file -> label
     problem = ""
     try:
         with tarfile.open(shard) as archive:
@@ -73,22 +81,25 @@ def _unpack(shard: Path, folder: Path) -> Iterator[tuple[str, str, str | None, s
                 if not member.isfile() or os.path.basename(member.name).startswith("."):
                     continue
                 base = os.path.basename(member.name)
-                key, _, suffix = base.partition(".")
-                key, suffix = os.path.join(os.path.dirname(member.name), key), f".{suffix.lower()}"
+                key = os.path.join(os.path.dirname(member.name), base.partition(".")[0])
+                suffix = os.path.splitext(base)[1].lower()
                 content = archive.extractfile(member)
                 assert content is not None, "it is a file"
                 if suffix in MEDIA_SUFFIXES:
+                    if key in media and (suffix not in VIDEO_SUFFIXES or suffix_of(media[key][0]) in VIDEO_SUFFIXES):
+                        continue  # a sample is its first video, or its first picture
                     parts = [p for p in Path(member.name).parts if p != "/"]
                     if ".." in parts:
                         media[key] = member.name, None, "its name leads out of the shard"
                     else:
                         media[key] = member.name, _write(content, folder.joinpath(*parts), member.size), ""
-                elif suffix in (".cls", ".txt", ".json"):
-                    labels[key] = _label(content.read(_LONGEST_LABEL), suffix) or labels.get(key, "")
+                elif suffix in _LABELS:
+                    labels.setdefault(key, {})[suffix] = _label(content.read(_LONGEST_LABEL), suffix)
     except (tarfile.TarError, EOFError) as error:
         problem = f"the shard ends early or is damaged ({first_line(error)}); download it anew"
     for key, (name, path, why) in media.items():
-        yield name, labels.get(key, ""), path, why
+        given = labels.get(key, {})
+        yield name, next((given[s] for s in _LABELS if given.get(s)), ""), path, why
     if problem:
         yield "the rest", "0", None, problem
 
