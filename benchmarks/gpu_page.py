@@ -68,7 +68,8 @@ def steps_table(step: dict) -> str:
     lines = [
         textwrap.fill(
             f"ViT-B/16, 16 x 224 x 224, fwm_hw_ld, bfloat16, on an {step['device']} (torch {step['torch']}, Triton "
-            f"{step['triton']}), commit {step['commit']}; three steps each, mask lengths new at every step:",
+            f"{step['triton']}), commit {step['commit']}; three steps each, mask lengths "
+            "new at every step unless a row says otherwise:",
             118,
         ),
         "",

@@ -171,6 +171,11 @@ def test_smoothed_is_the_mean_of_the_last_steps(monkeypatch):
     assert training_curves.smoothed([1.0, 2.0, 5.0], [0.0, 0.0, 9.0]) == [1.0, 1.5, 3.0]
 
 
+def test_the_page_has_what_the_committed_files_say():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert plot_step.put(page, "h100", gpu_page.section()) == page
+
+
 def test_kernels_by_kind_and_the_least_of_the_libraries():
     kernels = [
         ["nvjet_x", 3, 5.0],

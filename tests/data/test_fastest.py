@@ -57,6 +57,11 @@ def test_the_fastest_that_shows_the_same_is_taken(decoders, tiny_suites, make_co
     assert found.name == "quick" and found.note("data").startswith("data.decoder: auto is quick (pyav ")
 
 
+def test_a_library_that_fails_is_no_end_of_the_run(decoders, tiny_suites, make_config):
+    decoders(pyav=Broken, quick=PyAV)
+    assert fastest(make_config(tiny_suites["motion8"]["train"])) == module.Fastest("pyav")
+
+
 def test_files_of_no_use_are_left_to_the_run(decoders, broken, write_manifest, make_config):
     decoders(slow=Slow)
     manifest = write_manifest([broken["zero"]] * 8)

@@ -180,6 +180,9 @@ def test_csv_by_names_by_numbers_and_with_a_head(trees, tmp_path):
     _, manifests, _ = run("csv", tmp_path / "own", tmp_path / "out", lists=table)
     assert names(manifests["films"]) == ["film, 0.mp4", "film, 2.mp4"]
     assert manifests["films"].labels.tolist() == [1, 0]
+    table.write_text("id,y\nfilm 0,10\n".replace("film 0", '"film, 0.mp4"'))  # numbers stay what they are
+    _, manifests, _ = run("csv", tmp_path / "own", tmp_path / "out", lists=table)
+    assert manifests["films"].labels.tolist() == [10]
 
 
 def test_class_names_beside_a_table(trees, tmp_path):
@@ -225,6 +228,22 @@ def test_webdataset_shards_are_unpacked_once(trees, tmp_path):
     _, _, bad = run("webdataset", root, tmp_path / "third")
     assert any("leads out" in row["reason"] for row in bad)
     assert not (tmp_path / "evil.mp4").exists()
+
+
+def test_samples_of_shards_with_captions_and_several_films(trees, tmp_path):
+    film = trees.film(tmp_path / "a.mp4")
+    shards = tmp_path / "latest-shards"  # "test" is in its name, and no word of it
+    shards.mkdir()
+    with tarfile.open(shards / "000.tar", "w") as archive:
+        for number, label in ((0, "7"), (1, "10")):
+            for name, content in ((f"{number}.cls", label), (f"{number}.txt", "a caption")):
+                (tmp_path / name).write_text(content)
+                archive.add(tmp_path / name, name)
+            for name in (f"{number}.left.mp4", f"{number}.right.mp4"):
+                archive.add(film or tmp_path / "a.mp4", name)
+    _, manifests, bad = run("webdataset", shards, tmp_path / "out")
+    assert set(manifests) == {"train"} and manifests["train"].labels.tolist() == [7, 10] and not bad
+    assert [Path(path).name for path in manifests["train"].paths] == ["0.left.mp4", "1.left.mp4"]
 
 
 FORMS = {  # list by part, as published: a line, the video's file, the class's name
@@ -378,6 +397,8 @@ def test_other_lists_with_wrong_lines(trees, tmp_path):
         ("a.mp4 1\n", r"t.csv:1: expected a path and a label"),
         ("a.mp4,3,1\n", r"t.csv:1: 3 columns, which are path and label is not clear"),
         ("a.mp4,\n", r"t.csv:1: the label is empty"),
+        ("a.mp4,0\nb.mp4,-1\n", r"t.csv:2: the label '-1' is no number, others are"),
+        ("a.mp4,cat\nb.mp4,2\nc.mp4,10\nd.mp4,dog\n", r"t.csv:1: the label 'cat' is no number"),
         ("path,label\n", r"t.csv: the table has a head and no rows"),
         ("none.mp4,1\nno.mp4,1\n", r"t.csv:1: none.mp4 is not below .*any other of the 2"),
         ("", r"t.csv:1: expected a path|is empty"),

@@ -285,3 +285,18 @@ def test_processes_make_the_same_copies(source, tmp_path):
     assert all(fresh.known(path).frames == 10 for path in load_manifest(tmp_path / "two" / "train.csv").paths)
     for one, two in zip(*(load_manifest(tmp_path / out / "train.csv").paths for out in ("one", "two"))):
         assert numbers_of(read_clip(one, 10)) == numbers_of(read_clip(two, 10)) == list(range(0, 50, 5))
+
+
+def test_copies_of_other_forms_are_elsewhere():
+    forms = [CopyForm(fps=Fraction(30000, 1001)), CopyForm(fps=Fraction(2997, 100)), CopyForm(fps=Fraction(30))]
+    forms += [replace(form, deinterlaced=True) for form in forms]
+    assert len({form.folder for form in forms}) == len(forms) and not any("/" in form.folder for form in forms)
+
+
+def test_a_row_store_that_is_gone_is_a_bad_sample(tmp_path):
+    path = tmp_path / "a.rows"
+    write_rows(path, [np.zeros((4, 4, 3), np.uint8)] * 2, count=2, size=(4, 4), fps=5.0, coding="raw")
+    with open_rows(str(path), ReadOptions()) as video:
+        path.unlink()
+        with pytest.raises(DataError, match="a.rows: "):
+            video.read(np.arange(2), None)

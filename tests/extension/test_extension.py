@@ -8,9 +8,12 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
+import av
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,6 +96,15 @@ def test_every_kind_is_listed(run):
             assert re.search(rf"\b{name}\b", text), f"{' '.join(command)} does not list the {kind} {name}"
 
 
+def film(path):
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=8)
+        stream.width = stream.height = 32
+        for grey in range(0, 240, 40):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), grey, np.uint8), "rgb24")))
+        out.mux(stream.encode())
+
+
 COMMANDS = """
 import contextlib, io, json, sys
 from vjepa_fast.cli import main
@@ -110,6 +122,7 @@ def test_each_is_usable_by_name_from_yaml_and_command_line(run, work):
     commands = {
         "render": ["synthetic", "flicker", "clips", *sizes],
         "prepare": ["prepare", "toys", "toys", "--out", "prepared", "--workers", "1"],
+        "refuse": ["prepare", "toys", "twice", "--out", "refused", "--workers", "1"],
         "check": ["config", "check", "recipe.yaml"],
         "train": ["train", "recipe.yaml"],
         "show": ["config", "show", "run"],
@@ -119,13 +132,20 @@ def test_each_is_usable_by_name_from_yaml_and_command_line(run, work):
     (work / "commands.py").write_text(COMMANDS)
     (work / "toys").mkdir()
     (work / "toys" / "train.txt").write_text("ball/1\ncar/2\n")
-    (work / "toys" / "test.txt").write_text("ball/3\ncar/1\n")
+    (work / "toys" / "test.txt").write_text("ball/3\n")
+    for number in (1, 2, 3):
+        film(work / "toys" / f"{number}.mp4")
+    shutil.copytree(work / "toys", work / "twice")
+    (work / "twice" / "test.txt").write_text("ball/3\ncar/1\n")
     lines = run("commands", json.dumps(commands)).splitlines()
     said = {name: (code, text) for name, code, text in map(json.loads, lines)}
-    codes = {**dict.fromkeys(commands, 0), "task": 2, "prepare": 2}
+    codes = {**dict.fromkeys(commands, 0), "task": 2, "refuse": 2}
     assert {name: code for name, (code, _) in said.items()} == codes, said
     assert "usable" in said["check"][1]
-    assert "toys/test.txt:2: 1 is in train as well" in said["prepare"][1]
+    assert "twice/test.txt:2: 1 is in train as well" in said["refuse"][1]
+    rows = [line.split() for line in (work / "prepared" / "train.csv").read_text().splitlines()]
+    assert [(pathlib.Path(path).name, label) for path, label in rows] == [("1.mp4", "0"), ("2.mp4", "1")]
+    assert json.loads((work / "prepared" / "classes.json").read_text()) == ["ball", "car"]
     assert "swirl" in said["train"][1]
     assert (work / "run" / "checkpoints" / "step-00000003.pt").is_file()
     for words in ("decoder: in_memory", "strategy: tubes", "share: 0.6", "attention: one_by_one", "scale: 2.0"):

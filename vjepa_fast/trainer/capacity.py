@@ -20,8 +20,8 @@ def quantum(
     """Tokens that the room for a mask is a multiple of, as ``DrawnMasks.wait`` takes them.
 
     Returns:
-        0 for exact lengths, None for a 16th of the tokens of the batch. ``auto`` is the latter on CUDA where an
-        attention backend reads lengths on the device, and the former elsewhere.
+        0 for exact lengths, None for a 16th of the tokens of the batch. ``auto`` is the latter on CUDA in 16 bits
+        where an attention backend reads lengths on the device, and the former elsewhere.
 
     Raises:
         ConfigError: ``runtime.attention`` forces a backend that cannot do so.
@@ -40,8 +40,8 @@ def quantum(
         return 0
     backends = [b for b in attention.BACKENDS.values() if b is not attention.SDPA] if forced is None else [forced]
     refusals = {b.name: [text for call in calls for text in b.refusals(call)] for b in backends}
-    if all(refusals.values()):
-        reasons = "; ".join(f"{name}: {texts[0]}" for name, texts in refusals.items())
+    if dtype == torch.float32 or all(refusals.values()):  # in float32 what can, goes without tensor cores
+        reasons = "; ".join(f"{name}: {texts[0]}" for name, texts in refusals.items() if texts)
         _log.warning("runtime.capacity_quantum: auto is 0, lengths are new at every step (%s)", reasons)
         return 0
     return None

@@ -12,7 +12,7 @@ from vjepa_fast.ops.packed_attention import width_objections
 
 
 class Triton(Backend):
-    """CUDA from compute capability 8.0; float32 too, without tensor cores. Nothing is made for a new shape."""
+    """Our own Triton kernels with rotary positions inside; heads of up to 128 channels, 64 in float32."""
 
     name = "triton"
     implementation = "triton"
