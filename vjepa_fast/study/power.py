@@ -49,9 +49,9 @@ def smallest_detectable(deltas: Sequence[float], alpha: float = ALPHA, power: fl
     """Minimum detectable difference of a two-sided t test paired by seed.
 
     It is the true difference that is found at level ``alpha`` with probability ``power``: the delta of which
-    detection_power(delta * sqrt(S) / sd, S, alpha) = power, sd the standard deviation (S - 1) of the ``deltas`` found. Close to (t(1 - alpha / 2, S - 1) + t(power, S - 1)) *
-    sd / sqrt(S) for many seeds. None from one seed, or from seeds that all have the same difference: they show no
-    spread, so it cannot be told.
+    detection_power(delta * sqrt(S) / sd, S, alpha) = power, sd the standard deviation (S - 1) of the ``deltas`` found.
+    Close to (t(1 - alpha / 2, S - 1) + t(power, S - 1)) * sd / sqrt(S) for many seeds. None from one seed, or from
+    seeds that all have the same difference: they show no spread, so it cannot be told.
     """
     d = np.asarray(deltas, dtype=np.float64)
     if d.size < 2 or np.ptp(d) < 1e-12:
