@@ -156,6 +156,7 @@ def extract_features(
     workers: int = 0,
     spread: str | None = None,
     short: str | None = None,
+    geometry: str | None = None,
 ) -> Features:
     """Pooled frozen features of every readable sample of ``manifest`` (a data.Manifest or a :class:`ClipSet`).
 
@@ -163,7 +164,8 @@ def extract_features(
 
     ``pooling`` as `pool_tokens`; ``level="all"`` takes all levels of the encoder side by side. ``images="single"``
     passes still images as one frame through the image patch embedding, "repeat" as a clip that stands still.
-    ``dtype``: autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as ``data.Sampling``.
+    ``dtype``: autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as
+    ``data.Sampling``, ``geometry`` as ``data.eval_views``.
     With ``cache_dir`` the result is kept there, under a key of encoder weights, data and settings.
 
     Raises:
@@ -174,7 +176,7 @@ def extract_features(
     check_choice("images", images, IMAGES)
     check_choice("pooling", pooling, POOLINGS)
     device, dtype = place_of(encoder, device, dtype)
-    view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
+    view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short, geometry=geometry)
     key, path = {}, None
     if cache_dir is not None:
         how = {"pooling": pooling, "level": level, "images": images}
