@@ -233,7 +233,7 @@ class Decoder(ABC):
 
             def choose(total: int) -> np.ndarray:
                 if generator is not None:  # chosen again, a clip is that of a reader who knew the count beforehand
-                    generator.bit_generator.state = drawn
+                    generator.bit_generator.state = drawn  # pyright: ignore[reportAttributeAccessIssue]  # numpy's stub
                 return sampling.indices(path, total, video.info["fps"], num_frames, start, generator, video.times)
 
             return _read(video, choose, size)
