@@ -16,7 +16,7 @@ import torch
 
 from vjepa_fast.cli import main
 from vjepa_fast.config.schema import DataConfig
-from vjepa_fast.data import ClipLoader, load_manifest, read_image
+from vjepa_fast.data import ClipLoader, load_manifest, members, read_image
 from vjepa_fast.data.decoders import DECODERS
 from vjepa_fast.data.manifests import pipes, shards
 from vjepa_fast.errors import DataError
@@ -121,6 +121,16 @@ def test_an_index_beside_a_url_is_used(tars, tmp_path, monkeypatch):
     distant = load_manifest(tars.replace(str(tmp_path), "memory://indexed")).paths
     assert [p.replace("memory://indexed", str(tmp_path)) for p in distant] == paths
     assert len(list((tmp_path / "home").iterdir())) == 3
+
+
+def test_a_server_without_parts_of_files_is_named(tars, tmp_path, monkeypatch):
+    blob = (tmp_path / "train-000000.tar").read_bytes()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/whole/train.tar", blob)
+    path = load_manifest("memory://whole/train.tar").paths[0]
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start=None, end=None, **_: blob)
+    with pytest.raises(OSError, match="sends whole files; copy"):
+        members.read_bytes(path)
 
 
 def test_patterns_and_lists(tars, tmp_path, monkeypatch):
