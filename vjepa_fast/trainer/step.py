@@ -303,15 +303,15 @@ class TrainStep:
         for number, group in enumerate(batch.groups):
             with phase("copy"):  # uint8: the patch embedding normalises what it reads
                 clip = to_device(group.clip, self.device)
-            if not isinstance(batch, Staged):
+            if isinstance(batch, Staged):
+                drawn = batch.masks[number]
+            else:
                 with phase("masks"):
                     drawn = self._sampler(group).draw(clip, **self._keys(group, number, index))
-                    enc, pred = drawn.wait(self.quantum)
             if self.wants_target:
                 state.h.append(self._target(clip, number))
-            if isinstance(batch, Staged):  # lengths arrived while the device was busy; the target needs none of them
-                with phase("masks"):
-                    enc, pred = batch.masks[number].wait(self.quantum)
+            with phase("masks"):  # lengths arrived while the device was busy; the target needs none of them
+                enc, pred = drawn.wait(self.quantum)
             enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
