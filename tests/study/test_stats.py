@@ -83,7 +83,7 @@ def test_equivalence_is_the_90_percent_interval_within_the_margin():
     rng = np.random.default_rng(6)
     for deltas in rng.normal(0.005, 0.008, (50, 4)):
         test = scipy_stats.ttest_1samp(deltas, 0.0).confidence_interval(0.9)
-        inside = -0.02 < test.low and test.high < 0.02
+        inside = test.low > -0.02 and test.high < 0.02
         assert (power.equivalence_p(deltas, 0.02) < 0.05) == inside
     a, b = (scipy_stats.ttest_1samp(deltas, x, alternative=w).pvalue for x, w in ((-0.02, "greater"), (0.02, "less")))
     assert power.equivalence_p(deltas, 0.02) == pytest.approx(max(a, b))
