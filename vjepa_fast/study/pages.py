@@ -36,7 +36,7 @@ def render(template: Path, content: Mapping[str, Any], **filters: Callable) -> s
 
     def markdown(value: object) -> object:
         ours = isinstance(value, Markup) or not isinstance(value, str)
-        return value if ours else Markup(plain_markdown(value))
+        return value if ours else Markup(plain_markdown(str(value)))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),

@@ -42,7 +42,8 @@ def _needed(seeds: int, alpha: float, power: float) -> float:
     from scipy import optimize, stats
 
     high = float(stats.t.ppf(1 - alpha / 2, seeds - 1)) * 3 + 10
-    return float(optimize.brentq(lambda shift: detection_power(shift, seeds, alpha) - power, 0.0, high, xtol=1e-6))
+    found = optimize.brentq(lambda shift: detection_power(shift, seeds, alpha) - power, 0.0, high, xtol=1e-6)
+    return float(found)  # pyright: ignore[reportArgumentType]  # scipy's stub has the form with details too
 
 
 def smallest_detectable(deltas: Sequence[float], alpha: float = ALPHA, power: float = POWER) -> float | None:

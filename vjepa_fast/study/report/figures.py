@@ -83,12 +83,12 @@ def answer(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -
     order = [
         v for v in (MEAN, *(v for v in order if v != MEAN)) if any(c.variant == v for f in shown.values() for c in f)
     ]
+    margin = 100 * next(iter(shown.values()))[0].margin
     with panels(
         len(shown), 2, 9.2, 0.3 * len(order) + 0.8, 0.55, "mixed minus single, percentage points", sharey=True
     ) as (drawn, axes):
         for axis, (title, found) in zip(axes, shown.items()):
             limits = _answer_limits(found)
-            margin = 100 * found[0].margin
             axis.axvspan(-margin, margin, color="#e3eefb", zorder=0)
             axis.axvline(0, color=INK, linewidth=0.9)
             for c in found:
