@@ -43,7 +43,7 @@ def _needed(seeds: int, alpha: float, power: float) -> float:
 
     high = float(stats.t.ppf(1 - alpha / 2, seeds - 1)) * 3 + 10
     found = optimize.brentq(lambda shift: detection_power(shift, seeds, alpha) - power, 0.0, high, xtol=1e-6)
-    return float(found)  # pyright: ignore[reportArgumentType]  # scipy's types do not know that full_output is off
+    return float(found)  # pyright: ignore[reportArgumentType]  # scipy's stub has the form with details too
 
 
 def smallest_detectable(deltas: Sequence[float], alpha: float = ALPHA, power: float = POWER) -> float | None:
