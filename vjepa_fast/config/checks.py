@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from itertools import chain
 
-from vjepa_fast.config.fields import join, refusals
+from vjepa_fast.config.fields import default_of, join, refusals
 from vjepa_fast.config.schema import Config, DataConfig
 from vjepa_fast.errors import ConfigError
+
+_PREDICTOR = (
+    "pred_embed_dim pred_depth pred_num_heads pred_init pred_use_silu num_mask_tokens mask_token_index "
+    "zero_init_mask_tokens normalize_predictor predict_all"
+)
+_UNUSED = {  # sections that a method does not read, and of those that it reads in part the keys
+    "vjepa": {"levjepa": ()},
+    "levjepa": {
+        **dict.fromkeys(("masks", "img_data", "img_masks", "objectives", "loss", "target", "compat"), ()),
+        "model": tuple(_PREDICTOR.split()),
+    },
+}
 
 
 def check(config: Config) -> None:
@@ -57,6 +70,7 @@ def check_stream(section: str, data: DataConfig) -> None:
 
 def _conflicts(config: Config) -> Iterator[str]:
     model, target = config.model, config.target
+    yield from _method(config)
     yield from _stream("data", config.data, model.img_temporal_dim_size)
     if config.img_data is not None:
         yield from _stream("img_data", config.img_data, model.img_temporal_dim_size)
@@ -89,6 +103,41 @@ def _conflicts(config: Config) -> Iterator[str]:
             "runtime.compile: true makes a graph for every set of mask lengths under masks.truncate: none; "
             "use blocks, auto or false"
         )
+
+
+def _method(config: Config) -> Iterator[str]:
+    """Keys that do nothing under the method of the run, and what LeVJEPA needs."""
+    for section, keys in _UNUSED[config.method].items():
+        for key in _changed(config, section):
+            if not keys or key.split(".")[-1] in keys:
+                yield f"{key}: has no effect under method: {config.method}; take it out"
+    if config.method != "levjepa":
+        return
+    levjepa, data = config.levjepa, config.data
+    text = not_multiple(levjepa.local_crop, data.patch_size, "levjepa.local_crop", "data.patch_size")
+    if text is not None:
+        yield text
+    if config.model.levels != 1:
+        yield f"model.levels: must be 1 under method: levjepa, which trains the last level only; got {config.model.levels}"
+    if len(set(data.dataset_fpcs)) > 1:
+        yield f"data.dataset_fpcs: must be one number under method: levjepa, got {list(data.dataset_fpcs)}"
+    if data.batch_size < 2:
+        yield "data.batch_size: must be at least 2 under method: levjepa, whose loss looks at how clips are spread, got 1"
+    steps = config.optimization.epochs * config.optimization.ipe
+    if levjepa.average_every > steps:
+        yield f"levjepa.average_every: must be at most the steps of the run, {steps}, got {levjepa.average_every}"
+
+
+def _changed(config: Config, section: str) -> Iterator[str]:
+    """What is not at its default: the section, or where that has keys of its own and is always there, these."""
+    values = getattr(config, section)
+    default = next(default_of(f) for f in dataclasses.fields(config) if f.name == section)
+    if not dataclasses.is_dataclass(default):
+        yield from [section] * (values != default)
+        return
+    for key in dataclasses.fields(default):
+        if getattr(values, key.name) != getattr(default, key.name):
+            yield join(section, key.name)
 
 
 def _stream(section: str, data: DataConfig, image_frames: int | None) -> Iterator[str]:

@@ -47,6 +47,8 @@ def load(path_or_recipe: str | Path | None, overrides: Sequence[str] = ()) -> Co
 
 def _settle_mask_tokens(config: Config) -> Config:
     """The published predictor has a mask token per mask and dataset, of which it uses the first only."""
+    if config.method != "vjepa":  # no predictor
+        return config
     model, published = config.model, config.compat == "published"
     number, index = model.num_mask_tokens, model.mask_token_index
     if number is None and published:

@@ -146,6 +146,30 @@ class TargetConfig:
 
 
 @dataclass(frozen=True)
+class LevjepaConfig:
+    """``method: levjepa`` (arXiv:2608.27395). The global view is as `data` (crop_size) and `data_aug` say."""
+
+    local_views: int = number(10, low=1)
+    local_crop: int = number(96, low=1)
+    local_scale: tuple[float, float] = interval((0.02, 0.4), high=1)  # share of the frame's area
+    jitter: float = number(0.8, low=0, high=1)  # probability, of each view by itself, of the four that follow
+    brightness: float = number(0.4, low=0, high=1)  # factors from 1 - x to 1 + x
+    contrast: float = number(0.4, low=0, high=1)
+    saturation: float = number(0.2, low=0, high=1)
+    hue: float = number(0.1, low=0, high=0.5)  # turns of the colour circle, either way
+    grey: float = number(0.2, low=0, high=1)  # probability
+    attention: str = choice("full", "full", "block_causal")  # block_causal: no frame sees a later one
+    drop: float = number(0.95, low=0, below=1)  # share of the patch tokens that is left out in training
+    proj_hidden: int = number(2048, low=1)
+    proj_dim: int = number(256, low=2)
+    sigreg: float = number(0.02, low=0)  # weight of SIGReg
+    num_slices: int = number(1024, low=1)  # its directions
+    knots: int = number(17, low=2)  # and the points of its integral
+    average: float = number(0.9999, low=0, below=1)  # momentum of the average of the weights, for evaluation only
+    average_every: int = number(32, low=1)  # optimiser steps between its updates
+
+
+@dataclass(frozen=True)
 class OptimizationConfig:
     """Length of the run, schedules and optimiser."""
 
@@ -208,6 +232,8 @@ class Config:
     data_aug: AugmentConfig = field(default_factory=AugmentConfig)
     masks: MasksConfig = field(default_factory=MasksConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    method: str = later(choice("vjepa", "vjepa", "levjepa"))
+    levjepa: LevjepaConfig = later(field(default_factory=LevjepaConfig))
     objectives: dict[str, dict[str, Any]] = filled(
         {"pred": {}, "context": {"coeff": 0.5}}, "no term is named; 'pred: {}' is the prediction loss"
     )

@@ -111,7 +111,7 @@ class Block(nn.Module):
 
     def forward(self, x_BKE: torch.Tensor, rope: torch.Tensor | None, lengths: Lengths = None) -> torch.Tensor:
         """[B,K,E] -> [B,K,E]."""
-        if self.plain and cpu_block.supports(x_BKE, rope) and cpu_block.fits(self):
+        if self.plain and cpu_block.supports(x_BKE, rope, lengths) and cpu_block.fits(self):
             return cpu_block.apply(self, x_BKE, rope, lengths)
         x_BKE = x_BKE + self.attn(self.norm1(x_BKE), rope, lengths)
         return x_BKE + self.mlp(self.norm2(x_BKE))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vjepa_fast import ops
-from vjepa_fast.layers.attention import DeviceSegments, Lengths
+from vjepa_fast.layers.attention import DeviceSegments, FrameCausal, Lengths
 from vjepa_fast.layers.linear import Linear
 from vjepa_fast.ops import _cpp
 from vjepa_fast.ops.attention import attention, attention_backward
@@ -49,12 +49,12 @@ def fits(block: Block) -> bool:
     return block.attn.backend is None and untouched(block)
 
 
-def supports(x: Tensor, rope: Tensor | None) -> bool:
+def supports(x: Tensor, rope: Tensor | None, lengths: Lengths = None) -> bool:
     """Whether ``apply`` can take the place of the plain block for these tokens: float32 on a CPU, and our C++.
 
     Autograd through it works once, not twice.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel() or isinstance(lengths, FrameCausal):
         return False
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or ops.current_backend() == "eager":
         return False

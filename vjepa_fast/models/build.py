@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoder_arguments(cfg: Config) -> dict[str, Any]:
-    """What ``build_encoder`` gets for a configuration. Reads ``cfg.data``, ``cfg.data_aug`` and ``cfg.model``."""
+    """What ``build_encoder`` gets for a configuration: ``data``, ``data_aug``, ``model`` and, by ``method``, its own."""
     data, model = cfg.data, cfg.model
     return {
         "name": model.model_name,
@@ -35,6 +35,8 @@ def encoder_arguments(cfg: Config) -> dict[str, Any]:
         "mean": cfg.data_aug.mean,
         "std": cfg.data_aug.std,
         "use_activation_checkpointing": model.use_activation_checkpointing,
+        "cls_token": cfg.method == "levjepa",
+        "block_causal": cfg.method == "levjepa" and cfg.levjepa.attention == "block_causal",
     }
 
 

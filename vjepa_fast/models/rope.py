@@ -108,6 +108,15 @@ def rows(
     return table if idx_BK is None else table[idx_BK]
 
 
+def unrotated_first(table: torch.Tensor) -> torch.Tensor:
+    """Rows [..,K,..] of `rope_table` with one before them that rotates nothing, for a token without a position."""
+    if table.is_complex():  # [K, d/2] or [B,K,d/2]
+        return torch.cat((torch.ones_like(table[..., :1, :]), table), -2)
+    row = torch.zeros_like(table[..., :1, :, :])  # [K,2,R] or [B,K,2,R]
+    row[..., 0, :].fill_(1.0)
+    return torch.cat((row, table), -3)
+
+
 def sincos_3d(embed_dim: int, grid: Grid, uniform_power: bool) -> torch.Tensor:
     """Fixed position embedding [1, N, embed_dim] float32 for ``use_rope=False`` (V-JEPA, arXiv:2404.08471).
 

@@ -19,7 +19,7 @@ from vjepa_fast.config.schema import ModelConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from vjepa_fast.layers import packed
-from vjepa_fast.layers.attention import Lengths
+from vjepa_fast.layers.attention import FrameCausal, Lengths
 from vjepa_fast.layers.block import Block, init_weights, run_blocks
 from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.models import rope
@@ -86,6 +86,7 @@ class VisionTransformer(nn.Module):
     Attributes:
         embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.
         built_grid: the grid (T,H,W) of a clip of the configured size.
+        block_causal: no frame (time step of the grid) sees a later one; a class token, which sees all, is seen by none.
         clip_settings, checkpoint_hash: set by ``interop.load_encoder`` only.
     """
 
@@ -110,6 +111,8 @@ class VisionTransformer(nn.Module):
         modality_embedding: bool,
         img_temporal_dim_size: int | None,
         use_activation_checkpointing: bool,
+        cls_token: bool,
+        block_causal: bool,
         mean: Sequence[float],
         std: Sequence[float],
     ):
@@ -125,6 +128,7 @@ class VisionTransformer(nn.Module):
         self.uniform_power, self.modality_embedding = uniform_power, modality_embedding
         self.img_temporal_dim_size = img_temporal_dim_size
         self.use_activation_checkpointing = use_activation_checkpointing
+        self.block_causal = block_causal
         self.mean, self.std = tuple(mean), tuple(std)
 
         self.patch_embed = PatchEmbed3D(tubelet_size, patch_size, size.embed_dim)
@@ -142,6 +146,9 @@ class VisionTransformer(nn.Module):
         if modality_embedding:
             self.img_mod_embed = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=1e-6))
             self.video_mod_embed = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=1e-6))
+        self.cls_token = None
+        if cls_token:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=0.02))
 
     def is_image(self, num_frames: int) -> bool:
         """Whether a clip of so many frames goes through the image patch embedding."""
@@ -169,15 +176,18 @@ class VisionTransformer(nn.Module):
 
         Returns:
             [B,K,L*E] or [B,K,E]; a list of them if ``masks`` is a list ([1,M,L*E] of a packed mask with M tokens).
+            Patch tokens only: a class token takes part and is left out (see `summary`).
         """
-        grid = self.grid(clip.shape)
         if masks is None or isinstance(masks, Tensor):
-            masks = None if masks is None else masks.long()
-            x = self._embed(clip, grid, masks)
-            outs = self._levels(x, self._rope(x, grid, masks), hierarchical)
+            outs = self._whole(clip, masks, hierarchical)
+            if self.cls_token is not None:
+                outs = [out[:, 1:].contiguous() for out in outs]
             return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
         if not masks:
             return []
+        if self.cls_token is not None or self.block_causal:
+            raise ValueError("an encoder with a class token or block-causal attention takes one mask [B,K], not a list")
+        grid = self.grid(clip.shape)
         idx_BK = torch.cat([packed.ids(m) for m in masks], 1)  # one pass: tokens of all masks side by side
         place_BK = idx_BK % masks[0].tokens if isinstance(masks[0], Packed) else idx_BK
         x = self._embed(clip, grid, idx_BK, place_BK)
@@ -188,6 +198,33 @@ class VisionTransformer(nn.Module):
         if len(parts) == 1:
             return [part.contiguous() for part in parts[0]]
         return [torch.cat([level[i] for level in parts], -1) for i in range(len(masks))]
+
+    def summary(self, clip: Tensor, idx_BK: Tensor | None) -> Tensor:
+        """The class token of the last level, [B,E], having seen the tokens ``idx`` int64 [B,K] of the clip (None: all).
+
+        Raises:
+            ValueError: the encoder has none.
+        """
+        if self.cls_token is None:
+            raise ValueError("this encoder was built without cls_token")
+        return self._whole(clip, idx_BK, hierarchical=False)[0][:, 0]
+
+    def _whole(self, clip: Tensor, idx_BK: Tensor | None, hierarchical: bool) -> list[Tensor]:
+        """The levels of one segment per sample; a class token comes first."""
+        grid, idx_BK = self.grid(clip.shape), None if idx_BK is None else idx_BK.long()
+        x = self._embed(clip, grid, idx_BK)
+        table, lengths = self._rope(x, grid, idx_BK), None
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.to(x.dtype).expand(len(x), -1, -1), x), 1)
+            table = None if table is None else rope.unrotated_first(table)
+        if self.block_causal:
+            per_frame = grid[1] * grid[2]
+            ids = torch.arange(grid[0] * per_frame, device=x.device) if idx_BK is None else idx_BK
+            frames = ids // per_frame
+            if self.cls_token is not None:
+                frames = torch.nn.functional.pad(frames, (1, 0), value=grid[0])
+            lengths = FrameCausal(frames)
+        return self._levels(x, table, hierarchical, lengths)
 
     def _embed(self, clip: Tensor, grid: rope.Grid, idx_BK: Tensor | None, place_BK: Tensor | None = None) -> Tensor:
         """``place``: token of each index within its sample, where that is not the index itself."""
@@ -236,6 +273,8 @@ def build_encoder(
     modality_embedding: bool = True,
     img_temporal_dim_size: int | None = 1,
     use_activation_checkpointing: bool = False,
+    cls_token: bool = False,
+    block_causal: bool = False,
     n_registers: int = 0,
     has_cls_first: bool = False,
     mean: RGB = IMAGENET_MEAN,
@@ -264,8 +303,10 @@ def build_encoder(
         modality_embedding: a learnt vector is added to the tokens of images, another to those of videos.
         img_temporal_dim_size: frames of a still image, which has its own patch embedding; None: images pass as video.
         use_activation_checkpointing: recompute the activations of a block in the backward pass.
+        cls_token: a learnt token before the patches, without a position, that sums the clip up (`summary`).
+        block_causal: tokens attend within their frame and to earlier ones; see ``VisionTransformer.block_causal``.
         n_registers: must be 0: the published encoder has no weights for register tokens.
-        has_cls_first: must be False, likewise.
+        has_cls_first: must be False, likewise (`cls_token` is another thing: LeVJEPA's).
         mean: of pixels in [0, 1], for uint8 clips.
         std: likewise.
         device: where to create the parameters; "meta" allocates nothing.
@@ -300,6 +341,8 @@ def build_encoder(
             modality_embedding=modality_embedding,
             img_temporal_dim_size=img_temporal_dim_size,
             use_activation_checkpointing=use_activation_checkpointing,
+            cls_token=cls_token,
+            block_causal=block_causal,
             mean=mean,
             std=std,
         )

@@ -107,6 +107,25 @@ class DeviceSegments(Segments):
         return segment * self.longest + row - (ends - self.sizes)[segment]
 
 
+class FrameCausal(Segments):
+    """One segment whose tokens attend within their own frame and to all earlier ones (block-causal attention).
+
+    Args:
+        frames: integers [K] or [B,K], the frame of each token. A token that is to see all others and be seen by none,
+            such as a class token, has a frame of its own after the last.
+    """
+
+    def __init__(self, frames: Tensor):
+        super().__init__((frames.shape[-1],))
+        self.frames = frames
+
+    @functools.cached_property
+    def seen(self) -> Tensor:
+        """Bool [1 or B,1,K,K]: whether the query (third axis) sees the key (fourth)."""
+        frames = self.frames if self.frames.ndim == 2 else self.frames[None]
+        return (frames[:, None, :] <= frames[:, :, None])[:, None]
+
+
 Lengths = Sequence[int] | Segments | None  # what `attend` takes
 
 
@@ -131,6 +150,7 @@ class Call:
             False for lengths that are new at every step.
         stride: elements between two channels of a head.
         longest: the most tokens that a segment may have; 0: not known yet.
+        causal: the segment is `FrameCausal`.
     """
 
     device: torch.device
@@ -142,6 +162,7 @@ class Call:
     repeats: bool = True
     stride: int = 1
     longest: int = 0
+    causal: bool = False
 
 
 class Backend(ABC):
@@ -168,6 +189,7 @@ class Backend(ABC):
         plans: it prepares something on the host for every new shape, as cuDNN does its execution plans (about 6 ms
             each); ``auto`` then takes it only for shapes that repeat.
         takes_rope: it applies rotary positions itself and is called through `packed`.
+        causal: calls may have `FrameCausal`.
     """
 
     name: ClassVar[str]
@@ -184,6 +206,7 @@ class Backend(ABC):
     deterministic: ClassVar[str] = "asked"
     plans: ClassVar[bool] = False
     takes_rope: ClassVar[bool] = False
+    causal: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -196,6 +219,8 @@ class Backend(ABC):
         reasons = self.objections(call)
         if call.on_device and not self.on_device:
             reasons.append("it needs the lengths of segments on the host (set runtime.capacity_quantum=0)")
+        if call.causal and not self.causal:
+            reasons.append("it has no attention by frames (levjepa.attention: block_causal)")
         if call.grad and not self.backward:
             reasons.append("it has no backward pass")
         if call.grad and self.deterministic == "never" and torch.are_deterministic_algorithms_enabled():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from vjepa_fast.layers.attention.base import BACKENDS, Backend, Call, DeviceSegments, Segments
+from vjepa_fast.layers.attention.base import BACKENDS, Backend, Call, DeviceSegments, FrameCausal, Segments
 from vjepa_fast.layers.attention.rotary import applied
 from vjepa_fast.layers.attention.sdpa import SDPA, SDPA_FLASH, STEADY
 from vjepa_fast.layers.attention.table import Row, Table
@@ -42,7 +42,7 @@ def fastest(qkv_BK3E: Tensor, rope: Tensor | None, num_heads: int, segments: Seg
         segments: in the stream.
         whole: each sample is one segment, as long as ever (a clip's grid).
     """
-    if not qkv_BK3E.is_cuda:
+    if not qkv_BK3E.is_cuda or isinstance(segments, FrameCausal):
         return SDPA
     on_device = isinstance(segments, DeviceSegments)
     call = call_of(qkv_BK3E, num_heads, segments, repeats=whole or on_device)
@@ -91,6 +91,7 @@ def call_of(qkv_BK3E: Tensor, num_heads: int, segments: Segments, repeats: bool 
         repeats,
         qkv_BK3E.stride(-1),
         segments.longest,
+        isinstance(segments, FrameCausal),
     )
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vjepa_fast.layers.attention.base import Backend, DeviceSegments, Segments, register
+from vjepa_fast.layers.attention.base import Backend, DeviceSegments, FrameCausal, Segments, register
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -21,6 +21,7 @@ class Sdpa(Backend):
     name = "sdpa"
     on_device = True
     plans = True
+    causal = True
     kernels: ClassVar[tuple[SDPBackend, ...]] = ()  # that torch may choose from; empty: all
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
@@ -36,6 +37,8 @@ class Sdpa(Backend):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
         if isinstance(segments, DeviceSegments):
             return self._padded(q, k, v, segments)
+        if isinstance(segments, FrameCausal):
+            return self._whole(q, k, v, segments.seen)
         lengths = segments.lengths
         # as of the predictor where nothing is truncated; a graph with symbolic lengths must not ask
         if len(lengths) > 1 and not torch.compiler.is_compiling() and len(set(lengths)) == 1:
@@ -66,7 +69,7 @@ class SdpaFlash(Sdpa):
     dtypes = HALF
     head_dims = (1, 256)
     capability = (8, 0)
-    on_device = False  # it takes no mask
+    on_device = causal = False  # it takes no mask
     plans = False
 
 
@@ -81,6 +84,7 @@ class SdpaCudnn(Sdpa):
     head_dims = (8, 128)
     capability = (8, 0)
     on_device = False  # every segment would be computed at its longest
+    causal = False  # `sdpa` chooses it for masks where it is quick
     deterministic = "never"
 
     def version(self) -> str:
