@@ -45,9 +45,10 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "show":
         print(config.dump_yaml(cfg), end="")
         return 0
-    sizes = {"encoder": checked.encoder, "predictor": checked.predictor, "heads": checked.plan.heads}
-    counts = ", ".join(f"{name} {_millions(module)}" for name, module in sizes.items())
-    print(f"{args.config}: usable; parameters: {counts}; objectives: {', '.join(cfg.objectives)}")
+    sizes = {"encoder": checked.encoder, "predictor": checked.predictor, "heads": checked.heads}
+    counts = ", ".join(f"{name} {_millions(module)}" for name, module in sizes.items() if module is not None)
+    loss = f"objectives: {', '.join(cfg.objectives)}" if cfg.method == "vjepa" else f"method: {cfg.method}"
+    print(f"{args.config}: usable; parameters: {counts}; {loss}")
     for text in trainer.check_data(cfg):
         print(f"note: train would refuse the data: {text}")
     return 0

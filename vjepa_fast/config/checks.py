@@ -118,11 +118,11 @@ def _method(config: Config) -> Iterator[str]:
     if text is not None:
         yield text
     if config.model.levels != 1:
-        yield f"model.levels: must be 1 under method: levjepa, which trains the last level only; got {config.model.levels}"
+        yield f"model.levels: must be 1 under method: levjepa, which trains the last alone, got {config.model.levels}"
     if len(set(data.dataset_fpcs)) > 1:
         yield f"data.dataset_fpcs: must be one number under method: levjepa, got {list(data.dataset_fpcs)}"
     if data.batch_size < 2:
-        yield "data.batch_size: must be at least 2 under method: levjepa, whose loss looks at how clips are spread, got 1"
+        yield "data.batch_size: must be at least 2 under method: levjepa, whose loss spreads clips apart, got 1"
     steps = config.optimization.epochs * config.optimization.ipe
     if levjepa.average_every > steps:
         yield f"levjepa.average_every: must be at most the steps of the run, {steps}, got {levjepa.average_every}"

@@ -6,7 +6,7 @@ Shapes: B clips, F frames, S crop size.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,6 +23,7 @@ from vjepa_fast.data.mixing import MixedSampler
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
 from vjepa_fast.data.views.augment import apply_view, random_view
+from vjepa_fast.data.views.multi import multi_views
 from vjepa_fast.errors import ConfigError, DataError
 
 _ATTEMPTS = 20  # unreadable samples in a row before a run stops whatever the share allowed
@@ -37,6 +38,7 @@ class ClipGroup:
         clip: uint8 ``[B, 3, F, S, S]``. labels, dataset: int64 ``[B]``. paths: of each clip.
         fpc: frames per clip. modality: "video" or "image" (the image stream, and clips of one frame).
         first_sample: global number of the first clip; the clips count on from it.
+        local: under ``method: levjepa`` uint8 ``[B, V, 3, F, s, s]``, V local views of each clip; else None.
     """
 
     clip: torch.Tensor
@@ -46,6 +48,7 @@ class ClipGroup:
     fpc: int
     modality: str
     first_sample: int
+    local: torch.Tensor | None = None
 
 
 @dataclass
@@ -62,6 +65,7 @@ class _Sample:
     index: int
     position: int
     clip: torch.Tensor | None = None  # [3, F or 1, S, S]
+    local: torch.Tensor | None = None  # [V, 3, F or 1, s, s]
     request: Request | None = None  # in place of a clip that is decoded with its batch
     failed: list[tuple[int, str]] = field(default_factory=list)  # (index, reason) of what it stands in for
 
@@ -74,7 +78,8 @@ class ClipLoader:
     function of the same.
 
     Args:
-        cfg: ``data``, ``data_aug``, ``seed`` and ``compat`` are used; with ``img`` ``img_data`` in place of ``data``.
+        cfg: ``data``, ``data_aug``, ``seed`` and ``compat`` are used; with ``img`` ``img_data`` in place of ``data``;
+            with ``method: levjepa`` ``levjepa`` too.
         rank, world: this process and the number of processes; each reads ``batch_size`` clips a step.
         start_step: step of the first batch.
         start_sample: first sample of the first batch of all processes; None: all batches before were as large.
@@ -104,6 +109,7 @@ class ClipLoader:
             raise ConfigError(f"{self.section}.datasets: name at least one manifest (vjepa-fast data manifest FOLDER)")
         check_stream(self.section, data)
         self.data, self.aug, self.img = data, cfg.data_aug, img
+        self.levjepa = cfg.levjepa if cfg.method == "levjepa" else None
         self.rank, self.world, self.step = rank, world, start_step
         together = world * data.batch_size
         self._before = (start_step * together if start_sample is None else start_sample) - start_step * together
@@ -123,7 +129,9 @@ class ClipLoader:
         cuda = cfg.runtime.device != "cpu" and torch.cuda.is_available()
         self._pin = data.pin_mem and cuda
         self._pool = ThreadPoolExecutor(data.num_workers, "vjepa-fast-data") if data.num_workers > 0 else None
-        self._batches = decoder.batches("cuda" if cuda else "cpu", data.batch_size, data.num_workers)
+        self._batches = None  # a decoder of whole batches cuts one view of each clip
+        if self.levjepa is None:
+            self._batches = decoder.batches("cuda" if cuda else "cpu", data.batch_size, data.num_workers)
         self._one = ThreadPoolExecutor(1, "vjepa-fast-batches")  # batches that are decoded as a whole, one at a time
         self._queue: deque[Callable[[], list[_Sample]]] = deque()
 
@@ -189,19 +197,24 @@ class ClipLoader:
         for attempt in range(_ATTEMPTS):
             try:
                 sample.request = self._request(sample, attempt) if whole and self._batches is not None else None
-                sample.clip = None if sample.request is not None else self._read(sample, attempt)
+                if sample.request is None:
+                    self._read(sample, attempt)
                 break
             except DataError as error:
                 sample.failed.append((sample.index, str(error)))
                 sample.index = self._sampler.replacement(position, attempt, dataset)
         return sample
 
-    def _read(self, sample: _Sample, attempt: int) -> torch.Tensor:
+    def _read(self, sample: _Sample, attempt: int) -> None:
         generator = np.random.default_rng([*self._seed, sample.position, attempt])
         manifest, frames = self.manifests[sample.dataset], self.fpcs[sample.dataset]
         clip = self._reader.read(manifest.paths[sample.index], manifest.kind, frames, "random", generator)
+        if self.levjepa is not None:
+            views = multi_views(clip, generator, self.aug, self.levjepa, self.data.crop_size)
+            sample.clip, sample.local = views
+            return
         view = random_view(generator, clip.shape[1], clip.shape[2], self.aug)
-        return apply_view(clip, view, self.data.crop_size)
+        sample.clip = apply_view(clip, view, self.data.crop_size)
 
     def _request(self, sample: _Sample, attempt: int) -> Request | None:
         """What `_read` would read, drawn from the same generator in the same order; None if it has to."""
@@ -254,23 +267,29 @@ class ClipLoader:
             members = [s for s in samples if self.fpcs[s.dataset] == fpc]
             if not members:
                 continue
-            crop = self.data.crop_size
-            shape = (len(members), 3, fpc, crop, crop)
-            if any(s.clip is not None and s.clip.is_cuda for s in members):
-                clip = torch.empty(shape, dtype=torch.uint8, device="cuda")
-                for row, sample in zip(clip, members):
-                    assert sample.clip is not None, "_account has raised"
-                    row.copy_(sample.clip)
-            else:
-                clip = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
-                for row, sample in zip(clip.numpy(), members):
-                    assert sample.clip is not None, "_account has raised"
-                    row[:] = sample.clip.numpy()  # a single image is repeated over the frames
+            clip = self._stacked([s.clip for s in members], fpc)
+            local = None if self.levjepa is None else self._stacked([s.local for s in members], fpc)
             manifests = [self.manifests[s.dataset] for s in members]
             labels = torch.tensor([int(m.labels[s.index]) for m, s in zip(manifests, members)])
             datasets = torch.tensor([s.dataset for s in members])
             paths = [m.paths[s.index] for m, s in zip(manifests, members)]
             modality = "image" if self.img or fpc == 1 else "video"
-            groups.append(ClipGroup(clip, labels, datasets, paths, fpc, modality, first + done))
+            groups.append(ClipGroup(clip, labels, datasets, paths, fpc, modality, first + done, local))
             done += len(members)
         return groups
+
+    def _stacked(self, clips: Sequence[torch.Tensor | None], frames: int) -> torch.Tensor:
+        """``[..., 3, F or 1, S, S]`` of each sample as one tensor; a single image is repeated over the frames."""
+        read = [clip for clip in clips if clip is not None]
+        assert len(read) == len(clips), "_account has raised"
+        *before, _, height, width = read[0].shape
+        shape = (len(read), *before, frames, height, width)
+        if any(clip.is_cuda for clip in read):
+            out = torch.empty(shape, dtype=torch.uint8, device="cuda")
+            for row, clip in zip(out, read):
+                row.copy_(clip)
+            return out
+        out = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        for row, clip in zip(out.numpy(), read):
+            row[:] = clip.numpy()
+        return out

@@ -239,6 +239,16 @@ class Work:
         return Work(self.tokens + other.tokens, self.flops + other.flops)
 
 
+def of_views(encoder: Stack, patch: int, views: int, kept: int) -> Work:
+    """Forward and backward of ``views`` views of which ``kept`` patch tokens and a class token go through the encoder.
+
+    ``patch``: weight elements of the patch embedding. Block-causal attention counts as full, which is what its products
+    are.
+    """
+    tokens, embedded = kept + 1, 2 * patch * kept
+    return Work(views * tokens, int(views * (3 * encoder.flops(tokens, tokens**2) + 2 * embedded)))
+
+
 class Masked(Protocol):
     """What `of_state` reads of a step, as `objectives.LatentState` has it; lists are of its groups of clips."""
 

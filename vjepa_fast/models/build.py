@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def encoder_arguments(cfg: Config) -> dict[str, Any]:
-    """What ``build_encoder`` gets for a configuration: ``data``, ``data_aug``, ``model`` and, by ``method``, its own."""
+    """What ``build_encoder`` gets for a configuration: of ``data``, ``data_aug``, ``model`` and its method."""
     data, model = cfg.data, cfg.model
     return {
         "name": model.model_name,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vjepa_fast import ops
 from vjepa_fast.config.schema import OptimizationConfig
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
 from vjepa_fast.ops import _capture
@@ -266,6 +266,18 @@ def set_schedule(optimizer: torch.optim.Optimizer, lr: float, weight_decay: floa
 def parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """All parameters in the optimiser's order, which is the same in every process."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: object) -> None:
+    """Take over the state that an optimiser of the same parameters saved; its moments are other tensors then.
+
+    Raises:
+        CheckpointError: it is of other parameters; names ``path``.
+    """
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
 
 
 def gradient_norm(params: Iterable[nn.Parameter]) -> Tensor:

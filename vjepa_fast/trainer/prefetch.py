@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class Staged:
-    """A `data.Batch` whose clips are on the device (or on the way) and whose masks are drawn, one entry per group."""
+    """A `data.Batch` whose clips are on the device (or on the way) and whose masks, if it has any, are drawn, one entry
+    per group.
+    """
 
     groups: list[ClipGroup]
     step: int
@@ -37,8 +39,11 @@ class Staged:
             return
         stream = torch.cuda.current_stream(device)
         stream.wait_event(self.ready)
-        for group, masks in zip(self.groups, self.masks):
-            group.clip.record_stream(stream)
+        for group in self.groups:
+            for clip in (group.clip, group.local):
+                if clip is not None:
+                    clip.record_stream(stream)
+        for masks in self.masks:
             masks.record_stream(stream)
 
 
@@ -54,7 +59,7 @@ class Prefetcher:
 
     Args:
         streams: iterators over `data.Batch`, each read ``accumulate`` times a step.
-        stage: makes a `Staged` of (batch, step); `TrainStep.stage`.
+        stage: makes a `Staged` of (batch, step); the method's ``stage``.
         ahead: None: on CUDA only. Elsewhere True stages on the spot (for tests).
 
     Attributes:

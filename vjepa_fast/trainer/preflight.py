@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
@@ -15,19 +16,23 @@ from vjepa_fast.layers.block import use_attention, use_epilogues
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
-from vjepa_fast.trainer import capacity, captured, optim, precision
+from vjepa_fast.trainer import capacity, captured, levjepa, optim, precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import IMAGE_GROUPS, build_models, build_samplers, reaches_target, resolve_device
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The models of a run and its objectives, on torch's meta device: shapes without memory. And what is captured."""
+    """The models of a run, on torch's meta device: shapes without memory. And what is captured.
+
+    ``heads`` are the learnable parts of the loss; predictor and objectives are V-JEPA's alone.
+    """
 
     encoder: VisionTransformer
-    predictor: Predictor
-    plan: ObjectivePlan
+    heads: nn.Module
     graphs: captured.Choice
+    predictor: Predictor | None = None
+    plan: ObjectivePlan | None = None
 
 
 def check(cfg: Config) -> Checked:
@@ -39,6 +44,8 @@ def check(cfg: Config) -> Checked:
     configs.from_dict(configs.to_dict(cfg))
     device = resolve_device(cfg.runtime.device, Distributed.local_rank_from_env())
     dtype = precision.resolve_dtype(cfg.runtime.dtype, device)
+    if cfg.method == "levjepa":
+        return _check_levjepa(cfg, device, dtype)
     with torch.device("meta"):
         encoder, predictor, plan = build_models(cfg)
     if cfg.runtime.fp8:
@@ -52,7 +59,16 @@ def check(cfg: Config) -> Checked:
     _check_masks(cfg)
     optim.check(cfg.optimization)
     graphs = captured.choose(cfg, device, quantum=quantum, target_grad=reaches_target(cfg, plan), plan=plan)
-    return Checked(encoder, predictor, plan, graphs)
+    return Checked(encoder, plan.heads, graphs, predictor, plan)
+
+
+def _check_levjepa(cfg: Config, device: torch.device, dtype: torch.dtype) -> Checked:
+    with torch.device("meta"):
+        encoder, projector = levjepa.build_models(cfg)
+    levjepa.prepare(cfg, device, dtype, encoder)
+    choose_decoder(cfg.data.decoder, "data.decoder")
+    optim.check(cfg.optimization)
+    return Checked(encoder, projector, captured.Choice("off", ["the step of method: levjepa is not captured"]))
 
 
 def _check_masks(cfg: Config) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vjepa_fast import masks, models, objectives, ops
 from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
-from vjepa_fast.errors import CheckpointError, ConfigError
+from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers.block import choose_attention, use_attention, use_epilogues
 from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import collapse as monitors
@@ -379,9 +379,7 @@ class TrainStep:
 
     def autocast(self, cache: bool = True) -> AbstractContextManager[object]:
         """The precision in which models run; ``cache``: keep casted weights until it ends."""
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=cache)
+        return precision.autocast(self.device, self.dtype, cache)
 
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint's ``encoder predictor target_encoder heads opt``, under the FAIR names."""
@@ -404,10 +402,7 @@ class TrainStep:
         if self.low is not None:
             self.low.refresh()
         interop.load_weights(self.plan, state["heads"], f"{path}: objectives")
-        try:
-            self.optimizer.load_state_dict(state["opt"])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
+        optim.load_state(self.optimizer, state["opt"], path)
         self.params = optim.parameters(self.optimizer)
         if self.captured is not None:  # the moments are other tensors now
             self.captured.graphs.clear()

@@ -25,12 +25,13 @@ from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
 from vjepa_fast.trainer import checkpoint, precision, preflight, warm
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest, process_settings_kept
-from vjepa_fast.trainer.step import StepOutput, TrainStep, resolve_device
+from vjepa_fast.trainer.step import StepOutput, resolve_device
 from vjepa_fast.trainer.streams import open_streams, position
 
 
@@ -64,7 +65,7 @@ class Trainer:
         saved = checkpoint.load(source) if source is not None else None
         dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
         with warm.ahead(cfg, self.device, dtype, self.notes):
-            self.step = TrainStep(cfg, device=self.device, dtype=dtype, world=self.world)
+            self.step = METHODS[cfg.method](cfg, device=self.device, dtype=dtype, world=self.world)
         self.done = int(saved["step"]) if saved is not None else 0
         if saved is not None:
             self.step.load_state_dict(saved, source)

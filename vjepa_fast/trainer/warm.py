@@ -273,12 +273,13 @@ class Warming:
 def ahead(cfg: Config, device: torch.device, dtype: torch.dtype, notes: list[str]) -> Generator[None]:
     """Builds what a run on this device will launch while the body makes its models; adds one line to ``notes``.
 
-    Nothing on a CPU, where Triton cannot run, or in processes of one machine other than its first.
+    Nothing on a CPU, where Triton cannot run, in processes of one machine other than its first, or under another method
+    than V-JEPA, whose step is not rehearsed.
     """
     if device.type == "cuda" and cfg.runtime.compile is not False:
         inductor_workers()
     unwanted = device.type != "cuda" or device.index or ops.current_backend() not in ("auto", "triton")
-    if unwanted or _builds.objections():
+    if unwanted or cfg.method != "vjepa" or _builds.objections():
         yield
         return
     arch = capability(device)

@@ -71,9 +71,9 @@ class EppsPulley(torch.autograd.Function):
     """One cosine and one sine per projection: exp(i k theta) comes from turning k times, and nothing is kept per t."""
 
     @staticmethod
-    def forward(ctx: Any, u_NS: Tensor, real_N: Tensor | None) -> Tensor:
-        dt = T_MAX / (POINTS - 1)
-        t = torch.linspace(0.0, T_MAX, POINTS, dtype=u_NS.dtype, device=u_NS.device)
+    def forward(ctx: Any, u_NS: Tensor, real_N: Tensor | None, points: int) -> Tensor:
+        dt = T_MAX / (points - 1)
+        t = torch.linspace(0.0, T_MAX, points, dtype=u_NS.dtype, device=u_NS.device)
         gauss = torch.exp(-0.5 * t * t)
         weight = torch.full_like(t, 2 * dt)
         weight[-1:].fill_(dt)  # by an index, a number would be copied to the device
@@ -82,12 +82,12 @@ class EppsPulley(torch.autograd.Function):
         c1, s1 = theta.cos(), theta.sin()
         if real_N is None:
             rows = u_NS.shape[0]
-            means = [(c.mean(0), s.mean(0)) for c, s in _turns(c1, s1)]
+            means = [(c.mean(0), s.mean(0)) for c, s in _turns(c1, s1, points)]
         else:  # both 0 stay so however often they are turned: filler is in no sum
             rows = real_N.sum()
             for x in (c1, s1):
                 x.masked_fill_(~real_N[:, None], 0.0)
-            means = [(c.sum(0) / rows, s.sum(0) / rows) for c, s in _turns(c1, s1)]
+            means = [(c.sum(0) / rows, s.sum(0) / rows) for c, s in _turns(c1, s1, points)]
         gap_cos = torch.stack([c for c, _ in means]) - gauss[1:, None]  # at t = 0 the gap is 0
         gap_sin = torch.stack([s for _, s in means])
         ctx.save_for_backward(c1, s1, gap_cos, gap_sin, (2 * weight * t)[1:, None])
@@ -95,30 +95,30 @@ class EppsPulley(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
+    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
         c1, s1, gap_cos, gap_sin, factor = ctx.saved_tensors
         from_cos, from_sin = factor * gap_cos * grad_S, factor * gap_sin * grad_S
         grad = torch.zeros_like(c1)
-        for k, (c, s) in enumerate(_turns(c1, s1)):
+        for k, (c, s) in enumerate(_turns(c1, s1, len(factor) + 1)):
             grad.addcmul_(c, from_sin[k]).addcmul_(s, from_cos[k], value=-1)
-        return grad, None
+        return grad, None, None
 
 
-def _turns(c1: Tensor, s1: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """cos(k theta), sin(k theta) for k = 1 .. POINTS - 1, by the angle addition formulas."""
+def _turns(c1: Tensor, s1: Tensor, points: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """cos(k theta), sin(k theta) for k = 1 .. points - 1, by the angle addition formulas."""
     c, s = c1, s1
     yield c, s
-    for _ in range(POINTS - 2):
+    for _ in range(points - 2):
         c, s = (c * c1).addcmul_(s, s1, value=-1), (s * c1).addcmul_(c, s1)
         yield c, s
 
 
-def epps_pulley(u_NS: Tensor, real_N: Tensor | None = None) -> Tensor:
+def epps_pulley(u_NS: Tensor, real_N: Tensor | None = None, points: int = POINTS) -> Tensor:
     """The statistic of each column of ``u`` against N(0, 1), [S]. Differentiable once.
 
-    ``real_N``: bool, the rows that count; None: all.
+    ``real_N``: bool, the rows that count; None: all. ``points``: t values from 0 to `T_MAX`, at least 2.
     """
-    return EppsPulley.apply(u_NS, real_N)
+    return EppsPulley.apply(u_NS, real_N, points)
 
 
 def _sum(x_ND: Tensor, a_DS: Tensor, real_N: Tensor | None) -> Tensor:

@@ -1,0 +1,40 @@
+"""The loss of LeVJEPA (arXiv:2608.27395): embeddings of the views of a clip agree, those of many clips look Gaussian.
+
+Legend: V views of each clip, the global one first; B clips; C channels of an embedding; S directions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vjepa_fast import ops
+from vjepa_fast.objectives.terms.sigreg import POINTS, directions, epps_pulley
+
+
+def invariance(embeddings_VBC: Tensor) -> Tensor:
+    """Mean over views, clips and channels of (global embedding - embedding of the view)^2, a 0-d tensor.
+
+    Gradient reaches both sides. The global view is one of the V, with a distance of 0 (as the mean over all views of
+    LeJEPA, arXiv:2511.08544, with one global view).
+    """
+    return (embeddings_VBC[:1] - embeddings_VBC).square().mean()
+
+
+def sigreg(embeddings_VBC: Tensor, normal_CS: Tensor, points: int = POINTS) -> Tensor:
+    """Epps-Pulley statistic of the B embeddings of each view, not multiplied by B; mean over views and directions.
+
+    Args:
+        embeddings_VBC: float32 or float64.
+        normal_CS: normal numbers, whose columns are scaled to unit directions.
+        points: of the integral, see `epps_pulley`.
+    """
+    u_VBS = ops.matmul32(embeddings_VBC.flatten(0, 1), directions(normal_CS)).unflatten(0, embeddings_VBC.shape[:2])
+    clips = embeddings_VBC.shape[1]
+    return epps_pulley(u_VBS.transpose(0, 1).flatten(1), points=points).mean() / clips
+
+
+def draw(dim: int, num_slices: int, *, seed: int, step: int, device: torch.device) -> Tensor:
+    """Normal numbers [dim, num_slices], float32: a function of (seed, step) and the kind of device."""
+    generator = torch.Generator(device).manual_seed((seed * 1_000_003 + step) % (1 << 62))
+    return torch.randn(dim, num_slices, generator=generator, device=device, dtype=torch.float32)
