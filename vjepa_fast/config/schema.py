@@ -147,18 +147,22 @@ class TargetConfig:
 
 @dataclass(frozen=True)
 class LevjepaConfig:
-    """``method: levjepa`` (arXiv:2608.27395). The global view is as `data` (crop_size) and `data_aug` say."""
+    """``method: levjepa`` (arXiv:2608.27395).
+
+    The global view is a crop of ``data.crop_size`` at ``data_aug.random_resize_scale``; ``data_aug.horizontal_flip`` is
+    that of the local views, the aspect ratio that of all.
+    """
 
     local_views: int = number(10, low=1)
     local_crop: int = number(96, low=1)
     local_scale: tuple[float, float] = interval((0.02, 0.4), high=1)  # share of the frame's area
-    jitter: float = number(0.8, low=0, high=1)  # probability, of each view by itself, of the four that follow
+    jitter: float = number(0.8, low=0, high=1)  # probability, of each local view by itself, of the four that follow
     brightness: float = number(0.4, low=0, high=1)  # factors from 1 - x to 1 + x
     contrast: float = number(0.4, low=0, high=1)
     saturation: float = number(0.2, low=0, high=1)
     hue: float = number(0.1, low=0, high=0.5)  # turns of the colour circle, either way
     grey: float = number(0.2, low=0, high=1)  # probability
-    attention: str = choice("full", "full", "block_causal")  # block_causal: no frame sees a later one
+    attention: str = choice("block_causal", "full", "block_causal")  # block_causal: no frame sees a later one
     drop: float = number(0.95, low=0, below=1)  # share of the patch tokens that is left out in training
     proj_hidden: int = number(2048, low=1)
     proj_dim: int = number(256, low=2)

@@ -1,4 +1,4 @@
-"""The head between the class token and the loss of LeVJEPA; the evaluation does not use it."""
+"""What LeVJEPA (arXiv:2608.27395) has beside the encoder: the projector of its class token, and the tokens left out."""
 
 from __future__ import annotations
 
@@ -7,38 +7,31 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Two hidden layers of one width, each with batch normalisation and ReLU, and a linear layer (the projector of
-    LeJEPA, arXiv:2511.08544).
+    """Hidden layer, batch normalisation, GELU, and a linear layer; the evaluation does not use it.
 
     Batches are always normalised by their own statistics: no running ones are kept, as nothing reads the projector
     after training. Weights are initialised as PyTorch's linear layers.
 
     Args:
         inputs: channels of the class token.
-        hidden: of both hidden layers.
+        hidden: of the hidden layer.
         outputs: channels of an embedding.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(inputs, hidden),
-            nn.BatchNorm1d(hidden, track_running_stats=False),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden, track_running_stats=False),
-            nn.ReLU(),
-            nn.Linear(hidden, outputs),
-        )
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.norm = nn.BatchNorm1d(hidden, track_running_stats=False)
+        self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x_NE: Tensor) -> Tensor:
         """[N,E] -> [N,outputs], N at least 2."""
-        return self.layers(x_NE)
+        return self.fc2(nn.functional.gelu(self.norm(self.fc1(x_NE))))
 
     @property
     def products(self) -> int:
         """Multiply-adds of one row."""
-        return sum(m.weight.numel() for m in self.layers if isinstance(m, nn.Linear))
+        return self.fc1.weight.numel() + self.fc2.weight.numel()
 
 
 def kept_tokens(tokens: int, drop: float) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import ops
-from vjepa_fast.objectives.terms.sigreg import POINTS, directions, epps_pulley
+from vjepa_fast.objectives.terms.sigreg import POINTS, Together, directions, epps_pulley
 
 
 def invariance(embeddings_VBC: Tensor) -> Tensor:
@@ -21,17 +21,17 @@ def invariance(embeddings_VBC: Tensor) -> Tensor:
     return (embeddings_VBC[:1] - embeddings_VBC).square().mean()
 
 
-def sigreg(embeddings_VBC: Tensor, normal_CS: Tensor, points: int = POINTS) -> Tensor:
-    """Epps-Pulley statistic of the B embeddings of each view, not multiplied by B; mean over views and directions.
+def sigreg(embeddings_VBC: Tensor, normal_CS: Tensor, points: int = POINTS, together: Together | None = None) -> Tensor:
+    """Epps-Pulley statistic of the B embeddings of each view, times the clips; mean over views and directions.
 
     Args:
         embeddings_VBC: float32 or float64.
         normal_CS: normal numbers, whose columns are scaled to unit directions.
         points: of the integral, see `epps_pulley`.
+        together: processes whose clips are looked at as one batch, see `epps_pulley`.
     """
     u_VBS = ops.matmul32(embeddings_VBC.flatten(0, 1), directions(normal_CS)).unflatten(0, embeddings_VBC.shape[:2])
-    clips = embeddings_VBC.shape[1]
-    return epps_pulley(u_VBS.transpose(0, 1).flatten(1), points=points).mean() / clips
+    return epps_pulley(u_VBS.transpose(0, 1).flatten(1), points=points, together=together).mean()
 
 
 def draw(dim: int, num_slices: int, *, seed: int, step: int, device: torch.device) -> Tensor:

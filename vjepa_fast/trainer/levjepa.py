@@ -93,8 +93,8 @@ class LevjepaStep:
         cfg: the run's configuration.
         device: where.
         dtype: float32, or bfloat16 by autocast.
-        world: the processes that train together. Batch normalisation and SIGReg see the clips of one process, and of
-            one micro-batch; the gradients are averaged.
+        world: the processes that train together. SIGReg is that of the clips of all of them, batch normalisation sees
+            those of one; both see one micro-batch.
 
     Attributes: ``encoder``, ``projector``, ``target_encoder`` (the average of the encoder's weights, for evaluation
     only), ``optimizer``, ``schedules``. Initial weights depend on ``cfg.seed`` alone.
@@ -185,7 +185,8 @@ class LevjepaStep:
         """
         own, seed = self.cfg.levjepa, self.cfg.seed
         normal = losses.draw(own.proj_dim, own.num_slices, seed=seed, step=index, device=self.draws_on).to(self.device)
-        return losses.invariance(embeddings_VBC), losses.sigreg(embeddings_VBC, normal, own.knots)
+        together = self.world if self.world.world > 1 else None
+        return losses.invariance(embeddings_VBC), losses.sigreg(embeddings_VBC, normal, own.knots, together)
 
     def forward(self, batch: Batch | Staged) -> tuple[Tensor, Tensor, flops.Work]:
         """Class tokens [V,B,E] and embeddings [V,B,C] (float32) of the views of a batch, and the work behind them."""

@@ -1,4 +1,4 @@
-"""Several views of one clip: a global crop and small local ones, each with colours changed by itself (LeVJEPA,
+"""Several views of one clip: a global crop, and small local ones, each mirrored and recoloured by itself (LeVJEPA,
 arXiv:2608.27395; by multi-crop, as LeJEPA, arXiv:2511.08544). uint8 in, uint8 out.
 
 Brightness, contrast, saturation, hue and grey are linear in RGB, one after the other, so a view's colours change by one
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from vjepa_fast.config.schema import AugmentConfig, LevjepaConfig
-from vjepa_fast.data.views.augment import View, apply_view, random_view
+from vjepa_fast.data.views.augment import apply_view, random_view
 
 _LUMA = np.array([0.299, 0.587, 0.114])
 _YIQ = np.array([_LUMA, [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
@@ -77,19 +77,19 @@ def multi_views(
     Args:
         clip: uint8 ``[F,H,W,3]``.
         generator: of the sample.
-        aug: of the global view: scale, aspect ratio (of all views) and mirroring (each view by itself).
-        cfg: of the local views, and of the colours of all.
+        aug: scale of the global view, aspect ratio of all, and how often a local one is mirrored; the global one is a
+            crop alone.
+        cfg: of the local views.
         crop_size: of the global view.
 
     Returns:
         The global view uint8 ``[3,F,S,S]`` and the local ones ``[V,3,F,s,s]``.
     """
-
-    def one(aug: AugmentConfig, size: int) -> torch.Tensor:
-        view: View = random_view(generator, clip.shape[1], clip.shape[2], aug)
-        return recoloured(apply_view(clip, view, size), random_colours(generator, cfg))
-
-    whole = one(aug, crop_size)
-    local_aug = replace(aug, random_resize_scale=cfg.local_scale)
-    parts = [one(local_aug, cfg.local_crop).numpy() for _ in range(cfg.local_views)]
+    height, width = clip.shape[1:3]
+    view = random_view(generator, height, width, replace(aug, horizontal_flip=0.0))
+    whole = apply_view(clip, view, crop_size)
+    local_aug, parts = replace(aug, random_resize_scale=cfg.local_scale), list[np.ndarray]()
+    for _ in range(cfg.local_views):
+        part = apply_view(clip, random_view(generator, height, width, local_aug), cfg.local_crop)
+        parts.append(recoloured(part, random_colours(generator, cfg)).numpy())
     return whole, torch.from_numpy(np.stack(parts))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from vjepa_fast.objectives.state import LatentState
 
 POINTS, T_MAX = 17, 3.0
 _CHUNK = 1 << 22  # projections x t values kept at once; the rest is recomputed in the backward pass
+
+
+class Together(Protocol):
+    """Processes that compute one loss together."""
+
+    world: int
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the processes."""
+        ...
 
 
 @objective("sigreg")
@@ -71,7 +81,7 @@ class EppsPulley(torch.autograd.Function):
     """One cosine and one sine per projection: exp(i k theta) comes from turning k times, and nothing is kept per t."""
 
     @staticmethod
-    def forward(ctx: Any, u_NS: Tensor, real_N: Tensor | None, points: int) -> Tensor:
+    def forward(ctx: Any, u_NS: Tensor, real_N: Tensor | None, points: int, together: Together | None) -> Tensor:
         dt = T_MAX / (points - 1)
         t = torch.linspace(0.0, T_MAX, points, dtype=u_NS.dtype, device=u_NS.device)
         gauss = torch.exp(-0.5 * t * t)
@@ -88,20 +98,24 @@ class EppsPulley(torch.autograd.Function):
             for x in (c1, s1):
                 x.masked_fill_(~real_N[:, None], 0.0)
             means = [(c.sum(0) / rows, s.sum(0) / rows) for c, s in _turns(c1, s1, points)]
-        gap_cos = torch.stack([c for c, _ in means]) - gauss[1:, None]  # at t = 0 the gap is 0
-        gap_sin = torch.stack([s for _, s in means])
-        ctx.save_for_backward(c1, s1, gap_cos, gap_sin, (2 * weight * t)[1:, None])
-        return rows * (weight[1:] @ (gap_cos.square() + gap_sin.square()))
+        mean_cos, mean_sin = (torch.stack(found) for found in zip(*means))
+        world = 1
+        if together is not None:
+            mean_cos, mean_sin = together.mean(torch.stack((mean_cos, mean_sin))).unbind()
+            world = together.world
+        gap_cos, gap_sin = mean_cos - gauss[1:, None], mean_sin  # at t = 0 the gap is 0
+        ctx.save_for_backward(c1, s1, gap_cos, gap_sin, (2 * world * weight * t)[1:, None])
+        return world * rows * (weight[1:] @ (gap_cos.square() + gap_sin.square()))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
+    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch decorator
         c1, s1, gap_cos, gap_sin, factor = ctx.saved_tensors
         from_cos, from_sin = factor * gap_cos * grad_S, factor * gap_sin * grad_S
         grad = torch.zeros_like(c1)
         for k, (c, s) in enumerate(_turns(c1, s1, len(factor) + 1)):
             grad.addcmul_(c, from_sin[k]).addcmul_(s, from_cos[k], value=-1)
-        return grad, None, None
+        return grad, None, None, None
 
 
 def _turns(c1: Tensor, s1: Tensor, points: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -113,12 +127,19 @@ def _turns(c1: Tensor, s1: Tensor, points: int) -> Iterator[tuple[Tensor, Tensor
         yield c, s
 
 
-def epps_pulley(u_NS: Tensor, real_N: Tensor | None = None, points: int = POINTS) -> Tensor:
+def epps_pulley(
+    u_NS: Tensor, real_N: Tensor | None = None, points: int = POINTS, together: Together | None = None
+) -> Tensor:
     """The statistic of each column of ``u`` against N(0, 1), [S]. Differentiable once.
 
-    ``real_N``: bool, the rows that count; None: all. ``points``: t values from 0 to `T_MAX`, at least 2.
+    Args:
+        u_NS: projections of N rows.
+        real_N: bool, the rows that count; None: all.
+        points: t values from 0 to `T_MAX`, at least 2.
+        together: processes with N rows each whose statistic is that of all rows; then the mean of their gradients, as
+            data-parallel training takes it, is the gradient of that statistic.
     """
-    return EppsPulley.apply(u_NS, real_N, points)
+    return EppsPulley.apply(u_NS, real_N, points, together)
 
 
 def _sum(x_ND: Tensor, a_DS: Tensor, real_N: Tensor | None) -> Tensor:
