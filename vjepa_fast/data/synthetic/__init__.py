@@ -5,7 +5,7 @@
 
 from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
 from vjepa_fast.data.synthetic.suites import Dive, FewMotion, FewShot, Motion8, Objects, Order, TextureConfig
-from vjepa_fast.data.synthetic.write import render_suite
+from vjepa_fast.data.synthetic.write import render_suite, suite_values
 
 __all__ = [
     "SUITES",
@@ -19,4 +19,5 @@ __all__ = [
     "TextureConfig",
     "render_clip",
     "render_suite",
+    "suite_values",
 ]

@@ -133,6 +133,15 @@ class Dive(Suite):
         """The triples, joined by ``>``."""
         return tuple(">".join(t) for t in self.triples)
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Which primitive comes first, second and third, and the sense of rotation."""
+        primitives, senses = ("translate", "rotate", "scale"), ("rotate", "rotate-cw", "rotate-ccw")
+        return tuple(
+            (*(primitives.index(p.split("-")[0]) for p in triple), senses.index(next(p for p in triple if p in senses)))
+            for triple in self.triples
+        )
+
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; attributes: shape, growing or shrinking, direction (radians), the two times of change."""
         unit = size / 64.0
@@ -198,6 +207,11 @@ class Order(Suite):
             bumps[name] = 0.5 + 0.5 * np.cos(2 * math.pi * phase)
         return bumps
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """First and second event."""
+        return tuple((self.events.index(a), self.events.index(b)) for a, b in self.pairs)
+
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; attributes: shape and the middles of the two events (of the clip's length)."""
         unit = size / 64.0
@@ -243,6 +257,11 @@ class Objects(Suite):
     def classes(self) -> tuple[str, ...]:
         """Shape, pattern and colour, joined by hyphens."""
         return tuple("-".join(c) for c in self.combinations)
+
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Shape, pattern and colour."""
+        return tuple(itertools.product(*(range(len(f)) for f in (self.shapes, self.patterns, self.colours))))
 
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; one frame. Attributes: shape, texture, colour and radius in pixels."""
@@ -295,6 +314,11 @@ class FewShot(Suite):
         """Shape, colour and motion, joined by hyphens."""
         return tuple(f"{shape}-{colour}-{motion}" for shape, colour in self.appearances for motion in self.motions)
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Shape, colour and motion."""
+        return tuple(itertools.product(*(range(len(f)) for f in (SHAPES, self.colours, self.motions))))
+
     def split_labels(self, split: str) -> tuple[int, ...]:
         """All motions of the split's own appearances."""
         n, m = len(self.colours), len(self.motions)
@@ -346,6 +370,11 @@ class FewMotion(Suite):
         """Heading in degrees clockwise from the right, and change, joined by a hyphen."""
         degrees = [round(360 * i / self.headings) for i in range(self.headings)]
         return tuple(f"{degree}-{change}" for degree in degrees for change in CHANGES)
+
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Heading and change."""
+        return tuple(itertools.product(range(self.headings), range(len(CHANGES))))
 
     def split_labels(self, split: str) -> tuple[int, ...]:
         """The split's own combinations."""

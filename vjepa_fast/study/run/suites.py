@@ -11,15 +11,18 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study.jobs.pool import Task
-from vjepa_fast.study.run.clips import SIZES, WEIGHTS, cached, decode_task, manifests, render_task, view_of
+from vjepa_fast.study.run.clips import FEW_SHOT, SIZES, WEIGHTS, cached, decode_task, manifests, render_task, view_of
 from vjepa_fast.study.run.training import stretched
+
+if TYPE_CHECKING:
+    from vjepa_fast.study.instrument.check import Setting
 
 REGIMES = ("single", "mixed")
 PUBLISHED = {"single": "ucf101_4gpu_baseline", "mixed": "mixed_4gpu_baseline"}  # the published baseline of each regime
@@ -47,6 +50,12 @@ class Settings:
     queries: int = 1  # the standard protocol of few-shot action recognition, as way and episodes
     episodes: int = 10_000
     seed: int = 0  # of rendering, held-out parts and episodes; the same for every run
+
+
+def settings_of(plan: Mapping[str, Any]) -> Settings:
+    """The settings of a study's plan, as ``study.json`` has it."""
+    found = {f.name: plan["settings"][f.name] for f in fields(Settings) if f.name in plan["settings"]}
+    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
 
 def suite_of(settings: Settings, folder: str | os.PathLike) -> Synthetic | Paper:
@@ -95,7 +104,7 @@ class Suite:
 class Synthetic(Suite):
     """The demo's renderings, encoder and steps, with the published baseline's objectives."""
 
-    evaluated = ("motion8", "order", "objects", "fewshot")
+    evaluated = ("motion8", "order", "objects", "dive", "fewshot", "fewmotion")
     own_pooling = "time"
     recipes = {"single": "demo_baseline_single", "mixed": "demo_baseline_mixed"}
 
@@ -128,7 +137,7 @@ class Synthetic(Suite):
     def check(self, regimes: Iterable[str]) -> None:
         """Raise UserError where a suite has no clips that are needed."""
         sizes = self.settings.sizes
-        parts = {name: {"train", "test"} if name == "fewshot" else {"train", "val", "test"} for name in self.names}
+        parts = {name: {"train", "val", "test"} for name in self.names}
         for regime in regimes:
             for name in self.weights(regime):
                 parts[name] = parts.get(name, set()) | {"train"}
@@ -149,9 +158,15 @@ class Synthetic(Suite):
 
     def sources(self) -> dict[str, dict]:
         """What an encoder is evaluated on: the decoded clips."""
-        return {
-            n: {"kind": "fewshot" if n == "fewshot" else "probe", "clips": cached(self.folder, n)} for n in self.names
-        }
+        kinds = {n: "fewshot" if n in FEW_SHOT else "probe" for n in self.names}
+        return {n: {"kind": kind, "clips": cached(self.folder, n)} for n, kind in kinds.items()}
+
+    def setting(self) -> Setting:
+        """What the instrument check of its suites is made with: the encoder and the clips of every run."""
+        from vjepa_fast.study.instrument.check import Setting
+
+        config = self._load(self.recipes["mixed"], "intended", self.settings.seed)
+        return Setting(self.settings.size, self.view(), config, self.settings.seed)
 
 
 class Paper(Suite):
