@@ -47,6 +47,11 @@ class Suite(ABC):
         """Labels that occur in a split: all of them, unless classes are split. ValueError for an unknown split."""
         return tuple(range(len(self.classes)))
 
+    @property
+    def few_shot(self) -> bool:
+        """Whether no class is in both train and test: train has base classes, val and test have novel ones."""
+        return set(self.split_labels("train")).isdisjoint(self.split_labels("test"))
+
     @abstractmethod
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """Draw one clip of the class ``label``.

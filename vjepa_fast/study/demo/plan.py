@@ -18,6 +18,7 @@ SUITE_TEXT = {
     "objects": "shape x texture x colour of a still image",
     "fewshot": "novel appearances x motions; episodes draw 5 classes never seen with labels",
 }
+RENDERED = {name: SIZES[name] for name in SUITE_TEXT} | {"dive": {"train": SIZES["dive"]["train"]}}  # dive: not probed
 FULL_MINUTES = 6.0  # what the default plan is made for, on two cores
 FIXED_MINUTES = 2.5  # of these, what does not scale with the length of training
 
@@ -49,7 +50,7 @@ RUNS = tuple(
 class DemoPlan:
     """Sizes of the demo. ``train_scale`` stretches the runs: iterations, and with them the horizon of the EMA."""
 
-    suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(SIZES))
+    suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(RENDERED))
     probed: tuple[str, ...] = ("motion8", "order", "objects")
     size: int = 64  # pixels of the rendered videos
     frames: int = 16
@@ -62,7 +63,7 @@ class DemoPlan:
     supervised_steps: int = 180
     supervised_batch: int = 16
     episodes: int = 1000
-    queries: int = 10
+    queries: int = 5
     device: str = "cpu"
 
 

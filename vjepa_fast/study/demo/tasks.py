@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vjepa_fast.data.synthetic import SUITES
 from vjepa_fast.files import atomic_file
 from vjepa_fast.study.run.clips import load_clips
 from vjepa_fast.study.run.evaluate import suite_rows
@@ -24,7 +25,7 @@ def _rows(
     rows = []
     for suite, path in clips.items():
         parts = {part: features_of(c) for part, c in load_clips(path, suite).items()}
-        rows += suite_rows(label, kind, suite, parts, plan if suite == "fewshot" else None, plan["seed"])
+        rows += suite_rows(label, kind, suite, parts, plan if SUITES[suite].few_shot else None, plan["seed"])
     return [r.to_dict() for r in rows]
 
 
@@ -62,7 +63,7 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
     from vjepa_fast.evaluation import random_encoder, train_supervised
     from vjepa_fast.evaluation.run.rows import row_of
 
-    parts, few = load_clips(clips, suite), suite == "fewshot"
+    parts, few = load_clips(clips, suite), SUITES[suite].few_shot
     train, val = base_split(parts["train"], plan["seed"]) if few else (parts["train"], parts["val"])
     model = train_supervised(
         random_encoder(configs.from_dict(config)),

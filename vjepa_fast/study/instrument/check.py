@@ -1,7 +1,7 @@
 """The check of a suite: its controls are trained and read, one after the other, and each leaves a record.
 
-A stopped check goes on with the control at which it stopped. Records are ``<folder>/instrument/<suite>-<control>.json``,
-the whole is ``<folder>/instrument.json``.
+A stopped check goes on with the control at which it stopped. Records are
+``<folder>/instrument/<suite>-<control>.json``, the whole is ``<folder>/instrument.json``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.files import write_json
 from vjepa_fast.study.instrument.clips import rendered
 from vjepa_fast.study.instrument.limits import verdict
-from vjepa_fast.study.instrument.read import Reading, kind_of, read_encoder, read_pixels
+from vjepa_fast.study.instrument.read import POOLING, How, suite_rows
 from vjepa_fast.study.instrument.supervised import Schedule, train_with_labels
 
 if TYPE_CHECKING:
     from vjepa_fast.config import Config
     from vjepa_fast.evaluation import ClipSet
+    from vjepa_fast.models.vit import VisionTransformer
 
 FORMAT = 1
 FILE = "instrument.json"
@@ -74,8 +75,7 @@ class Design:
 
 
 _PROBED = Design(5400, Schedule(), 150, {"train": 1200, "val": 480, "test": 960})
-_NOVEL = Design(5400, Schedule(), 150, {"train": 1080, "val": 720, "test": 1440})
-DESIGNS: dict[str, Design] = {"fewshot": _NOVEL, "fewmotion": _NOVEL}
+DESIGNS: dict[str, Design] = {}
 
 
 def design_of(name: str) -> Design:
@@ -109,28 +109,43 @@ class Controls:
     def _clips(self, part: str, number: int, stream: int) -> ClipSet:
         return rendered(self.name, part, number, self.setting.size, self.setting.view, 2 * self.setting.seed + stream)
 
-    def supervised(self, say: Callable[[str], None]) -> list[Reading]:
+    def supervised(self, say: Callable[[str], None]) -> list[dict]:
         """The encoder trained with labels, and the same one as it was after ``half`` steps."""
         return self._trained(("supervised", "half"), self.factors, self.design.schedule, say)
 
-    def shuffled(self, say: Callable[[str], None]) -> list[Reading]:
+    def shuffled(self, say: Callable[[str], None]) -> list[dict]:
         """An encoder trained for ``half`` steps with the labels of other clips."""
         labels = np.random.default_rng(self.setting.seed).permutation(self.factors)
         return self._trained(("shuffled",), labels, replace(self.design.schedule, steps=self.design.half), say)
 
-    def random(self, say: Callable[[str], None]) -> list[Reading]:
+    def random(self, say: Callable[[str], None]) -> list[dict]:
         """The weights that runs start from."""
         from vjepa_fast.evaluation import random_encoder
 
-        return [read_encoder("random", random_encoder(self.setting.config), self.name, self.read, self.setting.seed)]
+        return self._rows("random", random_encoder(self.setting.config))
 
-    def pixels(self, say: Callable[[str], None]) -> list[Reading]:
+    def pixels(self, say: Callable[[str], None]) -> list[dict]:
         """The clips themselves."""
-        return [read_pixels(self.name, self.read, self.setting.seed)]
+        return self._rows("pixels", "pixels")
+
+    def _rows(self, control: str, encoder: VisionTransformer | str) -> list[dict]:
+        how = How(probes=("linear",), queries=10, seed=self.setting.seed, where={"batch_size": 64})
+        rows = suite_rows(control, control, self.name, encoder, self.read, SUITES[self.name].few_shot, how)
+        return [
+            {
+                "suite": self.name,
+                "encoder": control,
+                "outcome": row.probe,
+                **{k: round(getattr(row, k), 4) for k in ("accuracy", "low", "high", "chance")},
+                "n": row.n,
+                "readout": row.chosen.get("name", f"linear probe of {POOLING if control != 'pixels' else 'pixels'}"),
+            }
+            for row in rows
+        ]
 
     def _trained(
         self, names: tuple[str, ...], labels: np.ndarray, schedule: Schedule, say: Callable[[str], None]
-    ) -> list[Reading]:
+    ) -> list[dict]:
         from vjepa_fast.evaluation import random_encoder
 
         encoder = random_encoder(self.setting.config)
@@ -149,15 +164,12 @@ class Controls:
             on_step=on_step,
         )
         trained = [encoder] if half is None else [encoder, half]
-        return [
-            read_encoder(name, made, self.name, self.read, self.setting.seed)
-            for name, made in zip(names, trained, strict=True)
-        ]
+        return [row for name, made in zip(names, trained, strict=True) for row in self._rows(name, made)]
 
 
 def check_suite(folder: Path, name: str, setting: Setting, say: Callable[[str], None]) -> tuple[dict, list[dict]]:
     """(entry, rows) of one suite in ``instrument.json``; what has a record in ``folder`` is not measured again."""
-    design, found, seconds = design_of(name), list[Reading](), 0.0
+    design, rows, seconds = design_of(name), list[dict](), 0.0
     controls = Controls(name, setting, design)
     identity = {"parameters": suite_values(name), **setting.values(), "seed": setting.seed, "training": design.values()}
     for control in ("supervised", "shuffled", "random", "pixels"):
@@ -165,21 +177,19 @@ def check_suite(folder: Path, name: str, setting: Setting, say: Callable[[str], 
         record = _record(path, identity)
         if record is None:
             start = time.process_time()
-            readings = getattr(controls, control)(say)
-            record = {"identity": identity, "readings": [asdict(r) for r in readings]}
+            record = {"identity": identity, "rows": getattr(controls, control)(say)}
             record["seconds"] = round(time.process_time() - start, 1)
             write_json(path, record, "free space and check again")
-        found += [Reading(**r) for r in record["readings"]]
+        rows += record["rows"]
         seconds += record["seconds"]
-    rows = [row for reading in found for row in reading.rows]
-    judged = verdict(kind_of(name), rows)
+    kind = "fewshot" if SUITES[name].few_shot else "probe"
+    judged = verdict(kind, rows)
     entry = {
-        "kind": kind_of(name),
+        "kind": kind,
         "parameters": identity["parameters"],
         "passed": judged.passed,
         "reasons": list(judged.reasons),
         "notes": list(judged.notes),
-        "readout": {reading.encoder: reading.readout for reading in found},
         "training": design.values(),
         "seconds": round(seconds, 1),
     }

@@ -111,7 +111,9 @@ def _rate(step: int, schedule: Schedule) -> float:
 
 
 def _cropped(clips: Tensor, zoom: float, generator: torch.Generator) -> Tensor:
-    """A random square crop of each clip, at least ``zoom`` of its side, scaled back: float ``[B, 3, F, S, S]`` in 0..1."""
+    """A random square crop of each clip, at least ``zoom`` of its side, scaled back: float ``[B, 3, F, S, S]``
+    in 0..1.
+    """
     number, _, _, _, size = clips.shape
     pixels = clips.float() / 255
     if zoom >= 1:

@@ -28,7 +28,6 @@ SIZES = {  # clips by suite and part, of a study
     "fewshot": {"train": 432, "val": 360, "test": 864},
     "fewmotion": {"train": 360, "val": 180, "test": 480},
 }
-FEW_SHOT = ("fewshot", "fewmotion")  # their parts have classes of their own: train is base, test is novel
 # Sampling weights of the suites that each regime trains on: the published ones, 0.2 for the single data set, 0.6 for
 # other videos, 0.2 for images. `single` has neither the shapes nor the colours of `fewshot`: what mixing adds is not
 # there already.

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vjepa_fast.config import Config
+from vjepa_fast.data.synthetic import SUITES
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study.jobs.pool import Task
-from vjepa_fast.study.run.clips import FEW_SHOT, SIZES, WEIGHTS, cached, decode_task, manifests, render_task, view_of
+from vjepa_fast.study.run.clips import SIZES, WEIGHTS, cached, decode_task, manifests, render_task, view_of
 from vjepa_fast.study.run.training import stretched
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class Synthetic(Suite):
 
     def sources(self) -> dict[str, dict]:
         """What an encoder is evaluated on: the decoded clips."""
-        kinds = {n: "fewshot" if n in FEW_SHOT else "probe" for n in self.names}
+        kinds = {n: "fewshot" if SUITES[n].few_shot else "probe" for n in self.names}
         return {n: {"kind": kind, "clips": cached(self.folder, n)} for n, kind in kinds.items()}
 
     def setting(self) -> Setting:
