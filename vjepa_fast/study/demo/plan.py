@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from vjepa_fast.config import Config
+from vjepa_fast.study.instrument.read import POOLING
 from vjepa_fast.study.run.clips import SIZES, WEIGHTS
 from vjepa_fast.study.run.training import stretched
 
@@ -59,7 +60,7 @@ class DemoPlan:
     runs: tuple[DemoRun, ...] = RUNS
     train_scale: float = 1.0
     overrides: tuple[str, ...] = ()  # config overrides for every run, as --set takes them
-    pooling: str = "time"
+    pooling: str = POOLING
     supervised_steps: int = 180
     supervised_batch: int = 16
     episodes: int = 1000

@@ -106,7 +106,7 @@ class Synthetic(Suite):
     """The demo's renderings, encoder and steps, with the published baseline's objectives."""
 
     evaluated = ("motion8", "order", "objects", "dive", "fewshot", "fewmotion")
-    own_pooling = "time"
+    own_pooling = "tdiff"
     recipes = {"single": "demo_baseline_single", "mixed": "demo_baseline_mixed"}
 
     def weights(self, regime: str) -> dict[str, float]:
