@@ -48,7 +48,7 @@ INSIDE = {
         "fastest survey",
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
-    "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
+    "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
     "study": ("figures pages records jobs", "instrument", "run", "stats", "demo report claims sheet"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
