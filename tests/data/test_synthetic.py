@@ -235,7 +235,7 @@ def test_few_motion_moves_where_it_says_and_changes_as_it_says():
     inside = {name: clips(suite, label)[0] for label, name in enumerate(suite.classes)}
     masks = {name: np.abs(clip.astype(int) - clip[0, 0, 0]).max(-1) > 40 for name, clip in inside.items()}
     centres = {n: np.array([[c.mean() for c in np.nonzero(f)] for f in m[[0, -1]]]) for n, m in masks.items()}
-    for name, clip in inside.items():
+    for name in inside:
         degrees, change = name.split("-", 1)
         angle = np.radians(float(degrees))
         moved = centres[name][1] - centres[name][0]

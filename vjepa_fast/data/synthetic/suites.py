@@ -109,8 +109,8 @@ class Motion8(Suite):
 class Dive(Suite):
     """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, and for
     ``rotation_senses = 2`` turning clockwise or anticlockwise: 12 classes. Every class holds the same
-    primitives with the same amounts, so that no single frame shows which. Directions of translation and
-    whether the object grows or shrinks are drawn apart from the label.
+    primitives with the same amounts, so that no single frame shows which. The direction of translation, within
+    ``headings`` of the right, is drawn apart from the label, and so is for ``shrinks`` whether the object grows.
     """
 
     rotation_senses: int = 2  # 1: the sense is drawn apart from the label; 6 classes
@@ -118,6 +118,8 @@ class Dive(Suite):
     rotate: float = 100.0  # degrees
     scale: float = 1.7  # factor, or its inverse
     radius: tuple[float, float] = (11.0, 15.0)  # geometric mean of the radii before and after scaling
+    shrinks: bool = False  # half of the objects shrink, drawn apart from the label
+    headings: float = 60.0  # degrees to either side; 180: all directions
     boundary_jitter: float = 0.04  # of the clip's length, about 1/3 and 2/3
     background: TextureConfig = TextureConfig()
     name = "dive"
@@ -147,9 +149,11 @@ class Dive(Suite):
         unit = size / 64.0
         clip = _still(self.background.draw(rng, size, size), frames)
         skin, shape = _skin(rng), raster.SHAPES[int(rng.integers(len(raster.SHAPES)))]
-        growth = math.log(self.scale) * rng.choice([-1.0, 1.0])
+        sign = rng.choice([-1.0, 1.0])
+        growth = math.log(self.scale) * (sign if self.shrinks else 1.0)
         radius = rng.uniform(*self.radius) * unit
         heading, angle = rng.uniform(0, 2 * math.pi, 2)
+        heading = math.radians(self.headings) * (heading / math.pi - 1)
         sense = rng.choice([-1.0, 1.0])
         cuts = np.array([1, 2]) / 3 + rng.uniform(-1, 1, 2) * self.boundary_jitter
         step = self.translate * unit * np.array([math.sin(heading), math.cos(heading)])

@@ -16,12 +16,12 @@ from vjepa_fast.evaluation.readout import Readout, choose, fit
 from vjepa_fast.evaluation.run.rows import readout_rows
 
 if TYPE_CHECKING:
-    from vjepa_fast.evaluation import ClipSet, Row
+    from vjepa_fast.evaluation import Row
     from vjepa_fast.models.vit import VisionTransformer
 
 POOLING = "tdiff"  # of probed suites: the probe learns what of it to weigh
-# Poolings of the last level, standardised by base clips, with cosine prototypes. "sal" is not among them: it looks where
-# a clip moves by itself, so that random weights read 63 % of 5-shot episodes with it and little is left to learn.
+# Poolings of the last level, standardised by base clips, with cosine prototypes. "sal" is not among them: it looks by
+# itself where a clip moves, so that random weights read 63 % of 5-shot episodes with it and little is left to learn.
 CANDIDATES = tuple(Readout("last", pooling, "standard", "cosine") for pooling in ("tdiff", "time", "meanstd", "mean"))
 OF_PIXELS = (Readout("input", "pixels", "standard", "cosine"),)
 
