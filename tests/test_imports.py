@@ -39,9 +39,9 @@ INSIDE = {
     "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop"),
     "data": (
         "members processes",
-        "media sampling mixing synthetic",
+        "media sampling mixing",
         "decoders",
-        "manifests",
+        "manifests synthetic",
         "bad_samples source prepare",
         "views",
         "loader",

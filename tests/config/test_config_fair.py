@@ -151,6 +151,23 @@ def test_image_stream_of_the_fair_format(read):
     assert cfg.optimization.ipe_scale == 1.25 and cfg.optimization.betas == (0.9, 0.95)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "batch", "images", "warned"),
+    [
+        (0.5, 72, 36, []),
+        (0.25, 72, 18, ["on the weight of images"]),
+        (0.5, 1, 1, ["rounds to 1; give img_data.batch_size 2"]),
+    ],
+)
+def test_a_rank_ratio_without_effect_warns(read, caplog, ratio, batch, images, warned):
+    values = published("mixed_4gpu_baseline")
+    section = {"batch_size": batch, "crop_size": 256, "dataset_fpcs": [1], "datasets": ["i.csv"], "rank_ratio": ratio}
+    values["img_data"] = section
+    assert read(values).img_data.batch_size == images
+    lines = [r.getMessage() for r in caplog.records if "img_data.rank_ratio" in r.getMessage()]
+    assert len(lines) == len(warned) and all(part in line for part, line in zip(warned, lines))
+
+
 def test_constant_context_weight_and_loss_exponent(read):
     values = published("mixed_4gpu_hw")
     values["model"]["lambda_progressive"] = False

@@ -29,6 +29,8 @@ def test_short_videos_hold_their_last_frame_where_asked():
 def test_whole_spans_the_video():
     assert frames(31, spread="whole", frame_step=2) == [0, 10, 20, 30]
     assert frames(2, spread="whole") == [0, 0, 0, 1]
+    assert frames(2, spread="whole", short="hold") == [0, 1, 1, 1]  # as the published evaluation reads short ones
+    assert frames(31, spread="whole", short="hold") == [0, 10, 20, 30]
     assert np.all(np.diff(frames(300, count=16, spread="whole")) >= 19)
 
 

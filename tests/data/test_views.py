@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from vjepa_fast.config.schema import AugmentConfig
+from vjepa_fast.data import eval_batches, load_manifest
 from vjepa_fast.data.views.augment import View, apply_view, centre_view, crop_views, random_view
+from vjepa_fast.data.views.evaluation import short_side
+from vjepa_fast.errors import DataError
 
 
 def test_random_views_have_the_published_distribution():
@@ -66,3 +69,64 @@ def test_crops_go_along_the_longer_side():
     ]
     assert [(v.top, v.left) for v in crop_views(180, 100, 64, 3)] == [(0, 0), (40, 0), (80, 0)]
     assert crop_views(100, 180, 64, 1) == [centre_view(100, 180, 64)]
+
+
+# ---------------------------------------------------------------- the geometry of the published evaluation
+
+
+def bilinear(frame, high, wide):
+    """Bilinear without antialias, corner pixels not aligned, in plain numpy."""
+
+    def along(size, out):
+        at = np.clip((np.arange(out) + 0.5) * size / out - 0.5, 0, size - 1)
+        low = np.floor(at).astype(int)
+        return low, np.minimum(low + 1, size - 1), at - low
+
+    (y0, y1, fy), (x0, x1, fx) = along(frame.shape[0], high), along(frame.shape[1], wide)
+    f, fy, fx = frame.astype(float), fy[:, None, None], fx[None, :, None]
+    top, below = (f[y][:, x0] * (1 - fx) + f[y][:, x1] * fx for y in (y0, y1))
+    return top * (1 - fy) + below * fy
+
+
+@pytest.mark.parametrize(("height", "width", "scaled"), [(360, 640, (224, 398)), (250, 200, (280, 224))])
+def test_the_whole_shorter_side_is_scaled_to_the_crop_without_antialias(height, width, scaled):
+    clip = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    out = short_side(clip, 224, still=False)
+    assert out.shape == (3, 2, 224, 224) and out.dtype == torch.uint8 and out.is_contiguous()
+    top, left = ((side - 224) // 2 for side in scaled)
+    for f in range(2):
+        want = bilinear(clip[f], *scaled)[top : top + 224, left : left + 224]
+        assert np.abs(out[:, f].permute(1, 2, 0).numpy() - want).max() <= 0.51  # rounding to uint8
+    ours = apply_view(clip, centre_view(height, width, 224), 224)
+    assert (ours.float() - out.float()).abs().mean() > (15 if height == 360 else 0)
+
+
+def test_pictures_are_scaled_bicubic_with_antialias():
+    picture = np.random.default_rng(0).integers(90, 160, (1, 301, 423, 3), dtype=np.uint8)
+    out = short_side(picture, 224, still=True)[:, 0].float()
+    x = torch.from_numpy(picture).permute(0, 3, 1, 2).float()
+    wide = int(224 * 423 / 301)
+    want = torch.nn.functional.interpolate(x, size=(224, wide), mode="bicubic", antialias=True).clamp(0, 255)
+    left = round((wide - 224) / 2)
+    assert (out - want[0, :, :, left : left + 224]).abs().max() <= 1.5  # Pillow rounds after each of its two passes
+
+
+def test_manifests_are_read_in_the_geometry_asked_for(tiny_suites, write_manifest, tmp_path):
+    video = load_manifest(tiny_suites["motion8"]["test"])
+    (native, _, _), *_ = eval_batches(video, 2, 16, 4, geometry="native")
+    (short, _, _), *_ = eval_batches(video, 2, 16, 4, geometry="short_side")
+    assert native.shape[-1] == native.shape[-2] != 16 and short.shape[-2:] == (16, 16)
+    frames = native[0].permute(1, 2, 3, 0).numpy()
+    assert torch.equal(short[0], short_side(frames, 16, still=False))
+    from PIL import Image
+
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.full((20, 30 + i, 3), 100 * i, np.uint8)).save(path)
+    pictures = load_manifest(write_manifest(paths))
+    (clips, _, _), *_ = eval_batches(pictures, 4, 16, 2, geometry="short_side")
+    assert clips.shape == (2, 3, 4, 16, 16) and (clips[1] == 100).all()
+    with pytest.raises(DataError, match="unequal sizes .30x20, 31x20."):
+        next(eval_batches(pictures, 4, 16, 2, geometry="native"))
+    with pytest.raises(DataError, match="geometry 'native' with 3 crops"):
+        next(eval_batches(pictures, 4, 16, 2, geometry="native", crops=3))

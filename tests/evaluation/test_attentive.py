@@ -76,6 +76,29 @@ def test_every_head_computes_what_one_alone_does():
         torch.testing.assert_close(out[g], alone_from(heads, g, 8, 5)(x), atol=1e-5, rtol=1e-4)
 
 
+def test_weights_start_as_v_jepa_2_starts_them():
+    heads = AttentiveHeads(2, 256, 100, depth=4)
+    ends = [b.proj.weight for b in heads.blocks], [b.fc2.weight for b in heads.blocks]
+    for weights in ends:
+        found = [w.std().item() for w in weights]
+        assert found == pytest.approx([0.02 / math.sqrt(2 * (i + 1)) for i in range(3)], rel=0.02)
+    assert heads.pool.fc2.weight.std().item() == pytest.approx(0.02 / math.sqrt(2 * 3), rel=0.02)
+    alone = AttentiveHeads(1, 256, 100, depth=1)
+    assert alone.pool.fc2.weight.std().item() == pytest.approx(0.02 / math.sqrt(2), rel=0.02)
+    inner = (
+        *(b.qkv for b in heads.blocks),
+        *(b.fc1 for b in heads.blocks),
+        heads.pool.q,
+        heads.pool.kv,
+        heads.pool.fc1,
+    )
+    for layer in inner:
+        assert layer.weight.std().item() == pytest.approx(0.02, rel=0.02) and not layer.bias.any()
+    for p in (heads.linear.weight, heads.linear.bias):  # uniform in +-1/16
+        assert p.abs().max() <= 1 / 16 and p.std().item() == pytest.approx(1 / 16 / math.sqrt(3), rel=0.15)
+    assert all(torch.equal(p[0], p[1]) for p in heads.parameters())
+
+
 def test_parallel_training_is_each_head_alone_with_torch_adamw():
     grid = list(itertools.product((5e-3, 1e-3), (0.01, 0.8)))
     shape = {"depth": 2, "num_heads": 2}
@@ -170,6 +193,7 @@ def test_views_are_averaged_as_probabilities():
     model = trainer.groups[0][0]
     with torch.no_grad():
         model.linear.weight.copy_(torch.eye(2)[None])  # logits are the token itself
+        model.linear.bias.zero_()
     views = [torch.tensor([[[0.2, 0.0]]]), torch.tensor([[[0.2, 0.0]]]), torch.tensor([[[0.0, 3.0]]])]
     faint, loud = 1 / (1 + math.exp(-0.2)), 1 / (1 + math.exp(3.0))
     expected = (2 * faint + loud) / 3

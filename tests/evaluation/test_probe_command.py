@@ -13,8 +13,9 @@ from vjepa_fast.cli.probe import notes
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation import random_encoder
-from vjepa_fast.evaluation.extract import clips
+from vjepa_fast.evaluation.extract import clips, shards
 from vjepa_fast.evaluation.probes import PROBES, Probe, result_of
+from vjepa_fast.evaluation.probes.published import SETTINGS
 from vjepa_fast.evaluation.run import encoders, probe, sources
 from vjepa_fast.evaluation.run.encoders import cache_folder, checkpoint_config
 from vjepa_fast.evaluation.run.probe import ProbeProtocol, probe_checkpoint
@@ -215,18 +216,48 @@ def test_a_probe_and_a_task_that_others_register(suites, run_folder, tmp_path, m
 
 
 def test_command_with_the_published_protocol(suites, run_folder, tmp_path, monkeypatch, capsys):
-    asked = []
-    extract = sources.extract_features
-    monkeypatch.setattr(sources, "extract_features", lambda *a, **kw: asked.append(kw) or extract(*a, **kw))
+    pooled, every = [], []
+    features, tokens = sources.extract_features, probe.extract_tokens
+    monkeypatch.setattr(sources, "extract_features", lambda *a, **kw: pooled.append(kw) or features(*a, **kw))
+    monkeypatch.setattr(probe, "extract_tokens", lambda *a, **kw: every.append(kw) or tokens(*a, **kw))
     monkeypatch.setattr(clips, "IN_MEMORY", 0)
     out = tmp_path / "probe.json"
     more = ["--protocol", "published", "--num-frames", "4", "--epochs", "2", "--no-cache", "--json", str(out)]
     assert main(probing(suites, run_folder, *more)) == 0
     rows = json.loads(out.read_text())["rows"]
     assert [r["probe"] for r in rows] == ["published", "published"] and rows[1]["difference"] is not None
-    assert {(k["pooling"], k["level"], k["spread"], k["num_frames"]) for k in asked} == {("mean", "last", "whole", 4)}
-    assert "nothing chosen" in capsys.readouterr().out
+    shared = {"level": "last", "spread": "whole", "short": "hold", "num_frames": 4, "clips": 1, "crops": 1}
+    assert not pooled and len(every) == 4
+    assert all(k.items() >= {**shared, "geometry": "short_side", "storage": "float16"}.items() for k in every)
+    assert (
+        "nothing chosen" in capsys.readouterr().out and "no settings are published" in rows[0]["chosen"]["assumed"][-1]
+    )
     assert notes([]) == []
+
+    monkeypatch.setitem(SETTINGS, "motion8", dataclasses.replace(SETTINGS["motion8"], tokens="mean"))
+    every.clear()
+    alone = ["probe", str(run_folder), "--train", suites[0]["train"], "--task", "motion8", "--device", "cpu", *more]
+    assert main(alone) == 0  # one list: its last fifth is the test part
+    rows = json.loads(out.read_text())["rows"]
+    count = len(Path(suites[0]["train"]).read_text().splitlines())
+    assert {r["n"] for r in rows} == {count - int(0.8 * count)} and rows[0]["chosen"]["batch"] == 32
+    assert not every and {(k["pooling"], k["geometry"], k["dtype"]) for k in pooled} == {
+        ("mean", "native", torch.float32)
+    }
+
+
+def test_tokens_that_do_not_fit_the_disk_are_refused_before_any_is_taken(
+    suites, run_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(shards, "free_bytes", lambda folder: 1000)
+    taken = []
+    monkeypatch.setattr(probe, "extract_tokens", lambda *a, **kw: taken.append(a))
+    more = ["--protocol", "published", "--cache", str(tmp_path)]
+    assert main(probing(suites, run_folder, *more)) == 2
+    assert "all tokens take" in capsys.readouterr().err and not taken
+    for flags in (["--row", "mixed_4gpu_hw"], ["--every-clip"]):
+        assert main(probing(suites, run_folder, *flags)) == 2
+        assert "belong to --protocol published" in capsys.readouterr().err
 
 
 def test_command_refuses_labels_that_do_not_fit(suites, run_folder, tmp_path, capsys):

@@ -44,8 +44,8 @@ def features(kind, rows=400, dim=8):
     return LatentState(z=[[x[:, : rows // 2]], [x[:, rows // 2 :]]], step=3)
 
 
-def plan(seed=0, slices=64):
-    return build_objectives({"sigreg": {"num_slices": slices}}, levels=1, embed_dim=8, seed=seed)
+def plan(seed=0, slices=64, compat="intended"):
+    return build_objectives({"sigreg": {"num_slices": slices}}, levels=1, embed_dim=8, seed=seed, compat=compat)
 
 
 def test_gaussians_score_low_and_collapse_high():
@@ -66,6 +66,42 @@ def test_directions_are_a_function_of_seed_and_step():
     assert plan(seed=1)(state).total.item() != first
     state.step = 4
     assert plan()(state).total.item() != first
+
+
+class Counting:
+    """SIGReg as LeJEPA's library computes it: a generator seeded with the number of calls, complex characteristic
+    functions, the trapezoid rule."""
+
+    def __init__(self, slices):
+        self.slices, self.calls = slices, 0
+
+    def __call__(self, x):
+        generator = torch.Generator().manual_seed(self.calls)
+        self.calls += 1
+        a = torch.randn(x.shape[1], self.slices, generator=generator)
+        u, t = x.double() @ (a / a.norm(dim=0)).double(), torch.linspace(-3, 3, 33, dtype=torch.float64)
+        gap = torch.exp(1j * u[..., None] * t).mean(0) - torch.exp(-t * t / 2)
+        return len(x) * torch.trapezoid(gap.abs() ** 2 * torch.exp(-t * t / 2), t).mean()
+
+
+def test_published_directions_count_the_calls_whatever_the_seed():
+    state, library = features("gauss"), Counting(64)
+    rows = torch.cat([z[0][0] for z in state.z])
+    for step in range(4):
+        state.step = step
+        want = library(rows).item()
+        for seed in (0, 239):
+            assert plan(seed, compat="published")(state).total.item() == pytest.approx(want, rel=1e-5)
+    state.step = 2  # as a run goes on that was stopped before step 2
+    resumed = plan(239, compat="published")(state).total.item()
+    assert resumed == pytest.approx(_called(2)(rows).item(), rel=1e-5)
+    assert plan(239)(state).total.item() != pytest.approx(resumed, rel=1e-3)
+
+
+def _called(calls):
+    library = Counting(64)
+    library.calls = calls
+    return library
 
 
 def test_directions_drawn_ahead_are_used_as_they_are():

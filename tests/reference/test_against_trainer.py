@@ -94,6 +94,7 @@ def pair(recipe, *overrides, compat="published"):
         img_temporal_dim_size=m.img_temporal_dim_size,
         seed=cfg.seed,
         ld_grad=compat == "intended",
+        sigreg_seed=cfg.seed if compat == "intended" else 0,
         epochs=o.epochs,
         ipe=o.ipe,
         ipe_scale=o.ipe_scale,

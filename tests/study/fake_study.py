@@ -53,7 +53,9 @@ def make_study(
     """
     folder, rng, effects = Path(folder), np.random.default_rng(rng), effects or {}
     plan = {
+        "format": 1,
         "suite": "synthetic",
+        "settings": {"suite": "synthetic"},
         "variants": list(variants),
         "regimes": list(regimes),
         "seeds": list(seeds),

@@ -61,6 +61,15 @@ def add_arguments(parser: ArgumentParser) -> None:
         default="vjepa_fast",
         help="published: the probe behind the published accuracies, for comparison (default %(default)s)",
     )
+    parser.add_argument(
+        "--row",
+        metavar="RUN",
+        help="published: the published run to compare with, such as mixed_4gpu_fwm_ld, whose probes may have had other "
+        "epochs",
+    )
+    parser.add_argument(
+        "--every-clip", action="store_true", help="published, UCF-101: all clips, not 2,000 and 500 drawn with seed 42"
+    )
     positive = arguments.positive
     parser.add_argument(
         "--clips", type=positive, help="clips per video of the attentive probe; default: the task's, or 1"
@@ -71,12 +80,13 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--epochs", type=positive, help="of the attentive or published probe; default: the task's, or 20"
     )
-    parser.add_argument("--probe-batch", type=positive, default=64, help="samples per step of it (default %(default)s)")
+    parser.add_argument(
+        "--probe-batch", type=positive, help="samples per step of it (default 64; published: the task's)"
+    )
     parser.add_argument(
         "--storage",
         choices=("bfloat16", "float16", "float32"),
-        default="bfloat16",
-        help="of the attentive probe's tokens in the cache (default %(default)s)",
+        help="of tokens in the cache (default bfloat16; published: float16, synthetic motion float32)",
     )
     arguments.add_features(parser)
     arguments.add_clips(parser)
@@ -137,6 +147,10 @@ def _check(args: Namespace) -> None:
 
     if args.protocol == "published" and args.train is None:
         raise UserError("--protocol published probes: give --train and --test manifests")
+    if args.protocol != "published" and (args.row or args.every_clip):
+        raise UserError("--row and --every-clip belong to --protocol published")
+    if args.protocol == "published" and args.task == "motion8" and args.test is None:
+        return  # one list, whose first 80 % train
     if (args.train is None) != (args.test is None):
         raise UserError("--train and --test go together: one fits the probe, the other measures it")
 

@@ -108,7 +108,8 @@ _ENCODER_HEADS = {
 def translate(values: dict[str, Any], *, source: str = "config") -> dict[str, Any]:
     """Published keys to ours: a dictionary for `from_dict`.
 
-    Keys without effect are logged in one warning. ``compat`` (ours) may stand at the top; it defaults to ``intended``.
+    Keys without effect are logged in one warning, an ``img_data.rank_ratio`` without all its effect in others.
+    ``compat`` (ours) may stand at the top; it defaults to ``intended``.
 
     Raises:
         ConfigError: unknown key (with a suggestion), missing section or key, wrong type, unsupported setting.
@@ -118,6 +119,8 @@ def translate(values: dict[str, Any], *, source: str = "config") -> dict[str, An
         out = translation.run()
     if translation.idle:
         _log.warning("%s: keys without effect here: %s", source, ", ".join(translation.idle))
+    for note in translation.notes:
+        _log.warning("%s: %s", source, note)
     return out
 
 
@@ -128,6 +131,7 @@ class _Translation:
         self.terms: dict[str, Any] = {name: known[name] for name in names if known[name].published}
         self.values = values
         self.idle: list[str] = []  # keys without effect
+        self.notes: list[str] = []  # on keys with less effect than there
 
     def run(self) -> dict[str, Any]:
         self._top()
@@ -267,7 +271,18 @@ class _Translation:
         images["patch_size"] = out["data"]["patch_size"]
         images["tubelet_size"] = out["data"]["tubelet_size"] if out["model"]["img_temporal_dim_size"] is None else 1
         if isinstance(images["batch_size"], int):
-            images["batch_size"] = max(1, round(images["batch_size"] * ratio))
+            batch = images["batch_size"]
+            images["batch_size"] = max(1, round(batch * ratio))
+            if images["batch_size"] == batch:
+                self.notes.append(
+                    f"img_data.rank_ratio: {ratio:g} has no effect, that share of {batch} images rounds to {batch}; "
+                    f"give img_data.batch_size {round(1 / ratio) * batch} or more"
+                )
+        if ratio != 0.5:
+            self.notes.append(
+                f"img_data.rank_ratio: {ratio:g} has no effect on the weight of images, which is that of videos here, "
+                "as at 0.5; it sets the images of a process alone"
+            )
         return images
 
     def _objectives(self) -> dict[str, dict[str, Any]]:

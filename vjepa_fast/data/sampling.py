@@ -22,7 +22,8 @@ class Sampling:
         spread: "even": start + i * step. "published": the published code's integers of a linspace over
             num_frames * step frames, which runs up to a step ahead of that. "whole": evenly over the whole video,
             first and last frame included, whatever the step and the start.
-        short: what happens to a video shorter than the clip: "refuse", or "hold", which repeats its last frame.
+        short: what happens to a video shorter than the clip: "refuse", or "hold", which repeats its last frame. A video
+            of fewer frames than a clip over the "whole" of it repeats frames all along, or under "hold" its last one.
     """
 
     frame_step: int | None = None
@@ -79,6 +80,8 @@ class Sampling:
             DataError: the video is too short, or ``start`` is out of range.
         """
         if self.spread == "whole" and total > 0:
+            if self.short == "hold" and total < num_frames:
+                return np.minimum(np.arange(num_frames, dtype=np.int64), total - 1)
             return np.linspace(0, total - 1, num_frames).astype(np.int64)
         if times is not None and self.spread == "even" and (self.fps or self.duration):
             spacing = 1 / self.fps if self.fps else (self.duration or 0) / num_frames

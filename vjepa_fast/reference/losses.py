@@ -274,8 +274,11 @@ def hamiltonian_loss(z, h, grids, masks, net, dt=0.1, loss_exp=1.0):
         return pair_term(z, grids, masks, error)
 
 
-def sigreg_loss(z, seed, step, num_slices=1024):
-    """Distance of random one-dimensional projections from a standard normal, by their characteristic functions."""
+def sigreg_loss(z, step, num_slices=1024, seed=0):
+    """Distance of random one-dimensional projections from a standard normal, by their characteristic functions.
+
+    As published the directions depend on the number of calls before, which is the step, and on no ``seed``.
+    """
     x = torch.cat([full(zij).flatten(0, 1) for zi in z for zij in zi])
     generator = torch.Generator(device=x.device).manual_seed((seed * 1_000_003 + step) % (1 << 62))
     directions = torch.randn(x.shape[1], num_slices, generator=generator, device=x.device).to(x.dtype)

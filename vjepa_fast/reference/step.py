@@ -195,6 +195,7 @@ def build_reference(
     use_activation_checkpointing=False,
     objectives=None,
     ld_grad=False,
+    sigreg_seed=0,
     seed=0,
     device="cpu",
     **optimization,
@@ -204,8 +205,9 @@ def build_reference(
     Arguments up to ``use_activation_checkpointing`` are those of ``Encoder`` and ``Predictor`` (``pred_...``;
     ``predict_all`` is ``return_all_tokens``). ``objectives``: {term: {field: value}}, names and fields of
     ``vjepa_fast.objectives``; default: pred and context 0.5 with the published warm-up from step 15000 to 30000.
-    ``ld_grad``: let LD train under hard weighting (the intended behaviour); as published it does not. ``seed``: of the
-    initial weights and of SIGReg's directions. ``optimization``: the keyword arguments of ``ReferenceStep``.
+    ``ld_grad``: let LD train under hard weighting (the intended behaviour); as published it does not. ``sigreg_seed``:
+    of SIGReg's directions; as published (0) they depend on the step alone. ``seed``: of the initial weights.
+    ``optimization``: the keyword arguments of ``ReferenceStep``.
     """
     if objectives is None:
         objectives = {"pred": {}, "context": {"coeff": 0.5, "warmup": (15000, 30000)}}
@@ -236,5 +238,5 @@ def build_reference(
             return_all_tokens=predict_all,
             **shared,
         )
-        losses = Losses(objectives, levels * embed_dim, ld_grad=ld_grad, seed=seed)
+        losses = Losses(objectives, levels * embed_dim, ld_grad=ld_grad, sigreg_seed=sigreg_seed)
     return ReferenceStep(encoder.to(device), predictor.to(device), losses.to(device), **optimization)

@@ -11,14 +11,15 @@ from vjepa_fast.reference.schedules import context_weight, kinematic_anneal
 class Losses(nn.Module):
     """``objectives``: {term: {field: value}}. ``forward`` returns (total, {term: value}, {term: coefficient}).
 
-    ``ld_grad`` lets the LD term train under hard weighting, which as published it does not.
+    ``ld_grad`` lets the LD term train under hard weighting, which as published it does not. ``sigreg_seed``: a seed of
+    SIGReg's directions, which as published depend on the step alone.
     """
 
-    def __init__(self, objectives: dict, dim: int, *, ld_grad: bool = False, seed: int = 0):
+    def __init__(self, objectives: dict, dim: int, *, ld_grad: bool = False, sigreg_seed: int = 0):
         super().__init__()
         self.objectives = {term: dict(fields) for term, fields in objectives.items()}
         self.ld_grad = ld_grad
-        self.seed = seed
+        self.sigreg_seed = sigreg_seed
         self.heads = nn.ModuleDict()
         for term, fields in self.objectives.items():
             hidden = fields.get("hidden_dim", 256)
@@ -88,7 +89,7 @@ class Losses(nn.Module):
         if term == "hamiltonian":
             return losses.hamiltonian_loss(*against_target, self.heads[term], fields.get("dt", 0.1), exponent)
         if term == "sigreg":
-            return losses.sigreg_loss(z, self.seed, step, fields.get("num_slices", 1024))
+            return losses.sigreg_loss(z, step, fields.get("num_slices", 1024), self.sigreg_seed)
         raise ValueError(f"the reference has no term {term!r}")
 
     def forward(

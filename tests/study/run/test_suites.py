@@ -10,8 +10,9 @@ from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study.run import cells
 from vjepa_fast.study.run.clips import SIZES
+from vjepa_fast.study.run.paper import expand_data
 from vjepa_fast.study.run.plan import Grid, StudyPlan
-from vjepa_fast.study.run.suites import Settings, expand_data
+from vjepa_fast.study.run.suites import Settings
 
 
 def test_the_papers_suite_on_the_users_manifests(tmp_path):

@@ -1,6 +1,9 @@
 """Deterministic clips for evaluation: the middle of the video, the centre of the frame, no mirroring; or several views
 of each video: clips spread over its time, crops along its longer side.
 
+What of a frame is shown is the geometry: "centre" (ours: ``augment.centre_view``), "short_side" (as the published
+evaluation of arXiv:2605.17165 has it: the whole shorter side is scaled to the crop) or "native" (the frame as it is).
+
 Legend: B samples, V views (clips * crops, the crops of one clip side by side), F frames, S crop size.
 """
 
@@ -23,6 +26,8 @@ from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.data.source import SourceReader
 from vjepa_fast.data.views.augment import apply_view, crop_views
 from vjepa_fast.errors import DataError
+
+GEOMETRIES = ("centre", "short_side", "native")
 
 
 def eval_clip(
@@ -68,6 +73,7 @@ def eval_views(
     duration: float | None = None,
     spread: str = "even",
     short: str = "refuse",
+    geometry: str = "centre",
     workers: int = 0,
     max_bad_fraction: float = 0.05,
     bad: BadSamples | None = None,
@@ -84,6 +90,7 @@ def eval_views(
         crops: of a clip, as ``augment.crop_views``.
         first: the sample to begin with.
         frame_step, fps, duration, spread, short: see ``Sampling``.
+        geometry: "centre", "short_side" or "native" (frames of any size, all the same); the latter two have one crop.
         workers: reading threads; the result does not depend on them.
         max_bad_fraction: unreadable samples are left out up to this share of the manifest.
         bad: collects the unreadable samples.
@@ -94,16 +101,28 @@ def eval_views(
         ``batch_size`` but for the last.
 
     Raises:
-        DataError: too many samples cannot be read.
+        DataError: too many samples cannot be read, an unknown geometry, or frames of unequal sizes under "native".
     """
+    if geometry not in GEOMETRIES or (geometry != "centre" and crops != 1):
+        raise DataError(
+            f"geometry {geometry!r} with {crops} crops; expected {', '.join(GEOMETRIES)}, several crops of centre"
+        )
     sampling = Sampling(frame_step, fps, duration, spread, short)
     reader = SourceReader(sampling, decoder=choose_decoder(decoder, "decoder"))
     bad = bad if bad is not None else BadSamples([manifest], max_bad_fraction)
     starts = [(2 * i + 1) / (2 * clips) for i in range(clips)] if manifest.kind == "video" else [0.5]
 
+    def cut(frames: np.ndarray) -> list[torch.Tensor]:
+        if geometry == "centre":
+            return _cut(frames, num_frames, crop_size, crops)
+        one = (
+            _channels_first(frames) if geometry == "native" else short_side(frames, crop_size, manifest.kind == "image")
+        )
+        return [one.expand(-1, num_frames, -1, -1)]
+
     def read(path: str) -> torch.Tensor:
         clips = (reader.read(path, manifest.kind, num_frames, start) for start in starts)
-        return _stack([view for frames in clips for view in _cut(frames, num_frames, crop_size, crops)])
+        return _stack([view for frames in clips for view in cut(frames)])
 
     yield from _batches(manifest, range(first, len(manifest)), read, batch_size, workers, bad)
 
@@ -114,7 +133,37 @@ def _cut(frames: np.ndarray, num_frames: int, crop_size: int, crops: int) -> lis
     return [apply_view(frames, view, crop_size).expand(-1, num_frames, -1, -1) for view in views]
 
 
+def short_side(frames: np.ndarray, crop_size: int, still: bool) -> torch.Tensor:
+    """uint8 ``[F, H, W, 3]`` -> uint8 ``[3, F, S, S]``: the shorter side scaled to S, the middle of the longer one.
+
+    Videos: bilinear without antialias to ``int(side * S / shorter side)``. Still images: Pillow's bicubic and the
+    rounding of torchvision's ``Resize`` and ``CenterCrop``, which the published evaluation uses.
+    """
+    height, width = frames.shape[1:3]
+    short = min(height, width)
+    high, wide = (int(side * crop_size / short) for side in (height, width))
+    if still:
+        from PIL import Image
+
+        top, left = (round((side - crop_size) / 2) for side in (high, wide))
+        scaled = [Image.fromarray(f).resize((wide, high), Image.Resampling.BICUBIC) for f in frames]
+        box = np.stack([np.asarray(f)[top : top + crop_size, left : left + crop_size] for f in scaled])
+        return _channels_first(box)
+    top, left = ((side - crop_size) // 2 for side in (high, wide))
+    x_FCHW = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    x_FCHW = torch.nn.functional.interpolate(x_FCHW, size=(high, wide), mode="bilinear", align_corners=False)
+    box_FCSS = x_FCHW[:, :, top : top + crop_size, left : left + crop_size].round().to(torch.uint8)
+    return torch.from_numpy(np.ascontiguousarray(box_FCSS.permute(1, 0, 2, 3).numpy()))
+
+
+def _channels_first(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
+
+
 def _stack(clips: list[torch.Tensor]) -> torch.Tensor:
+    if len({clip.shape for clip in clips}) > 1:
+        sizes = sorted({f"{clip.shape[-1]}x{clip.shape[-2]}" for clip in clips})
+        raise DataError(f"clips of unequal sizes ({', '.join(sizes)}) cannot be read at their native size")
     return torch.from_numpy(np.stack([clip.numpy() for clip in clips]))  # copied in this thread, as in `apply_view`
 
 

@@ -59,7 +59,7 @@ def clip_view(
     **more: str | None,
 ) -> dict:
     """The view that ``encoder`` was trained on, as arguments of ``data.eval_batches``, where the caller does not say
-    otherwise. ``more``: spread, short.
+    otherwise. ``more``: spread, short, geometry.
     """
     known = clip_settings(encoder)
     view = {

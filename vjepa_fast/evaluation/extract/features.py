@@ -153,6 +153,7 @@ class Taking(TypedDict, total=False):
     workers: int
     spread: str | None
     short: str | None
+    geometry: str | None
 
 
 def encode(
@@ -231,6 +232,7 @@ def extract_poolings(
     workers: int = 0,
     spread: str | None = None,
     short: str | None = None,
+    geometry: str | None = None,
 ) -> dict[tuple[str, str], Features]:
     """The features of each (level, pooling) of ``wanted``, all from one pass of the clips through the encoder.
 
@@ -243,7 +245,7 @@ def extract_poolings(
         check_choice("pooling", pooling, POOLINGS)
         check_choice("level", level, LEVELS)
     device, dtype = place_of(encoder, device, dtype)
-    view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short)
+    view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short, geometry=geometry)
     keys, paths, found = {}, {}, {}
     if cache_dir is not None:
         common = cache_key(encoder, manifest, view, dtype, format=FORMAT, pooling="", level="", images=images)

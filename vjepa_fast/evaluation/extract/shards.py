@@ -64,6 +64,25 @@ def read_index(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_disk(cache_dir: str | os.PathLike, needed: int) -> None:
+    """UserError where tokens of ``needed`` bytes, with those that ``cache_dir`` has already, do not fit the disk."""
+    folder = Path(cache_dir)
+    held = sum(file.stat().st_size for file in folder.glob("*-tokens-*/*.safetensors"))
+    free = free_bytes(folder.absolute())
+    if needed > held + free:
+        raise UserError(
+            f"{folder}: all tokens take {needed / 1e9:.1f} GB, of which {held / 1e9:.1f} GB are there; the disk has "
+            f"{free / 1e9:.1f} GB free; give a cache folder with more room, or measure fewer encoders or views"
+        )
+
+
 class ShardStore:
     """The shards of a folder, and those to come; in memory without a folder."""
 
@@ -149,10 +168,7 @@ class ShardStore:
             free, where = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "free memory"
             hint = "give a cache folder, or fewer views"
         else:
-            place = self.folder
-            while not place.exists():
-                place = place.parent
-            free, where = shutil.disk_usage(place).free, f"disk of {place}"
+            free, where = free_bytes(self.folder), f"disk of {self.folder}"
             hint = "take fewer views, or another folder"
         if size > free:
             raise UserError(

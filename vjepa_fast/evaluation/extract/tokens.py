@@ -9,6 +9,7 @@ D width (embed_dim, or levels * embed_dim).
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,6 +107,14 @@ def from_array(x, y, name: str = "tokens", views: tuple[int, int] = (1, 1)) -> T
 # ---------------------------------------------------------------- extraction
 
 
+def token_bytes(encoder: VisionTransformer, view: dict, views: int, level: str, storage: str) -> int:
+    """Bytes that the tokens of one sample take; ``view`` as `clip_view` makes it."""
+    size = view["crop_size"]
+    width = encoder.embed_dim * (encoder.levels if level == "all" else 1)
+    tokens = math.prod(encoder.grid((1, 3, view["num_frames"], size, size)))
+    return views * tokens * width * STORAGE[storage].itemsize
+
+
 @torch.no_grad()
 def extract_tokens(
     encoder: VisionTransformer,
@@ -121,7 +130,9 @@ def extract_tokens(
     num_frames: int | None = None,
     crop_size: int | None = None,
     frame_step: int | None = None,
+    spread: str | None = None,
     short: str | None = None,
+    geometry: str | None = None,
     images: str = "repeat",
     dtype: torch.dtype | None = None,
     workers: int = 0,
@@ -147,7 +158,7 @@ def extract_tokens(
         raise UserError(f"{source.name}: {clips} x {crops} views need the video files, clips in memory are one view")
     device, dtype = place_of(encoder, device, dtype)
     still = is_still(source)
-    view = clip_view(encoder, num_frames, crop_size, frame_step, short=short)
+    view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short, geometry=geometry)
     views = (1 if still else clips, crops)
     how = {"level": level, "views": list(views), "images": images, "storage": storage}
     key = cache_key(encoder, source, view, dtype, format=FORMAT, **how)

@@ -36,11 +36,19 @@ ACTIVATIONS = 2 * 2**30  # bytes of activations up to which heads go side by sid
 class _Linear(nn.Module):
     """G linear layers: [G, M, in] -> [G, M, out]. All start with the same weights."""
 
-    def __init__(self, heads: int, width: int, out: int, generator: torch.Generator, std: float = 0.02):
+    def __init__(self, heads: int, width: int, out: int, generator: torch.Generator, std: float | None = 0.02):
+        """``std``: of truncated normal weights, with biases of 0; None: as ``nn.Linear`` starts, uniform in
+        +-1/sqrt(width).
+        """
         super().__init__()
-        one = nn.init.trunc_normal_(torch.empty(out, width), std=std, generator=generator)
-        self.weight = nn.Parameter(one.repeat(heads, 1, 1))
-        self.bias = nn.Parameter(torch.zeros(heads, out))
+        weight, bias = torch.empty(out, width), torch.zeros(out)
+        if std is None:
+            for p in (weight, bias):
+                p.uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+        else:
+            nn.init.trunc_normal_(weight, std=std, generator=generator)
+        self.weight = nn.Parameter(weight.repeat(heads, 1, 1))
+        self.bias = nn.Parameter(bias.repeat(heads, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
@@ -108,7 +116,9 @@ class AttentiveHeads(nn.Module):
 
     ``depth`` blocks: depth - 1 of self-attention and one of cross-attention; 0 is a linear classifier of the mean
     token. ``num_heads`` is the largest divisor of D up to the one given. All heads start with the weights of ``seed``.
-    Source: V-JEPA 2 (arXiv:2506.09985), frozen evaluation; blocks, query and initialisation as its published code.
+    Source: V-JEPA 2 (arXiv:2506.09985), frozen evaluation; blocks, query and initialisation as its published code:
+    weights normal with 0.02, those that end a branch of block i (from 0) divided by sqrt(2 (i + 1)), the cross block by
+    the divisor of the last self-attention block; the classifier as PyTorch starts a linear layer.
     """
 
     def __init__(
@@ -128,13 +138,13 @@ class AttentiveHeads(nn.Module):
         self.num_heads = next(h for h in range(min(num_heads, width), 0, -1) if width % h == 0)
         more = (self.num_heads, mlp_ratio)
         self.blocks = nn.ModuleList(
-            _Block(heads, width, *more, layer + 2, False, generator) for layer in range(max(0, depth - 1))
+            _Block(heads, width, *more, i + 1, False, generator) for i in range(max(0, depth - 1))
         )
         if depth:
-            self.pool = _Block(heads, width, *more, 1, True, generator)
+            self.pool = _Block(heads, width, *more, max(1, depth - 1), True, generator)
             one = nn.init.trunc_normal_(torch.empty(1, width), std=0.02, generator=generator)
             self.query = nn.Parameter(one.repeat(heads, 1, 1))
-        self.linear = _Linear(heads, width, classes, generator)
+        self.linear = _Linear(heads, width, classes, generator, None)
 
     def forward(self, x_bND: Tensor) -> Tensor:
         """Logits ``[G, b, C]`` of tokens ``[b, N, D]``."""

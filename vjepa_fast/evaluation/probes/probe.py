@@ -41,21 +41,22 @@ class ProbeOptions:
     """Options of all probes; each reads what concerns it.
 
     ``classes``: how many there must be (None: the highest label + 1). ``epochs`` and ``batch_size``: of probes that
-    train by steps; epochs None: the probe's own number. ``on_progress(done, all)``: called after every epoch.
+    train by steps; None: the probe's own number. ``on_progress(done, all)``: called after every epoch.
     """
 
     seed: int = 0
     classes: int | None = None
     task: Task | None = None
     epochs: int | None = None
-    batch_size: int = 64
+    batch_size: int | None = None
     device: str | torch.device = "cpu"
     on_progress: Callable[[int, int], None] | None = None
 
     @property
     def training(self) -> dict[str, Any]:
         """Arguments of a probe that trains by steps, but for ``epochs``."""
-        return {k: getattr(self, k) for k in ("classes", "batch_size", "seed", "device", "on_progress")}
+        given = {} if self.batch_size is None else {"batch_size": self.batch_size}
+        return {**given, **{k: getattr(self, k) for k in ("classes", "seed", "device", "on_progress")}}
 
 
 class Probe(ABC):
@@ -65,6 +66,11 @@ class Probe(ABC):
     """
 
     needs: ClassVar[str] = "features"
+
+    @classmethod
+    def needs_of(cls, task: Task | None) -> str:
+        """What the parts are on ``task``: ``needs``, unless a probe reads different things on different tasks."""
+        return cls.needs
 
     @abstractmethod
     def __call__(self, train: Any, val: Any, test: Any, options: ProbeOptions) -> ProbeResult:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vjepa_fast.data.manifests.manifest import load_manifest
+from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
-from vjepa_fast.evaluation.extract.clips import Source
-from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens
+from vjepa_fast.evaluation.extract.clips import Source, clip_view
+from vjepa_fast.evaluation.extract.shards import check_disk
+from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens, token_bytes
 from vjepa_fast.evaluation.probes import PROBES, ProbeOptions
-from vjepa_fast.evaluation.probes.published import published_settings
+from vjepa_fast.evaluation.probes.published import published_parts, published_settings
 from vjepa_fast.evaluation.run.encoders import Subject
 from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, probe_row
 from vjepa_fast.evaluation.run.sources import FeatureSettings, open_sources, suite_name
@@ -28,7 +29,8 @@ PROBE_PROTOCOLS = ("vjepa_fast", "published")
 class ProbeProtocol(FeatureSettings):
     """How features and tokens are taken and read; every encoder of a comparison has the same.
 
-    ``name`` "published" replaces pooling, level, frames and probes as `probes.published` has them.
+    ``name`` "published" replaces pooling, level, frames, geometry and probes as `probes.published` has them; ``row``
+    names the published run whose epochs are taken, ``every_clip`` draws no clips where the published script does.
     ``task`` gives frames, step, views and epochs where they are None. ``probes``: names in `PROBES`.
     """
 
@@ -43,8 +45,10 @@ class ProbeProtocol(FeatureSettings):
     clips: int | None = None  # views of probes that read tokens; None: the task's, else one
     crops: int | None = None
     epochs: int | None = None  # of probes that train by steps; None: the task's
-    probe_batch: int = 64
-    storage: str = "bfloat16"  # of tokens
+    probe_batch: int | None = None  # None: the published protocol's, else 64
+    storage: str | None = None  # of tokens; None: the published protocol's, else bfloat16
+    row: str | None = None
+    every_clip: bool = False
 
     def settled(self) -> ProbeProtocol:
         """With everything that the task and the published protocol say filled in.
@@ -55,15 +59,21 @@ class ProbeProtocol(FeatureSettings):
         check_choice("protocol", self.name, PROBE_PROTOCOLS)
         task = self.known_task
         if self.name == "published":
-            p = published_settings(task)
+            p = published_settings(task, self.row)
             return replace(
                 self,
-                pooling=p.pooling,
+                pooling="mean",
                 level=p.level,
                 probes=("published",),
                 short=p.short,
                 spread=p.spread,
+                geometry=p.geometry,
+                precision=p.precision,
                 frame_step=None,
+                clips=1,
+                crops=1,
+                probe_batch=self.probe_batch or p.batch_size,
+                storage=self.storage or p.storage,
                 num_frames=self.num_frames or p.num_frames,
                 epochs=self.epochs or p.epochs,
             )
@@ -78,6 +88,8 @@ class ProbeProtocol(FeatureSettings):
             clips=self.clips or (task.clips if task else 1),
             crops=self.crops or (task.crops if task else 1),
             epochs=self.epochs or (task.epochs if task else 20),
+            probe_batch=self.probe_batch or 64,
+            storage=self.storage or "bfloat16",
             short=self.short or ("hold" if task else None),
         )
 
@@ -88,9 +100,20 @@ class ProbeProtocol(FeatureSettings):
 
     def take_tokens(self, encoder: VisionTransformer, source: Source, subject: Subject) -> Tokens:
         """The tokens of all views of ``source``; after `settled`."""
-        own = {f.name: getattr(self, f.name) for f in fields(FeatureSettings) if f.name not in ("pooling", "spread")}
-        own |= {k: getattr(self, k) for k in ("clips", "crops", "storage")}
+        own = {**self.extraction(), **{k: getattr(self, k) for k in ("clips", "crops", "storage")}}
         return extract_tokens(encoder, source, device=subject.device, cache_dir=subject.cache_dir, **own)
+
+    def parts(self, manifests: dict[str, Manifest]) -> dict[str, Manifest]:
+        """The manifests that are trained and tested on: as they are, but for the published protocol."""
+        if self.name != "published":
+            return manifests
+        return published_parts(manifests, published_settings(self.known_task), self.every_clip)
+
+    def token_bytes(self, encoder: VisionTransformer, samples: int) -> int:
+        """Bytes of the tokens of all views of ``samples`` samples; after `settled`."""
+        view = clip_view(encoder, self.num_frames, self.crop_size, self.frame_step)
+        views, storage = (self.clips or 1) * (self.crops or 1), self.storage or "bfloat16"
+        return samples * token_bytes(encoder, view, views, self.level, storage)
 
 
 def probe_checkpoint(
@@ -113,16 +136,22 @@ def probe_checkpoint(
             gaps, other classes than the task's.
     """
     subject, protocol = Subject(path, **how), protocol.settled()
-    probing = bool(train and test)
+    given = {"train": train, "val": val, "test": test, "fewshot": fewshot}
+    manifests = protocol.parts({k: load_manifest(v) for k, v in given.items() if v})
+    probing = {"train", "test"} <= set(manifests)
     if not probing and not fewshot:
         raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
-    given = {"train": train, "val": val, "test": test, "fewshot": fewshot}
-    manifests = {k: load_manifest(v) for k, v in given.items() if v}
     classes = check_manifests(manifests, protocol.known_task) if probing else None
     for part in ("train", "test"):
         if part in manifests and len(np.unique(manifests[part].labels)) < 2:
             raise DataError(f"{manifests[part].path}: a probe needs at least two classes")
     encoders = subject.encoders()
+    if probing and any(PROBES[name].needs_of(protocol.known_task) == "tokens" for name in protocol.probes):
+        samples = sum(len(m) for part, m in manifests.items() if part != "fewshot")
+        needed = len(encoders) * protocol.token_bytes(encoders[0][2], samples)
+        subject.say(f"tokens of {samples} clips and {len(encoders)} encoders: {needed / 1e9:.1f} GB")
+        if subject.cache_dir is not None:
+            check_disk(subject.cache_dir, needed)
     sources = open_sources(manifests, encoders[0][2], protocol, subject)
 
     def take(label: str, encoder: VisionTransformer, needs: str, part: str) -> Any:
@@ -145,7 +174,7 @@ def probe_checkpoint(
         )
         taken: dict[str, dict] = {}
         for name in protocol.probes if probing else ():
-            needs = PROBES[name].needs
+            needs = PROBES[name].needs_of(protocol.known_task)
             if needs not in taken:
                 given = [part for part in ("train", "val", "test") if part in manifests]
                 taken[needs] = {part: take(label, encoder, needs, part) for part in given}

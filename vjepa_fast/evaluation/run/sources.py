@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import torch
+
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, decode_clips, fits_in_memory
 from vjepa_fast.evaluation.extract.features import Features, extract_features
@@ -27,10 +29,17 @@ class FeatureSettings:
     workers: int = 0
     spread: str | None = None
     short: str | None = None  # "hold" repeats the last frame of short videos (set by a task), "refuse" leaves them out
+    geometry: str | None = None  # what of a frame is shown, as ``data.eval_views``; None: the centre view
+    precision: str | None = None  # "float32": no autocast; None: bfloat16 on CUDA
+
+    def extraction(self) -> dict:
+        """The arguments that `extract_features` and `extract_tokens` share."""
+        own = {f.name: getattr(self, f.name) for f in fields(FeatureSettings) if f.name not in ("pooling", "precision")}
+        return own if self.precision is None else {**own, "dtype": getattr(torch, self.precision)}
 
     def take(self, encoder: VisionTransformer, source: Source, subject: Subject) -> Features:
         """The pooled features of ``source``, on the device and in the cache folder of ``subject``."""
-        own = {f.name: getattr(self, f.name) for f in fields(FeatureSettings)}
+        own = {"pooling": self.pooling, **self.extraction()}
         return extract_features(encoder, source, device=subject.device, cache_dir=subject.cache_dir, **own)
 
 
@@ -42,7 +51,8 @@ def open_sources(
 ) -> dict[str, Manifest] | dict[str, ClipSet]:
     """Small manifests decoded once into memory; large ones stay on disk and are decoded per encoder."""
     s = settings
-    view = clip_view(encoder, s.num_frames, s.crop_size, s.frame_step, spread=s.spread, short=s.short)
+    more = {"spread": s.spread, "short": s.short, "geometry": s.geometry}
+    view = clip_view(encoder, s.num_frames, s.crop_size, s.frame_step, **more)
     if not fits_in_memory(sum(map(len, manifests.values())), view):
         return dict(manifests)
     sources = {}

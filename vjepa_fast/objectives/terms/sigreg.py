@@ -1,8 +1,8 @@
 """SIGReg: features look like an isotropic Gaussian (LeJEPA, arXiv:2511.08544).
 
-N rows x of all masks' z; random unit directions a, drawn from (seed, step); u = x a. With t = linspace(0, 3, 17),
-statistic = N sum_t w_t [(mean cos(t u) - exp(-t^2/2))^2 + (mean sin(t u))^2], mean over the directions,
-w = trapezoid weights (dt at both ends, 2 dt inside: the integral over [-3, 3]) x exp(-t^2/2)
+N rows x of all masks' z; random unit directions a, drawn from (seed, step), as published from the step alone; u = x a.
+With t = linspace(0, 3, 17), statistic = N sum_t w_t [(mean cos(t u) - exp(-t^2/2))^2 + (mean sin(t u))^2], mean over
+the directions, w = trapezoid weights (dt at both ends, 2 dt inside: the integral over [-3, 3]) x exp(-t^2/2)
 """
 
 from __future__ import annotations
@@ -37,9 +37,14 @@ class Sigreg(Objective):
     num_slices: int = number(1024, low=1)
 
     def draw(self, state: LatentState, ctx: TermContext, device: torch.device) -> Tensor:
-        """Normal numbers [D, num_slices], float32: a function of (seed, step) and the kind of device."""
+        """Normal numbers [D, num_slices], float32: a function of (seed, step) and the kind of device.
+
+        As published, of the step alone: the released code takes LeJEPA's library, whose generator is seeded with how
+        often the term was computed before, once in each optimiser step, whatever the run's seed.
+        """
         assert state.step is not None
-        generator = torch.Generator(device).manual_seed((ctx.seed * 1_000_003 + state.step) % (1 << 62))
+        seed = 0 if ctx.compat == "published" else ctx.seed
+        generator = torch.Generator(device).manual_seed((seed * 1_000_003 + state.step) % (1 << 62))
         return torch.randn(ctx.dim, self.num_slices, generator=generator, device=device, dtype=torch.float32)
 
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
