@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -56,7 +56,8 @@ class Settings:
 
 def settings_of(plan: Mapping[str, Any]) -> Settings:
     """The settings of a study's plan, as ``study.json`` has it."""
-    found = {f.name: plan["settings"][f.name] for f in fields(Settings) if f.name in plan["settings"]}
+    given: Mapping[str, Any] = plan["settings"]
+    found: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings) if f.name in given}
     return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
 
 
