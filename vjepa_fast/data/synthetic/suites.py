@@ -107,21 +107,21 @@ class Motion8(Suite):
 
 @dataclass(frozen=True)
 class Dive(Suite):
-    """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, and for
-    ``rotation_senses = 2`` turning clockwise or anticlockwise: 12 classes. Every class holds the same
+    """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, which
+    are the classes; ``rotation_senses = 2`` tells clockwise from anticlockwise too: 12 classes. Every class holds the same
     primitives with the same amounts, so that no single frame shows which. The direction of translation, within
     ``headings`` of the right, is drawn apart from the label, and so is for ``shrinks`` whether the object grows.
     """
 
-    rotation_senses: int = 2  # 1: the sense is drawn apart from the label; 6 classes
-    translate: float = 18.0  # pixels
-    rotate: float = 100.0  # degrees
-    scale: float = 1.7  # factor, or its inverse
-    radius: tuple[float, float] = (11.0, 15.0)  # geometric mean of the radii before and after scaling
+    rotation_senses: int = 1  # 1: the sense is drawn apart from the label; 2: it is part of it, 12 classes
+    translate: float = 26.0  # pixels
+    rotate: float = 140.0  # degrees
+    scale: float = 2.2  # factor, or its inverse
+    radius: tuple[float, float] = (11.0, 13.0)  # geometric mean of the radii before and after scaling
     shrinks: bool = False  # half of the objects shrink, drawn apart from the label
     headings: float = 60.0  # degrees to either side; 180: all directions
     boundary_jitter: float = 0.04  # of the clip's length, about 1/3 and 2/3
-    background: TextureConfig = TextureConfig()
+    background: TextureConfig = TextureConfig(contrast=0.05, grey=True)
     name = "dive"
 
     @property
@@ -180,14 +180,14 @@ class Order(Suite):
     """
 
     events: tuple[str, ...] = EVENTS
-    hop: float = 14.0  # pixels there and back
-    pulse: float = 0.6  # relative growth
-    wiggle: float = 70.0  # degrees there and back
+    hop: float = 20.0  # pixels there and back
+    pulse: float = 0.8  # relative growth
+    wiggle: float = 110.0  # degrees there and back
     flash: float = 0.9  # relative brightness
     length: float = 0.4  # of an event, relative to the clip
     time_jitter: float = 0.04  # of an event's middle, about 1/4 and 3/4
-    radius: tuple[float, float] = (10.0, 15.0)
-    background: TextureConfig = TextureConfig()
+    radius: tuple[float, float] = (10.0, 13.0)
+    background: TextureConfig = TextureConfig(contrast=0.05, grey=True)
     name = "order"
 
     @property

@@ -139,7 +139,8 @@ class Taking(TypedDict, total=False):
 
     ``images="single"`` passes still images as one frame through the image patch embedding, "repeat" as a clip that
     stands still. ``dtype``: autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as
-    ``data.Sampling``. With ``cache_dir`` the result is kept there, under a key of encoder weights, data and settings.
+    ``data.Sampling``, ``geometry`` as ``data.eval_views``. With ``cache_dir`` the result is kept there, under a key of
+    encoder weights, data and settings.
     """
 
     batch_size: int

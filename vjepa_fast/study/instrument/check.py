@@ -75,7 +75,7 @@ class Design:
 
 
 _PROBED = Design(5400, Schedule(), 150, {"train": 1200, "val": 480, "test": 960})
-DESIGNS: dict[str, Design] = {}
+DESIGNS = {"dive": replace(_PROBED, schedule=Schedule(steps=400, keep=1.0), half=100)}  # others: _PROBED
 
 
 def design_of(name: str) -> Design:

@@ -58,7 +58,8 @@ def settings_of(plan: Mapping[str, Any]) -> Settings:
     """The settings of a study's plan, as ``study.json`` has it."""
     given: Mapping[str, Any] = plan["settings"]
     found: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings) if f.name in given}
-    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in found.items()})
+    found |= {k: tuple(v) for k, v in found.items() if isinstance(v, list)}
+    return Settings(**found)
 
 
 def suite_of(settings: Settings, folder: str | os.PathLike) -> Synthetic | Paper:
