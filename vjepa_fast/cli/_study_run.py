@@ -115,13 +115,7 @@ def run(args: Namespace) -> int:
         processes = args.gpus_per_run or (len(visible_gpus()) if settings.device == "cuda" else 2)
         threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
     study = StudyPlan(
-        args.folder,
-        settings,
-        grid,
-        threads=threads,
-        side_by_side=len(places),
-        processes=processes,
-        force=args.force,
+        args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes, force=args.force
     )
     if args.dry_run:
         return _dry_run(study)

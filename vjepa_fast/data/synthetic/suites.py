@@ -107,13 +107,13 @@ class Motion8(Suite):
 
 @dataclass(frozen=True)
 class Dive(Suite):
-    """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, which
-    are the classes; ``rotation_senses = 2`` tells clockwise from anticlockwise too: 12 classes. Every class holds the same
-    primitives with the same amounts, so that no single frame shows which. The direction of translation, within
-    ``headings`` of the right, is drawn apart from the label, and so is for ``shrinks`` whether the object grows.
+    """Ordered triples of primitives: each of translate, rotate, scale once. The order is the class, 6 of them; with
+    ``rotation_senses = 2`` clockwise and anticlockwise are classes apart, 12 of them. Every class holds the same
+    primitives with the same amounts, so that no single frame shows which. Drawn apart from the label: the direction of
+    translation, within ``headings`` of the right, and for ``shrinks`` whether the object grows.
     """
 
-    rotation_senses: int = 1  # 1: the sense is drawn apart from the label; 2: it is part of it, 12 classes
+    rotation_senses: int = 1  # 1: the sense is drawn apart from the label
     translate: float = 26.0  # pixels
     rotate: float = 140.0  # degrees
     scale: float = 2.2  # factor, or its inverse
