@@ -43,7 +43,8 @@ def run(args: Namespace) -> int:
     if unknown:
         raise UserError(f"--suite {unknown[0]}: not known; give {', '.join(Synthetic.evaluated)}")
     suite = Synthetic(settings, folder)
-    chosen = [name for name in suite.names if not args.suite or name in args.suite]
+    asked = args.suite or (suite.names if settings.evaluate else Synthetic.evaluated)
+    chosen = [name for name in Synthetic.evaluated if name in asked]
     found = run_check(folder, chosen, suite.setting(), lambda text: print(text, flush=True))
     path = Path(args.out) if args.out else folder / FILE
     write_json(path, found, "choose another place with --out")

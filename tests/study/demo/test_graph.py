@@ -14,7 +14,7 @@ TINY = DemoPlan(
     suites={
         "motion8": {"train": 24, "val": 16, "test": 16},
         "objects": {"train": 48, "val": 48, "test": 48},
-        "fewshot": {"train": 108, "val": 216, "test": 432},
+        "fewshot": {"train": 216, "val": 216, "test": 432},
     },
     probed=("motion8", "objects"),
     size=32,

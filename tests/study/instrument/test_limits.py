@@ -41,6 +41,7 @@ def test_suites_with_range_pass():
         ("fewshot", {"shuffled_5": 0.52}, ["shuffled labels reaches 52.0 %", "10 points over", "41.0 %"]),
         ("fewshot", {"half_5": None}, ["5-shot", "no row of half"]),
         ("probe", {"supervised_linear": 0.79}, ["linear", "79.0 %", "under 80.0 %"]),
+        ("probe", {"random_linear": 0.71, "half_linear": 0.8}, ["random weights reach 71.0 %", "less than 20 points"]),
     ],
 )
 def test_each_limit_fails_alone_and_says_why(kind, changes, words):

@@ -14,12 +14,15 @@ from vjepa_fast.study.run.training import stretched
 
 SUITE_TEXT = {
     "motion8": "direction of motion, 8 of them; no single frame tells it",
-    "dive": "order of translation, rotation, scaling, and sense of rotation",
+    "dive": "order of translation, rotation and scaling",
     "order": "which of two events came first; every class has its time-reverse as another class",
     "objects": "shape x texture x colour of a still image",
     "fewshot": "novel appearances x motions; episodes draw 5 classes never seen with labels",
 }
-RENDERED = {name: SIZES[name] for name in SUITE_TEXT} | {"dive": {"train": SIZES["dive"]["train"]}}  # dive: not probed
+PROBED = ("order", "dive")  # motion8 and objects are trained on alone: they have not passed the instrument check
+RENDERED = {
+    name: SIZES[name] if name in (*PROBED, "fewshot") else {"train": SIZES[name]["train"]} for name in SUITE_TEXT
+}
 FULL_MINUTES = 6.0  # what the default plan is made for, on two cores
 FIXED_MINUTES = 2.5  # of these, what does not scale with the length of training
 
@@ -52,7 +55,7 @@ class DemoPlan:
     """Sizes of the demo. ``train_scale`` stretches the runs: iterations, and with them the horizon of the EMA."""
 
     suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(RENDERED))
-    probed: tuple[str, ...] = ("motion8", "order", "objects")
+    probed: tuple[str, ...] = PROBED
     size: int = 64  # pixels of the rendered videos
     frames: int = 16
     fps: int = 8

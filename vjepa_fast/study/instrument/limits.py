@@ -16,19 +16,20 @@ FEW_SHOT = ("1-shot", "5-shot")
 class Limit:
     """What the controls must reach in one outcome. None: not asked.
 
-    ``supervised``: at least. ``random``: at most. ``gap``: by how much the supervised encoder must lead raw pixels.
-    ``shuffled``: by how much an encoder trained with shuffled labels may lead random init.
+    ``supervised``: at least. ``random``: at most. ``lead``, ``gap``: by how much the supervised encoder must lead random
+    weights, and raw pixels. ``shuffled``: by how much an encoder trained with shuffled labels may lead random init.
     """
 
     supervised: float
     random: float | None = None
+    lead: float | None = None
     gap: float | None = None
     shuffled: float | None = 0.1
 
 
 LIMITS: dict[str, dict[str, Limit]] = {  # by kind of suite and outcome
     "fewshot": {"1-shot": Limit(0.6), "5-shot": Limit(0.8, random=0.45, gap=0.2)},
-    "probe": {"linear": Limit(0.8)},
+    "probe": {"linear": Limit(0.8, lead=0.2)},
 }
 
 
@@ -72,6 +73,11 @@ def _missed(outcome: str, limit: Limit, at: Mapping[str, float]) -> list[str]:
         out.append(
             f"{outcome}: random weights reach {_percent(at['random'])}, over {_percent(limit.random)}: "
             "the outcome asks for too little"
+        )
+    if limit.lead is not None and at["supervised"] - at["random"] < limit.lead:
+        out.append(
+            f"{outcome}: random weights reach {_percent(at['random'])}, less than {100 * limit.lead:.0f} points under the "
+            f"supervised encoder's {_percent(at['supervised'])}: nothing has to be learned for the outcome"
         )
     if limit.gap is not None and at["supervised"] - at["pixels"] < limit.gap:
         out.append(
