@@ -16,8 +16,9 @@ FEW_SHOT = ("1-shot", "5-shot")
 class Limit:
     """What the controls must reach in one outcome. None: not asked.
 
-    ``supervised``: at least. ``random``: at most. ``lead``, ``gap``: by how much the supervised encoder must lead random
-    weights, and raw pixels. ``shuffled``: by how much an encoder trained with shuffled labels may lead random init.
+    ``supervised``: at least. ``random``: at most. ``lead``, ``gap``: by how much the supervised encoder must lead
+    random weights, and raw pixels. ``shuffled``: by how much an encoder trained with shuffled labels may lead
+    random weights.
     """
 
     supervised: float
@@ -76,8 +77,8 @@ def _missed(outcome: str, limit: Limit, at: Mapping[str, float]) -> list[str]:
         )
     if limit.lead is not None and at["supervised"] - at["random"] < limit.lead:
         out.append(
-            f"{outcome}: random weights reach {_percent(at['random'])}, less than {100 * limit.lead:.0f} points under the "
-            f"supervised encoder's {_percent(at['supervised'])}: nothing has to be learned for the outcome"
+            f"{outcome}: random weights reach {_percent(at['random'])}, less than {100 * limit.lead:.0f} points under "
+            f"the supervised encoder's {_percent(at['supervised'])}: nothing has to be learned for the outcome"
         )
     if limit.gap is not None and at["supervised"] - at["pixels"] < limit.gap:
         out.append(
