@@ -75,7 +75,10 @@ class Design:
 
 
 _PROBED = Design(5400, Schedule(), 150, {"train": 1200, "val": 480, "test": 960})
-DESIGNS = {"dive": replace(_PROBED, schedule=Schedule(steps=400, keep=1.0), half=100)}  # others: _PROBED
+DESIGNS = {  # of the others: _PROBED
+    "dive": replace(_PROBED, schedule=Schedule(steps=400, keep=1.0), half=100),
+    "fewshot": replace(_PROBED, read={"train": 1080, "val": 720, "test": 1440}),  # 20 of each of its many novel classes
+}
 
 
 def design_of(name: str) -> Design:
