@@ -78,7 +78,7 @@ def _missed(outcome: str, limit: Limit, at: Mapping[str, float]) -> list[str]:
     if limit.lead is not None and at["supervised"] - at["random"] < limit.lead:
         out.append(
             f"{outcome}: random weights reach {_percent(at['random'])}, less than {100 * limit.lead:.0f} points under "
-            f"the supervised encoder's {_percent(at['supervised'])}: nothing has to be learned for the outcome"
+            f"the supervised encoder's {_percent(at['supervised'])}: little has to be learned for the outcome"
         )
     if limit.gap is not None and at["supervised"] - at["pixels"] < limit.gap:
         out.append(
