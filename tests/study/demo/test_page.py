@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,18 @@ def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
     level = [r for r in rows if r.kind == "random" or r.verdict == "level"]
     html = page.write_report(tmp_path / "s.html", **{**material, "rows": level}).read_text()
     assert "No pretrained row stands above its random-init control" in html
+    assert (
+        said["novel"] == 2
+        and "On novel classes no pretrained row" not in page.write_report(tmp_path / "t.html", **material).read_text()
+    )
+    below = [
+        replace(r, difference={**r.difference, "value": -0.1, "low": -0.2, "high": -0.05})
+        if r.suite == "fewshot" and r.difference
+        else r
+        for r in rows
+    ]
+    html = page.write_report(tmp_path / "u.html", **{**material, "rows": below}).read_text()
+    assert "On novel classes no pretrained row stands above random init" in html
 
 
 def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):

@@ -48,12 +48,15 @@ def table(rows: Sequence[Row]) -> dict:
 def statement(rows: Sequence[Row]) -> dict:
     """Which pretrained rows stand above, below or level with the random-init control by the 95 % interval.
 
-    {"above": [...], "below": [...], "level": n, "compared": n, "expected": rows that would stand above by luck alone}.
+    {"above": [...], "below": [...], "level": n, "compared": n, "expected": rows that would stand above by luck alone,
+    "novel": rows above on novel classes, None where none was compared}.
     """
     compared = [r for r in rows if r.kind == "pretrained" and r.difference is not None]
     by = {v: [(f"{r.label}: {r.suite}, {r.probe}", r.difference) for r in compared if r.verdict == v] for v in VERDICTS}
     counts = {"level": len(by["level"]), "compared": len(compared), "expected": 0.025 * len(compared)}
-    return {"above": by["above"], "below": by["below"], **counts}
+    few = [r.verdict for r in compared if r.suite == RIGHT[0]]
+    novel = few.count("above") if few else None
+    return {"above": by["above"], "below": by["below"], "novel": novel, **counts}
 
 
 def _long_run(committed: dict) -> dict:
