@@ -9,7 +9,7 @@ from tests.evaluation.cases import SMALL, error_of, small_run
 from vjepa_fast import config
 from vjepa_fast.cli import main
 from vjepa_fast.data import load_manifest
-from vjepa_fast.data.synthetic import render_suite
+from vjepa_fast.data.synthetic import FewShot, render_suite
 from vjepa_fast.evaluation import Features, against, fewshot_rows, random_encoder
 from vjepa_fast.evaluation.extract.features import extract_features
 from vjepa_fast.evaluation.fewshot import episode_protocol
@@ -20,7 +20,8 @@ from vjepa_fast.evaluation.run.fewshot import fewshot_checkpoint
 def suites(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suites")
     splits = {"train": 36, "test": 144}
-    return render_suite("fewshot", folder / "fewshot", splits=splits, size=32, frames=8)
+    few = FewShot(motions=("right", "down"))  # 36 base classes, 24 novel ones
+    return render_suite(few, folder / "fewshot", splits=splits, size=32, frames=8)
 
 
 @pytest.fixture(scope="module")
