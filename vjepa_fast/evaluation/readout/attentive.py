@@ -37,11 +37,11 @@ def _attend(z: Tensor, query: Tensor) -> Tensor:
 class Collector:
     """The tokens of all batches of a pass (`extract_poolings`), or a note why they are not held.
 
-    ``clips``: how many there will be. ``limit``: bytes that the tokens may take.
+    ``clips``: how many there will be. ``limit``: bytes that the tokens may take (`TOKEN_BYTES`).
     """
 
-    def __init__(self, clips: int, limit: int = TOKEN_BYTES) -> None:
-        self.clips, self.limit = clips, limit
+    def __init__(self, clips: int, limit: int | None = None) -> None:
+        self.clips, self.limit = clips, TOKEN_BYTES if limit is None else limit
         self.note = ""
         self._batches: list[Tensor] = []
         self._labels: list[Tensor] = []
