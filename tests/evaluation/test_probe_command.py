@@ -65,6 +65,52 @@ def test_probe_prints_and_writes_every_encoder_beside_random_init(suites, run_fo
     assert before == {p: p.stat().st_mtime_ns for p in (run_folder / "features").iterdir()}
 
 
+def test_each_probe_chooses_its_readout_on_validation(suites, run_folder, tmp_path, capsys):
+    motion, out, found = suites[0], tmp_path / "probe.json", {}
+    lines = Path(motion["test"]).read_text().split("\n")
+    labels = [line.split()[1] for line in lines if line]
+    other = Path(motion["test"]).with_name("other.csv")
+    other.write_text("\n".join(f"{line.split()[0]} {y}" for line, y in zip(lines, labels[::-1])))
+    for test, val in ((motion["test"], True), (str(other), True), (motion["test"], False)):
+        command = ["probe", str(run_folder), "--train", motion["train"], "--test", test, "--device", "cpu"]
+        command += ["--val", motion["val"], "--no-random"] if val else []
+        assert main([*command, "--which", "encoder", "--readout", "auto", "--json", str(out)]) == 0
+        text = capsys.readouterr().out
+        rows = json.loads(out.read_text())["rows"]
+        found[test, val] = {(r["label"], r["probe"]): r["chosen"] for r in rows}
+    assert found[motion["test"], True] == found[str(other), True] != found[motion["test"], False]
+    for (label, name), chosen in found[motion["test"], False].items():
+        count = 10 if name == "linear" else 30  # the linear probe standardises by itself
+        best = chosen["candidates"][0]
+        assert len(chosen["candidates"]) == count and best["name"] == chosen["readout"]
+        line = (
+            f"{label}, {name}: readout {best['name']} (chosen from {count}, {100 * best['accuracy']:.1f} on validation)"
+        )
+        assert line in text
+    given = ["probe", str(run_folder), "--train", motion["train"], "--test", motion["test"], "--device", "cpu"]
+    rows = []
+    for flags in (["--readout", "all/mean/none"], ["--pooling", "mean", "--level", "all"]):
+        assert main([*given, *flags, "--json", str(out)]) == 0
+        rows.append([(r["hits"], r["difference"]) for r in json.loads(out.read_text())["rows"]])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--readout", "last/tdiff/standard/cosine"], "a probe's is level/pooling/transform"),
+        (["--readout", "auto", "--level", "all"], "--level is part of a readout"),
+        (["--readout", "auto", "--protocol", "published"], "leave --readout out"),
+        (["--readout", "auto", "--fewshot", "NOVEL"], "vjepa-fast fewshot --readout"),
+    ],
+)
+def test_readouts_that_a_probe_does_not_have(suites, run_folder, capsys, more, message):
+    motion, novel = suites
+    command = ["probe", str(run_folder), "--train", motion["train"], "--test", motion["test"], "--device", "cpu"]
+    assert main([*command, *(novel if m == "NOVEL" else m for m in more)]) == 2
+    assert message in error_of(capsys)
+
+
 def test_novel_clips_that_pretraining_saw_are_stated(suites, run_folder, monkeypatch, capsys):
     cfg, novel = checkpoint_config(run_folder), suites[1]
     seen = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=(novel,), datasets_weights=None))

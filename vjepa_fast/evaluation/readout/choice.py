@@ -149,7 +149,7 @@ def choose(
 
 def fit(encoder: Encoder, readout: Readout, base: Part | None, *, seed: int = 0, **how: Unpack[Taking]) -> Choice:
     """A given readout fitted on the base clips of an encoder, to `read` with. Raises as `choose`."""
-    if readout.transform == "none" and readout.key != ATTENTIVE:
+    if not readout.fitted:
         return Choice(readout, Transform(readout.transform))
     if base is None:
         raise DataError(f"readout {readout.name}: it is fitted on base clips, and there are none; give --base")
