@@ -52,8 +52,8 @@ class Scored:
 class Choice:
     """A readout fitted on the base clips of one encoder, with the ``table`` of candidates that it was chosen from.
 
-    ``table``: best first, empty where the readout was given. ``way``, ``shots``, ``queries``, ``episodes``, ``seed``:
-    of the validation episodes. ``notes``: candidates that were left out, and why.
+    ``table``: best first, empty where the readout was given. ``notes``: candidates that were left out, and why.
+    ``validation``: the episodes of the validation classes; None where the readout was given.
     """
 
     readout: Readout

@@ -236,11 +236,6 @@ def read_check(path: str | Path) -> dict:
         raise UserError(f"{path}: is no instrument check of format {FORMAT}; remove it and validate again") from None
 
 
-def unknown_suites(names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that no suite has."""
-    return [name for name in names if name not in SUITES]
-
-
 def _record(path: Path, identity: dict) -> dict | None:
     try:
         found = json.loads(path.read_text())

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 ENCODERS = ("supervised", "half", "random", "pixels", "shuffled")
-FEW_SHOT = ("1-shot", "5-shot")
 
 
 @dataclass(frozen=True)
