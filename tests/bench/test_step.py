@@ -397,3 +397,8 @@ def test_public_rows_stand_beside_measured_ones(monkeypatch, tmp_path, capsys):
     assert {r["case"] for r in rows} == {"vit_h_224"}
     told = capsys.readouterr().out
     assert "public, NVIDIA H200" in told and "ViT-H/16, 224 px" in told
+
+
+def test_another_method_than_vjepa_is_refused(capsys):
+    assert main(["bench", "step", "--recipe", "levjepa_small", "--providers", "vjepa_fast"]) == 2
+    assert "method: levjepa has no reference to be timed against; vjepa-fast train --profile" in capsys.readouterr().err

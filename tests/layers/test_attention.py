@@ -9,7 +9,8 @@ import torch
 from vjepa_fast import ops
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers import attention, block
-from vjepa_fast.layers.attention import BACKENDS, Call, DeviceSegments, Segments, attend
+from vjepa_fast.layers.attention import BACKENDS, Call, DeviceSegments, FrameCausal, Segments, attend
+from vjepa_fast.layers.attention.choice import call_of
 from vjepa_fast.layers.attention.sdpa import SDPA
 
 from .named import Named
@@ -250,3 +251,29 @@ def test_a_backend_without_a_backward_pass_is_refused_where_one_follows():
         attend(packed_qkv(4, torch.float32), None, HEADS, None, backend)
     with pytest.raises(ConfigError, match="runtime.attention: forward_only is not supported here: it has no backward"):
         attend(packed_qkv(4, torch.float32), None, HEADS, None, backend)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_by_frames(name, per_sample):
+    """Or it says that it cannot: tokens attend within their frame and to earlier ones, in whatever order they lie."""
+    backend, qkv = attention.find(name), packed_qkv(30, torch.float32, DEVICE, 24)
+    frames = torch.randint(0, 4, (3, 30) if per_sample else (30,), generator=torch.Generator().manual_seed(2))
+    reasons = backend.refusals(call_of(qkv, HEADS, FrameCausal(frames.to(DEVICE))))
+    assert backend.causal or any("block_causal" in r for r in reasons)
+    if reasons:
+        with pytest.raises(ConfigError, match=f"runtime.attention: {name} "):
+            attend(qkv, None, HEADS, FrameCausal(frames.to(DEVICE)), backend)
+        return
+    out = attend(qkv, None, HEADS, FrameCausal(frames.to(DEVICE)), backend)
+    q, k, v = qkv.double().unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    for b in range(3):
+        own = frames[b] if per_sample else frames
+        hidden = torch.tensor([[int(own[key]) > int(own[query]) for key in range(30)] for query in range(30)])
+        scores[b].masked_fill_(hidden.to(DEVICE), -torch.inf)
+    want = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    found, exact = (torch.autograd.grad(o, qkv, c)[0] for o, c in ((out, g), (want, g.double())))
+    for a, b in ((out, want), (found, exact)):
+        assert (a.double() - b).abs().max() <= 1e-4 * b.abs().max()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from vjepa_fast import config
 from vjepa_fast.config import Config
+from vjepa_fast.errors import ConfigError
 
 PROVIDERS = {
     "vjepa_fast": "ours as configured",
@@ -99,8 +100,14 @@ def config_of(
 ) -> Config:
     """The configuration of a case: the recipe, made small unless ``full_size``, then ``overrides``.
 
-    ``dtype``: float32 on a CPU and bfloat16 on CUDA where none is given.
+    ``dtype``: float32 on a CPU and bfloat16 on CUDA where none is given. Raises ConfigError for another method than
+    V-JEPA.
     """
+    if (method := config.load(recipe).method) != "vjepa":
+        raise ConfigError(
+            f"--recipe {recipe}: method: {method} has no reference to be timed against; "
+            "vjepa-fast train --profile N times it"
+        )
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     runtime = [f"runtime.device={device}", f"runtime.dtype={dtype}", f"runtime.threads={threads}"]
     size = [] if batch is None else [f"data.batch_size={batch}"]

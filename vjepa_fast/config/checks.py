@@ -19,6 +19,7 @@ _UNUSED = {  # sections that a method does not read, and of those that it reads 
     "levjepa": {
         **dict.fromkeys(("masks", "img_data", "img_masks", "objectives", "loss", "target", "compat"), ()),
         "model": tuple(_PREDICTOR.split()),
+        "runtime": ("capacity_quantum", "pad_to_multiple"),
     },
 }
 

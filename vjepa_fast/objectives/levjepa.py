@@ -5,7 +5,6 @@ Legend: V views of each clip, the global one first; B clips; C channels of an em
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vjepa_fast import ops
@@ -32,9 +31,3 @@ def sigreg(embeddings_VBC: Tensor, normal_CS: Tensor, points: int = POINTS, toge
     """
     u_VBS = ops.matmul32(embeddings_VBC.flatten(0, 1), directions(normal_CS)).unflatten(0, embeddings_VBC.shape[:2])
     return epps_pulley(u_VBS.transpose(0, 1).flatten(1), points=points, together=together).mean()
-
-
-def draw(dim: int, num_slices: int, *, seed: int, step: int, device: torch.device) -> Tensor:
-    """Normal numbers [dim, num_slices], float32: a function of (seed, step) and the kind of device."""
-    generator = torch.Generator(device).manual_seed((seed * 1_000_003 + step) % (1 << 62))
-    return torch.randn(dim, num_slices, generator=generator, device=device, dtype=torch.float32)

@@ -29,6 +29,7 @@ from vjepa_fast.models import interop
 from vjepa_fast.models.levjepa import Projector, draw_kept
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import levjepa as losses
+from vjepa_fast.objectives.terms.sigreg import draw
 from vjepa_fast.trainer import optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.prefetch import Staged, to_device
@@ -184,7 +185,7 @@ class LevjepaStep:
         second to the first.
         """
         own, seed = self.cfg.levjepa, self.cfg.seed
-        normal = losses.draw(own.proj_dim, own.num_slices, seed=seed, step=index, device=self.draws_on).to(self.device)
+        normal = draw(own.proj_dim, own.num_slices, seed=seed, step=index, device=self.draws_on).to(self.device)
         together = self.world if self.world.world > 1 else None
         return losses.invariance(embeddings_VBC), losses.sigreg(embeddings_VBC, normal, own.knots, together)
 

@@ -7,7 +7,10 @@ from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.study.records import COMPATS
 from vjepa_fast.study.run import variants
 from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
-from vjepa_fast.study.run.variants import COUNTED, VARIANTS, apply, changes
+from vjepa_fast.study.run.training import settings_text
+from vjepa_fast.study.run.variants import COUNTED, RIVAL, VARIANTS, apply, changes
+
+OF_VJEPA = [name for name in VARIANTS if name != RIVAL]
 
 EIGHTEEN = [
     "motion_guided",
@@ -45,7 +48,7 @@ def test_eighteen_are_counted_and_all_means_them_with_baseline_and_control():
         variants.names(",")
 
 
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "fwm_hw"])
+@pytest.mark.parametrize("name", [n for n in OF_VJEPA if n != "fwm_hw"])
 def test_a_variant_on_the_published_baseline_is_its_recipe(name):
     recipe = config.load(VARIANTS[name])
     made = apply(name, baseline_of(name))
@@ -77,7 +80,7 @@ def test_the_control_is_the_headline_without_latent_dynamics():
 @pytest.mark.parametrize("compat", COMPATS)
 def test_every_variant_builds_on_the_synthetic_suite(regime, compat, tmp_path):
     suite = suite_of(Settings(), tmp_path)
-    for name in VARIANTS:
+    for name in OF_VJEPA:
         cfg = apply(name, suite.baseline(regime, compat, seed=3))
         config.from_dict(config.to_dict(cfg))
         plan = objectives.build_objectives(
@@ -134,3 +137,35 @@ def test_a_baseline_with_other_masks_is_refused():
     cfg = config.load("synthetic_small")  # one mask
     with pytest.raises(ConfigError, match="changes 2 masks, the suite's baseline has 1"):
         apply("amg", cfg)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_levjepa_takes_data_encoder_and_steps_of_the_suite_and_its_own_method(regime, tmp_path):
+    for scale in (1.0, 0.01):
+        base = suite_of(Settings(scale=scale), tmp_path).baseline(regime, "intended", 3)
+        made, recipe = apply(RIVAL, base), config.load("levjepa_small")
+        assert config.from_dict(config.to_dict(made)) == made and made.method == "levjepa"
+        assert dataclasses.replace(made.data, tubelet_size=base.data.tubelet_size) == base.data
+        assert (made.seed, made.folder, made.runtime) == (base.seed, base.folder, base.runtime)
+        for key in ("model_name", "embed_dim", "depth", "num_heads"):
+            assert getattr(made.model, key) == getattr(base.model, key)
+        steps = base.optimization.epochs * base.optimization.ipe
+        assert made.optimization.epochs * made.optimization.ipe == steps
+        assert (made.optimization.lr, made.optimization.betas) == (recipe.optimization.lr, recipe.optimization.betas)
+        assert dataclasses.replace(made.levjepa, average_every=recipe.levjepa.average_every) == recipe.levjepa
+    text = settings_text(made, {"a": 1.0})
+    assert set(text) - {"views"} == set(settings_text(base, {"a": 1.0}))
+    assert text["views"] == "1 of 48 px, 4 of 24 px and 0.2 to 0.6 of the area" and "sigreg" in text["objectives"]
+
+
+def test_levjepa_at_other_sizes_and_as_published():
+    base = config.load("mixed_4gpu_baseline")
+    made = apply(RIVAL, dataclasses.replace(base, compat="intended"))
+    assert (made.data.tubelet_size, made.levjepa.local_crop, made.levjepa.drop) == (1, 96, 0.95)  # levjepa_vitb
+    assert made.optimization.warmup / made.optimization.epochs == pytest.approx(0.12)
+    data = dataclasses.replace(base.data, crop_size=112)
+    made = apply(RIVAL, dataclasses.replace(base, compat="intended", data=data))
+    assert (made.levjepa.local_crop, made.levjepa.drop) == (64, 0.5)  # half of the crop, in whole patches
+    with pytest.raises(ConfigError, match="levjepa: no run of the study was published; leave it out of --published"):
+        apply(RIVAL, dataclasses.replace(base, compat="published"))
+    assert RIVAL not in variants.names("all") and variants.names("levjepa,baseline") == ["baseline", RIVAL]

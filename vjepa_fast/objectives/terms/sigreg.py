@@ -54,8 +54,7 @@ class Sigreg(Objective):
         """
         assert state.step is not None
         seed = 0 if ctx.compat == "published" else ctx.seed
-        generator = torch.Generator(device).manual_seed((seed * 1_000_003 + state.step) % (1 << 62))
-        return torch.randn(ctx.dim, self.num_slices, generator=generator, device=device, dtype=torch.float32)
+        return draw(ctx.dim, self.num_slices, seed=seed, step=state.step, device=device)
 
     def value(self, state: LatentState, head: nn.Module | None, ctx: TermContext) -> Tensor:
         places = [(i, j) for i, zs in enumerate(state.z) for j in range(len(zs))]
@@ -70,6 +69,12 @@ class Sigreg(Objective):
                 return epps_pulley(ops.matmul32(x_ND, part), real_N).mean()
             total = total + checkpoint(_sum, x_ND, part, real_N, use_reentrant=False, preserve_rng_state=False)
         return total / self.num_slices
+
+
+def draw(dim: int, num_slices: int, *, seed: int, step: int, device: torch.device) -> Tensor:
+    """Normal numbers [dim, num_slices], float32: a function of (seed, step) and the kind of device."""
+    generator = torch.Generator(device).manual_seed((seed * 1_000_003 + step) % (1 << 62))
+    return torch.randn(dim, num_slices, generator=generator, device=device, dtype=torch.float32)
 
 
 def directions(normal_DS: Tensor) -> Tensor:

@@ -28,15 +28,7 @@ def stretched(cfg: Config, scale: float) -> Config:
 
 def settings_text(cfg: Config, weights: Mapping[str, float]) -> dict[str, str]:
     """A run's settings, one printable line each, for the report. ``weights``: sampling weight by data set."""
-    data, model, opt, target = cfg.data, cfg.model, cfg.optimization, cfg.target
-
-    def term(name: str, fields: Mapping) -> str:
-        return " ".join([name, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())])
-
-    specs = [
-        f"{m.num_blocks} x {m.spatial_scale[0]:g}" + (" motion-guided" if m.motion_guided else "")
-        for m in cfg.masks.specs
-    ]
+    data, model, opt = cfg.data, cfg.model, cfg.optimization
     decay = dict.fromkeys((opt.weight_decay, opt.final_weight_decay))
     return {
         "data": ", ".join(f"{w:g} {name}" for name, w in weights.items()),
@@ -44,16 +36,42 @@ def settings_text(cfg: Config, weights: Mapping[str, float]) -> dict[str, str]:
         f"batch {data.batch_size}",
         "encoder": f"width {model.embed_dim or model.model_name}, depth {model.depth or ''}, {model.levels} levels, "
         f"tubelets {data.tubelet_size} x {data.patch_size} x {data.patch_size}",
-        "predictor": f"width {model.pred_embed_dim}, depth {model.pred_depth}",
-        "objectives": "; ".join(term(*item) for item in cfg.objectives.items()),
-        "masks": "; ".join(specs),
+        **(_levjepa_text(cfg) if cfg.method == "levjepa" else _vjepa_text(cfg)),
         "steps": str(int(opt.epochs * opt.ipe * opt.ipe_scale)),
         "learning rate": f"{opt.start_lr:g} to {opt.lr:g} to {opt.final_lr:g}, "
         f"warm-up {opt.warmup:g} of {opt.epochs} epochs",
         "weight decay": " to ".join(f"{w:g}" for w in decay),
-        "target": f"{target.mode}, momentum {target.ema[0]:.5g} to {target.ema[1]:.5g}",
         "compat": cfg.compat,
         "seed": str(cfg.seed),
+    }
+
+
+def _vjepa_text(cfg: Config) -> dict[str, str]:
+    def term(name: str, fields: Mapping) -> str:
+        return " ".join([name, *(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in fields.items())])
+
+    specs = [
+        f"{m.num_blocks} x {m.spatial_scale[0]:g}" + (" motion-guided" if m.motion_guided else "")
+        for m in cfg.masks.specs
+    ]
+    target = cfg.target
+    return {
+        "predictor": f"width {cfg.model.pred_embed_dim}, depth {cfg.model.pred_depth}",
+        "objectives": "; ".join(term(*item) for item in cfg.objectives.items()),
+        "masks": "; ".join(specs),
+        "target": f"{target.mode}, momentum {target.ema[0]:.5g} to {target.ema[1]:.5g}",
+    }
+
+
+def _levjepa_text(cfg: Config) -> dict[str, str]:
+    own = cfg.levjepa
+    local = f"{own.local_views} of {own.local_crop} px and {own.local_scale[0]:g} to {own.local_scale[1]:g} of the area"
+    return {
+        "predictor": f"none; projector {own.proj_hidden} to {own.proj_dim}",
+        "objectives": f"invariance; {own.sigreg:g} sigreg, {own.num_slices} directions",
+        "masks": f"none; {own.drop:g} of the tokens left out",
+        "views": f"1 of {cfg.data.crop_size} px, {local}",
+        "target": f"none; weights averaged every {own.average_every} steps for evaluation",
     }
 
 

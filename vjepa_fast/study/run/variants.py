@@ -1,7 +1,8 @@
 """The study's variants as data: what each changes of the baseline, read from the published recipes.
 
 No value is typed here. A variant is the difference between its recipe and the baseline recipe of the same data
-(objectives, mask fields, target mode), so it can be put on the baseline of any suite.
+(objectives, mask fields, target mode), so it can be put on the baseline of any suite. LeVJEPA is another method: its
+recipe is put on the baseline's data, encoder and number of steps.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ OTHERS = (
     *("sigreg", "sigreg_no_ema", "future_predictive", "motion_future"),
     *("kinematic_0_1", "kinematic_huber", "kinematic_accel", "kinematic_split", "kinematic_anneal"),
 )
+RIVAL = "levjepa"  # by its recipe for small clips, or for those of at least the published size
+RIVAL_PUBLISHED = "levjepa_vitb"
 # name -> the recipe that has its values
 VARIANTS: dict[str, str] = {
     **{name: f"mixed_4gpu_{name}" for name in ("baseline", *COUNTED[:-3])},
     **{name: f"ucf101_4gpu_{name}" for name in COUNTED[-3:]},
     CONTROL: "mixed_4gpu_fwm_hw_ld",
     **{name: f"ucf101_4gpu_{name}" for name in OTHERS},
+    RIVAL: "levjepa_small",
 }
 
 
@@ -84,8 +88,11 @@ def apply(name: str, cfg):
     Heads are made no wider than the encoder (a recipe's 256 is a third of ViT-B's width). Under ``compat: published``
     motion maps exist for batches of 1 or T clips only (ops.motion_saliency), so a batch becomes micro-batches of T
     clips whose gradients are averaged: as many clips per optimiser step as the other runs see. Raises ConfigError
-    where the baseline has another number of masks, or a published batch cannot be split so.
+    where the baseline has another number of masks, a published batch cannot be split so, or LeVJEPA is asked to be as
+    published by the study, which has no such runs.
     """
+    if name == RIVAL:
+        return _rival(cfg)
     found = changes(name)
     objectives = {term: dict(fields) for term, fields in {**cfg.objectives, **found.objectives}.items()}
     for term in HEAD_TERMS:
@@ -105,6 +112,38 @@ def apply(name: str, cfg):
     )
     guided = any(spec.motion_guided for spec in specs)
     return _micro_batches(name, cfg) if guided and cfg.compat == "published" else cfg
+
+
+def _rival(cfg):
+    """LeVJEPA on the data, encoder size and steps of ``cfg``: views, loss and optimiser are its recipe's.
+
+    Local views are the share of the crop that they are in the recipe, to the next patch; a clip's time steps are the
+    recipe's tubelets.
+    """
+    from vjepa_fast import config
+
+    if cfg.compat == "published":
+        raise ConfigError(f"{RIVAL}: no run of the study was published; leave it out of --published")
+    recipe = config.load(RIVAL_PUBLISHED)
+    if cfg.data.crop_size < recipe.data.crop_size:
+        recipe = config.load(VARIANTS[RIVAL])
+    share, patch = recipe.levjepa.local_crop / recipe.data.crop_size, cfg.data.patch_size
+    local = patch * max(1, round(share * cfg.data.crop_size / patch))
+    size = {key: getattr(cfg.model, key) for key in ("model_name", "embed_dim", "depth", "num_heads")}
+    length = {key: getattr(cfg.optimization, key) for key in ("epochs", "ipe", "ipe_scale", "accumulate")}
+    warmup = recipe.optimization.warmup * cfg.optimization.epochs / recipe.optimization.epochs
+    every = min(recipe.levjepa.average_every, cfg.optimization.epochs * cfg.optimization.ipe)
+    return dataclasses.replace(
+        recipe,
+        data=dataclasses.replace(cfg.data, tubelet_size=recipe.data.tubelet_size),
+        data_aug=dataclasses.replace(recipe.data_aug, mean=cfg.data_aug.mean, std=cfg.data_aug.std),
+        levjepa=dataclasses.replace(recipe.levjepa, local_crop=local, average_every=every),
+        model=dataclasses.replace(recipe.model, **size),
+        optimization=dataclasses.replace(recipe.optimization, **length, warmup=warmup),
+        runtime=cfg.runtime,
+        seed=cfg.seed,
+        folder=cfg.folder,
+    )
 
 
 def _micro_batches(name: str, cfg):
