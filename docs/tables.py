@@ -1,4 +1,5 @@
-"""Tables of what is registered of each kind, in the pages between ``<!-- table: KIND -->`` and ``<!-- end -->``.
+"""Tables of what is registered of each kind, in the pages between ``<!-- table: KIND -->`` and ``<!-- end -->``, and of
+the keys of a section of a recipe, between ``<!-- keys: SECTION -->`` and ``<!-- end -->``.
 
     python docs/tables.py            # after something was registered, or its description changed
     python docs/tables.py --check    # changes nothing; exit code 1 and the names of pages that are out of date
@@ -16,10 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vjepa_fast.config import Config
 from vjepa_fast.registry import registry_of
 
 PAGES = Path(__file__).resolve().parent
-TABLE = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- (table|keys): ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+FIELD = re.compile(r"^    (\w+): .*  # (.+)$", re.MULTILINE)
 
 
 def what(entry: Any) -> str:
@@ -100,6 +103,7 @@ COLUMNS: dict[str, dict[str, Callable[[Any], object]]] = {
         "in a compiled graph": lambda e: "yes" if e.graph else "whole grids" if e.whole_graph else "no",
         "in a CUDA graph": lambda e: yes(e.capture),
         "plans per shape": lambda e: yes(e.plans),
+        "block-causal": lambda e: yes(e.causal),
         "deterministic backward": lambda e: e.deterministic if e.backward else "none",
     },
     "probe": {"is": what, "reads": lambda e: e.needs},
@@ -124,9 +128,20 @@ def table(kind: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def keys(section: str) -> str:
+    """The keys of a section, their defaults and what the comments of ``config/schema.py`` say of them, in Markdown."""
+    values = getattr(Config(), section)
+    said = dict(FIELD.findall(inspect.getsource(type(values))))
+    lines = ["| key | default | what |", "|---|---|---|"]
+    for field in dataclasses.fields(values):
+        lines.append(f"| `{field.name}` | `{yaml(getattr(values, field.name))}` | {said[field.name]} |")
+    return "\n".join(lines)
+
+
 def updated(page: str) -> str:
     """The text of a page with its tables as they should be."""
-    return TABLE.sub(lambda m: f"{m[1]}{table(m[2])}\n{m[3]}", page)
+    makers = {"table": table, "keys": keys}
+    return TABLE.sub(lambda m: f"{m[1]}{makers[m[2]](m[3])}\n{m[4]}", page)
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 REASONS = ("needs gpu", "needs data", "needs network", "long", "fragment")
 MARK = re.compile(r"\s*<!-- test: ([\w ]+?)(?: \((.+?)\))?(?:: .+)? -->$")
-YAML = r"(base|data|img_data|masks|model|objectives|optimization|runtime|target): *\S*\n?"
+YAML = r"(base|method|levjepa|data|img_data|masks|model|objectives|optimization|runtime|target): *\S*\n?"
 COMMAND = re.compile(r"(?:time )?(vjepa-fast|make|python3? (?:-m )?|torchrun|pip install)")
 
 

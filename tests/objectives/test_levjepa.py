@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vjepa_fast.objectives import levjepa
-from vjepa_fast.objectives.terms.sigreg import draw
+from vjepa_fast.objectives.epps_pulley import draw
 
 VIEWS, CLIPS, CHANNELS, SLICES = 3, 6, 5, 4
 

@@ -13,7 +13,7 @@ from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.layers.attention.sdpa import Sdpa
 from vjepa_fast.models import load_encoder
-from vjepa_fast.objectives.terms.sigreg import draw
+from vjepa_fast.objectives.epps_pulley import draw
 from vjepa_fast.trainer import check, checkpoint, preflight, train
 from vjepa_fast.trainer.levjepa import LevjepaStep, average_momentum
 from vjepa_fast.trainer.methods import METHODS

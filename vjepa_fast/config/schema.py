@@ -153,22 +153,22 @@ class LevjepaConfig:
     that of the local views, the aspect ratio that of all.
     """
 
-    local_views: int = number(10, low=1)
-    local_crop: int = number(96, low=1)
-    local_scale: tuple[float, float] = interval((0.02, 0.4), high=1)  # share of the frame's area
-    jitter: float = number(0.8, low=0, high=1)  # probability, of each local view by itself, of the four that follow
+    local_views: int = number(10, low=1)  # of each clip
+    local_crop: int = number(96, low=1)  # pixels of their side
+    local_scale: tuple[float, float] = interval((0.02, 0.4), high=1)  # their share of the frame's area
+    jitter: float = number(0.8, low=0, high=1)  # probability that a local view's colours change by the next four
     brightness: float = number(0.4, low=0, high=1)  # factors from 1 - x to 1 + x
-    contrast: float = number(0.4, low=0, high=1)
-    saturation: float = number(0.2, low=0, high=1)
+    contrast: float = number(0.4, low=0, high=1)  # likewise, about the view's mean luma
+    saturation: float = number(0.2, low=0, high=1)  # likewise
     hue: float = number(0.1, low=0, high=0.5)  # turns of the colour circle, either way
-    grey: float = number(0.2, low=0, high=1)  # probability
-    attention: str = choice("block_causal", "full", "block_causal")  # block_causal: no frame sees a later one
+    grey: float = number(0.2, low=0, high=1)  # probability that a local view loses its colours
+    attention: str = choice("block_causal", "full", "block_causal")  # block_causal: no time step sees a later one
     drop: float = number(0.95, low=0, below=1)  # share of the patch tokens that is left out in training
-    proj_hidden: int = number(2048, low=1)
-    proj_dim: int = number(256, low=2)
+    proj_hidden: int = number(2048, low=1)  # width of the projector's hidden layer
+    proj_dim: int = number(256, low=2)  # channels of an embedding
     sigreg: float = number(0.02, low=0)  # weight of SIGReg
-    num_slices: int = number(1024, low=1)  # its directions
-    knots: int = number(17, low=2)  # and the points of its integral
+    num_slices: int = number(1024, low=1)  # directions of SIGReg
+    knots: int = number(17, low=2)  # points of its integral
     average: float = number(0.9999, low=0, below=1)  # momentum of the average of the weights, for evaluation only
     average_every: int = number(32, low=1)  # optimiser steps between its updates
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vjepa_fast import ops
-from vjepa_fast.objectives.terms.sigreg import POINTS, Together, directions, epps_pulley
+from vjepa_fast.objectives.epps_pulley import POINTS, Together, directions, epps_pulley
 
 
 def invariance(embeddings_VBC: Tensor) -> Tensor:

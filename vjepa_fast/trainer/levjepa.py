@@ -29,7 +29,7 @@ from vjepa_fast.models import interop
 from vjepa_fast.models.levjepa import Projector, draw_kept
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import levjepa as losses
-from vjepa_fast.objectives.terms.sigreg import draw
+from vjepa_fast.objectives.epps_pulley import draw
 from vjepa_fast.trainer import optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.prefetch import Staged, to_device
