@@ -10,7 +10,7 @@ from docs import tables
 from tests.docs import pages
 from vjepa_fast import __version__, registry
 
-PAGES = sorted(p for p in tables.PAGES.glob("*.md") if "<!-- table: " in p.read_text(encoding="utf-8"))
+PAGES = sorted(p for p in tables.PAGES.glob("*.md") if tables.TABLE.search(p.read_text(encoding="utf-8")))
 
 
 def test_every_kind_has_a_table():
