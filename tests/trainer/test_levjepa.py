@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from vjepa_fast import config as configs
+from vjepa_fast import ops
 from vjepa_fast.config import schema
 from vjepa_fast.data import ClipLoader
 from vjepa_fast.data.synthetic import render_suite
@@ -14,11 +15,13 @@ from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.layers.attention.sdpa import Sdpa
 from vjepa_fast.models import load_encoder
 from vjepa_fast.objectives.epps_pulley import draw
+from vjepa_fast.ops import _check
 from vjepa_fast.trainer import check, checkpoint, preflight, train
 from vjepa_fast.trainer.levjepa import LevjepaStep, average_momentum
 from vjepa_fast.trainer.methods import METHODS
 
 from .conftest import config
+from .test_no_sync import HostWaits
 from .test_train import VOLATILE, rows, same_checkpoints, with_
 
 OWN = schema.LevjepaConfig(
@@ -213,6 +216,18 @@ def test_what_the_method_does_not_support_is_refused_before_the_run(cfg, monkeyp
     checked = preflight.check(cfg)
     assert checked.graphs.how == "off" and checked.predictor is None and checked.plan is None
     assert sum(p.numel() for p in checked.heads.parameters()) == 48 * 16 + 16 * 3 + 16 * 8 + 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_operator_of_a_step_hands_a_value_to_the_host(cfg, dtype, monkeypatch):
+    step = LevjepaStep(with_(cfg, levjepa={"average_every": 1}), dtype=dtype)
+    data = step.stage(batch_of(cfg), 0)
+    monkeypatch.setattr(_check, "in_range", lambda *args, **kwargs: None)
+    before = [p.detach().clone() for p in step.params]
+    with ops.use_backend("eager"), HostWaits():
+        out = step(data, 0, monitor=True)
+    assert torch.isfinite(out.loss) and all(v.dtype == torch.float32 for v in out.monitors.values())
+    assert all(not torch.equal(p, old) for p, old in zip(step.params, before))
 
 
 def test_every_method_has_a_step_that_the_loop_can_use():

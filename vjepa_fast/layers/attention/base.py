@@ -190,6 +190,7 @@ class Backend(ABC):
             each); ``auto`` then takes it only for shapes that repeat.
         takes_rope: it applies rotary positions itself and is called through `packed`.
         causal: calls may have `FrameCausal`.
+        timed: ``auto`` may time it, and take it; False for what can take the process along where it fails.
     """
 
     name: ClassVar[str]
@@ -207,6 +208,7 @@ class Backend(ABC):
     plans: ClassVar[bool] = False
     takes_rope: ClassVar[bool] = False
     causal: ClassVar[bool] = False
+    timed: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
