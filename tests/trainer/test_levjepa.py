@@ -17,6 +17,7 @@ from vjepa_fast.models import load_encoder
 from vjepa_fast.objectives.epps_pulley import draw
 from vjepa_fast.ops import _check
 from vjepa_fast.trainer import check, checkpoint, preflight, train
+from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.levjepa import LevjepaStep, average_momentum
 from vjepa_fast.trainer.methods import METHODS
 
@@ -54,8 +55,8 @@ def cfg(manifest, tmp_path):
     )
 
 
-def batch_of(cfg):
-    with ClipLoader(cfg) as loader:
+def batch_of(cfg, **where):
+    with ClipLoader(cfg, **where) as loader:
         return next(loader)
 
 
@@ -86,6 +87,35 @@ def test_one_step_is_the_loss_written_plainly(cfg):
         torch.testing.assert_close(found[name].double(), value.detach().double(), rtol=1e-5, atol=1e-6, msg=name)
     assert out.weights == {"invariance": 1.0, "sigreg": 0.1}
     assert out.clips == 3 and out.work.tokens == 3 * (4 * 16 + 1) + 9 * (4 * 4 + 1)
+
+
+class Twin(Distributed):
+    """Process ``rank`` of two: hears the means of one, then gives both their mean."""
+
+    def __init__(self, rank, heard):
+        super().__init__(rank, 2)
+        self.heard = heard
+
+    def mean(self, values):
+        self.heard[self.rank] = values
+        return sum(self.heard.values()) / len(self.heard)
+
+
+def test_two_processes_have_the_sigreg_of_all_clips_and_its_gradient(cfg):
+    """Batch normalisation and invariance are those of each one's own clips."""
+    cfg = with_(cfg, levjepa={"drop": 0.0})
+    step, heard, grads = LevjepaStep(cfg), {}, []
+    halves = [step.forward(batch_of(cfg, rank=rank, world=2))[1] for rank in range(2)]
+    _, sigreg = step.losses(torch.cat(halves, 1), 0)
+    own = [step.losses(half, 0)[0] for half in halves]
+    for rank in (0, 1, 0, 1):  # the first round is heard only
+        step.world = Twin(rank, heard)
+        found = step.losses(halves[rank], 0)
+        grads.append(torch.autograd.grad(found[0] + 0.1 * found[1], step.params, retain_graph=True))
+    torch.testing.assert_close(found, (own[1], sigreg), rtol=1e-5, atol=0)
+    want = torch.autograd.grad(sum(own) / 2 + 0.1 * sigreg, step.params)
+    for mean, exact in zip(((a + b) / 2 for a, b in zip(*grads[2:])), want):
+        torch.testing.assert_close(mean, exact, rtol=1e-4, atol=1e-6)
 
 
 def test_tokens_left_out_are_drawn_from_seed_and_sample(cfg):
