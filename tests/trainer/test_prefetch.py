@@ -204,14 +204,17 @@ def test_streams_and_events_on_cuda(monkeypatch, idle):
 
     def run(data, index):
         log.append(f"stage {index} on {cuda.running}")
-        return Staged([SimpleNamespace(clip=on(index, "clip"))], data.step, [on(index, "masks")])
+        groups = [SimpleNamespace(clip=on(index, "clip"), local=None)]
+        groups += [SimpleNamespace(clip=on(index, "global views"), local=on(index, "local views"))]
+        return Staged(groups, data.step, [on(index, "masks")])
 
     def clips():
         for i in range(3):
             yield SimpleNamespace(groups=[SimpleNamespace(clip=SimpleNamespace(is_cuda=i == 2))], step=i)
 
     feed = Prefetcher([clips()], run, torch.device("cuda", 0))
-    used = ["main waits for side", "clip of step {} used on main", "masks of step {} used on main"]
+    clips_used = [f"{what} of step {{}} used on main" for what in ("clip", "global views", "local views", "masks")]
+    used = ["main waits for side", *clips_used]
     feed.take(0)
     assert log == ["stage 0 on side", "event on side", *(u.format(0) for u in used)]
     log.clear()
