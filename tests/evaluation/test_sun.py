@@ -272,7 +272,7 @@ def test_a_method_by_its_name_and_its_rows():
     assert rows[3].accuracy == r.test["meta"][1].mean and rows[3].chance == 0.2 and len(rows[3].hits) == len(novel)
     control = [replace(row, kind="random") for row in rows]
     assert [row.difference["value"] for row in against(rows, control)] == [0.0] * 4
-    with pytest.raises(ConfigError, match="'protonet'; choose from meta-baseline, sun"):
+    with pytest.raises(ConfigError, match="'protonet'; choose from meta-baseline, sun, sun-d"):
         tune("protonet", None, base, val, novel)
     with pytest.raises(ConfigError, match="settings must be SunSettings, got MetaBaselineSettings"):
         tune("sun", tiny_encoder(), base, val, novel, settings=MetaBaselineSettings())

@@ -10,7 +10,8 @@ from vjepa_fast.cli import _arguments as arguments
 if TYPE_CHECKING:
     from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, TuneSettings
 
-METHODS = ("meta-baseline", "sun")
+SUN = ("sun", "sun-d")
+METHODS = ("meta-baseline", *SUN)
 ALL_STAGES = "of the classifier; of sun's teacher and student"
 NUMBERS = {  # of both methods: type and help
     "tune_epochs": (int, ALL_STAGES),
@@ -38,15 +39,16 @@ def check(args: Namespace) -> None:
     """ConfigError for arguments that ``args.method`` does not read, and for base classes that it lacks."""
     from vjepa_fast.errors import ConfigError
 
-    names, methods = (EVERY, METHODS) if args.method == "frozen" else (OF_SUN, ("sun",))
-    if args.method != "sun" and (given := [n for n in names if getattr(args, n) is not None]):
+    names, methods = (EVERY, METHODS) if args.method == "frozen" else (OF_SUN, SUN)
+    if args.method not in SUN and (given := [n for n in names if getattr(args, n) is not None]):
         raise ConfigError(f"{_flag(given[0])} belongs to --method {' or '.join(methods)}")
     if args.method == "frozen":
         return
     if args.classifier != "prototype" or args.metric == "euclidean" or args.center != "none" or args.l2:
+        how = "transport between parts of clips" if args.method == "sun-d" else "cosine prototypes"
         raise ConfigError(
-            f"--method {args.method} is tested by cosine prototypes; --classifier, --metric, --center and --l2 belong "
-            "to --method frozen"
+            f"--method {args.method} is tested by {how}; --classifier, --metric, --center and --l2 belong to --method "
+            "frozen"
         )
     if args.images != "repeat":
         raise ConfigError("--images single belongs to --method frozen")
@@ -56,7 +58,7 @@ def check(args: Namespace) -> None:
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the group; what is left out has the value of the method's paper."""
-    group = parser.add_argument_group("methods that train (meta-baseline, sun); default: as in the papers")
+    group = parser.add_argument_group("methods that train (meta-baseline, sun, sun-d); default: as in the papers")
     group.add_argument(
         "--val",
         metavar="CSV",
@@ -88,9 +90,9 @@ def settings_of(method: str, args: Namespace, **test: Any) -> TuneSettings:
         meta["reduce_way"] = False  # asked for by name: refused rather than reduced
     fit = _given(args, epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")
     fields = {"meta": replace(default.meta, **meta), **_given(args, trunk="trunk", chunk="tune_chunk"), **test}
-    for stage in ("teacher", "student") if method == "sun" else ("classifier",):
+    for stage in ("teacher", "student") if method in SUN else ("classifier",):
         fields[stage] = _scaled(getattr(default, stage), fit)
-    if method == "sun":
+    if method in SUN:
         fields |= _given(args, top_k="top_k", background="background")
         if args.flip is not None:
             fields["augment"] = replace(default.augment, flip=args.flip)

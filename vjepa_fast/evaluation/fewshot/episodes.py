@@ -223,12 +223,25 @@ def run_episodes(
             products = products.double().centred()
             products = products.normalised() if l2 else products
         hits.append(scores(products).argmax(-1) == truth)
-    hit_EM = torch.cat(hits).double()
-    asked = torch.bincount(query.flatten(), minlength=len(x))
-    right = torch.bincount(query.flatten(), weights=hit_EM.flatten(), minlength=len(x))
+    return result_of_hits(torch.cat(hits), query, len(x), way, shot, interval)
+
+
+def result_of_hits(
+    hits_EM: Tensor,
+    query_EM: Tensor,
+    samples: int,
+    way: int,
+    shot: int,
+    interval: Callable[[np.ndarray], tuple[float, float]] = mean_ci95,
+) -> EpisodeResult:
+    """The EpisodeResult of bool ``hits`` ``[E, M]`` of the queries with indices ``query`` ``[E, M]`` of ``samples``."""
+    hit_EM = hits_EM.double()
+    asked = torch.bincount(query_EM.flatten(), minlength=samples)
+    right = torch.bincount(query_EM.flatten(), weights=hit_EM.flatten(), minlength=samples)
     values = hit_EM.mean(1).numpy()
     mean, half = interval(values)
-    return EpisodeResult(mean, half, episodes, way, shot, queries, values, (right / asked).numpy())
+    queries = query_EM.shape[1] // way
+    return EpisodeResult(mean, half, len(values), way, shot, queries, values, (right / asked).numpy())
 
 
 def _table(x: Tensor, drawn: int) -> Tensor | None:

@@ -14,6 +14,7 @@ from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
 from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS, EpisodeProtocol
 from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.methods import method_named, tune
+from vjepa_fast.evaluation.fewshot.tuning.metric import COSINE
 from vjepa_fast.evaluation.fewshot.tuning.parts import check_counts
 from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
 from vjepa_fast.evaluation.run.encoders import Subject
@@ -122,7 +123,7 @@ def tune_checkpoint(
         rows += [
             replace(r, chosen={"protocol": protocol.name, **r.chosen})
             for r in tuned
-            if not r.probe.startswith(f"{method} start")
+            if not (r.probe.startswith(f"{method} start") and results[label].metric is COSINE)  # the frozen row
         ]
     return against(rows, [r for r in rows if r.kind == "random"]), results
 

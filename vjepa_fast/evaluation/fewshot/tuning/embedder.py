@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.extract.features import Features, amp, encode, pool_tokens
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
+from vjepa_fast.evaluation.fewshot.tuning.metric import COSINE, Metric
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part
 from vjepa_fast.evaluation.fewshot.tuning.settings import Setup, TuneSettings, parse_trunk
 from vjepa_fast.models.vit import VisionTransformer
@@ -120,12 +121,12 @@ def new_head(width: int, classes: int, seed: int, device: torch.device) -> nn.Li
 
 
 @torch.no_grad()
-def embed(model: Embedder, part: Part, setup: Setup) -> Features:
-    """Features of all samples of a part, in order. DataError where they are not finite."""
+def embed(model: Embedder, part: Part, setup: Setup, metric: Metric = COSINE) -> Features:
+    """What ``metric`` compares of all samples of a part, in order. DataError where it is not finite."""
     rows = []
     for index in np.array_split(np.arange(len(part.labels)), max(1, math.ceil(len(part.labels) / setup.chunk))):
         with amp(setup.device):
-            rows.append(model(part.fetch(index).to(setup.device)).float().cpu())
+            rows.append(metric.represent(model, part.fetch(index).to(setup.device)).float().cpu())
     features = Features(torch.cat(rows).numpy(), part.labels, f"{part.role} part {part.name}")
     features.check_finite()
     return replace(features, name=part.name)
@@ -150,6 +151,7 @@ class TuneResult:
     test: dict[str, dict[int, EpisodeResult]] = field(default_factory=dict)
     best_epoch: int = 0  # of the meta stage, from 1; 0: no meta stage
     temperature: float = 0.0
+    metric: Metric = field(default=COSINE, repr=False)  # of all stages' episodes
 
     @property
     def encoder(self) -> VisionTransformer | None:

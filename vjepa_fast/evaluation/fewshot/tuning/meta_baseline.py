@@ -19,9 +19,10 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.evaluation.extract.clips import Source
 from vjepa_fast.evaluation.extract.features import Features, amp
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult, sample_episodes
-from vjepa_fast.evaluation.fewshot.prototype import prototype_episodes
 from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, weak_views
 from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, TuneResult, build_embedder, embed, new_head, trained
+from vjepa_fast.evaluation.fewshot.tuning.metric import COSINE, Metric
+from vjepa_fast.evaluation.fewshot.tuning.metric import episode_logits as episode_logits
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part, Parts, part_of, parts_of
 from vjepa_fast.evaluation.fewshot.tuning.settings import (
     PLAIN,
@@ -40,17 +41,6 @@ class MetaBaselineSettings(TuneSettings):
 
     classifier: FitSettings = FitSettings()
     augment: Augment | None = None  # of stage 1
-
-
-def episode_logits(support: Tensor, query: Tensor, temperature: Tensor | float) -> Tensor:
-    """Logits ``[..., M, W]`` of queries ``[..., W, Q, d]`` against the classes of shots ``[..., W, S, d]``.
-
-    The prototype is the mean of the shots as they are, then normalised like the queries: ``temperature`` x cosine
-    (Meta-Baseline, section 3.3, equation 3).
-    """
-    proto_EWd = F.normalize(support.mean(-2), dim=-1)
-    query_EMd = F.normalize(query.flatten(-3, -2), dim=-1)
-    return temperature * query_EMd @ proto_EWd.mT
 
 
 def episode_loss(logits: Tensor) -> Tensor:
@@ -137,27 +127,29 @@ def train_classifier(
     return head, fit(parameters, len(labels), settings, loss_of, setup, what)
 
 
-def validate(model: Embedder, val: Part, meta: MetaSettings, setup: Setup) -> float:
+def validate(model: Embedder, val: Part, meta: MetaSettings, setup: Setup, metric: Metric = COSINE) -> float:
     """Mean few-shot accuracy on the validation classes, always on the same episodes."""
-    features = embed(model, val, setup)
-    return prototype_episodes(features, meta.val_way, meta.shot, meta.val_queries, meta.val_episodes, seed=0).mean
+    features = embed(model, val, setup, metric)
+    return metric.episodes(features, meta.val_way, meta.shot, meta.val_queries, meta.val_episodes, seed=0).mean
 
 
 def look(result: TuneResult, stage: str, model: Embedder, parts: Parts, setup: Setup) -> None:
     """Validation and test of ``model`` as ``stage`` left it; all stages and models meet the same episodes."""
     _, val, novel = parts
-    result.validation[stage] = [validate(model, val, result.settings.meta, setup)]
-    result.test[stage] = novel_episodes(model, novel, result.settings, setup)
+    result.validation[stage] = [validate(model, val, result.settings.meta, setup, result.metric)]
+    result.test[stage] = novel_episodes(model, novel, result.settings, setup, result.metric)
 
 
-def novel_episodes(model: Embedder, novel: Part, settings: TuneSettings, setup: Setup) -> dict[int, EpisodeResult]:
+def novel_episodes(
+    model: Embedder, novel: Part, settings: TuneSettings, setup: Setup, metric: Metric = COSINE
+) -> dict[int, EpisodeResult]:
     """EpisodeResult by shots on the novel classes; the episodes depend on labels and seed alone."""
-    features, s = embed(model, novel, setup), settings
-    return {k: prototype_episodes(features, s.way, k, s.queries, s.episodes, setup.seed) for k in s.shots}
+    features, s = embed(model, novel, setup, metric), settings
+    return {k: metric.episodes(features, s.way, k, s.queries, s.episodes, setup.seed) for k in s.shots}
 
 
 def meta_train(
-    model: Embedder, base: Part, val: Part, meta: MetaSettings, setup: Setup = PLAIN
+    model: Embedder, base: Part, val: Part, meta: MetaSettings, setup: Setup = PLAIN, metric: Metric = COSINE
 ) -> tuple[list[float], list[float], int, float]:
     """Train ``model`` (in place) on episodes of base classes; it ends with the weights of the best epoch on ``val``.
 
@@ -186,15 +178,15 @@ def meta_train(
             for start in range(first, first + meta.episodes_per_step, at_once):
                 rows = rows_EWK[start : start + at_once]
                 with amp(device):
-                    z = model(base.fetch(rows.reshape(-1)).to(device))
+                    z = metric.represent(model, base.fetch(rows.reshape(-1)).to(device))
                 z_EWKd = z.float().unflatten(0, rows.shape)
-                logits = episode_logits(z_EWKd[:, :, : meta.shot], z_EWKd[:, :, meta.shot :], temperature)
+                logits = metric.logits(z_EWKd[:, :, : meta.shot], z_EWKd[:, :, meta.shot :], temperature)
                 loss = episode_loss(logits) * (len(rows) / meta.episodes_per_step)
                 loss.backward()
                 total = total + loss.detach().double()
             optimizer.step()
         losses.append(finite_loss(total / meta.steps, "meta stage", epoch))
-        accuracies.append(validate(model, val, meta, setup))
+        accuracies.append(validate(model, val, meta, setup, metric))
         if kept is None or accuracies[-1] > accuracies[best - 1]:
             best, kept = epoch + 1, (copy.deepcopy([p.detach() for p in parameters]), float(temperature.detach()))
         setup.say(f"meta: epoch {epoch + 1}, loss {losses[-1]:.4f}, validation {accuracies[-1]:.4f}")
@@ -251,8 +243,9 @@ def meta_stage(result: TuneResult, before: str, parts: Parts, setup: Setup) -> N
     """``meta_train`` of ``result.model``, with validation and test ``before`` (the name of that stage) and after it."""
     model, settings, (base, val, novel) = result.model, result.settings, parts
     look(result, before, model, parts, setup)
-    losses, accuracies, result.best_epoch, result.temperature = meta_train(model, base, val, settings.meta, setup)
+    trained_so = meta_train(model, base, val, settings.meta, setup, result.metric)
+    losses, accuracies, result.best_epoch, result.temperature = trained_so
     result.losses["meta"], result.validation["meta"] = losses, accuracies
     if result.best_epoch:
-        result.test["meta"] = novel_episodes(model, novel, settings, setup)
+        result.test["meta"] = novel_episodes(model, novel, settings, setup, result.metric)
     model.eval().requires_grad_(False)

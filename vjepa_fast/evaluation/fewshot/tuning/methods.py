@@ -14,13 +14,14 @@ from vjepa_fast.evaluation.extract.features import Features
 from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import MetaBaselineSettings, meta_baseline
 from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
-from vjepa_fast.evaluation.fewshot.tuning.sun import SunSettings, sun
+from vjepa_fast.evaluation.fewshot.tuning.sun import SunDSettings, SunSettings, sun
 from vjepa_fast.evaluation.intervals import mean_ci95
 from vjepa_fast.models.vit import VisionTransformer
 
 METHODS: dict[str, tuple[Callable[..., TuneResult], type[TuneSettings]]] = {
     "meta-baseline": (meta_baseline, MetaBaselineSettings),
     "sun": (sun, SunSettings),
+    "sun-d": (sun, SunDSettings),
 }
 
 
@@ -45,12 +46,13 @@ def tune(
 ) -> TuneResult:
     """Tune a copy of ``encoder`` on ``base`` classes, choose the epoch on ``val``, measure on ``novel``.
 
-    ``method``: "meta-baseline" or "sun", with ``settings`` of its kind (None: the papers' values). Parts are ClipSets,
-    data.Manifests or, for "meta-baseline" without an encoder, Features; see ``meta_baseline`` and ``sun`` for what
-    each does and raises. ``interval(accuracies) -> (mean, half-width)``: of the test, as ``EpisodeProtocol.ci95``.
+    ``method``: "meta-baseline", "sun" (SUN-M) or "sun-d", with ``settings`` of its kind (None: the papers' values).
+    Parts are ClipSets, data.Manifests or, for "meta-baseline" without an encoder, Features; see ``meta_baseline`` and
+    ``sun`` for what each does and raises. ``interval(accuracies) -> (mean, half-width)``: of the test, as
+    ``EpisodeProtocol.ci95``.
     """
     function, kind = method_named(method)
-    if settings is not None and not isinstance(settings, kind):
+    if settings is not None and type(settings) is not kind:
         raise ConfigError(f"{method}: settings must be {kind.__name__}, got {type(settings).__name__}")
     result = function(
         encoder, base, val, novel, settings=settings or kind(), seed=seed, device=device, on_progress=on_progress

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from vjepa_fast.evaluation.extract.features import Features, amp
 from vjepa_fast.evaluation.fewshot.tuning.augment import Augment, paired_views
 from vjepa_fast.evaluation.fewshot.tuning.embedder import Embedder, TuneResult, build_embedder, new_head, trained
 from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import fit, look, meta_stage, train_classifier
+from vjepa_fast.evaluation.fewshot.tuning.metric import COSINE, EmdMetric, Metric
 from vjepa_fast.evaluation.fewshot.tuning.parts import Part, parts_of
 from vjepa_fast.evaluation.fewshot.tuning.settings import PLAIN, FitSettings, MetaSettings, Setup, TuneSettings
 from vjepa_fast.models.vit import VisionTransformer
@@ -49,11 +51,35 @@ class SunSettings(TuneSettings):
     smoothing: float = 0.1
     background: int = 10
     still: float = 0.05
+    method: ClassVar[str] = "sun"
+
+    @property
+    def metric(self) -> Metric:
+        """What the meta stage and all tests compare by."""
+        return COSINE
 
     def __post_init__(self):
         super().__post_init__()
         if self.pooling not in POOLINGS:
             raise ConfigError(f"sun: pooling {self.pooling!r}; accepted: {', '.join(POOLINGS)}")
+
+
+# fewer episodes than SUN-M's: each has way x way x queries linear programmes
+SUN_D = replace(SUN_M, steps=50, episodes_per_step=2, way=5, temperature=12.5, val_queries=5, val_episodes=50)
+
+
+@dataclass(frozen=True)
+class SunDSettings(SunSettings):
+    """SUN-D: the same stages, with DeepEMD's metric (`EmdMetric`, ``nodes`` as there) in the last one and all tests."""
+
+    meta: MetaSettings = SUN_D
+    nodes: tuple[int, int, int] = (2, 2, 2)
+    method: ClassVar[str] = "sun-d"
+
+    @property
+    def metric(self) -> Metric:
+        """The earth mover's distance."""
+        return EmdMetric(self.nodes)
 
 
 # ---------------------------------------------------------------- labels and loss
@@ -171,13 +197,13 @@ def sun(
     device: str | torch.device = "cpu",
     on_progress: Callable[[str], None] | None = None,
 ) -> TuneResult:
-    """SUN-M of ``encoder`` (copied, not changed): teacher and student on ``base``, meta-tuning of the student with its
-    best epoch on ``val``, test on ``novel``.
+    """SUN-M of ``encoder`` (copied, not changed), or SUN-D with `SunDSettings`: teacher and student on ``base``,
+    meta-tuning of the student with its best epoch on ``val``, test on ``novel``.
 
     ``base``, ``val``, ``novel``: ClipSets or manifests; ``val`` None sets base classes aside. Teacher and student both
     start from ``encoder``. Deterministic for a seed on a CPU. Raises DataError (also: features, which have no
     tubelets), ConfigError (also: ``top_k`` not below the number of base classes, ``background`` not below the number
-    of tubelets, a pooling that is not linear) and TrainingError.
+    of tubelets, a pooling that is not linear, more ``nodes`` than tokens) and TrainingError.
     """
     setup = Setup(settings.chunk, seed, torch.device(device), on_progress)
     parts, notes = parts_of(encoder, base, val, novel, settings, seed)
@@ -185,11 +211,13 @@ def sun(
     if base_part.features:
         raise DataError(f"base part {base_part.name}: sun labels tubelets and needs clips; features have none")
     teacher, student = (build_embedder(encoder, base_part, settings, setup.device, per_token=True) for _ in range(2))
-    with torch.no_grad():  # refuses top_k and background before hours of training
-        z, _ = teacher.tokens(base_part.fetch(np.array([0])).to(setup.device))
+    with torch.no_grad():  # refuses top_k, background and nodes before hours of training
+        clip = base_part.fetch(np.array([0])).to(setup.device)
+        settings.metric.represent(teacher, clip)
+        z, _ = teacher.tokens(clip)
         blank = z.new_zeros(1, z.shape[1], base_part.classes)
         soft_labels(blank, background_tokens(blank, lowest=settings.background), top_k=settings.top_k)
-    result = TuneResult("sun", student, seed, settings, notes)
+    result = TuneResult(settings.method, student, seed, settings, notes, metric=settings.metric)
     look(result, "start", teacher, parts, setup)
     head, result.losses["teacher"] = train_classifier(
         teacher, base_part, settings.teacher, setup, settings.augment, "teacher"
