@@ -3,10 +3,12 @@
     python benchmarks/aot.py                       # table, sm_80 sm_90 sm_100; fails on spills
     python benchmarks/aot.py --json PATH           # also write the rows
     python benchmarks/aot.py --check PATH          # also fail where a build needs more than PATH says
-    python benchmarks/aot.py --quick               # without the builds that are marked as rare
+    python benchmarks/aot.py --check PATH --changed    # compile what differs from what PATH was recorded of, and a few
 
 Each module of ``kernels/`` lists its kernels in ``variants()``. Needs Triton and no GPU; run without TRITON_INTERPRET.
-A build is compared with one recorded by the same Triton only; by another one, spills are all that is looked at.
+A build is compared with one recorded by the same Triton only; by another one, spills are all that is looked at. Every
+row has a digest of what was compiled (the kernel with all that it calls, types, constants, options, architecture):
+under the same Triton the same digest compiles to the same code.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import hashlib
 import importlib
 import io
 import json
@@ -23,16 +26,21 @@ import re
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from triton.compiler import ASTSource
 
 ARCHS = (80, 90, 100)
 SLACK = {"registers": 8, "shared": 1024}  # by which a build may grow unnoticed
+SPREAD = 25  # with --changed, every so many'th build is compiled though nothing changed
 
 
 @functools.cache
 def all_variants() -> dict[str, dict]:
     """Name -> {fn, signature, constexprs, num_warps, num_stages, maxnreg, aligned}, over the modules of ``kernels``.
 
-    ``arch``: the only one that it is for. ``least``: the first. ``rare``: left out by ``--quick``.
+    ``arch``: the only one that it is for. ``least``: the first.
     """
     from vjepa_fast import kernels
 
@@ -64,15 +72,12 @@ def device_functions() -> dict:
     return {key: device_function(key) for key in functions()}
 
 
-def compile_one(name: str, arch: int) -> dict:
-    """Registers, spills and shared memory of one variant, as ptxas reports them."""
-    import triton
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
+def source_of(name: str, arch: int) -> tuple[ASTSource, dict]:
+    """What Triton compiles for a variant, and with which options."""
     from triton.compiler import ASTSource
 
     v = all_variants()[name]
-    fn, constexprs, warps = v["fn"], v["constexprs"], v.get("num_warps", 4)
+    fn, constexprs = v["fn"], v["constexprs"]
     names = list(fn.arg_names)
     unknown = set(names) ^ (set(v["signature"]) | set(constexprs))
     if unknown:
@@ -83,13 +88,28 @@ def compile_one(name: str, arch: int) -> dict:
         {(names.index(n),): value for n, value in constexprs.items()},
         {(names.index(n),): [["tt.divisibility", 16]] for n in v.get("aligned", ())},
     )
+    bound = v.get("maxnreg")
+    bound = bound(arch) if callable(bound) else bound
+    return source, {"num_warps": v.get("num_warps", 4), "num_stages": v.get("num_stages", 3), "maxnreg": bound}
+
+
+def digest(name: str, arch: int) -> str:
+    """Of all that decides the code of a build but the version of Triton."""
+    source, options = source_of(name, arch)
+    return hashlib.sha256(f"{source.hash()} {sorted(options.items())} {arch}".encode()).hexdigest()[:16]
+
+
+def compile_one(name: str, arch: int) -> dict:
+    """Registers, spills and shared memory of one variant, as ptxas reports them."""
+    import triton
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+
+    source, options = source_of(name, arch)
     log = io.StringIO()
     with knobs.nvidia.scope(), knobs.compilation.scope(), contextlib.redirect_stdout(log):
         knobs.nvidia.dump_ptxas_log = True
         knobs.compilation.always_compile = True
-        bound = v.get("maxnreg")
-        bound = bound(arch) if callable(bound) else bound
-        options = {"num_warps": warps, "num_stages": v.get("num_stages", 3), "maxnreg": bound}
         compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
     def number(pattern: str) -> int:
@@ -102,7 +122,8 @@ def compile_one(name: str, arch: int) -> dict:
     return {
         "kernel": name,
         "arch": arch,
-        "num_warps": warps,
+        "digest": digest(name, arch),
+        "num_warps": options["num_warps"],
         "registers": registers,
         "spill_stores": number(r"(\d+) bytes spill stores"),
         "spill_loads": number(r"(\d+) bytes spill loads"),
@@ -140,6 +161,13 @@ def problems(rows: list[dict], triton_version: str, recorded: dict | None, parti
     ]
 
 
+def unchanged(builds: list[tuple[str, int]], recorded: dict, spread: int = SPREAD) -> dict[tuple[str, int], dict]:
+    """The recorded rows of the builds whose digest is the recorded one, but every ``spread``'th."""
+    rows = {(r["kernel"], r["arch"]): r for r in recorded["rows"]}
+    same = [b for b in builds if b in rows and rows[b].get("digest") == digest(*b)]
+    return {b: rows[b] for number, b in enumerate(same) if number % spread}
+
+
 def _build(row: dict) -> str:
     return f"{row['kernel']} sm_{row['arch']}"
 
@@ -148,7 +176,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--arch", type=int, action="append", help="compute capability x 10; default 80, 90 and 100")
     parser.add_argument("--only", default="", help="part of a kernel's name")
-    parser.add_argument("--quick", action="store_true", help="leave out what is marked as rare")
+    parser.add_argument("--changed", action="store_true", help="with --check: compile what changed, and a few builds")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", metavar="PATH")
     parser.add_argument("--check", metavar="PATH")
@@ -166,19 +194,20 @@ def main() -> int:
         if knobs.runtime.interpret:
             parser.error("TRITON_INTERPRET is set; without it kernels are compiled")
         every = all_variants()  # here, so that the workers inherit them
-        left_out = {n for n, v in every.items() if args.quick and v.get("rare")}
-        names = [n for n in every if args.only in n and n not in left_out]
+        builds = [
+            (n, arch)
+            for n in every
+            for arch in args.arch or ARCHS
+            if args.only in n and arch == every[n].get("arch", arch) and arch >= every[n].get("least", arch)
+        ]
+        known = {}
+        if args.changed and recorded and recorded["triton"] == triton.__version__:
+            known = unchanged(builds, recorded)
         with ProcessPoolExecutor(args.jobs) as pool:
-            tasks = [
-                pool.submit(compile_one, n, arch)
-                for n in names
-                for arch in args.arch or ARCHS
-                if arch == every[n].get("arch", arch) and arch >= every[n].get("least", arch)
-            ]
-            rows = [t.result() for t in tasks]
-    if recorded:
-        recorded["rows"] = [r for r in recorded["rows"] if r["kernel"] not in left_out]
-    for r in rows:
+            tasks = {build: pool.submit(compile_one, *build) for build in builds if build not in known}
+            compiled = {build: task.result() for build, task in tasks.items()}
+        rows = [known.get(build) or compiled[build] for build in builds]
+    for r in compiled.values():
         print(
             f"{r['kernel']:<48} sm_{r['arch']:<4} {r['num_warps']} warps  {r['registers']:>3} registers  "
             f"{r['spill_stores']}+{r['spill_loads']} B spilled  {r['shared']} B shared"
@@ -190,7 +219,8 @@ def main() -> int:
     bad = problems(rows, triton.__version__, recorded, partial=bool(args.only or args.arch))
     if recorded and recorded["triton"] != triton.__version__:
         print(f"recorded by Triton {recorded['triton']}, this is {triton.__version__}: looked at spills only")
-    print("\n".join(bad) if bad else f"{len(rows)} builds, no spills")
+    more = f", {len(known)} of them as recorded" if known else ""
+    print("\n".join(bad) if bad else f"{len(rows)} builds, no spills{more}")
     return 1 if bad or not rows else 0
 
 

@@ -277,7 +277,7 @@ def _cell(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.5, help="of each figure (default %(default)s)")
     parser.add_argument("--only", default="", metavar="TEXT", help="kinds of film with this text in their names")
     parser.add_argument("--json", type=Path, help="write the rows here")
@@ -287,6 +287,8 @@ def main() -> None:
         result = json.loads(RESULTS.read_text(encoding="utf-8"))
         write_text(args.page, page(args.page.read_text(encoding="utf-8"), result))
         return
+    import av.logging
+
     av.logging.set_level(None)
     result = measure(args.seconds, args.only)
     if args.json:

@@ -20,6 +20,9 @@ from vjepa_fast.study.report.write import content, markdown, pictures
 ROOT = Path(__file__).resolve().parent.parent
 # block of the page -> how the headings of its sections begin
 BLOCKS = {
+    "instrument": ("Instrument check",),
+    "words": ("In words",),
+    "compute": ("At equal compute",),
     "accuracy": ("Accuracy, single, intended", "Accuracy, mixed, intended"),
     "regime": ("Mixed minus single, intended",),
     "baseline": ("Variant minus baseline, single, intended", "Variant minus baseline, mixed, intended"),
@@ -27,7 +30,13 @@ BLOCKS = {
     "control": ("fwm_hw_ld minus fwm_hw",),
 }
 
-PICTURES = {"forest_svg": "study_objectives.svg", "tradeoff_svg": "study_tradeoff.svg"}
+OWN_HEADING = ("instrument", "words", "compute")  # the page has headings of its own for these
+PICTURES = {
+    "question_svg": "study_answer.svg",
+    "forest_svg": "study_objectives.svg",
+    "tradeoff_svg": "study_tradeoff.svg",
+    "compute_svg": "study_compute.svg",
+}
 
 
 def sections(text: str) -> dict[str, str]:
@@ -39,13 +48,13 @@ def sections(text: str) -> dict[str, str]:
 def blocks(study) -> dict[str, str]:
     """Text of every block of the page."""
     found = sections(markdown(content(study)))
-    intro = found.pop("").split("\n\n", 2)[2]  # behind title and question
-    out = {"answer": intro.split("\nDifferences are in")[0].strip()}
+    out = {"answer": found.pop("").split("\n\n", 2)[2].strip()}  # behind title and question
     for block, headings in BLOCKS.items():
         missing = [h for h in headings if h not in found]
         if missing:
             raise SystemExit(f"the report has no section {missing[0]!r}; it has {', '.join(found)}")
-        out[block] = "\n\n".join(f"**{h}**\n\n{found[h]}" for h in headings)
+        named = block not in OWN_HEADING
+        out[block] = "\n\n".join(f"**{h}**\n\n{found[h]}" if named else found[h] for h in headings)
     return out
 
 
@@ -71,7 +80,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=ROOT / "docs" / "images")
     args = parser.parse_args()
     for name, svg in pictures(content(load_study(args.study))).items():
-        if name in PICTURES:
+        if name in PICTURES and svg:
             (args.images / PICTURES[name]).write_text(svg, encoding="utf-8")
     args.page.write_text(page(args.page.read_text(encoding="utf-8"), load_study(args.study)), encoding="utf-8")
     print(f"wrote {args.page}")

@@ -289,7 +289,6 @@ def variants() -> dict[str, dict]:
             aligned=[*([] if tma else matrices), *pointers, "N", "K"],
             signature={**matrices, **pointers, "M": "i32", "N": "i32", "K": "i32"},
             least=90 if tma else 80,
-            rare=tiles != cuts(tma)[0],
         )
 
     found = {}

@@ -162,10 +162,9 @@ def variants() -> dict[str, dict]:
             continue  # the same tiles
         dtype = "fp32" if bits == 32 else "bf16"
         heads, channels, rotated = {32: (12, 32, 30), 64: (12, 64, 60), 128: (16, 88, 84)}[most]
-        rare = arch != 90 or dtype == "fp32" or most == 128
         for name in Passes._fields:
             choice, tiles = _choice(name, arch, bits, heads, channels, rotated)
-            options = dict(num_warps=tiles.warps, num_stages=tiles.stages, arch=arch, rare=rare)
+            options = dict(num_warps=tiles.warps, num_stages=tiles.stages, arch=arch)
             found[f"{name}_{channels}_{dtype}_{arch}"] = _variant(
                 getattr(device, f"packed_attention_{name}"), dtype, choice, **options
             )

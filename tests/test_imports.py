@@ -39,17 +39,17 @@ INSIDE = {
     "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop"),
     "data": (
         "members processes",
-        "media sampling mixing synthetic",
+        "media sampling mixing",
         "decoders",
-        "manifests",
+        "manifests synthetic",
         "bad_samples source prepare",
         "views",
         "loader",
         "fastest survey",
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
-    "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "run"),
-    "study": ("figures pages records jobs", "run", "stats", "demo report claims sheet"),
+    "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
+    "study": ("figures pages power records jobs", "run", "stats", "demo report claims sheet"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}

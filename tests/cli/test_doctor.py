@@ -214,7 +214,7 @@ def test_what_can_be_named_and_what_a_plugin_adds(tmp_path):
         assert "error" in entries or set(entries) == {*registry_of(kind), *ADDED.get(kind, [])}
     assert report["kinds"]["decoder"]["tape"] == {"from": "others", "why_not": ["no tape drive", "no tape"]}
     assert "tape (from others; not here: no tape drive, no tape)" in text
-    assert "blocks, motion, checkers (from others)" in text
+    assert "blocks, motion, random, checkers (from others)" in text
 
 
 def test_a_plugin_that_cannot_be_imported_is_reported(tmp_path):

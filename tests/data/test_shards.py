@@ -16,9 +16,9 @@ import torch
 
 from vjepa_fast.cli import main
 from vjepa_fast.config.schema import DataConfig
-from vjepa_fast.data import ClipLoader, load_manifest, read_image
+from vjepa_fast.data import ClipLoader, load_manifest, members, read_image
 from vjepa_fast.data.decoders import DECODERS
-from vjepa_fast.data.manifests import shards
+from vjepa_fast.data.manifests import pipes, shards
 from vjepa_fast.errors import DataError
 
 
@@ -77,6 +77,7 @@ def test_clips_are_those_of_files_in_the_same_order(films, tars, make_config, tm
 def _home(tmp_path, monkeypatch):
     """The indices of shards behind URLs are kept here."""
     monkeypatch.setattr(shards, "_REMOTE", str(tmp_path / "home"))
+    monkeypatch.setattr(pipes, "FOLDER", str(tmp_path / "pipes"))
 
 
 def test_two_ranks_with_two_threads_share_an_epoch_and_resume(films, tars, make_config):
@@ -122,6 +123,16 @@ def test_an_index_beside_a_url_is_used(tars, tmp_path, monkeypatch):
     assert len(list((tmp_path / "home").iterdir())) == 3
 
 
+def test_a_server_without_parts_of_files_is_named(tars, tmp_path, monkeypatch):
+    blob = (tmp_path / "train-000000.tar").read_bytes()
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/whole/train.tar", blob)
+    path = load_manifest("memory://whole/train.tar").paths[0]
+    monkeypatch.setattr(type(memory), "cat_file", lambda self, path, start=None, end=None, **_: blob)
+    with pytest.raises(OSError, match="sends whole files; copy"):
+        members.read_bytes(path)
+
+
 def test_patterns_and_lists(tars, tmp_path, monkeypatch):
     paths = load_manifest(tars).paths
     (tmp_path / "list.txt").write_text("train-{000000..000001}.tar\n\ntrain-000002.tar\n")
@@ -132,12 +143,42 @@ def test_patterns_and_lists(tars, tmp_path, monkeypatch):
         (tars.replace("2}", "7}"), "5 of 8 shards are missing, the first: .*000003.tar"),
         (tmp_path / "none-*.tar", "no shard fits"),
         (tars.replace("0..", "9.."), "must count up"),
-        ("pipe:cat x.tar", "does not allow; name the shards"),
+        ("pipe:cat x.tar", "the command ended with code 1: .*x.tar"),
+        ("pipe:true", "the command wrote nothing"),
+        ("pipe: ", "names no command"),
         ("nowhere://x.tar", "nowhere"),
         ("memory://none.tar", "cannot be read"),
     ):
         with pytest.raises(DataError, match=message):
             load_manifest(entry)
+
+
+def test_what_a_command_writes_is_kept_and_read_in_any_order(films, tars, tmp_path, make_config):
+    folder, spool = tmp_path / "once", tmp_path / "pipes"
+    folder.mkdir()
+    command = f"pipe:touch {folder}/$(date +%s%N) && gzip -c {tmp_path}/train-{{000000..000002}}.tar | gunzip"
+    plain, _ = take(make_config(films.path), 3)
+    piped, _ = take(make_config(command), 3)
+    assert all(
+        torch.equal(a.clip, b.clip) and torch.equal(a.labels, b.labels) for a, b in zip(plain, piped, strict=True)
+    )
+    assert len(os.listdir(folder)) == 3  # each command was run once
+    rest, _ = take(make_config(command), 2, start_step=1)
+    assert all(torch.equal(a.clip, b.clip) for a, b in zip(plain[1:], rest, strict=True))
+    assert len(os.listdir(folder)) == 3
+    assert not [name for name in os.listdir(spool) if name.endswith(".tmp")]
+    with pytest.raises(DataError, match="ended with code 3: no such host"):
+        load_manifest(f"pipe:cat {tmp_path}/train-000000.tar; echo no such host >&2; exit 3")
+    assert len([name for name in os.listdir(spool) if name.endswith(".tar")]) == 3  # half a shard is not kept
+    (tmp_path / "list.txt").write_text(f"train-000000.tar\npipe:touch {tmp_path}/ran\n")
+    with pytest.raises(DataError, match="list.txt: pipe:touch .* not run from a file"):
+        load_manifest(tmp_path / "list.txt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_braces_of_a_command_that_are_no_span_stay():
+    text = "pipe:awk '{print $1,$2}' part-{08..09} | sed s/{a,b}//"
+    assert shards._expanded(text, words=False) == [text.replace("{08..09}", n) for n in ("08", "09")]
 
 
 def test_bad_members_are_counted_not_fatal(films, tmp_path, make_config, capsys):

@@ -17,6 +17,7 @@ import types
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
 
 from benchmarks.aot import all_variants
 
@@ -306,6 +307,7 @@ def main(names) -> None:
     from vjepa_fast.ops import _backend
 
     triton.runtime.driver.set_active(Driver())
+    CUDABackend.make_cubin = lambda *_: b""  # ptxas is for benchmarks/aot.py, and takes most of the time
     _backend._reasons = lambda *call: []  # CPU tensors will do
     with ops.use_backend("triton"):
         for name in names or CASES:

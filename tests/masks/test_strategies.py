@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
+from vjepa_fast.config.schema import Config, DataConfig, MaskConfig, MasksConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.masks import STRATEGIES, MaskStrategy
 from vjepa_fast.trainer.step import build_samplers
@@ -150,3 +150,30 @@ def test_motion_guides_every_spec():
     ]
     motion, as_specs, uniform = ([samples(m, "none") for m in masks] for masks in made)
     assert same(motion, as_specs) and not same(motion, uniform)
+
+
+def test_random_masks_by_their_shares():
+    def draw(specs=1, **options):
+        cfg = MasksConfig(strategy="random", specs=(MaskConfig(),) * specs, options=options)
+        sampler = STRATEGIES["random"](cfg, **SETTINGS, seed=3)
+        return [torch.cat(side) for side in sampler(clips(64), step=1, first_sample=0)]
+
+    enc, pred = draw()
+    assert enc.shape == (64, 16) and pred.shape == (64, 48), "all others are predicted"
+    assert (torch.bincount(enc.flatten(), minlength=TOKENS) > 4).all(), "every token is context for some"
+    assert len({tuple(row) for row in enc.tolist()}) == 64
+    enc, pred = draw(specs=2, context=0.5, predict=0.25)
+    assert enc.shape == (128, 32) and pred.shape == (128, 8) and not torch.equal(enc[:64], enc[64:])
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"options": {"context": 1.0}}, "masks.options.context: must be greater than 0 and at most 0.95, got 1.0"),
+        ({"options": {"predict": 0}}, "masks.options.predict: .*got 0"),
+        ({"specs": (MaskConfig(num_blocks=2),)}, r"masks.specs: .*no blocks.*specs: \[\{\}\]"),
+    ],
+)
+def test_random_masks_refuse(masks, message):
+    with pytest.raises(ConfigError, match=message):
+        STRATEGIES["random"](MasksConfig(strategy="random", **masks), **SETTINGS, seed=3)

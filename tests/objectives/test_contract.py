@@ -19,7 +19,7 @@ each_mode = pytest.mark.parametrize("compat", ["intended", "published"])
 def build(term, *, dtype=torch.float64, levels=2, embed_dim=4, **options):
     options = {"target_grad": True, "compat": "intended", **options}
     spec = {term: {"num_slices": 16} if term == "sigreg" else {}}
-    return build_objectives(spec, levels=levels, embed_dim=embed_dim, **options).to(dtype)
+    return build_objectives(spec, levels=levels, embed_dim=embed_dim, patch_size=2, **options).to(dtype)
 
 
 def over_time(term):

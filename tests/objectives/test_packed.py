@@ -26,7 +26,7 @@ VARIANTS = [(t, {}) for t in TERMS if t not in ("sigreg", "fwm_orth")] + [
 def build(term, fields=None, embed_dim=4, dtype=torch.float64):
     always = {"sigreg": {"num_slices": 16}, "context": {"warmup": [0, 0]}}.get(term, {})
     spec = {term: {**always, **(fields or {})}}
-    return build_objectives(spec, levels=2, embed_dim=embed_dim, target_grad=True).to(dtype)
+    return build_objectives(spec, levels=2, embed_dim=embed_dim, patch_size=2, target_grad=True).to(dtype)
 
 
 def packed_state(state):

@@ -53,7 +53,9 @@ def make_study(
     """
     folder, rng, effects = Path(folder), np.random.default_rng(rng), effects or {}
     plan = {
+        "format": 1,
         "suite": "synthetic",
+        "settings": {"suite": "synthetic"},
         "variants": list(variants),
         "regimes": list(regimes),
         "seeds": list(seeds),
@@ -154,7 +156,9 @@ def geometry(rng) -> list[dict]:
 
 def cost(variant, regime, rng) -> dict:
     extra = 2.0 * (len(variant) % 5)
-    return {"step_ms": 90 + extra + rng.normal(0, 1), "peak_mb": 800 + 10 * extra, "steps": 400, "minutes": 0.7}
+    step_ms = 90 + extra + rng.normal(0, 1)
+    flops = 400 * (0.03 + 0.002 * extra) * 1e12
+    return {"step_ms": step_ms, "peak_mb": 800 + 10 * extra, "steps": 400, "minutes": step_ms / 150, "flops": flops}
 
 
 def curve(variant, rng) -> dict:
@@ -176,6 +180,25 @@ EFFECTS = {
 }
 
 
+CONTROLS = {"supervised": 0.84, "half": 0.66, "random": 0.38, "pixels": 0.3, "shuffled": 0.37}
+
+
+def add_instrument(folder, outcomes=OUTCOMES, failed=()) -> dict:
+    """Write an instrument check beside a study: all suites pass but those ``failed``, where labels give no ceiling."""
+    rows, suites = [], {}
+    for suite, outcome in outcomes:
+        bad = suite in failed
+        for encoder, level in CONTROLS.items():
+            value = 0.4 if bad and encoder in ("supervised", "half") else level
+            numbers = {"accuracy": value, "low": value - 0.01, "high": value + 0.01, "chance": 0.2, "n": 1000}
+            rows.append({"suite": suite, "encoder": encoder, "outcome": outcome, **numbers})
+        reason = f"{outcome}: an encoder trained with labels reaches 40.0 %, under 80.0 %"
+        suites[suite] = {"parameters": {}, "passed": not bad, "reasons": [reason] if bad else []}
+    found = {"format": 1, "package": "0", "suites": suites, "rows": rows}
+    (Path(folder) / "instrument.json").write_text(json.dumps(found))
+    return found
+
+
 def study_of(folder, **kwargs) -> Study:
     return load_study(make_study(folder, **kwargs))
 
@@ -186,4 +209,6 @@ if __name__ == "__main__":
     seeds = tuple(range(int(sys.argv[2]) if len(sys.argv) > 2 else 3))
     variants = ("baseline", *COUNTED, "fwm_hw") if sys.argv[3:] == ["all"] else VARIANTS
     both = ("baseline", "fwm_hw_ld", "kinematic")
-    print(make_study(sys.argv[1], variants=variants, seeds=seeds, effects=EFFECTS, published=both))
+    made = make_study(sys.argv[1], variants=variants, seeds=seeds, effects=EFFECTS, published=both)
+    add_instrument(made, failed=("order",))
+    print(made)

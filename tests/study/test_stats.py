@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from tests.study.fake_study import study_of
-from vjepa_fast.study import stats
+from vjepa_fast.study import power, stats
 
 LINEAR = (("motion8", "linear"),)
 
@@ -55,6 +55,71 @@ def test_holm_by_hand():
         stats.holm([0.1, 0.2], 1)
 
 
+def test_smallest_detectable_difference_is_that_of_the_noncentral_t():
+    """Published tables of power: n = 10 pairs find d = 1.00 (two-sided, 5 %) with 80.3 % (Cohen); and scipy's own."""
+    assert power.detection_power(np.sqrt(10), 10) == pytest.approx(0.803, abs=1e-3)
+    for seeds, alpha in ((3, 0.05), (5, 0.05 / 6), (30, 0.05)):
+        shift = power._needed(seeds, alpha, 0.8)
+        critical = scipy_stats.t.ppf(1 - alpha / 2, seeds - 1)
+        own = scipy_stats.nct.sf(critical, seeds - 1, shift) + scipy_stats.nct.cdf(-critical, seeds - 1, shift)
+        assert own == pytest.approx(0.8, abs=1e-5)
+    deltas = [0.01, 0.02, 0.03]  # sd 0.01
+    assert power.smallest_detectable(deltas) == pytest.approx(5.6533 * 0.01 / np.sqrt(3), rel=1e-3)
+    assert power.smallest_detectable(deltas, 0.05 / 18) > 4 * power.smallest_detectable(deltas)
+    assert power.smallest_detectable([0.1]) is None and power.smallest_detectable([0.1, 0.1]) is None
+    with pytest.raises(ValueError, match="at least 2"):
+        power.detection_power(1.0, 1)
+
+
+def test_the_detectable_difference_is_found_in_80_percent_of_studies():
+    rng = np.random.default_rng(5)
+    true = power._needed(4, 0.05, 0.8) * 0.02 / np.sqrt(4)
+    deltas = rng.normal(true, 0.02, (4000, 4))
+    found = scipy_stats.ttest_1samp(deltas, 0, axis=1).pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_equivalence_is_the_90_percent_interval_within_the_margin():
+    rng = np.random.default_rng(6)
+    for deltas in rng.normal(0.005, 0.008, (50, 4)):
+        test = scipy_stats.ttest_1samp(deltas, 0.0).confidence_interval(0.9)
+        inside = test.low > -0.02 and test.high < 0.02
+        assert (power.equivalence_p(deltas, 0.02) < 0.05) == inside
+    a, b = (scipy_stats.ttest_1samp(deltas, x, alternative=w).pvalue for x, w in ((-0.02, "greater"), (0.02, "less")))
+    assert power.equivalence_p(deltas, 0.02) == pytest.approx(max(a, b))
+    assert power.equivalence_p([0.0, 0.0]) == 0.0 and power.equivalence_p([0.1, 0.1]) is None
+    assert power.equivalence_p([0.0]) is None
+    with pytest.raises(ValueError, match="margin"):
+        power.equivalence_p([0.0, 0.1], 0)
+
+
+def test_a_difference_at_the_margin_is_called_equivalent_in_5_percent():
+    rng = np.random.default_rng(7)
+    p = [power.equivalence_p(d, 0.02) for d in rng.normal(0.02, 0.004, (1000, 4))]
+    assert 0.03 <= np.mean(np.array(p) < 0.05) <= 0.07
+
+
+def test_verdicts():
+    near, far = (0.001, 0.002, 0.0), (0.1, 0.101, 0.102)
+    identity = {"variant": "ld", "regime": "mixed", "compat": "intended", "suite": "s", "probe": "knn", "against": "x"}
+
+    def verdict(deltas, family=1, **options):
+        mean, low, high, p, note = stats.paired_t(deltas)
+        p_holm = None if p is None else min(1.0, family * p)
+        found = {"low": low, "high": high, "p": p, "p_holm": p_holm, "family": family, "note": note}
+        seeds = tuple(range(len(deltas)))
+        c = stats.Comparison(kind="regime", levels=(0, 0), seeds=seeds, deltas=deltas, value=mean, **found, **identity)
+        return stats.judged(c, **options)
+
+    assert verdict(far).verdict == "above" and verdict(tuple(-d for d in far)).verdict == "below"
+    assert verdict(near).verdict == "equivalent" and verdict(near, margin=0.002).verdict == "undecided"
+    assert verdict(near, family=1000).verdict == "undecided"  # equivalence is corrected as well
+    assert verdict(far, barred="no check").verdict == "not judged" and not verdict(far, barred="no check").decided
+    assert verdict((0.004, 0.004, 0.0041)).verdict == "above" and verdict((0.004, 0.004, 0.0041)).within_margin
+    assert verdict((0.0, 0.0)).verdict == "equivalent" and verdict((0.1,)).verdict == "undecided"
+    assert verdict(far, family=6).detectable > verdict(far).detectable and verdict((0.1,)).detectable is None
+
+
 def test_t_interval_covers_and_corrected_tests_keep_their_level():
     """18 variants beside one baseline, 3 and 5 seeds: coverage 93 to 97 %, a false finding in 5 % of families."""
     rng, times, effect = np.random.default_rng(1), 400, 0.03
@@ -66,7 +131,7 @@ def test_t_interval_covers_and_corrected_tests_keep_their_level():
             found = [stats.paired_t(d) for d in deltas[:6]]
             covered += [low <= effect <= high for _, low, high, *_ in found]
             null = scipy_stats.ttest_1samp(deltas - effect, 0, axis=1).pvalue
-            false += min(stats.holm(null.tolist())) < stats.ALPHA
+            false += min(stats.holm(null.tolist())) < 0.05
         assert 0.93 <= np.mean(covered) <= 0.97
         assert false / times <= 0.06  # nominal 0.05, standard error 0.011; the shared baseline makes it smaller
 
@@ -154,9 +219,8 @@ def test_mixed_minus_single_and_its_mean(tmp_path):
     assert {c.family for c in by_variant} == {3} and all(c.verdict == "above" for c in by_variant)
     assert found[stats.MEAN, "objects"].verdict == "undecided"
     said = stats.answer(list(found.values()), "intended")
-    assert said["variants"] == {
-        ("fewshot", "1-shot"): {"of": 3, "above": ["baseline", "ld", "hw"], "below": [], "undecided": []}
-    }
+    none = {v: [] for v in stats.VERDICTS}
+    assert said["variants"] == {("fewshot", "1-shot"): {"of": 3, **none, "above": ["baseline", "ld", "hw"]}}
 
 
 def test_deltas_are_paired_by_seed(tmp_path):

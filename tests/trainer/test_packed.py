@@ -27,6 +27,7 @@ EVERY_TERM = {
     "velgate": {},
     "hamiltonian": {},
     "sigreg": {"num_slices": 8},
+    "pixels": {},
 }
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from vjepa_fast import models, objectives, ops
 from vjepa_fast.config import schema
 from vjepa_fast.errors import CheckpointError, ConfigError
+from vjepa_fast.metrics import flops
 from vjepa_fast.reference import build_reference
 from vjepa_fast.trainer.schedules import Schedules
 from vjepa_fast.trainer.step import TrainStep, resolve_device
@@ -271,6 +272,46 @@ def test_online_target_without_a_term_that_needs_its_gradient_is_not_differentia
     step = TrainStep(config(target={"mode": "online"}, objectives={"pred": {}}))
     assert not step.target_grad and not step.forward(batch(), 0).h[0].requires_grad
     assert TrainStep(config(target={"mode": "online", "stop_gradient": False}, objectives={"pred": {}})).target_grad
+
+
+PIXELS = {"objectives": {"pixels": {}}, "model": {"predict_all": False}}
+
+
+@pytest.mark.parametrize("mode", ["online", "ema"])
+def test_no_target_forward_where_no_term_reads_it(mode, monkeypatch):
+    """A masked autoencoder: the same losses whatever the target would say; it runs for the monitors alone."""
+    step = TrainStep(config(target={"mode": mode, "stop_gradient": False}, **PIXELS))
+    beside = TrainStep(config(objectives={"pixels": {}, "pred": {"coeff": 0.0}}, model={"predict_all": False}))
+    runs = []
+    whole = step._target_forward
+    monkeypatch.setattr(step, "_target_forward", lambda clip: runs.append(1) or whole(clip))
+    assert not step.target_grad and not step.forward(batch(), 0).has("h")
+    outs = [[s(batch(i), i) for i in range(2)] for s in (step, beside)]
+    assert not runs and all(torch.equal(a.terms["pixels"], b.terms["pixels"]) for a, b in zip(*outs))
+    target_flops = flops.step_cost(step.dims, [flops.Clips(3, 32, [])])["target"].flops
+    assert outs[1][0].work.flops - outs[0][0].work.flops == target_flops > 0
+    assert outs[1][0].work.tokens - outs[0][0].work.tokens == 3 * 32
+    assert float(step(batch(2), 2, monitor=True).monitors["rankme"]) > 1 and runs == [1]
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"runtime": {"capacity_quantum": 16}, "data": {"dataset_fpcs": (4, 8)}},
+        {"masks": {"truncate": "none"}},
+        {"model": {"use_activation_checkpointing": True, "predict_all": False}},
+        {"optimization": {"accumulate": 2}},
+    ],
+)
+def test_pixels_are_learnt_alone(sections):
+    """The head and the encoder under it, with streams, several lengths, images, recomputation, two batches a step."""
+    sections = {**PIXELS, **sections, "target": {"mode": "online"}}
+    sections["optimization"] = {"start_lr": 3e-3, "lr": 3e-3, **sections.get("optimization", {})}
+    step = TrainStep(config(**sections))
+    frames = step.cfg.data.dataset_fpcs
+    data = [batch(frames=frames), batch(frames=(1,), modality="image", first=6)]
+    losses = [float(step(data, 0).loss) for _ in range(12)]
+    assert losses[-1] < 0.99 * losses[0]
 
 
 def test_online_target_published_saves_a_target_frozen_at_initialisation():

@@ -24,6 +24,7 @@ from vjepa_fast.trainer.step import TrainStep
 
 from .conftest import config
 
+MASK = schema.MaskConfig()
 VOLATILE = ("clips_per_s", "tokens_per_s", "mfu", "peak_memory_mb", "data_wait")
 
 
@@ -152,6 +153,7 @@ def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
         {"optimization": {"accumulate": 2}},
         {"data": {"num_workers": 2}},
         {"target": {"mode": "online"}},
+        {"target": {"mode": "online"}, "objectives": {"pixels": {}}, "masks": {"strategy": "random", "specs": (MASK,)}},
         {"masks": {"truncate": "none"}},
     ],
 )

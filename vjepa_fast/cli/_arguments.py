@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 ENCODERS = ("target_encoder", "encoder")
-POOLINGS = ("mean", "time", "meanstd")
+POOLINGS = ("mean", "time", "meanstd", "tdiff", "sal")
 
 # ---------------------------------------------------------------- types
 
@@ -135,7 +135,8 @@ def add_features(parser: ArgumentParser) -> None:
         "--pooling",
         choices=POOLINGS,
         default="time",
-        help="over all tokens; over space with time steps side by side (default); mean and std",
+        help="over all tokens; over space with time steps side by side (default); mean and std; "
+        "tdiff and sal: with differences over time",
     )
     parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
     parser.add_argument(

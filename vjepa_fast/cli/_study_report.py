@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-HELP = "tables and plots of a study: HTML, Markdown, CSV, LaTeX"
+from vjepa_fast.errors import UserError
+
+HELP = "tables and plots of a study: HTML, Markdown, CSV, LaTeX, JSON"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("folder", metavar="DIR", help="folder of `vjepa-fast study run`")
-    parser.add_argument("--html", metavar="PATH", help="self-contained page (default of all four: DIR/report.*)")
+    parser.add_argument("--html", metavar="PATH", help="self-contained page (default of all five: DIR/report.*)")
     parser.add_argument("--md", metavar="PATH", help="Markdown")
     parser.add_argument("--csv", metavar="PATH", help="every comparison, one per line")
     parser.add_argument("--latex", metavar="PATH", help="tables for booktabs")
+    parser.add_argument("--json", metavar="PATH", help="the answer, every comparison and the cost as JSON")
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=2.0,
+        metavar="POINTS",
+        help="call differences within +-POINTS equivalent (default %(default)s percentage points)",
+    )
     parser.add_argument(
         "--partial", action="store_true", help="report although cells are missing; the report names them"
     )
@@ -23,10 +33,12 @@ def run(args: Namespace) -> int:
     """Write the report and print the answer."""
     from vjepa_fast.study.report.write import FILES, write_study_report
 
+    if not 0 < args.margin < 100:
+        raise UserError(f"--margin {args.margin:g}: expected percentage points above 0 and below 100, such as 2")
     paths = {kind: getattr(args, kind) for kind in FILES if getattr(args, kind)}
-    made, written = write_study_report(args.folder, paths or None, partial=args.partial)
+    made, written = write_study_report(args.folder, paths or None, partial=args.partial, margin=args.margin / 100)
     print(made["headline"])
-    for line in made["answer_lines"]:
+    for line in made["barred_lines"] + made["answer_lines"]:
         print(f"  {line}")
     if made["missing"]:
         print(f"incomplete: {len(made['missing'])} cells are missing: {made['missing_text']}")

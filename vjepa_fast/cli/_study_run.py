@@ -62,6 +62,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="for submitit, such as slurm_partition=gpu or timeout_min=600; may be repeated",
     )
+    parser.add_argument(
+        "--minutes",
+        type=positive_real,
+        help="stop after so long; runs save first, and the same command goes on with them",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done; change nothing")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -91,11 +96,14 @@ def run(args: Namespace) -> int:
     """Run what is missing of the study, or list it; 1 where a run failed."""
     import os
 
+    from vjepa_fast.errors import UserError
     from vjepa_fast.study.jobs.processes import slots, visible_gpus
     from vjepa_fast.study.run.plan import StudyPlan
     from vjepa_fast.study.run.runner import run_study
 
     grid, settings = _grid(args), _settings(args)
+    if args.minutes and args.launcher == "slurm":
+        raise UserError("--minutes: a SLURM job has a limit of its own; give --slurm timeout_min=N")
     places, threads, processes = [None], args.threads or 0, 1
     if args.launcher == "processes":
         places, share = slots(settings.device, args.jobs, args.jobs_per_gpu, len(grid.runs()))
@@ -113,6 +121,7 @@ def run(args: Namespace) -> int:
         places=places,
         slurm=_pairs("--slurm", args.slurm, numbers=True),
         at_once=args.jobs,
+        minutes=args.minutes,
         on_event=display.event,
     )
     display.close(failed)
@@ -232,6 +241,8 @@ class _Display:
             if job["kind"] != "random" and key in self.began:
                 self.seconds.append(seconds)
             self.say(f"{key}: {self.accuracies(key)}; {seconds:.0f} s{self.left()}")
+        elif what == "stopped":
+            self.say(f"{key}: stopped, saved as far as it was")
         elif what == "failed":
             from vjepa_fast.study.run.cells import error_path
 
@@ -266,3 +277,5 @@ class _Display:
         )
         for key in failed:
             print(f"  failed: {key}")
+        if done + len(failed) < self.total:
+            print(f"{self.total - done - len(failed)} are left; the same command goes on with them")

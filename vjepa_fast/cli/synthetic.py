@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-HELP = "render synthetic suites to H.264 .mp4 and .jpg with manifests"
+HELP = "render synthetic suites to .mp4 (or .rows) and .jpg with manifests"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=16, help="frames of each video (default %(default)s)")
     parser.add_argument("--fps", type=int, default=8, help="frames per second of each video (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same files (default %(default)s)")
+    parser.add_argument(
+        "--form",
+        choices=("mp4", "rows"),
+        default="mp4",
+        help="of videos: mp4 (H.264, default), or rows (every pixel as it is; larger, read much faster)",
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
 
 
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
                 name,
                 folder,
                 splits=splits,
-                **{k: getattr(args, k) for k in ("size", "frames", "fps", "seed", "workers")},
+                **{k: getattr(args, k) for k in ("size", "frames", "fps", "seed", "workers", "form")},
                 on_progress=lambda done, total, task=task: progress.update(task, completed=done),
             )
     for name, manifests in written.items():

@@ -110,6 +110,10 @@ def _fetch(member: Member) -> bytes:
         content = system.cat_file(inside, start=member.offset, end=member.offset + member.size)
     except Exception as error:  # of whichever library is behind the URL
         raise OSError(f"cannot be fetched ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from None
+    if len(content) > member.size:
+        raise OSError(
+            f"{len(content)} bytes came for {member.size}: its server sends whole files; copy the shards here"
+        )
     if len(content) != member.size:
         raise OSError(f"{len(content)} of {member.size} bytes came; the shard has changed or ends early")
     _last.member, _last.content = member, content

@@ -20,12 +20,14 @@ from vjepa_fast.evaluation.probes.knn import knn_probe
 from vjepa_fast.evaluation.probes.linear import linear_probe
 from vjepa_fast.evaluation.probes.probe import PROBES, ProbeResult, split_validation
 from vjepa_fast.evaluation.probes.published import published_probe
+from vjepa_fast.evaluation.readout import Choice, Readout
 from vjepa_fast.evaluation.run.geometry import checkpoint_geometry, geometry_rows
-from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, fewshot_rows, probe_rows
+from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, fewshot_rows, probe_rows, readout_rows
 from vjepa_fast.evaluation.tasks import TASKS, Task, get_task
 
 __all__ = [
     "AttentiveHeads",
+    "Choice",
     "ClipSet",
     "EpisodeProtocol",
     "EpisodeResult",
@@ -34,6 +36,7 @@ __all__ = [
     "PROBES",
     "PairedResult",
     "ProbeResult",
+    "Readout",
     "Row",
     "Supervised",
     "TASKS",
@@ -65,6 +68,7 @@ __all__ = [
     "prototype_episodes",
     "published_probe",
     "random_encoder",
+    "readout_rows",
     "sample_episodes",
     "split_validation",
     "student_ci95",

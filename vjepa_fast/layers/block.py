@@ -211,11 +211,15 @@ def use_epilogues(choice: bool | str, device: torch.device, dtype: torch.dtype, 
 
 
 @torch.no_grad()
-def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float = 0.02) -> None:
-    """Truncated normal weights, zero biases; block i (from 1) divides attn.proj and its last MLP weight by sqrt(2i)."""
+def init_weights(module: nn.Module, blocks: nn.ModuleList, *, fan_in: bool = False) -> None:
+    """Truncated normal weights, zero biases; block i (from 1) divides attn.proj and its last MLP weight by sqrt(2i).
+
+    Standard deviation 0.02, or with ``fan_in`` 1/sqrt(3 inputs), which is that of PyTorch's linear layers: as much at
+    833 inputs, four times as much at 52.
+    """
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.Conv3d):
-            nn.init.trunc_normal_(m.weight, std=std)
+            nn.init.trunc_normal_(m.weight, std=(3 * m.weight[0].numel()) ** -0.5 if fan_in else 0.02)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
     for i, block in enumerate(blocks, start=1):

@@ -158,6 +158,7 @@ def step_cost(
     itemsize: int = 2,
     predict_context: bool = True,
     target_grad: bool = False,
+    target: bool = True,
     embed_all: bool = False,
 ) -> dict[str, Cost]:
     """FLOP and bytes of one step by part: target, context, predictor, losses, backward, optimiser, ema.
@@ -168,6 +169,7 @@ def step_cost(
         itemsize: bytes of an activation (2: bfloat16, 4: float32).
         predict_context: the predictor also gives the context tokens.
         target_grad: the target is the encoder itself and takes part in the backward pass (no EMA).
+        target: the target encodes the clips; False where no term reads it.
         embed_all: every mask embeds all tokens of the clip, as the published Conv3d does; ours embeds kept ones.
 
     Returns:
@@ -181,7 +183,8 @@ def step_cost(
         kept = sum(e for e, _ in c.masks)
         embedded = len(c.masks) * c.tokens if embed_all else kept
         context = sum(e**2 for e, _ in c.masks)
-        for part, passed in (("target", (c.tokens, c.tokens**2, c.tokens)), ("context", (kept, context, embedded))):
+        passes = [("target", (c.tokens, c.tokens**2, c.tokens))] * target + [("context", (kept, context, embedded))]
+        for part, passed in passes:
             flops, first, forward, backward = _encoded(dims, c.image, *passed)
             cost[part].add(n * flops, n * itemsize * forward)
             if part == "context" or target_grad:
@@ -201,7 +204,7 @@ def step_cost(
 
     encoder = enc.depth * enc.matrices + dims.patch
     predictor = pred.depth * pred.matrices + dims.embed + (1 + predict_context) * dims.proj
-    for part, weights in (("target", encoder), ("context", encoder), ("predictor", predictor)):
+    for part, weights in (("target", encoder * target), ("context", encoder), ("predictor", predictor)):
         cost[part].add(0, itemsize * weights)
     back.add(0, (itemsize + 4) * (encoder + predictor))  # weights read, float32 gradients written
     cost["optimiser"].add(0, 28 * dims.trained)  # parameter, gradient, two moments read; all but the gradient written
@@ -255,10 +258,10 @@ class Counted:
     modality: str
 
 
-def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: bool) -> Work:
+def of_state(dims: Dims, state: Masked, *, predict_context: bool, target_grad: bool, target: bool = True) -> Work:
     """The work behind a state. Reads shapes only, so nothing is waited for."""
     groups = zip(state.grids, state.masks_enc, state.masks_pred)
     clips = [c for group in groups for c in clips_of(*group, image=state.modality == "image")]
-    cost = step_cost(dims, clips, predict_context=predict_context, target_grad=target_grad)
-    tokens = sum(c.count * (c.tokens + sum(2 * e + p for e, p in c.masks)) for c in clips)
+    cost = step_cost(dims, clips, predict_context=predict_context, target_grad=target_grad, target=target)
+    tokens = sum(c.count * (c.tokens * target + sum(2 * e + p for e, p in c.masks)) for c in clips)
     return Work(int(tokens), int(sum(c.flops for c in cost.values())))

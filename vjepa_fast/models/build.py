@@ -62,6 +62,7 @@ def build_from_config(cfg: Config, device=None) -> tuple[VisionTransformer, Pred
         num_mask_tokens=tokens,
         return_all_tokens=model.predict_all,
         zero_init_mask_tokens=model.zero_init_mask_tokens,
+        init=model.pred_init,
         use_silu=model.pred_use_silu,
         wide_silu=model.wide_silu,
         normalize=model.normalize_predictor,

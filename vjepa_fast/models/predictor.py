@@ -43,6 +43,7 @@ class Predictor(nn.Module):
         out_embed_dim: int,
         num_mask_tokens: int,
         zero_init_mask_tokens: bool,
+        init: str,
         return_all_tokens: bool,
         use_silu: bool,
         wide_silu: bool,
@@ -75,7 +76,7 @@ class Predictor(nn.Module):
         self.predictor_proj = Linear(embed_dim, levels * out_embed_dim)
         if return_all_tokens:
             self.predictor_proj_context = Linear(embed_dim, levels * out_embed_dim)
-        init_weights(self, self.predictor_blocks)
+        init_weights(self, self.predictor_blocks, fan_in=init == "fan_in")
         if not zero_init_mask_tokens:
             for token in self.mask_tokens:
                 nn.init.trunc_normal_(token, std=0.02)
@@ -243,6 +244,7 @@ def build_predictor(
     levels: int | None = None,
     out_embed_dim: int | None = None,
     zero_init_mask_tokens: bool = True,
+    init: str = "fixed",
     use_silu: bool = False,
     wide_silu: bool = True,
     normalize: bool = False,
@@ -262,6 +264,7 @@ def build_predictor(
         levels: None: the encoder's.
         out_embed_dim: width of one level's target; None: the encoder's.
         zero_init_mask_tokens: mask tokens start at zero, else at random values.
+        init: scale of the initial weights, ``fixed`` (0.02) or ``fan_in`` (1/sqrt(3 inputs)); see ``init_weights``.
         use_silu: gated feed-forward (SwiGLU) instead of GELU.
         wide_silu: shrink its hidden width to 2/3.
         normalize: layer-normalise each level of the outputs (``model.normalize_predictor``).
@@ -271,7 +274,7 @@ def build_predictor(
     Raises:
         ConfigError: names the key, its value and what is accepted.
     """
-    require(ModelConfig, "model", num_mask_tokens=num_mask_tokens, pred_depth=depth)
+    require(ModelConfig, "model", num_mask_tokens=num_mask_tokens, pred_depth=depth, pred_init=init)
     check_heads("model.pred_", embed_dim, num_heads, encoder.rope_variant if encoder.use_rope else None)
     with torch.device(device if device is not None else next(encoder.norms_block.parameters()).device):
         return Predictor(
@@ -284,6 +287,7 @@ def build_predictor(
             out_embed_dim=encoder.embed_dim if out_embed_dim is None else out_embed_dim,
             num_mask_tokens=num_mask_tokens,
             zero_init_mask_tokens=zero_init_mask_tokens,
+            init=init,
             return_all_tokens=return_all_tokens,
             use_silu=use_silu,
             wide_silu=wide_silu,

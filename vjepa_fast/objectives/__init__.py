@@ -1,4 +1,4 @@
-"""The training objectives: 14 terms, composed by ``build_objectives`` into one module (docs/objectives.md)."""
+"""The training objectives: 15 terms, composed by ``build_objectives`` into one module (docs/objectives.md)."""
 
 from vjepa_fast.objectives.api import OBJECTIVES, Objective, TermContext, objective
 from vjepa_fast.objectives.plan import ObjectiveOutput, ObjectivePlan, build_objectives

@@ -36,6 +36,8 @@ class TermContext:
     embed_dim: int
     compat: str = "intended"  # intended | published
     seed: int = 0
+    tubelet: int = 2  # frames of a token
+    patch: int = 16  # and its pixels
 
     @property
     def dim(self) -> int:

@@ -128,6 +128,8 @@ def build_objectives(
     target_grad: bool = False,
     stop_gradient: bool | None = None,
     seed: int = 0,
+    tubelet_size: int = 2,
+    patch_size: int = 16,
 ) -> ObjectivePlan:
     """The terms of ``spec`` ({term: {field: value}}) as a module.
 
@@ -139,6 +141,8 @@ def build_objectives(
         target_grad: whether ``h`` carries gradient (runs without an EMA target).
         stop_gradient: detach ``h`` for every term but kinematic. None: yes under intended, no under published.
         seed: of the heads' weights and of SIGReg's directions.
+        tubelet_size: frames of a token of a video.
+        patch_size: side of a token in pixels.
 
     Raises:
         ConfigError: an unknown term, field or value; a term that can get no gradient (intended only).
@@ -146,7 +150,9 @@ def build_objectives(
     require(Config, "", compat=compat)
     if not spec:
         raise ConfigError("objectives: no term is named; give at least one, such as {pred: {}}")
-    ctx = TermContext(levels=levels, embed_dim=embed_dim, compat=compat, seed=seed)
+    ctx = TermContext(
+        levels=levels, embed_dim=embed_dim, compat=compat, seed=seed, tubelet=tubelet_size, patch=patch_size
+    )
     terms = {name: make_objective(name, values) for name, values in spec.items()}
     if compat == "intended":
         for name, term in terms.items():

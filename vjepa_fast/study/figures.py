@@ -1,4 +1,4 @@
-"""What all drawings share: colours, a matplotlib figure without global state, SVG and PNG data URIs, smoothing.
+"""What all drawings share: colours, a matplotlib figure without global state, SVG text, PNG data URIs, smoothing.
 
 The colours are those of Okabe and Ito, which colour-blind readers can tell apart.
 """
@@ -51,6 +51,7 @@ def figure(
         "svg.hashsalt": "vjepa_fast",
         "legend.frameon": False,
         "lines.linewidth": 1.7,
+        "text.parse_math": False,  # a name with a dollar sign is a name
     }
     with matplotlib.rc_context(style):
         made = Figure(figsize=(width, height), layout="constrained")
@@ -59,10 +60,10 @@ def figure(
 
 
 def svg(drawn: Figure) -> str:
-    """The figure as a data URI; equal figures give equal text."""
-    buffer = io.BytesIO()
+    """The figure as the text of an SVG file; equal figures give equal text."""
+    buffer = io.StringIO()
     drawn.savefig(buffer, format="svg", metadata={"Date": None}, facecolor="white")
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def png(image: np.ndarray) -> str:
@@ -75,13 +76,13 @@ def png(image: np.ndarray) -> str:
 
 
 def smooth(y: np.ndarray, window: int) -> np.ndarray:
-    """Running mean of ``y [N]`` over the last ``window`` points (fewer at the start)."""
-    if window <= 1:
-        return y
-    total = np.cumsum(np.insert(y, 0, 0.0))
-    end = np.arange(1, len(y) + 1)
-    start = np.maximum(0, end - window)
-    return (total[end] - total[start]) / (end - start)
+    """Running mean of ``y [N]`` over ``window`` points centred on each, fewer but as many on either side at both ends:
+    a straight line stays where it is, so nothing lags.
+    """
+    n, total = len(y), np.cumsum(np.insert(np.asarray(y, dtype=np.float64), 0, 0.0))
+    at = np.arange(n)
+    reach = np.minimum(window // 2, np.minimum(at, n - 1 - at))
+    return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 S seeds, N test samples of a suite, R resamples. All accuracies and differences are fractions. ``low, high`` is
 Student's t over the S paired differences, by which verdicts go; ``boot_low, boot_high`` draws seeds and test samples
 again, and is too narrow with few seeds. Tests are corrected after Holm within a family: all comparisons of one kind,
-regime, mode and outcome. The reasons are in docs/study_report.md.
+regime, mode and outcome. Tests of equivalence and minimum detectable differences are at the level of the family's first
+step, 5 % / family. The reasons are in docs/study_report.md.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from itertools import product
 import numpy as np
 
 from vjepa_fast.evaluation.run.rows import Row
+from vjepa_fast.study.power import ALPHA, MARGIN, equivalence_p, smallest_detectable
 from vjepa_fast.study.records import BASELINE, RANDOM, Study, is_fewshot
 from vjepa_fast.study.run.variants import COUNTED  # others are corrected over all, and cost these nothing
 
-ALPHA = 0.05
 RESAMPLES = 2000
 MEAN = "mean of all variants"
 STUDENT = ", student"
+VERDICTS = ("above", "below", "equivalent", "undecided", "not judged")
 KINDS = {
     "baseline": "variant minus baseline",
     "random": "variant minus random init",
@@ -55,6 +57,10 @@ class Comparison:
     boot_low: float | None = None
     boot_high: float | None = None
     note: str = ""
+    margin: float = MARGIN  # of equivalence
+    detectable: float | None = None  # minimum detectable difference at 5 % / family with a power of 80 %
+    p_equal: float | None = None  # of the test of equivalence, corrected
+    barred: str = ""  # why nothing on this outcome counts as a finding
 
     @property
     def outcome(self) -> tuple[str, str]:
@@ -63,10 +69,24 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """By the corrected test at 5 %: above, below or undecided."""
-        if self.p_holm is None or self.p_holm >= ALPHA:
-            return "undecided"
-        return "above" if self.value > 0 else "below"
+        """By the corrected tests at 5 %: one of VERDICTS. A difference that is there and within the margin is above or
+        below; ``not judged`` where the outcome is barred.
+        """
+        if self.barred:
+            return "not judged"
+        if self.p_holm is not None and self.p_holm < ALPHA:
+            return "above" if self.value > 0 else "below"
+        return "equivalent" if self.within_margin else "undecided"
+
+    @property
+    def decided(self) -> bool:
+        """Whether there is a difference, as far as this study can tell."""
+        return self.verdict in ("above", "below")
+
+    @property
+    def within_margin(self) -> bool:
+        """Whether the difference is smaller than the margin, by the corrected test of equivalence."""
+        return self.p_equal is not None and self.p_equal < ALPHA
 
 
 def paired_t(deltas: Sequence[float]) -> tuple[float, float | None, float | None, float | None, str]:
@@ -284,19 +304,33 @@ def published_minus_intended(study: Study) -> list[Comparison]:
     return out
 
 
-def all_comparisons(study: Study) -> list[Comparison]:
-    """Everything the report states, in one list."""
+def judged(c: Comparison, margin: float = MARGIN, barred: str = "") -> Comparison:
+    """The comparison with its minimum detectable difference and its test of equivalence within ``+-margin``, both at
+    5 % / family (the first step of Holm's correction). ``barred``: why it counts for no finding, if it does not.
+    """
+    p = equivalence_p(c.deltas, margin)
+    return replace(
+        c,
+        margin=margin,
+        detectable=smallest_detectable(c.deltas, ALPHA / c.family),
+        p_equal=None if p is None else min(1.0, c.family * p),
+        barred=barred,
+    )
+
+
+def all_comparisons(study: Study, margin: float = MARGIN, barred: Mapping[str, str] = {}) -> list[Comparison]:
+    """Everything the report states, in one list. ``barred``: by suite, why its outcomes count for no finding."""
     every = (mixed_minus_single, to_baseline, to_control, published_minus_intended, to_random)
-    return [c for compare in every for c in compare(study)]
+    return [judged(c, margin, barred.get(c.suite, "")) for compare in every for c in compare(study)]
 
 
 def answer(comparisons: Sequence[Comparison], compat: str) -> dict:
-    """The answer as numbers: {"mean" and "baseline": [Comparison], "variants": {outcome: {"above", ..., "of"}}}."""
+    """The answer as numbers: {"mean", "baseline": [Comparison], "variants": {outcome: {"of": n, verdict: names}}}."""
     asked = [c for c in comparisons if c.kind == "regime" and c.compat == compat and is_fewshot(c.outcome)]
     variants: dict[Outcome, dict] = {}
     for c in asked:
         if c.variant != MEAN:
-            counted = variants.setdefault(c.outcome, {"of": 0, "above": [], "below": [], "undecided": []})
+            counted = variants.setdefault(c.outcome, {"of": 0, **{v: [] for v in VERDICTS}})
             counted["of"] += 1
             counted[c.verdict].append(c.variant)
     mean, baseline = ([c for c in asked if c.variant == name] for name in (MEAN, BASELINE))

@@ -42,6 +42,7 @@ class Pending:
     monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     clips: int = 0
     work: Work = Work()
+    counted: int = 0  # steps behind clips and work: those of this process, not of one that was interrupted
 
 
 class Metrics:
@@ -94,6 +95,7 @@ class Metrics:
         p.monitors.update(out.monitors)
         p.clips += out.clips
         p.work += out.work
+        p.counted += 1
 
     def read(self) -> Tensor:
         """The pending values ``[n, 2 + terms]`` on the CPU (the one wait), averaged over processes and checked.
@@ -143,6 +145,7 @@ class Metrics:
             "grad_norm": mean[-1],
             "clips_per_s": round(p.clips / elapsed, 3),
             "tokens_per_s": round(self.world.world * p.work.tokens / elapsed, 1),
+            "step_flops": round(self.world.world * p.work.flops / p.counted) if p.counted else None,
             "mfu": round(p.work.flops / elapsed / self.peak, 4) if self.peak else None,
             "peak_memory_mb": None if memory is None else round(memory / 1e6, 1),
             "data_wait": round(self.data_wait / elapsed, 4),

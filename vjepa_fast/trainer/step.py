@@ -119,7 +119,7 @@ class TrainStep:
         self.plan = plan.to(self.device)
         choice = cfg.model.mask_token_index or ("zero" if cfg.compat == "published" else "mask")
         self.shared_token = choice == "zero"
-        self.wants_context = "z_context" in self.plan.needs
+        self.wants_context, self.wants_target = "z_context" in self.plan.needs, "h" in self.plan.needs
         self.target_grad = reaches_target(cfg, self.plan)
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
@@ -238,6 +238,8 @@ class TrainStep:
             out, state = self.losses(batch, index, given)
             made.work += self._count(state)
             if monitor and last:
+                if not state.has("h"):
+                    state.h = [self._target(state.clips[0], 0)]
                 made.monitors = _monitors(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
@@ -256,7 +258,9 @@ class TrainStep:
             return self.plan(state, weights), state
 
     def _count(self, state: flops.Masked) -> flops.Work:
-        return flops.of_state(self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad)
+        return flops.of_state(
+            self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad, target=self.wants_target
+        )
 
     def _work(self, batch: Staged, index: int) -> flops.Work:
         """The work behind a batch whose state is in a graph, from the lengths that the host knows."""
@@ -288,30 +292,30 @@ class TrainStep:
     def forward(self, batch: Batch | Staged, index: int) -> objectives.LatentState:
         """Everything before the objectives: the state of one micro-batch, with gradients where they belong.
 
+        ``h`` and ``z_context`` are left out, and not computed, where no term of the plan needs them.
         Where CUDA graphs are in use, ``h`` is overwritten by the next call with clips of the same shape.
         """
         state = self.at(batch, index)
-        for name in ("grids", "clips", "h", "z", "z_pred", "masks_enc", "masks_pred"):
+        fields = ["grids", "clips", "z", "z_pred", "masks_enc", "masks_pred"]
+        fields += ["h"] * self.wants_target + ["z_context"] * self.wants_context
+        for name in fields:
             setattr(state, name, [])
-        if self.wants_context:
-            state.z_context = []
         for number, group in enumerate(batch.groups):
             with phase("copy"):  # uint8: the patch embedding normalises what it reads
                 clip = to_device(group.clip, self.device)
-            if isinstance(batch, Staged):  # lengths arrived while the device was busy; the target needs none of them
-                h = self._target(clip, number)
-                with phase("masks"):
-                    enc, pred = batch.masks[number].wait(self.quantum)
+            if isinstance(batch, Staged):
+                drawn = batch.masks[number]
             else:
                 with phase("masks"):
                     drawn = self._sampler(group).draw(clip, **self._keys(group, number, index))
-                    enc, pred = drawn.wait(self.quantum)
-                h = self._target(clip, number)
+            if self.wants_target:
+                state.h.append(self._target(clip, number))
+            with phase("masks"):  # lengths arrived while the device was busy; the target needs none of them
+                enc, pred = drawn.wait(self.quantum)
             enc, pred = [m.to(self.device) for m in enc], [m.to(self.device) for m in pred]
             z, z_pred, z_context = self._context(clip, enc, pred, group.modality)
             state.grids.append(self.encoder.grid(clip.shape))
             state.clips.append(clip)
-            state.h.append(h)
             state.z.append(z)
             state.z_pred.append(z_pred)
             if self.wants_context:
@@ -449,6 +453,8 @@ def build_models(cfg: Config) -> tuple[VisionTransformer, Predictor, objectives.
         target_grad=cfg.target.mode == "online",
         stop_gradient=cfg.target.stop_gradient,
         seed=cfg.seed,
+        tubelet_size=cfg.data.tubelet_size,
+        patch_size=cfg.data.patch_size,
     )
     for name, term in plan.terms.items():
         if "z_context" in term.needs and not cfg.model.predict_all:
@@ -459,7 +465,7 @@ def build_models(cfg: Config) -> tuple[VisionTransformer, Predictor, objectives.
 def reaches_target(cfg: Config, plan: objectives.ObjectivePlan) -> bool:
     """Whether the target takes part in the backward pass: an online one does if some term lets its gradient through."""
     refusals = (term.refusal(plan.ctx, False) for term in plan.terms.values())
-    return cfg.target.mode == "online" and (not plan.stop_gradient or any(refusals))
+    return cfg.target.mode == "online" and "h" in plan.needs and (not plan.stop_gradient or any(refusals))
 
 
 def build_samplers(cfg: Config) -> tuple[masks.MaskStrategy, masks.MaskStrategy]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from vjepa_fast.config.schema import Config
+from vjepa_fast.data.decoders.api import AUTO
 from vjepa_fast.data.fastest import fastest, usable
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.trainer.distributed import Distributed
@@ -47,7 +48,7 @@ def _auto(cfg: Config, world: Distributed, img: bool, key: str, saved: dict[str,
         if not before or before in usable():
             return before, ""
         return "", f"{key}: auto was {before}, which cannot be used here; it is pyav from now on"
-    if len(usable()) < 2:
+    if len(usable()) < 2 or AUTO not in usable():  # the others are compared with PyAV
         return "", ""
     found = fastest(cfg, rank=world.rank, world=world.world, img=img)
     found = world.gather(found)[0]  # the first process decides for all

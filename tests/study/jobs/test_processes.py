@@ -93,6 +93,25 @@ def test_a_stop_ends_the_workers_and_frees_the_locks(tmp_path, monkeypatch):
     assert time.time() - start < 60 and not list((tmp_path / "locks").iterdir())
 
 
+def test_a_portion_ends_in_time_and_the_next_one_has_the_rest(tmp_path, monkeypatch):
+    made, events = jobs(tmp_path, "work", "work", "work"), []
+    result(made[0]).write_text("from before")
+    child = processes._child
+    monkeypatch.setattr(processes, "_child", _sleep)
+    start = time.monotonic()
+
+    def on_event(what, job):
+        events.append((what, job["key"]))
+
+    run_processes(WORK, made, [None], 1, on_event, poll=0.05, until=start + 1)
+    assert events == [("kept", "0-work"), ("start", "1-work"), ("stopped", "1-work")]
+    assert time.monotonic() - start < 60 and not list((tmp_path / "locks").iterdir())
+    assert not list(tmp_path.glob("*.error"))
+    monkeypatch.setattr(processes, "_child", child)
+    run_processes(WORK, made, [None], 1, on_event, poll=0.05, until=time.monotonic() + 600)
+    assert [e for e in events[3:] if e[0] != "kept"] == [(w, f"{i}-work") for i in (1, 2) for w in ("start", "done")]
+
+
 def _sleep(work, job):
     time.sleep(300)
 

@@ -1,8 +1,7 @@
-"""The study's report in its four forms: the same numbers in all, nothing that a browser objects to."""
+"""The study's report in its five forms: the same numbers in all, nothing that a browser objects to."""
 
 import base64
 import csv
-import io
 import json
 import re
 import shutil
@@ -13,12 +12,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from tests.study.fake_study import make_study
+from tests.study.fake_study import add_instrument, make_study
 from vjepa_fast.cli import main
+from vjepa_fast.errors import DataError
 from vjepa_fast.study import stats
-from vjepa_fast.study.figures import figure
+from vjepa_fast.study.figures import figure, smooth
 from vjepa_fast.study.records import load_study
-from vjepa_fast.study.report import figures, sentences, tables
+from vjepa_fast.study.report import figures, instrument, sentences, tables
 from vjepa_fast.study.report.write import write_study_report
 
 VARIANTS = ("baseline", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
@@ -27,8 +27,11 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 SECTIONS = (
     "answer",
+    "instrument",
     "mixed",
+    "words",
     "accuracy",
+    "compute",
     "deltas",
     "control",
     "modes",
@@ -38,15 +41,15 @@ SECTIONS = (
     "geometry",
     "curves",
     "settings",
-    "ran",
     "method",
+    "ran",
 )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     effects = {("ld", "motion8"): 0.35, **{(v, "mixed", "fewshot"): 0.15 for v in VARIANTS}}
-    return make_study(
+    made = make_study(
         tmp_path_factory.mktemp("report") / "study",
         variants=VARIANTS,
         seeds=(0, 1, 2),
@@ -56,6 +59,8 @@ def folder(tmp_path_factory):
         seed_spread=0.002,
         published=("fwm_hw_ld", "kinematic"),
     )
+    add_instrument(made, OUTCOMES, failed=("objects",))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,7 @@ def test_html_is_whole_and_self_contained(html):
     assert "script" not in page.met and "link" not in page.met and "url(" not in html
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
     assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
-    assert len(page.images) == 7
+    assert len(page.images) == 8
     for image in page.images:
         head, data = image["src"].split(",", 1)
         assert head == "data:image/svg+xml;base64" and image["alt"]
@@ -143,9 +148,16 @@ def test_html_opens_in_chromium_without_console_errors(made, tmp_path):
         assert np.asarray(image.convert("L")).std() > 5  # something was drawn
 
 
-def test_four_forms_say_the_same(made, html, folder):
+def test_five_forms_say_the_same(made, html, folder):
     content, written = made
-    assert [p.name for p in written] == ["results.csv", "report.html", "report.md", "report.csv", "report.tex"]
+    assert [p.name for p in written] == [
+        "results.csv",
+        "report.html",
+        "report.md",
+        "report.csv",
+        "report.tex",
+        "report.json",
+    ]
     accuracy = {}
     with open(written[0], newline="") as file:
         for row in csv.DictReader(file):
@@ -162,8 +174,13 @@ def test_four_forms_say_the_same(made, html, folder):
     assert float(row["delta_points"]) == pytest.approx(np.mean(deltas), abs=1e-3)
     assert row["verdict"] == "above" and row["family"] == "3"  # ld, fwm_hw_ld, kinematic; fwm_hw is a control
     value, low, high = f"{np.mean(deltas):+.1f}", float(row["t_low"]), float(row["t_high"])
-    assert f"| {value} ({low:+.1f} to {high:+.1f}) **above** |" in written[2].read_text()
-    assert rf"\shortstack{{\textbf{{{value}}}\\{{\tiny [{low:+.1f}, {high:+.1f}]}}}}" in written[4].read_text()
+    seen = f"MDD {float(row['detectable_points']):.1f}"
+    assert f"| {value} ({low:+.1f} to {high:+.1f}; {seen}) **above** |" in written[2].read_text()
+    bold = rf"\shortstack{{\textbf{{{value}}}\\{{\tiny [{low:+.1f}, {high:+.1f}]}}\\{{\tiny {seen}}}}}"
+    assert bold in written[4].read_text()
+    found = json.loads(written[5].read_text())
+    (same,) = [c for c in found["comparisons"] if tuple(c[k] for k in columns) == wanted]
+    assert {k: "" if v is None else str(v) for k, v in same.items()} == row and found["headline"] == content["headline"]
     assert f'<td class="above"><b>{value}</b>' in html and f"{low:+.1f} to {high:+.1f}" in html
     assert content["headline"] in written[2].read_text() and content["headline"] in html.replace("\N{MINUS SIGN}", "-")
 
@@ -182,13 +199,13 @@ def test_tables_are_rectangular(made, html):
         assert len(set(Page(table).rows)) == 1
 
 
-def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
+def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot", suite="fewshot", **more):
     return stats.Comparison(
         "regime",
         variant,
         "mixed",
         "intended",
-        "fewshot",
+        suite,
         probe,
         "single",
         (0.5, 0.5),
@@ -200,6 +217,8 @@ def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
         p,
         p,
         note="4 variants",
+        detectable=0.0123,
+        **more,
     )
 
 
@@ -209,6 +228,12 @@ def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
         ([regime(0.04, 0.02, 0.06, 0.01)], "Yes, in this study"),
         ([regime(-0.04, -0.06, -0.02, 0.01)], "No: in this study"),
         ([regime(0.04, -0.02, 0.10, 0.2)], "Undecided"),
+        ([regime(0.001, -0.01, 0.01, 0.9, p_equal=0.01)], "No difference that matters"),
+        ([regime(0.04, 0.02, 0.06, 0.01, barred="its check failed")], "Not answered"),
+        (
+            [regime(0.04, 0.02, 0.06, 0.01), regime(-0.04, -0.06, -0.02, 0.01, suite="other", barred="no check")],
+            "Yes, in this study",
+        ),
         ([regime(0.04, 0.02, 0.06, 0.01), regime(0.01, -0.1, 0.1, 0.9, probe="5-shot")], "Partly: for some"),
         ([regime(0.04, 0.02, 0.06, 0.01), regime(-0.04, -0.06, -0.02, 0.01, probe="5-shot")], "It depends"),
         ([], "This study cannot answer"),
@@ -217,7 +242,10 @@ def regime(value, low, high, p, variant=stats.MEAN, probe="1-shot"):
 def test_the_answer_follows_from_the_numbers(found, start):
     said = sentences.headline(stats.answer(found, "intended"))
     assert said.startswith(start)
-    for c in found:
+    judged = [c for c in found if not c.barred] or found
+    assert not found or "could have seen, with a power of 80 %: 1-shot 1.2" in said
+    assert ("1 outcome not judged" in said) == (len(judged) < len(found))
+    for c in judged:
         assert f"{c.probe} {100 * c.value:+.1f} ({100 * c.low:+.1f} to {100 * c.high:+.1f}), {c.verdict}" in said
 
 
@@ -270,6 +298,7 @@ def test_chance_commit_and_collapse_are_said(tmp_path):
         few["accuracy"] = 0.4 if path.name.startswith("ld-single") else 0.2
         path.write_text(json.dumps(cell))
     content, written = write_study_report(folder)
+    assert content["barred"].keys() == {"fewshot", "motion8"}  # there is no instrument check
     (line,) = [x for x in content["answer_lines"] if "chance is 20.0 %" in x]
     assert "random init" in line and "(ld, single); 3 of 4 lie less than 1 point from chance, where" in line
     assert content["environment"]["commit"] == "abc+ (+: with changes not committed)"
@@ -289,14 +318,17 @@ def test_labels_of_a_crowded_scatter_do_not_overlap():
     with figure(8, 5) as (drawn, (axis,)):
         axis.scatter(*zip(*points.values()))
         figures._settle(drawn)
-        boxes = list(figures.place_labels(axis, points).values())
+        bars = [(x - 0.2, y, x + 0.2, y) for x, y in points.values()]
+        boxes = list(figures.place_labels(axis, points, bars).values())
         frame = axis.get_window_extent()
         dots = [axis.transData.transform(p) for p in points.values()]
+        lines = [[*axis.transData.transform(b[:2]), *axis.transData.transform(b[2:])] for b in bars]
     assert len(boxes) == 20
     for i, a in enumerate(boxes):
         assert frame.x0 <= a[0] and a[2] <= frame.x1 and frame.y0 <= a[1] and a[3] <= frame.y1
         assert all(figures._overlap(a, b) == 0 for b in boxes[:i])
         assert not any(a[0] < x < a[2] and a[1] < y < a[3] for x, y in dots)
+        assert not any(a[1] < y < a[3] and left < a[2] and a[0] < right for left, y, right, _ in lines)
 
 
 def test_cost_and_geometry_are_means_over_seeds(folder):
@@ -324,8 +356,98 @@ def test_p_values_never_contradict_the_verdict(p, text):
     assert sentences.points(-0.0001) == "0.0" and sentences.points(None) == "n/a"
 
 
+def test_what_failed_the_instrument_check_is_neither_coloured_nor_called_anything(made, html, folder):
+    """The planted effects of a suite without a ceiling stay numbers."""
+    content, written = made
+    assert {c.verdict for c in content["comparisons"] if c.suite == "objects"} == {"not judged"}
+    assert {c.verdict for c in content["comparisons"] if c.suite == "motion8"} >= {"above", "undecided"}
+    coloured = re.findall(r"<td class=\"(above|below|equivalent|barred)\"", html)
+    assert coloured.count("barred") >= sum(c.suite == "objects" for c in content["comparisons"])
+    assert coloured.count("above") == sum(c.verdict == "above" for c in content["comparisons"])
+    reason = "its instrument check failed (linear: an encoder trained with labels reaches 40.0 %, under 80.0 %)"
+    assert content["barred"] == {"objects": reason}
+    assert all(reason.split("(")[0] in path.read_text() for path in (written[1], written[2], written[3], written[4]))
+    assert html.index("<h2>The answer") < html.index("<img") < html.index("<h2>Instrument check")
+    assert "<b>84.0</b>" in html and "| objects | linear | 40.0 (39.0 to 41.0) |" in written[2].read_text()
+
+
+def test_public_data_sets_need_no_check_of_their_own(tmp_path):
+    folder = make_study(tmp_path, variants=("baseline", "ld"), outcomes=OUTCOMES[1:], samples=20)
+    study = load_study(folder)
+    assert set(instrument.barred(study, None)) == {"motion8", "objects"}
+    study.plan["suite"] = "paper"
+    assert instrument.barred(study, None) == {}
+    checked = add_instrument(folder, OUTCOMES[1:], failed=("objects",))
+    assert set(instrument.barred(study, checked)) == {"objects"}
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"format": 2}', '{"format": 1, "suites": {"a": {}}, "rows": []}'])
+def test_a_check_of_another_form_is_refused(tmp_path, broken):
+    folder = make_study(tmp_path, variants=("baseline",), outcomes=OUTCOMES[1:2], seeds=(0,), samples=20)
+    (folder / "instrument.json").write_text(broken)
+    with pytest.raises(DataError, match="instrument.json.*study validate"):
+        instrument.read(load_study(folder))
+
+
+def test_one_seed_says_that_power_cannot_be_told(tmp_path):
+    folder = make_study(tmp_path, variants=("baseline", "ld"), outcomes=OUTCOMES[:1], seeds=(0,), samples=20)
+    content, written = write_study_report(folder)
+    assert "cannot be told from one seed" in content["headline"] and "MDD n/a" in written[2].read_text()
+    assert "how large a difference could have been seen cannot be told" in written[1].read_text()
+
+
+def test_names_from_files_stay_text_in_every_form(tmp_path):
+    """A cell is a file that anybody may have written: no command, tag, cell border or line of it gets through."""
+    nasty = "a|b <u>*x* $\\alpha$ `c` [d](e)"
+    folder = make_study(tmp_path, variants=("baseline", nasty), outcomes=OUTCOMES[:2], samples=20)
+    for path in (folder / "cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        cell["versions"]["commit"] = "abc\n\\input{/etc/passwd}\n\n% x"
+        path.write_text(json.dumps(cell))
+    _, written = write_study_report(folder)
+    html, text, latex = (written[i].read_text() for i in (1, 2, 4))
+    assert "<u>" not in html and "a|b &lt;u&gt;" in html
+    Page(html)
+    assert (
+        "<i>" not in text
+        and r"a\|b &lt;u&gt;\*x\*" in text
+        and "`c`" not in text.replace(r"\`", "")
+        and r"\[d\]" in text
+    )
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({line.replace(r"\|", "").count("|") for line in block.splitlines()}) == 1
+    assert not [line for line in latex.splitlines() if r"\input" in line and not line.startswith("%")]
+    assert r"\$\textbackslash{}alpha\$" in latex and "\n\\input" not in latex
+
+
+def test_gain_is_counted_per_minute_and_per_flop(folder):
+    study = load_study(folder)
+    (row,) = [r for r in tables.compute_table(study) if (r["variant"], r["regime"]) == ("ld", "mixed")]
+    cells, random = study.runs("ld", "mixed", "intended"), study.runs("random_init", "none", "intended")
+    few = OUTCOMES[0]
+    gain = 100 * np.mean([c.rows[few].accuracy - random[s].rows[few].accuracy for s, c in cells.items()])
+    minutes = np.mean([c.cost["minutes"] for c in cells.values()])
+    pflop = np.mean([c.cost["flops"] for c in cells.values()]) / 1e15
+    assert (row["time"], row["pflop"]) == (pytest.approx(minutes), pytest.approx(pflop))
+    found = row["outcomes"][few]
+    assert (found["gain"], found["per_time"], found["per_pflop"]) == pytest.approx((gain, gain / minutes, gain / pflop))
+    for cell in cells.values():
+        cell.versions.update(device="cuda:0 (some GPU)")
+        cell.cost.pop("flops")
+    (row,) = [r for r in tables.compute_table(study) if (r["variant"], r["regime"]) == ("ld", "mixed")]
+    assert tables.compute_unit(study) == "GPU-hour" and row["time"] == pytest.approx(minutes / 60)
+    assert row["pflop"] is None and row["outcomes"][few]["per_pflop"] is None
+
+
+def test_a_running_mean_does_not_lag():
+    line = np.arange(20.0)
+    assert np.allclose(smooth(3 * line + 1, 7), 3 * line + 1)
+    step = smooth((line >= 10).astype(float), 5)
+    assert step[7] == 0 and step[9] == pytest.approx(0.4) and step[10] == pytest.approx(0.6) and step[12] == 1
+    assert smooth(np.array([2.0]), 9).tolist() == [2.0] and smooth(line, 1).tolist() == line.tolist()
+
+
 def test_svg_is_the_same_twice(folder):
     study = load_study(folder)
     assert figures.cost(study) == figures.cost(study)
-    text = base64.b64decode(figures.cost(study).split(",")[1])
-    assert ElementTree.parse(io.BytesIO(text)).getroot().get("viewBox")
+    assert ElementTree.fromstring(figures.cost(study)).get("viewBox")

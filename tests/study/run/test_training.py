@@ -44,3 +44,12 @@ def test_torchrun_trains_a_run_on_several_gpus(tmp_path, monkeypatch):
     monkeypatch.setattr(training.subprocess, "Popen", Failing)
     with pytest.raises(UserError, match="exit code 1"):
         cells._checkpoint(job)
+
+
+def test_cost_has_the_flop_of_all_steps(tmp_path):
+    cfg = config.load("demo_baseline_single", [f"folder={tmp_path}"])
+    rows = [{"step": s, "loss": 1.0, "clips_per_s": 24.0, "step_flops": f} for s, f in ((5, 10), (10, 20))]
+    cost, _ = cells.of_metrics(cfg, rows)
+    assert cost["flops"] == 5 * 10 + 5 * 20 and cost["minutes"] == pytest.approx(10 / 60, abs=1e-3)
+    del rows[0]["step_flops"]  # of a run that began before they were recorded
+    assert cells.of_metrics(cfg, rows)[0]["flops"] is None

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NoReturn, TypedDict
 
 import numpy as np
 
@@ -233,7 +233,7 @@ class Decoder(ABC):
 
             def choose(total: int) -> np.ndarray:
                 if generator is not None:  # chosen again, a clip is that of a reader who knew the count beforehand
-                    generator.bit_generator.state = drawn
+                    generator.bit_generator.state = drawn  # pyright: ignore[reportAttributeAccessIssue]  # numpy's stub
                 return sampling.indices(path, total, video.info["fps"], num_frames, start, generator, video.times)
 
             return _read(video, choose, size)
@@ -268,6 +268,14 @@ def _read(video: Video, choose: Callable[[int], np.ndarray], size: tuple[int, in
     return video.read(choose(video.info["frames"]), size)
 
 
+class _RowStores(Decoder):
+    """What is left without any library: videos that are read by the code of `Decoder` itself."""
+
+    def open(self, path: str) -> NoReturn:
+        """As ``Decoder.open``; there is no other kind of video that it could open."""
+        raise DataError(f"{path}: cannot be read: no decoder of videos is installed (pip install av)")
+
+
 def _check(name: str, kind: type[Decoder]) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Decoder)):
         raise TypeError(f"decoder {name!r} must be a class derived from vjepa_fast.data.decoders.Decoder, not {kind!r}")
@@ -279,13 +287,15 @@ DECODERS: Registry[type[Decoder]] = Registry("decoder", package="vjepa_fast.data
 def choose_decoder(name: str = "auto", key: str = "data.decoder", options: ReadOptions | None = None) -> Decoder:
     """The decoder of that name; ``auto`` is PyAV (a run may have measured another, `data.fastest`).
 
-    ``key`` is where the name came from.
+    Where PyAV is missing, ``auto`` is another that can be used, or one that reads row stores alone. ``key`` is where
+    the name came from.
 
     Raises:
         ConfigError: there is no such decoder, or it cannot be used here.
     """
-    name = AUTO if name == "auto" else name
-    kind = DECODERS.get_named(name, key)
+    if name == "auto":
+        name = next((n for n in (AUTO, *DECODERS) if not DECODERS[n].objections()), "")
+    kind = DECODERS.get_named(name, key) if name else _RowStores
     if reasons := kind.objections():
         usable = ", ".join(["auto", *(other for other, k in DECODERS.items() if not k.objections())])
         raise ConfigError(f"{key}: decoder {name} cannot be used here: {'; '.join(reasons)}; usable: {usable}")

@@ -19,6 +19,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import IO, Any
 
+from vjepa_fast.data.manifests.pipes import PREFIX, spooled
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, one_line, suffix_of
 from vjepa_fast.data.members import Member, is_url, names_shards, remote
 from vjepa_fast.errors import DataError, UserError
@@ -40,12 +41,12 @@ Sample = tuple[str, int, int, int, str]  # name, offset, size, label, flaw; as `
 def read_shards(entry: str) -> tuple[list[str], list[int]]:
     """Paths (of members) and labels of all samples of an entry of ``data.datasets``, in the order of the shards.
 
-    ``entry`` is a .tar file, a pattern (``{000000..000099}``, ``{a,b}``, ``*``), a URL, or a text file of such lines.
-    Samples without a label, and what cannot be read of a shard, are listed with their flaw; where no sample has a
-    label, all get 0, which is enough for pretraining.
+    ``entry`` is a .tar file, a pattern (``{000000..000099}``, ``{a,b}``, ``*``), a URL, a command (``pipe:...``,
+    `pipes.spooled`), or a text file of such lines, commands excepted. Samples without a label, and what cannot be read
+    of a shard, are listed with their flaw; where no sample has a label, all get 0, which is enough for pretraining.
 
     Raises:
-        DataError: a shard is missing, or there is none, or it comes from a pipe.
+        DataError: a shard is missing, or there is none, or a command that writes one fails.
     """
     shards = _shards(entry)
     missing = [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
@@ -71,14 +72,16 @@ def lists_shards(content: bytes) -> bool:
 
 def _shards(entry: str) -> list[str]:
     """The shards that an entry means, in order."""
-    if entry.startswith("pipe:"):
-        raise DataError(
-            f"{entry}: samples are read in any order, which a pipe does not allow; name the shards themselves "
-            "(a path, s3://, gs://, https:// or another URL that fsspec opens), or copy them here first"
-        )
+    if entry.startswith(PREFIX):
+        return [spooled(command) for command in _expanded(entry, words=False)]
     if not names_shards(entry):
         lines = Path(entry).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         inside = [line.strip() for line in lines if line.strip()]
+        if command := next((line for line in inside if line.startswith(PREFIX)), None):
+            raise DataError(
+                f"{entry}: {command}: commands are not run from a file; name them in data.datasets themselves, or name "
+                "the shards (a path, or a URL that fsspec opens)"
+            )
         folder = os.path.dirname(os.path.abspath(entry))
         return list(chain.from_iterable(_shards(x if is_url(x) else os.path.join(folder, x)) for x in inside))
     shards = _expanded(entry)
@@ -91,15 +94,15 @@ def _shards(entry: str) -> list[str]:
     return shards
 
 
-def _expanded(text: str) -> list[str]:
-    """``a{0..2}b{x,y}`` in full. DataError if there is too much of it."""
+def _expanded(text: str, words: bool = True) -> list[str]:
+    """``a{0..2}b{x,y}`` in full; spans of numbers alone without ``words``. DataError if there is too much of it."""
     pieces: list[list[str]] = []
     for number, piece in enumerate(re.split(r"\{([^{}]*)\}", text)):
         span = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", piece)
         if number % 2 == 0:
             pieces.append([piece])
         elif span is None:
-            pieces.append(piece.split(","))
+            pieces.append(piece.split(",") if words else [f"{{{piece}}}"])
         else:
             first, last = int(span[1]), int(span[2])
             if not 0 <= last - first < 1_000_000:

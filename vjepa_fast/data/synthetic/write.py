@@ -1,4 +1,4 @@
-"""Rendering a suite to a folder of real files: H.264 .mp4 or .jpg, manifests, class names.
+"""Rendering a suite to a folder of real files: H.264 .mp4 (or .rows, lossless) and .jpg, manifests, class names.
 
     FOLDER/suite.json             parameters of the rendering
     FOLDER/classes.json           class names; the label is the position
@@ -24,12 +24,15 @@ from typing import Any
 
 import numpy as np
 
+from vjepa_fast.data.decoders.rows import write_rows
 from vjepa_fast.data.processes import pool_of
 from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
-from vjepa_fast.errors import DataError
+from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.files import atomic_path, write_json, write_text
+from vjepa_fast.registry import suggestion
 
 FORMAT = 1  # to be raised when the same parameters give other clips
+FORMS = ("mp4", "rows")  # of videos
 _CHUNK = 32
 _HINT = "choose a writable folder with free space"
 Row = tuple[str, int, dict[str, Any]]  # path relative to the suite's folder, label, attributes
@@ -45,6 +48,7 @@ def render_suite(
     fps: int = 8,
     seed: int = 0,
     workers: int = 1,
+    form: str = "mp4",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
     """Render a suite, or what is missing of it.
@@ -57,13 +61,15 @@ def render_suite(
         size, frames, fps: pixels of each side (even), frames of each video (images have one) and of each second.
         seed: of everything random.
         workers: processes.
+        form: of the videos, one of `FORMS`: "mp4" is H.264; "rows" keeps every pixel (in 3 bytes), is read in a
+            fraction of the time, and needs PyAV neither to be written nor to be read.
         on_progress: called with (clips done, clips in all).
 
     Returns:
         Split -> path of its manifest.
 
     Raises:
-        ConfigError: no suite of that name.
+        ConfigError: no suite or form of that name.
         DataError: odd size, folder not writable, or one that holds another rendering.
         UserError: a file cannot be written.
     """
@@ -71,11 +77,14 @@ def render_suite(
     _check(suite, splits, size, frames, fps)
     folder = Path(folder)
     rendering = {"format": FORMAT, "suite": suite.name, "size": size, "frames": frames, "fps": fps, "seed": seed}
-    parameters = {**rendering, "suite_parameters": dataclasses.asdict(suite)}
+    if form not in FORMS:
+        raise ConfigError(f"form {form!r} is not known; choose from {', '.join(FORMS)}{suggestion(form, FORMS)}")
+    of_form = {} if form == "mp4" else {"form": form}
+    parameters = {**rendering, **of_form, "suite_parameters": dataclasses.asdict(suite)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _claim(folder, json.loads(json.dumps(parameters)))
-        job = partial(_render_chunk, suite, folder, size, frames, fps, seed)
+        job = partial(_render_chunk, suite, folder, size, frames, fps, seed, form)
         _render_all(job, folder, splits, workers, on_progress or (lambda done, total: None))
         write_json(folder / "classes.json", list(suite.classes), _HINT)
     except OSError as error:
@@ -107,7 +116,7 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
         except ValueError:
             found = {}
         found = found if isinstance(found, dict) else {}
-        changed = [key for key in parameters if found.get(key) != parameters[key]]
+        changed = sorted(key for key in {*parameters, *found} if found.get(key) != parameters.get(key))
         if changed:
             raise DataError(
                 f"{folder}: already holds a suite rendered with another {', '.join(changed)}; "
@@ -150,12 +159,14 @@ def _render_all(
 
 
 def _render_chunk(
-    suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int, chunk: tuple[str, int, int]
+    suite: Suite, folder: Path, size: int, frames: int, fps: int, seed: int, form: str, chunk: tuple[str, int, int]
 ) -> list[Row]:
     split, start, end = chunk
     labels = suite.split_labels(split)
-    suffix = "mp4" if suite.modality == "video" else "jpg"
-    write = partial(write_video, fps=fps) if suite.modality == "video" else write_image
+    suffix = form if suite.modality == "video" else "jpg"
+    write = (
+        partial(write_video if form == "mp4" else _write_rows, fps=fps) if suite.modality == "video" else write_image
+    )
     rows = []
     for index in range(start, end):
         rng = np.random.default_rng([seed, zlib.crc32(suite.name.encode()), zlib.crc32(split.encode()), index])
@@ -182,6 +193,10 @@ def write_video(path: str | Path, clip: np.ndarray, fps: int = 8, crf: int = 18,
             frame = av.VideoFrame.from_ndarray(array, format="rgb24").reformat(format="yuv420p", threads=1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _write_rows(path: Path, clip: np.ndarray, fps: int) -> None:
+    write_rows(path, clip, count=len(clip), size=clip.shape[1:3], fps=fps, coding="raw")
 
 
 def write_image(path: str | Path, clip: np.ndarray, quality: int = 95) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import HINT, cache_key, cache_stem, normalisation, refuse_other
 from vjepa_fast.evaluation.extract.clips import Source, clip_batches, clip_view, is_still
 from vjepa_fast.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 LEVELS = ("last", "all")
 IMAGES = ("repeat", "single")
@@ -77,10 +81,37 @@ class Features:
 # ---------------------------------------------------------------- pooling
 
 
+def _last_less_first(z: Tensor) -> Tensor:
+    by_time = z.mean((2, 3))
+    return by_time[:, -1] - by_time[:, 0]
+
+
+def _differences(z: Tensor) -> Tensor:
+    """[mean; std; mean |z_t - z_(t-1)|; last less first time step's mean], 4D; with one time step the last two are
+    0.
+    """
+    moved = z.diff(dim=1).abs().mean((1, 2, 3)) if z.shape[1] > 1 else torch.zeros_like(z[:, 0, 0, 0])
+    return torch.cat([POOLINGS["meanstd"](z), moved, _last_less_first(z)], dim=1)
+
+
+def _salient(z: Tensor) -> Tensor:
+    """[mean weighted by motion less mean; RMS deviation from the mean over time; last less first], 3D; a token's
+    motion is its squared deviation from the mean over time, and where nothing moves all is 0.
+    """
+    squares = (z - z.mean(1, keepdim=True)).square()
+    motion = squares.mean(4, keepdim=True)
+    total = motion.sum((1, 2, 3))
+    weighted = (motion * z).sum((1, 2, 3)) / total.clamp_min(1e-30)
+    focus = torch.where(total > 0, weighted - z.mean((1, 2, 3)), 0.0)
+    return torch.cat([focus, squares.mean((1, 2, 3)).sqrt(), _last_less_first(z)], dim=1)
+
+
 POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {  # of z [B, T, H, W, D]
     "mean": lambda z: z.mean((1, 2, 3)),
     "time": lambda z: z.mean((2, 3)).flatten(1),
     "meanstd": lambda z: torch.cat([z.flatten(1, 3).mean(1), z.flatten(1, 3).std(1, correction=0)], dim=1),
+    "tdiff": _differences,
+    "sal": _salient,
 }
 
 
@@ -88,13 +119,42 @@ def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
     """Pool tokens ``[B, N, D]`` of a grid ``(T, H, W)``.
 
     "mean": over all tokens, ``[B, D]``; "time": over space only, the time steps side by side, ``[B, T*D]`` (a mean over
-    time hides motion); "meanstd": mean and standard deviation over all tokens, ``[B, 2*D]``.
+    time hides motion); "meanstd": mean and standard deviation over all tokens, ``[B, 2*D]``. "tdiff", ``[B, 4*D]``:
+    these two, the mean of ``|z_t - z_(t-1)|``, and the last time step's mean less the first's. "sal", ``[B, 3*D]``: the
+    mean weighted by each token's motion less the plain mean, the RMS deviation from the mean over time, and the last
+    time step's mean less the first's. With one time step all differences are 0.
     """
     check_choice("pooling", pooling, POOLINGS)
     return POOLINGS[pooling](z.unflatten(1, tuple(grid)))
 
 
 # ---------------------------------------------------------------- encoding
+
+
+Visit: TypeAlias = Callable[[Tensor, tuple[int, int, int], Tensor], None]
+
+
+class Taking(TypedDict, total=False):
+    """How clips are read and encoded.
+
+    ``images="single"`` passes still images as one frame through the image patch embedding, "repeat" as a clip that
+    stands still. ``dtype``: autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as
+    ``data.Sampling``, ``geometry`` as ``data.eval_views``. With ``cache_dir`` the result is kept there, under a key of
+    encoder weights, data and settings.
+    """
+
+    batch_size: int
+    device: str | torch.device | None
+    cache_dir: str | os.PathLike | None
+    num_frames: int | None
+    crop_size: int | None
+    frame_step: int | None
+    images: str
+    dtype: torch.dtype | None
+    workers: int
+    spread: str | None
+    short: str | None
+    geometry: str | None
 
 
 def encode(
@@ -138,13 +198,30 @@ def place_of(
     return device, dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
 
 
-@torch.no_grad()
 def extract_features(
+    encoder: VisionTransformer, manifest: Source, *, pooling: str = "time", level: str = "last", **how: Unpack[Taking]
+) -> Features:
+    """Pooled frozen features of every readable sample of ``manifest`` (a data.Manifest or a :class:`ClipSet`).
+
+    The view is the centre clip with the frames, size and step of ``encoder.clip_settings`` unless given here.
+
+    ``pooling`` as `pool_tokens`; ``level="all"`` takes all levels of the encoder side by side. ``how``: `Taking`.
+
+    Raises:
+        CheckpointError: the cache file of this key holds another one.
+        DataError: no readable sample.
+        UserError: unknown pooling, level or images, or a cache folder that cannot be written.
+    """
+    return extract_poolings(encoder, manifest, ((level, pooling),), **how)[level, pooling]
+
+
+@torch.no_grad()
+def extract_poolings(
     encoder: VisionTransformer,
     manifest: Source,
+    wanted: Sequence[tuple[str, str]],
     *,
-    pooling: str = "time",
-    level: str = "last",
+    visit: Visit | None = None,
     batch_size: int = 16,
     device: str | torch.device | None = None,
     cache_dir: str | os.PathLike | None = None,
@@ -157,47 +234,54 @@ def extract_features(
     spread: str | None = None,
     short: str | None = None,
     geometry: str | None = None,
-) -> Features:
-    """Pooled frozen features of every readable sample of ``manifest`` (a data.Manifest or a :class:`ClipSet`).
+) -> dict[tuple[str, str], Features]:
+    """The features of each (level, pooling) of ``wanted``, all from one pass of the clips through the encoder.
 
-    The view is the centre clip with the frames, size and step of ``encoder.clip_settings`` unless given here.
-
-    ``pooling`` as `pool_tokens`; ``level="all"`` takes all levels of the encoder side by side. ``images="single"``
-    passes still images as one frame through the image patch embedding, "repeat" as a clip that stands still.
-    ``dtype``: autocast (bfloat16 on CUDA by default, float32 elsewhere). ``spread`` and ``short`` as
-    ``data.Sampling``, ``geometry`` as ``data.eval_views``.
-    With ``cache_dir`` the result is kept there, under a key of encoder weights, data and settings.
-
-    Raises:
-        CheckpointError: the cache file of this key holds another one.
-        DataError: no readable sample.
-        UserError: unknown pooling, level or images, or a cache folder that cannot be written.
+    ``visit(z, grid, labels)`` gets the last level of every batch too, float32 ``[B, N, E]``, on the encoder's device;
+    with it there is a pass even where all that is wanted is cached. The rest, and what is raised, as
+    `extract_features`.
     """
     check_choice("images", images, IMAGES)
-    check_choice("pooling", pooling, POOLINGS)
+    for level, pooling in wanted:
+        check_choice("pooling", pooling, POOLINGS)
+        check_choice("level", level, LEVELS)
     device, dtype = place_of(encoder, device, dtype)
     view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short, geometry=geometry)
-    key, path = {}, None
+    keys, paths, found = {}, {}, {}
     if cache_dir is not None:
-        how = {"pooling": pooling, "level": level, "images": images}
-        key = cache_key(encoder, manifest, view, dtype, format=FORMAT, **how)
-        path = Path(f"{cache_stem(cache_dir, manifest.name, key)}.safetensors")
-        if (cached := load_cache(path, key, manifest.name)) is not None:
-            return cached
-    rows, labels = [], []
+        common = cache_key(encoder, manifest, view, dtype, format=FORMAT, pooling="", level="", images=images)
+        for level, pooling in wanted:
+            key = {**common, "pooling": pooling, "level": level}
+            path = Path(f"{cache_stem(cache_dir, manifest.name, key)}.safetensors")
+            keys[level, pooling], paths[level, pooling] = key, path
+            if (cached := load_cache(path, key, manifest.name)) is not None:
+                found[level, pooling] = cached
+    missing = [which for which in wanted if which not in found]
+    if not missing and visit is None:
+        return {which: found[which] for which in wanted}
+    depth = "all" if any(level == "all" for level, _ in missing) else "last"
+    only_all = visit is None and all(level == "all" for level, _ in missing)
+    rows, labels = {which: [] for which in missing}, []
     with frozen(encoder, device, dtype):
         for clip, label in clip_batches(manifest, batch_size, view, workers):
             if images == "single" and is_still(manifest):
                 clip = clip[:, :, :1]
-            z, grid = encode(encoder, clip.to(device, non_blocking=True), level=level)
-            rows.append(pool_tokens(z.float(), grid, pooling).cpu())
+            z, grid = encode(encoder, clip.to(device, non_blocking=True), level=depth)
+            z = z.float()
+            last = z if depth == "last" or only_all else z[..., -encoder.embed_dim :]
+            for level, pooling in missing:
+                rows[level, pooling].append(pool_tokens(z if level == "all" else last, grid, pooling).cpu())
+            if visit is not None:
+                visit(last, grid, label)
             labels.append(label)
-    if not rows:
+    if not labels:
         raise DataError(f"{manifest.name}: no readable sample to take features of")
-    features = Features(torch.cat(rows).numpy(), torch.cat(labels).numpy(), manifest.name)
-    if path is not None:
-        save_cache(path, key, features)
-    return features
+    y = torch.cat(labels).numpy()
+    for which in missing:
+        found[which] = Features(torch.cat(rows.pop(which)).numpy(), y, manifest.name)
+        if which in paths:
+            save_cache(paths[which], keys[which], found[which])
+    return {which: found[which] for which in wanted}
 
 
 # ---------------------------------------------------------------- cache

@@ -17,6 +17,8 @@ from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol, evaluate_ep
 from vjepa_fast.evaluation.fewshot.tuning.embedder import TuneResult
 from vjepa_fast.evaluation.intervals import mean_ci95, paired_difference
 from vjepa_fast.evaluation.probes import PROBES, ProbeOptions, ProbeResult
+from vjepa_fast.evaluation.readout import Choice, read
+from vjepa_fast.evaluation.readout.choice import Encoder, Part
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,22 @@ def fewshot_rows(
         chosen = {"protocol": protocol.name, "way": r.way, "queries": r.queries, "classifier": classifier, **shown}
         rows.append(_episode_row(r, label, kind, suite, f"{r.shot}-shot", chosen))
     return rows
+
+
+def readout_rows(
+    label: str,
+    kind: str,
+    suite: str,
+    encoder: Encoder,
+    choice: Choice,
+    novel: Part,
+    protocol: EpisodeProtocol,
+    **how: Any,
+) -> list[Row]:
+    """One row per number of shots of ``protocol``, read once with a chosen readout; ``how`` as `readout.read`."""
+    chosen = {"protocol": protocol.name, "way": protocol.way, "queries": protocol.queries, **choice.readout.to_dict()}
+    results = read(encoder, choice, novel, protocol, **how)
+    return [_episode_row(r, label, kind, suite, f"{r.shot}-shot", chosen) for r in results]
 
 
 def tune_rows(result: TuneResult, *, label: str, kind: str, suite: str) -> list[Row]:

@@ -24,7 +24,7 @@ from vjepa_fast.study.jobs import workers
 from vjepa_fast.study.jobs.locks import Lock
 
 _RECORDED = 3  # exit code of a worker that has recorded its failure
-Event = Callable[[str, dict], None]  # what happened (start, done, failed, kept, elsewhere), and to which job
+Event = Callable[[str, dict], None]  # what happened (start, done, failed, kept, elsewhere, stopped), to which job
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,27 @@ def visible_gpus() -> list[str]:
 
 
 def run_processes(
-    work: Work, jobs: Sequence[dict], places: Sequence[str | None], threads: int, on_event: Event, poll: float = 0.2
+    work: Work,
+    jobs: Sequence[dict],
+    places: Sequence[str | None],
+    threads: int,
+    on_event: Event,
+    poll: float = 0.2,
+    until: float | None = None,
 ) -> None:
     """Run the jobs in processes of their own, one per place (a GPU, or None) at a time.
 
     Jobs that another command has in hand are waited for, and taken over if it dies. KeyboardInterrupt stops the workers
-    (a trainer saves first) and passes on.
+    (a trainer saves first) and passes on. At the time ``until`` (of ``time.monotonic``) they are stopped as well, and
+    the function returns; what they did ends as ``stopped``, and goes on when the jobs are run again.
     """
     context = multiprocessing.get_context("spawn")
     waiting, reported = list(jobs), set()
     running: dict[int, tuple[BaseProcess, dict, Lock]] = {}
     try:
         while waiting or running:
+            if until is not None and time.monotonic() >= until:
+                break
             for place, gpu in enumerate(places):
                 if place in running:
                     process, job, lock = running[place]
@@ -120,9 +129,10 @@ def run_processes(
     finally:
         for process, _, _ in running.values():
             process.terminate()
-        for process, _, lock in running.values():
+        for process, job, lock in running.values():
             process.join()
             lock.release()
+            on_event("done" if work.done(job) else "stopped", job)
 
 
 def _child(work: Work, job: dict) -> None:

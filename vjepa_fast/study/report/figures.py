@@ -1,6 +1,7 @@
-"""The pictures of a study's report, as SVG data URIs. Nothing here computes a result.
+"""The pictures of a study's report, as SVG text. Nothing here computes a result.
 
-Regimes differ by colour (single blue, mixed orange) in every picture. Differences are drawn in percentage points.
+Regimes differ by colour (single blue, mixed orange) in every picture; what is not judged is grey. Differences are drawn
+in percentage points.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ import numpy as np
 
 from vjepa_fast.study.figures import COLOURS, GREY, INK, figure, legend, name_lines, panels, smooth, svg
 from vjepa_fast.study.records import RANDOM, Study
-from vjepa_fast.study.report.tables import GEOMETRY_COLUMNS, cost_table, geometry_table, tradeoff_axes
+from vjepa_fast.study.report.tables import (
+    GEOMETRY_COLUMNS,
+    compute_outcomes,
+    compute_table,
+    compute_unit,
+    cost_table,
+    geometry_table,
+    tradeoff_axes,
+)
 from vjepa_fast.study.stats import MEAN, Comparison
 
 if TYPE_CHECKING:
@@ -33,8 +42,8 @@ def _colour(name: str) -> str:
 
 def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -> str | None:
     """Differences with their intervals, one panel per title, one line per variant in ``order``, one colour per regime.
-    Thin with caps: t interval over seeds; thick and pale: bootstrap. Filled: verdict after correction. A t interval
-    that leaves the panel ends in an arrow.
+    Thin with caps: t interval over seeds; thick and pale: bootstrap. Filled: above or below after correction; grey: not
+    judged. A t interval that leaves the panel ends in an arrow.
     """
     shown = {title: found for title, found in by_title.items() if found}
     if not shown:
@@ -48,7 +57,8 @@ def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -
             axis.axvline(0, color=INK, linewidth=0.9)
             for c in found:
                 shift = (names.index(c.regime) - (len(names) - 1) / 2) * 0.62 / max(1, len(names))
-                _interval(axis, c, len(order) - 1 - order.index(c.variant) - shift, _colour(c.regime), limits)
+                colour = GREY if c.barred else _colour(c.regime)
+                _interval(axis, c, len(order) - 1 - order.index(c.variant) - shift, colour, limits)
             if MEAN in order:
                 axis.axhline(len(order) - 1 - order.index(MEAN) + 0.5, color="#c3c8d0", linewidth=0.8)
             axis.set_xlim(limits)
@@ -57,6 +67,75 @@ def forest(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -
             name_lines(axis, order)
         _forest_legend(drawn, names)
         return svg(drawn)
+
+
+def answer(by_title: Mapping[str, Sequence[Comparison]], order: Sequence[str]) -> str | None:
+    """The answer in one picture: mixed minus single few-shot accuracy, the mean over variants first and larger, each
+    with its t interval, on a bar of the differences that this study may well miss (up to the minimum detectable one),
+    between the margins of equivalence. One panel per outcome.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    shown = {title: found for title, found in by_title.items() if found}
+    if not shown:
+        return None
+    order = [
+        v for v in (MEAN, *(v for v in order if v != MEAN)) if any(c.variant == v for f in shown.values() for c in f)
+    ]
+    margin = 100 * next(iter(shown.values()))[0].margin
+    with panels(
+        len(shown), 2, 9.2, 0.3 * len(order) + 0.8, 0.55, "mixed minus single, percentage points", sharey=True
+    ) as (drawn, axes):
+        for axis, (title, found) in zip(axes, shown.items()):
+            limits = _answer_limits(found)
+            axis.axvspan(-margin, margin, color="#e3eefb", zorder=0)
+            axis.axvline(0, color=INK, linewidth=0.9)
+            for c in found:
+                _answered(axis, c, len(order) - 1 - order.index(c.variant), limits)
+            axis.set_xlim(limits)
+            axis.set_ylim(-0.6, len(order) - 0.4)
+            if MEAN in order and len(order) > 1:
+                axis.axhline(len(order) - 1.5, color="#c3c8d0", linewidth=0.8)
+            axis.set_title(title + (" (not judged)" if found[0].barred else ""), loc="left")
+            name_lines(axis, list(order), 9.5)
+        line = partial(Line2D, [], [], color=REGIME_COLOURS["mixed"])
+        handles = {
+            "difference, 95 % t interval over seeds": line(marker="o", markerfacecolor="white"),
+            "filled: above or below after correction": line(marker="o", linewidth=0),
+            "below the minimum detectable difference": Patch(color="#d4d8de"),
+            f"equivalent: within {margin:g} points": Patch(color="#e3eefb"),
+        }
+        legend(drawn, handles, 2)
+        return svg(drawn)
+
+
+def _answer_limits(found: Sequence[Comparison]) -> tuple[float, float]:
+    """Ends of a panel of the answer in points, around zero: all values, the margin, the mean's interval and detectable
+    difference; what single variants have beyond twice of that is cut.
+    """
+    first = next((c for c in found if c.variant == MEAN), found[0])
+    inner = [c.value for c in found] + [x for x in (first.low, first.high, first.detectable, first.margin) if x]
+    wide = [x for c in found for x in (c.low, c.high, c.detectable) if x is not None]
+    reach = 1.3 * max(map(abs, inner))
+    return -100 * (end := min(max([reach, *map(abs, wide)]) * 1.05, 2 * reach)), 100 * end
+
+
+def _answered(axis: Axes, c: Comparison, y: float, limits: tuple[float, float]) -> None:
+    """One line of the answer."""
+    whole = c.variant == MEAN
+    colour = GREY if c.barred else REGIME_COLOURS["mixed"]
+    if c.detectable is not None:
+        half = min(100 * c.detectable, limits[1])
+        axis.barh(y, 2 * half, left=-half, height=0.62 if whole else 0.42, color="#9aa3b0", alpha=0.42, zorder=1)
+    if c.low is not None and c.high is not None:
+        low, high = max(100 * c.low, limits[0]), min(100 * c.high, limits[1])
+        axis.plot([low, high], [y, y], color=colour, linewidth=2.6 if whole else 1.3, zorder=2)
+        for x, cut, arrow in ((low, 100 * c.low < limits[0], "<"), (high, 100 * c.high > limits[1], ">")):
+            axis.plot(x, y, marker=arrow if cut else "|", color=colour, markersize=8 if whole else 5, clip_on=False)
+    filled = colour if c.decided else "white"
+    size = 9 if whole else 5
+    axis.plot(100 * c.value, y, marker="o", markersize=size, color=colour, markerfacecolor=filled, zorder=3)
 
 
 def _limits(found: Sequence[Comparison]) -> tuple[float, float]:
@@ -79,7 +158,7 @@ def _interval(axis: Axes, c: Comparison, y: float, colour: str, limits: tuple[fl
         axis.plot([low, high], [y, y], color=colour, linewidth=1.2)
         for x, cut, arrow in ((low, 100 * c.low < limits[0], "<"), (high, 100 * c.high > limits[1], ">")):
             axis.plot(x, y, marker=arrow if cut else "|", color=colour, markersize=5, clip_on=False)
-    filled = colour if c.verdict != "undecided" else "white"
+    filled = colour if c.decided else "white"
     axis.plot(100 * c.value, y, marker="o", markersize=5, color=colour, markerfacecolor=filled, zorder=3)
 
 
@@ -91,8 +170,8 @@ def _forest_legend(drawn: Figure, names: Sequence[str]) -> None:
         **({n: line(color=_colour(n), marker="o") for n in names} if len(names) > 1 else {}),
         "95 % t interval over seeds": line(marker="|", linewidth=1.2),
         "bootstrap": line(alpha=0.35, linewidth=5),
-        "decided after correction": line(marker="o", linewidth=0),
-        "undecided": line(marker="o", linewidth=0, markerfacecolor="white"),
+        "above or below after correction": line(marker="o", linewidth=0),
+        "not so": line(marker="o", linewidth=0, markerfacecolor="white"),
     }
     legend(drawn, handles, 3 if len(handles) > 4 else 4)
 
@@ -139,7 +218,9 @@ def tradeoff(comparisons: Sequence[Comparison], study: Study) -> str | None:
         drawn.supxlabel(f"appearance: {_names(appearance)}, delta to baseline, points", fontsize=10, color=INK)
         _settle(drawn)
         for axis, points in zip(axes, shown.values()):
-            place_labels(axis, {v: (x.mean(), y.mean()) for v, (x, y) in points.items()})
+            bars = [(x.min(), y.mean(), x.max(), y.mean()) for x, y in points.values()]
+            bars += [(x.mean(), y.min(), x.mean(), y.max()) for x, y in points.values()]
+            place_labels(axis, {v: (x.mean(), y.mean()) for v, (x, y) in points.items()}, bars)
         return svg(drawn)
 
 
@@ -155,17 +236,23 @@ def _names(outcomes: list[tuple[str, str]]) -> str:
     return " and ".join(s for s, _ in outcomes) + f" ({outcomes[0][1]})"
 
 
-def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: float = 8.5) -> dict[str, tuple]:
-    """Write each point's name where no other name or point is: the nearest free of 16 directions x 7 distances, with a
-    line back to the point where it is far. The figure must be settled. Returns {name: (left, bottom, right, top)} in
-    pixels.
+def place_labels(
+    axis: Axes,
+    points: Mapping[str, tuple[float, float]],
+    bars: Sequence[tuple[float, float, float, float]] = (),
+    size: float = 8.5,
+) -> dict[str, tuple]:
+    """Write each point's name where no other name, point or error bar is: the nearest free of 16 directions x 7
+    distances, with a line back to the point where it is far. ``bars``: (left, bottom, right, top) in data units. The
+    figure must be settled. Returns {name: (left, bottom, right, top)} in pixels.
     """
-    from matplotlib.patheffects import withStroke
-
     renderer = axis.figure.canvas.get_renderer()  # pyright: ignore[reportAttributeAccessIssue]  # Agg, by _settle
     frame, scale = axis.get_window_extent(renderer), axis.figure.dpi / 72
     dots = {name: axis.transData.transform(xy) for name, xy in points.items()}
     taken = [(x - 4 * scale, y - 4 * scale, x + 4 * scale, y + 4 * scale) for x, y in dots.values()]
+    for bar in bars:
+        (left, bottom), (right, top) = axis.transData.transform([bar[:2], bar[2:]])
+        taken.append((left - scale, bottom - scale, right + scale, top + scale))
     boxes = {}
     for name, (x, y) in sorted(dots.items(), key=lambda item: -item[1][1]):
         text = axis.annotate(name, (0, 0), fontsize=size, color=INK, annotation_clip=False)
@@ -192,7 +279,6 @@ def place_labels(axis: Axes, points: Mapping[str, tuple[float, float]], size: fl
             ha="center",
             va="center",
             arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.7} if distance > 8 else None,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )
     return boxes
 
@@ -221,6 +307,42 @@ def cost(study: Study) -> str | None:
             axis.set_title(titles[key], loc="left")
             name_lines(axis, order)
         legend(drawn, dict(zip(*reversed(axes[0].get_legend_handles_labels()))), 2)
+        return svg(drawn)
+
+
+def compute(study: Study) -> str | None:
+    """Few-shot accuracy against what training cost: a row of panels per outcome and measure (time; FLOP where they were
+    counted), a column per regime. Bars are the range over seeds; the dashed line is random init, which is not trained.
+    """
+    table, outcomes, unit = compute_table(study), compute_outcomes(study), compute_unit(study)
+    axes_of = {"time": f"{unit}s of training", "pflop": "PFLOP of training"}
+    places = list(product(outcomes, [k for k in axes_of if any(r[k] for r in table)], study.regimes))
+    if not places:
+        return None
+    random, cols = study.runs(RANDOM, "none", "intended").values(), len(study.regimes)
+    with figure(9.2, 3.3 * len(places) / cols, len(places) // cols, cols, sharey=True) as (drawn, axes):
+        named = []
+        for axis, (outcome, key, regime) in zip(axes, places):
+            here = {r["variant"]: r for r in table if r["regime"] == regime and r[key] and outcome in r["outcomes"]}
+            found = {
+                v: (r[key], *(100 * r["outcomes"][outcome][k] for k in ("accuracy", "low", "high")))
+                for v, r in here.items()
+            }
+            for at, value, low, high in found.values():
+                axis.plot([at, at], [low, high], color=_colour(regime), linewidth=1, alpha=0.5)
+                axis.plot(at, value, "o", color=_colour(regime), markersize=5.5)
+            if levels := [100 * c.rows[outcome].accuracy for c in random if outcome in c.rows]:
+                axis.axhline(float(np.mean(levels)), color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+            axis.set_title(f"{' '.join(outcome)}, {regime}", loc="left")
+            axis.set_xlabel(axes_of[key])
+            axis.margins(0.16)
+            named.append(
+                (axis, {v: p[:2] for v, p in found.items()}, [(x, low, x, high) for x, _, low, high in found.values()])
+            )
+        drawn.supylabel("accuracy, %", fontsize=10, color=INK)
+        _settle(drawn)
+        for axis, points, bars in named:
+            place_labels(axis, points, bars, 8)
         return svg(drawn)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from vjepa_fast.study.records import BASELINE, RANDOM, Study, split_key
+from vjepa_fast.study.records import BASELINE, RANDOM, Cell, Study, is_fewshot, split_key
 from vjepa_fast.study.stats import KINDS, MEAN, STUDENT, Comparison
 
 TEMPORAL = ("motion8", "order", "dive", "diving48", "ssv2")
@@ -90,7 +92,7 @@ def chances(study: Study) -> dict[tuple[str, str], float]:
 
 
 def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict]:
-    """Flat dicts for CSV, differences in percentage points."""
+    """Flat dicts for CSV and JSON, differences in percentage points."""
 
     def pp(x):
         return None if x is None else round(100 * x, 4)
@@ -115,7 +117,11 @@ def comparison_rows(comparisons: Sequence[Comparison]) -> list[dict]:
             "p": None if c.p is None else float(f"{c.p:.4g}"),
             "p_holm": None if c.p_holm is None else float(f"{c.p_holm:.4g}"),
             "family": c.family,
+            "detectable_points": pp(c.detectable),
+            "margin_points": pp(c.margin),
+            "p_equivalent": None if c.p_equal is None else float(f"{c.p_equal:.4g}"),
             "verdict": c.verdict,
+            "not_judged_because": c.barred,
             "note": c.note,
             "deltas_by_seed": " ".join(f"{s}:{100 * d:.4f}" for s, d in zip(c.seeds, c.deltas)),
         }
@@ -152,6 +158,65 @@ def cost_table(study: Study) -> list[dict]:
             }
             more = {k: None if a is None or b is None else a - b for k, (a, b) in pairs.items()}
             out.append({"variant": variant, "regime": regime, **mean, **more, "values": values})
+    return out
+
+
+def compute_unit(study: Study) -> str:
+    """What training time is counted in: "CPU-minute", or "GPU-hour" where runs were made on a GPU."""
+    devices = {str(c.versions.get("device", "cpu")) for c in study.cells.values() if c.variant != RANDOM}
+    return "CPU-minute" if all(d.startswith("cpu") for d in devices) else "GPU-hour"
+
+
+def _time_spent(cell: Cell, unit: str) -> float | None:
+    """Training time of a run in ``unit``; on the CPU its minutes times its threads."""
+    minutes = cell.cost.get("minutes")
+    if minutes is None:
+        return None
+    threads = str(cell.versions.get("threads", "1"))
+    return minutes / 60 if unit == "GPU-hour" else minutes * (int(threads) if threads.isdigit() else 1)
+
+
+def compute_outcomes(study: Study) -> list[tuple[str, str]]:
+    """Of each few-shot suite the outcome with the most shots."""
+    few = sorted(filter(is_fewshot, study.outcomes), key=lambda o: int(re.sub(r"\D", "", o[1].split()[-1]) or 0))
+    return list({o[0]: o for o in few}.values())
+
+
+def compute_table(study: Study) -> list[dict]:
+    """What training cost and what it brought, per variant and regime, means over seeds:
+    {"variant", "regime", "time": in `compute_unit`, "pflop": 1e15 FLOP, "outcomes": {outcome: {"accuracy", "low",
+    "high": range over seeds, "gain": over random init of the same seed in points, "per_time", "per_pflop": gain by
+    either}}}. None where it was not recorded.
+    """
+    unit, out = compute_unit(study), []
+    random = study.runs(RANDOM, "none", "intended")
+    for regime in study.regimes:
+        for variant in study.variants:
+            cells = study.runs(variant, regime, study.compat)
+            if not cells:
+                continue
+            spent = [t for c in cells.values() if (t := _time_spent(c, unit)) is not None]
+            flops = [c.cost["flops"] for c in cells.values() if c.cost.get("flops") is not None]
+            time, pflop = _mean(spent), _mean([f / 1e15 for f in flops])
+            row: dict[str, Any] = {"variant": variant, "regime": regime, "time": time, "pflop": pflop, "outcomes": {}}
+            for o in compute_outcomes(study):
+                values = [c.rows[o].accuracy for c in cells.values() if o in c.rows]
+                gains = [
+                    100 * (c.rows[o].accuracy - random[s].rows[o].accuracy)
+                    for s, c in cells.items()
+                    if s in random and o in c.rows and o in random[s].rows
+                ]
+                gain = _mean(gains)
+                if values:
+                    row["outcomes"][o] = {
+                        "accuracy": _mean(values),
+                        "low": min(values),
+                        "high": max(values),
+                        "gain": gain,
+                        "per_time": gain / time if gain is not None and time else None,
+                        "per_pflop": gain / pflop if gain is not None and pflop else None,
+                    }
+            out.append(row)
     return out
 
 
@@ -215,6 +280,21 @@ def coverage(study: Study) -> dict:
         if any(found):
             lines.append((variant, [f"{sum(ran)} of {len(ran)}" if ran else "" for ran in found]))
     return {"coverage_columns": columns, "coverage": lines}
+
+
+def run_lines(study: Study) -> list[dict]:
+    """The list of runs, in the order of the plan: {"key", "state": evaluated | failed | did not run, "minutes",
+    "few": [accuracy per few-shot outcome or None], "commit"}.
+    """
+    few = [o for o in study.outcomes if is_fewshot(o)]
+    out = []
+    for key in study.expected:
+        cell = study.cells.get(key)
+        state = "evaluated" if cell else "failed" if key in study.failed else "did not run"
+        accuracy = [cell.rows[o].accuracy if cell and o in cell.rows else None for o in few]
+        found = (cell.cost.get("minutes"), cell.versions.get("commit")) if cell else (None, None)
+        out.append({"key": key, "state": state, "minutes": found[0], "few": accuracy, "commit": found[1]})
+    return out
 
 
 def environment_of(study: Study) -> dict[str, str]:

@@ -88,7 +88,10 @@ def run(job: Mapping[str, Any]) -> dict:
     start, cfg, students = time.time(), configs.from_dict(job["config"]), []
     if job["kind"] == "random":
         rows, geometry = evaluate(job, random_encoder(cfg).to(job["device"]))
-        cost, curve = {"step_ms": None, "peak_mb": None, "steps": 0, "minutes": 0.0}, {"step": [], "loss": []}
+        cost, curve = (
+            {"step_ms": None, "peak_mb": None, "steps": 0, "minutes": 0.0, "flops": 0},
+            {"step": [], "loss": []},
+        )
         dtype = torch.float32 if cfg.runtime.dtype == "float32" else torch.bfloat16
         found_on = versions(torch.device(job["device"]), dtype)
     else:
@@ -135,14 +138,19 @@ def _checkpoint(job: Mapping[str, Any]) -> str:
 
 
 def of_metrics(cfg: Config, metrics: Sequence[dict], processes: int = 1) -> tuple[dict, dict]:
-    """(cost, curve) of the rows of metrics.jsonl: median ms per optimiser step, peak MB, steps, minutes of training."""
+    """(cost, curve) of the rows of metrics.jsonl: median ms per optimiser step, peak MB, steps, minutes and FLOP of
+    training (metrics/flops.py has what counts; None for rows of before it was recorded).
+    """
     if not metrics:
         raise UserError(f"{cfg.folder}: metrics.jsonl is missing or empty; remove the folder to train again")
     clips = cfg.data.batch_size * cfg.optimization.accumulate * processes  # of one optimiser step
-    before, step_ms, minutes = 0, [], 0.0
+    before, step_ms, minutes, flops = 0, [], 0.0, 0.0
     for row in metrics:
         step_ms.append(1000 * clips / row["clips_per_s"])
         minutes += (row["step"] - before) * step_ms[-1] / 60_000
+        if flops is not None:
+            of_step = row.get("step_flops")
+            flops = None if of_step is None else flops + (row["step"] - before) * of_step
         before = row["step"]
     peaks = [row["peak_memory_mb"] for row in metrics if row.get("peak_memory_mb") is not None]
     cost = {
@@ -150,6 +158,7 @@ def of_metrics(cfg: Config, metrics: Sequence[dict], processes: int = 1) -> tupl
         "peak_mb": max(peaks, default=None),
         "steps": metrics[-1]["step"],
         "minutes": round(minutes, 3),
+        "flops": flops,
     }
     kept = metrics[:: -(-len(metrics) // POINTS)]
     return cost, {"step": [m["step"] for m in kept], "loss": [round(m["loss"], 6) for m in kept]}

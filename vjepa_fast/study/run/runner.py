@@ -20,14 +20,17 @@ def run_study(
     places: Sequence[str | None] = (None,),
     slurm: Mapping[str, object] | None = None,
     at_once: int | None = None,
+    minutes: float | None = None,
     on_event: Callable[[str, dict | str], None] = lambda what, job: None,
 ) -> list[str]:
     """Run what is missing of ``study``; keys of the runs that failed (the others went on).
 
     ``launcher``: ``processes`` (``places``: per slot a GPU or None), ``slurm`` (``slurm``: options for submitit,
     ``at_once``: jobs that may run at the same time), or ``inline`` (in this process, one after the other). ``on_event``
-    gets what happened (prepare, start, done, failed, kept, elsewhere) and the job or a text.
+    gets what happened (prepare, start, done, failed, kept, elsewhere, stopped) and the job or a text. ``minutes`` from
+    the call on runs of ``processes`` are stopped; they have saved, and go on when the study is run again.
     """
+    until = None if minutes is None else time.monotonic() + 60 * minutes
     study.claim()
     jobs = study.missing()
     for job in study.jobs:
@@ -51,7 +54,7 @@ def run_study(
                 on_event("start", job)
                 on_event(work.locked(job), job)
         else:
-            run_processes(work, jobs, places, study.threads, on_event)
+            run_processes(work, jobs, places, study.threads, on_event, until=until)
     return study.failed()
 
 
