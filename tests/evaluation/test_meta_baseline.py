@@ -22,7 +22,7 @@ from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import (
     meta_train,
     train_classifier,
 )
-from vjepa_fast.evaluation.fewshot.tuning.methods import METHODS
+from vjepa_fast.evaluation.fewshot.tuning.methods import METHODS, OPTIONS
 from vjepa_fast.evaluation.fewshot.tuning.parts import part_of, parts_of
 from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, Setup, parse_trunk
 
@@ -341,7 +341,7 @@ def test_arguments_of_the_command_line():
     from vjepa_fast.cli import _fewshot_tune
     from vjepa_fast.cli._fewshot_tune import add_arguments, settings_of
 
-    assert tuple(METHODS) == _fewshot_tune.METHODS
+    assert tuple(METHODS) == _fewshot_tune.METHODS and {"val", *OPTIONS} == set(_fewshot_tune.EVERY)
     parser = ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args([])
