@@ -73,8 +73,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--data",
         action="append",
         default=[],
-        metavar="NAME=PATH",
-        help="paper suite: ssv2=FOLDER or ssv2.train=FILE.csv; may be repeated",
+        metavar="DIR|NAME=PATH",
+        help="paper suite: the folder below which vjepa-fast prepare wrote one per data set, or ssv2=FOLDER, or "
+        "ssv2.train=FILE.csv; may be repeated",
     )
     data.add_argument(
         "--sizes",
@@ -85,6 +86,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     data.add_argument(
         "--evaluate", type=names, default=[], metavar="NAMES", help="evaluate on these only, such as motion8,fewshot"
+    )
+    data.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="paper suite: methods=meta-baseline,sun (default; none: frozen only), and their options, such as "
+        "trunk=head or tune_epochs=20; may be repeated",
     )
     data.add_argument("--pooling", choices=POOLINGS, help="default: time; paper suite: mean")
     data.add_argument("--way", type=positive, default=5, help="classes per episode (default %(default)s)")
@@ -112,6 +121,8 @@ def run(args: Namespace) -> int:
         processes = args.gpus_per_run or (len(visible_gpus()) if settings.device == "cuda" else 2)
         threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
     study = StudyPlan(args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes)
+    for line in study.suite.cost_lines(study.missing()):
+        print(line)
     if args.dry_run:
         return _dry_run(study)
     display = _Display(study, len(places))
@@ -171,7 +182,8 @@ def _settings(args: Namespace) -> Settings:
         overrides=tuple(args.overrides),
         device=device,
         sizes=sizes,
-        data=_pairs("--data", args.data),
+        data=_pairs("--data", [text if "=" in text else f"prepared={text}" for text in args.data]),
+        tune=_pairs("--tune", args.tune),
         evaluate=tuple(args.evaluate),
         pooling=args.pooling or "",
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.study.run.clips import load_clips
+from vjepa_fast.study.run.paper_rows import paper_rows
 
 if TYPE_CHECKING:
     from vjepa_fast.data import Manifest
@@ -59,6 +60,8 @@ def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> 
             geometry = _geometry(job, encoder, which, parts["test"])
         episodes = how if source["kind"] == "fewshot" else None
         rows += suite_rows(label, job["kind"], suite, found, episodes, how["seed"])
+        if "manifests" in source:
+            rows += paper_rows(label, job, encoder, suite, source, parts)
     return rows, geometry or []
 
 
