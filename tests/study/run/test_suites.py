@@ -31,7 +31,13 @@ def test_the_papers_suite_on_the_users_manifests(tmp_path):
         "model.use_activation_checkpointing=false",
     )
     settings = Settings(
-        "paper", overrides=overrides, data=data, evaluate=("ssv2", "k400_fewshot"), queries=1, episodes=20
+        "paper",
+        overrides=overrides,
+        data=data,
+        evaluate=("ssv2", "k400_fewshot"),
+        queries=1,
+        episodes=20,
+        tune={"methods": "none"},
     )
     made = study(tmp_path / "s", settings, Grid(("hw",), ("mixed",), (7,)))
     _, failed = events_of(made)
@@ -40,6 +46,7 @@ def test_the_papers_suite_on_the_users_manifests(tmp_path):
     assert [(r["suite"], r["probe"]) for r in cell["rows"]] == [
         ("ssv2", "linear"),
         ("ssv2", "knn"),
+        ("ssv2", "published"),
         ("k400_fewshot", "1-shot"),
         ("k400_fewshot", "5-shot"),
     ]
@@ -53,7 +60,7 @@ def test_the_papers_suite_on_the_users_manifests(tmp_path):
 def test_manifests_that_are_missing_are_all_named(tmp_path):
     with pytest.raises(DataError) as caught:
         study(tmp_path, Settings("paper"), Grid(("baseline",), ("mixed",)))
-    for name in ("ucf101.train", "ssv2.train", "imagenet100.test", "diving48.test", "k400_fewshot.test"):
+    for name in ("ucf101.train", "ssv2.train", "imagenet100.test", "diving48.test", "kinetics100_cmn.test"):
         assert name in str(caught.value)
     data = {f"ucf101.{p}": str(tmp_path / f"{p}.csv") for p in ("train", "test")}
     with pytest.raises(DataError, match="no such file: ucf101.train: .*train.csv; ucf101.test"):

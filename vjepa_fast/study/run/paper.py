@@ -92,6 +92,10 @@ class Paper(Suite):
         """Also what few-shot encoders are tuned by."""
         return {**super().evaluation(), "tune": self.tune}
 
+    def view(self) -> dict:
+        """Short videos, which SSv2 has, hold their last frame."""
+        return {**super().view(), "short": "hold"}
+
     def check(self, regimes: Iterable[str]) -> None:
         """Raise DataError that lists every manifest that is missing, with the command that makes it, or named and not
         there.
