@@ -129,7 +129,7 @@ def test_what_is_missing_is_listed_with_the_command_that_makes_it(prepared, tmp_
     text = str(caught.value)
     assert "8 manifests are missing" in text and "ucf101" not in text and "ssv2" not in text
     assert (
-        f"diving48.test, diving48.train (vjepa-fast prepare diving48 SOURCE --out {tmp_path / 'half'}/diving48)" in text
+        f"diving48.train, diving48.test (vjepa-fast prepare diving48 SOURCE --out {tmp_path / 'half'}/diving48)" in text
     )
     assert f"(vjepa-fast synthetic motion8 {tmp_path / 'half'}/motion8 --train 160" in text
     assert "prepare fewshot SOURCE --lists HYRSM_LISTS" in text and "--evaluate leaves out" in text

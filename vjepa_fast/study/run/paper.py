@@ -104,7 +104,8 @@ class Paper(Suite):
         needed += [f"{name}.{part}" for name in self.names for part in PLACES[name].needed]
         if any(PLACES[n].task is None for n in self.names) and self.tune["methods"]:
             needed += [f"{n}.train" for n in self.names if PLACES[n].task is None]
-        needed = sorted(set(needed), key=lambda key: ([*PLACES].index(key.partition(".")[0]), key))
+        order = [f"{name}.{part}" for name in PLACES for part in ("train", "test")]
+        needed = [key for key in order if key in needed]
         if lacking := [key for key in needed if key not in self.data]:
             raise DataError(f"--data: {_missing(lacking, self.settings.data.get(PREPARED, PREPARED))}")
         gone = [f"{key}: {self.data[key]}" for key in needed if not os.path.isfile(self.data[key])]
