@@ -2,14 +2,15 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from vjepa_fast import ops
 from vjepa_fast.metrics import geometry
-from vjepa_fast.metrics.collapse import PART_ROWS, _some, collapse
-from vjepa_fast.trainer.progress import summary
+from vjepa_fast.metrics.collapse import PART_ROWS, STD_LIMIT, CollapseWatch, _some, collapse
+from vjepa_fast.trainer.progress import Progress, summary
 
 from ..trainer.test_metrics import metrics, output, rows
 from ..trainer.test_no_sync import HostTensors, HostWaits
@@ -95,3 +96,37 @@ def test_missing_figures_are_null_in_the_row_and_parts_are_not_in_the_line(tmp_p
     again = metrics(tmp_path / "..")
     again.load_state_dict(state, torch.device("cpu"))
     assert again.pending.monitors["rankme/level0"] == 6.0 and again.pending.monitors["alpha_req/level0"].isnan()
+
+
+def test_collapse_is_said_once_per_onset_with_its_remedies():
+    watch, good, flat = CollapseWatch(), {"rankme": 20.0, "target_var": 0.6}, {"rankme": 20.0, "target_var": 0.04}
+    assert watch(good) == [] and watch({}) == []
+    (line,) = watch(flat)
+    assert "standard deviation is under 0.3 (0.2)" in line and "RankMe" not in line
+    assert all(key in line for key in ("target.ema", "optimization.lr", "objectives.sigreg"))
+    assert watch(flat) == [] and watch({}) == [] and watch({**flat, "rankme": 2.0}) == []  # it goes on
+    assert watch({"rankme": None, "target_var": 0.6}) == [] and watch(good) == []
+    (line,) = watch({"rankme": 3.5, "target_var": 0.0})
+    assert "RankMe of the target's last level is under 5 (3.5) and the target's standard deviation" in line
+    assert CollapseWatch()({"rankme": None, "target_var": None}) == []
+
+
+def test_the_log_shows_it(capsys):
+    row = {"step": 1, "loss": 1.0, "terms": {}, "lr": 1e-3, "clips_per_s": 1.0, "data_wait": 0.0}
+    with Progress(4) as progress:
+        for _ in range(2):
+            progress.log({**row, "monitors": {"rankme": 2.0, "target_var": 0.5}})
+    with Progress(4, enabled=False) as progress:
+        progress.log({**row, "monitors": {"rankme": 2.0}})
+    assert capsys.readouterr().err.count("collapsing: RankMe") == 1
+
+
+def test_committed_runs_collapse_and_are_remedied():
+    """What docs/training.md shows: one run falls under a limit and is warned of, those with a remedy are not."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "collapse_remedy.json"
+    first, *others = json.loads(path.read_text())["runs"]
+    assert len(others) == 3 and min(first["target_std"]) < STD_LIMIT and len(first["warned"]) == 1
+    for made in (first, *others):
+        watch = CollapseWatch()
+        rows = [{"rankme": r, "target_var": s**2} for r, s in zip(made["rankme"], made["target_std"])]
+        assert sum(len(watch(row)) for row in rows) == len(made["warned"]) == (made is first)

@@ -7,6 +7,7 @@ D = levels * E.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -16,6 +17,10 @@ from vjepa_fast.ops import target_norm
 
 MAX_ROWS = 1024
 PART_ROWS = 256  # per level and half: the decomposition costs rows^3, for each of them
+# Targets are normalised, so their standard deviation over tokens is near 1 where every token has something of its own.
+# Small runs that learned stayed at 0.5 to 0.8 and RankMe 10 to 35, runs that collapsed fell to 0.1 to 0.2 and 3.5 to 8.
+RANK_LIMIT, STD_LIMIT = 5.0, 0.3
+REMEDY = "raise target.ema towards 1, lower optimization.lr or add objectives.sigreg"
 
 
 def _rows(x_BND: torch.Tensor, width: int) -> torch.Tensor:
@@ -73,3 +78,26 @@ def _by_part(h: torch.Tensor, z: torch.Tensor, levels: int) -> dict[str, torch.T
         found["mean_cosine"] = {name: geometry.mean_cosine(x) for name, x in zip(names, parts.values())}
     found["feature_std"] = {name: geometry.feature_std(x) for name, x in zip(names, students.values())}
     return {f"{key}/{name}": value for key, values in found.items() for name, value in values.items()}
+
+
+class CollapseWatch:
+    """Says once when features begin to collapse, and again only after they had recovered."""
+
+    def __init__(self) -> None:
+        self.below: set[str] = set()
+
+    def __call__(self, monitors: Mapping[str, float | None]) -> list[str]:
+        """One line where RankMe or the target's standard deviation in a row's ``monitors`` is under its limit and
+        neither was before; else none. Figures that a row lacks stay as they were.
+        """
+        variance = monitors.get("target_var")
+        found = {
+            f"RankMe of the target's last level is under {RANK_LIMIT:g}": (monitors.get("rankme"), RANK_LIMIT),
+            f"the target's standard deviation is under {STD_LIMIT:g}": (variance and variance**0.5, STD_LIMIT),
+        }
+        known = {what: value for what, (value, _) in found.items() if value is not None}
+        below = {what for what, (value, limit) in found.items() if value is not None and value < limit}
+        new = [f"{what} ({known[what]:.2g})" for what in found if what in below - self.below]
+        starts = bool(new) and not self.below
+        self.below = below | (self.below - set(known))
+        return [f"collapsing: {' and '.join(new)}; {REMEDY} (docs/training.md)"] if starts else []

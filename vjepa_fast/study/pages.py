@@ -35,8 +35,9 @@ def render(template: Path, content: Mapping[str, Any], **filters: Callable) -> s
     from markupsafe import Markup
 
     def markdown(value: object) -> object:
-        ours = isinstance(value, Markup) or not isinstance(value, str)
-        return value if ours else Markup(plain_markdown(str(value)))
+        if isinstance(value, Markup) or not isinstance(value, str):
+            return value
+        return Markup(plain_markdown(value))
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent / "templates"]),

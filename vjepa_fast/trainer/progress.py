@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from vjepa_fast.metrics.collapse import CollapseWatch
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Live
 
@@ -16,6 +18,7 @@ class Progress:
     def __init__(self, total: int, start: int = 0, *, enabled: bool = True):
         self.total, self.first, self.enabled = total, start, enabled
         self.live: Live | None = None
+        self.collapse = CollapseWatch()
 
     def __enter__(self) -> Progress:
         self.began = time.perf_counter()
@@ -48,7 +51,9 @@ class Progress:
             self.live.update(self.task, completed=step)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Show a row of metrics: next to the bar, or as a line with the time that is left."""
+        """Show a row of metrics: next to the bar, or as a line with the time that is left. Where features begin to
+        collapse, one line names the remedies.
+        """
         status = summary(row)
         if self.live is not None:
             short = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s"  # with the bar in 80 columns
@@ -57,6 +62,8 @@ class Progress:
             rate = (time.perf_counter() - self.began) / max(1, row["step"] - self.first)
             left = duration(rate * (self.total - row["step"]))
             print(f"step {row['step']}/{self.total}  {status}  ETA {left}", file=sys.stderr, flush=True)
+        for line in self.collapse(row["monitors"]):
+            self.note(line)
 
     def note(self, text: str) -> None:
         """Show a line of text above the bar."""

@@ -204,3 +204,21 @@ def test_the_verdict_is_that_of_the_interval(low, high, verdict):
         "x", "pretrained", "s", "knn", 0.5, 0.4, 0.6, 9, 0.1, difference={"value": value, "low": low, "high": high}
     )
     assert row.verdict == verdict
+
+
+def test_dense_features_are_those_of_the_shifted_clip():
+    import torch
+
+    from vjepa_fast import config
+    from vjepa_fast.evaluation import encode, random_encoder
+    from vjepa_fast.study.demo.dense import dense_tokens
+
+    encoder = random_encoder(config.load("demo_baseline_single"))
+    clip = torch.randint(0, 255, (1, 3, 8, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found, grid = dense_tokens(encoder, clip, 12)
+    assert grid == (4, 16, 16) and found.shape == (4 * 16 * 16, 96)
+    dense = found.reshape(*grid, -1)
+    rows, cols = torch.arange(-1, 47).clamp(0), torch.arange(-4, 44).clamp(0)  # shifts 3 and 0, behind a border of 4
+    with torch.no_grad():
+        z, _ = encode(encoder, clip[..., rows, :][..., cols])
+    assert torch.equal(dense[:, 1::4, 0::4].reshape(-1, 96), z[0])

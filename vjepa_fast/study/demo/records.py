@@ -66,7 +66,7 @@ class SuiteRecord:
 class ClipPicture:
     """One real clip: ``frames`` uint8 ``[T, h, w, 3]``, one per token time; predicted tokens of a plain and of a
     motion-guided mask bool ``[T, H, W]``; the motion map float ``[T, H, W]`` in [0, 1]; and PCA maps of its patch
-    features by encoder, uint8 ``[T, H, W, 3]``.
+    features by encoder, uint8 ``[T, h, w, 3]`` on a finer grid.
     """
 
     title: str

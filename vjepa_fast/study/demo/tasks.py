@@ -106,8 +106,9 @@ def pictures(config: dict, checkpoints: dict[str, str], clips: dict[str, str], s
 
     from vjepa_fast import config as configs
     from vjepa_fast import ops
-    from vjepa_fast.evaluation import encode, random_encoder
+    from vjepa_fast.evaluation import random_encoder
     from vjepa_fast.models import load_encoder
+    from vjepa_fast.study.demo.dense import dense_tokens
     from vjepa_fast.study.demo.figures import pca_rgb
 
     cfg = configs.from_dict(config)
@@ -134,9 +135,8 @@ def pictures(config: dict, checkpoints: dict[str, str], clips: dict[str, str], s
             flat[masks.pred[0, 0, : int(masks.pred_len[0, 0])]] = True
             arrays[f"{name}/{kind}"] = flat.reshape(grid).numpy()
         for label, encoder in encoders.items():
-            with torch.no_grad():
-                z, found = encode(encoder, clip)
-            arrays[f"{name}/pca/{label}"] = pca_rgb(z[0].float().numpy(), found)
+            z, found = dense_tokens(encoder, clip, cfg.data.patch_size)
+            arrays[f"{name}/pca/{label}"] = pca_rgb(z.float().numpy(), found)
     with atomic_file(path, "wb") as out:
         np.savez_compressed(out, **arrays)
     return path
