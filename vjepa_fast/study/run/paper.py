@@ -26,7 +26,6 @@ class Place:
     command: str
     parts: Mapping[str, tuple[str, ...]]
     task: str | None = None
-    needed: tuple[str, ...] = ("train", "test")
 
 
 EPISODES = {"train": ("base",), "val": ("val",), "test": ("novel",)}
@@ -46,7 +45,7 @@ PLACES = {
     ),
     "kinetics100_cmn": Place("Kinetics-100, CMN", "prepare fewshot SOURCE --lists CMN_LISTS", EPISODES),
     "kinetics100_hyrsm": Place("Kinetics-100, HyRSM", "prepare fewshot SOURCE --lists HYRSM_LISTS", EPISODES),
-    "k400_fewshot": Place("Kinetics, other lists", "prepare fewshot SOURCE --lists LISTS", EPISODES, None, ("test",)),
+    "k400_fewshot": Place("Kinetics, other lists", "prepare fewshot SOURCE --lists LISTS", EPISODES),
 }
 ON_REQUEST = ("k400_fewshot",)  # evaluated where its manifests are given
 TUNED = ("meta-baseline", "sun")
@@ -101,9 +100,7 @@ class Paper(Suite):
         there.
         """
         needed = [f"{n}.train" for r in regimes for n in self.trained[r]]
-        needed += [f"{name}.{part}" for name in self.names for part in PLACES[name].needed]
-        if any(PLACES[n].task is None for n in self.names) and self.tune["methods"]:
-            needed += [f"{n}.train" for n in self.names if PLACES[n].task is None]
+        needed += [f"{name}.{part}" for name in self.names for part in ("train", "test")]
         order = [f"{name}.{part}" for name in PLACES for part in ("train", "test")]
         needed = [key for key in order if key in needed]
         if lacking := [key for key in needed if key not in self.data]:
