@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vjepa_fast.study.run.plan import Grid, StudyPlan
     from vjepa_fast.study.run.suites import Settings
 
+OF_SUITE = {"paper": ("data", "tune"), "synthetic": ("sizes",)}  # options that one suite alone reads
 HELP = "train and evaluate the variants of a study; skips what is done, goes on where it stopped"
 
 
@@ -126,8 +127,6 @@ def run(args: Namespace) -> int:
     study = StudyPlan(
         args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes, force=args.force
     )
-    for line in study.suite.cost_lines(study.missing()):
-        print(line)
     if args.dry_run:
         return _dry_run(study)
     display = _Display(study, len(places))
@@ -167,6 +166,9 @@ def _settings(args: Namespace) -> Settings:
     from vjepa_fast.errors import UserError
     from vjepa_fast.study.run.suites import Settings
 
+    for suite, options in OF_SUITE.items():
+        if suite != args.suite and (given := [name for name in options if getattr(args, name)]):
+            raise UserError(f"--{given[0]}: belongs to --suite {suite}, not to {args.suite}")
     device = args.device
     if device != "cpu":
         import torch
@@ -222,7 +224,10 @@ def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
 
 
 def _dry_run(study: StudyPlan) -> int:
-    missing = {job["key"] for job in study.missing()}
+    jobs = study.missing()
+    for line in study.suite.cost_lines(jobs):
+        print(line)
+    missing = {job["key"] for job in jobs}
     for job in study.jobs:
         state = "to do" if job["key"] in missing else "done"
         print(f"{state:<6}  {job['key']:<44} {'' if job['kind'] == 'random' else job['settings']['steps'] + ' steps'}")
@@ -241,7 +246,9 @@ class _Display:
 
     def event(self, what: str, job: dict | str) -> None:
         if isinstance(job, str):
-            if not job.endswith((": start", ": kept")):
+            if what == "cost":
+                print(job, flush=True)
+            elif not job.endswith((": start", ": kept")):
                 self.say(job)
             return
         key = job["key"]

@@ -5,11 +5,10 @@ import json
 import pytest
 
 from tests.data.trees import Trees
-from tests.study.run.tiny import SMALL, events_of, study
+from tests.study.run.tiny import SMALL, study
 from vjepa_fast import cli
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study.paper import write_paper_table
 from vjepa_fast.study.run import cells, cost
 from vjepa_fast.study.run.paper import PLACES, expand_data, tune_options
 from vjepa_fast.study.run.plan import Grid
@@ -69,11 +68,27 @@ def settings(prepared, **more):
     )
 
 
-def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path):
-    made = study(tmp_path / "s", settings(prepared), Grid(("fwm_ld",), ("mixed",), (0,)))
-    _, failed = events_of(made)
-    assert failed == []
-    rows = cells.read_cell(made.folder, "fwm_ld-mixed-intended-s0")["rows"]
+def command(folder, data, variants, *more):
+    """Arguments of `vjepa-fast study run` for one mixed run of each variant."""
+    small = [word for o in OVERRIDES for word in ("--set", o)]
+    return ["study", "run", str(folder), "--suite", "paper", "--data", str(data), "--variants", variants,
+            "--regimes", "mixed", "--seeds", "0", "--device", "cpu", "--threads", "1", *small, *more]  # fmt: skip
+
+
+def in_this_process(work, jobs, places, threads, on_event, until=None):
+    for job in jobs:
+        on_event("start", job)
+        on_event(work.locked(job), job)
+
+
+def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vjepa_fast.study.run.runner.run_processes", in_this_process)
+    tune = [word for item in TUNE.items() for word in ("--tune", "=".join(item))]
+    folder = tmp_path / "s"
+    assert cli.main(command(folder, prepared, "fwm_ld", "--way", "2", "--episodes", "4", *tune)) == 0
+    said = capsys.readouterr().out
+    assert said.index("GPU-hours at 100 TFLOP/s, which is assumed") < said.index("random_init-none-intended-s0: ")
+    rows = cells.read_cell(folder, "fwm_ld-mixed-intended-s0")["rows"]
     found: dict[str, list] = {}
     for row in rows:
         found.setdefault(row["suite"], []).append(row["probe"])
@@ -85,9 +100,11 @@ def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path):
         "diving48": 50, "ssv2": 50, "imagenet100": 50, "ucf101": 100, "motion8": 100
     }  # fmt: skip
     assert published["diving48"]["tokens"] > 1 == published["ssv2"]["tokens"]
-    assert not list(made.folder.glob("runs/*/published"))  # all tokens are removed with the probe
+    assert not list(folder.glob("runs/*/published"))  # all tokens are removed with the probe
 
-    text = write_paper_table(made.folder).read_text()
+    assert cli.main(["study", "report", str(folder), "--partial"]) == 0
+    assert f"written: {folder / 'paper.md'}" in capsys.readouterr().out
+    text = (folder / "paper.md").read_text()
     lines = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")}
     head, ours = lines["| run"], lines["| fwm_ld, mixed, intended"]
     assert "Kinetics-100, HyRSM: sun 5-shot" in head and len(ours) == len(head)
@@ -97,10 +114,9 @@ def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path):
 
 
 def test_what_it_will_cost_is_printed_first(prepared, tmp_path, capsys):
-    small = [word for o in OVERRIDES for word in ("--set", o)]
-    command = ["study", "run", str(tmp_path / "s"), "--suite", "paper", "--data", str(prepared), "--variants", "hw",
-               "--regimes", "mixed", "--seeds", "0", "--device", "cpu", *small]  # fmt: skip
-    assert cli.main([*command, "--dry-run"]) == 0
+    few = ["--queries", "1", "--way", "2", *(w for k in ("meta", "val") for w in ("--tune", f"{k}_way=2"))]
+    few += [w for k in ("meta", "val") for w in ("--tune", f"{k}_queries=1")]
+    assert cli.main(command(tmp_path / "s", prepared, "hw", "--dry-run", *few)) == 0
     out = capsys.readouterr().out
     table = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert table["training"][1] == "1" and table["diving48, published probe"][-5:-3] == ["2", "10"]
@@ -116,6 +132,8 @@ def test_the_cost_is_counted_from_shapes(prepared, tmp_path):
     every = by_name["diving48, published probe"]  # 16 frames of 32 px: 8 x 2 x 2 tokens of 24 channels in 2 bytes
     assert every.bytes == 10 * 32 * 24 * 2 and not every.kept
     assert by_name["ssv2, published probe"].bytes == 10 * 24 * 2
+    assert by_name["ssv2, our probes"].bytes == 10 * 24 * 4  # the mean; below tdiff 4, time 2, meanstd 2, mean 1
+    assert by_name["kinetics100_cmn, frozen"].bytes == 36 * (4 + 2 + 2 + 1) * 24 * 4
     assert cost.Line("x", 1, 3.6e17, runs=2).hours == pytest.approx(2)
 
 

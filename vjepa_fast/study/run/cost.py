@@ -1,20 +1,19 @@
 """What a study of the suite ``paper`` will take, counted before it starts: GPU-hours and disk, by part.
 
 FLOP are counted from the shapes (2 per multiply-add); the hours follow from an assumed rate, since nothing was measured
-on the machine that will run it. Decoding is not in them. N tokens of a clip, D width.
+on the machine that will run it. Decoding and the probes of pooled features are not in them. N tokens of a clip, D
+width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 TFLOPS = 100.0  # sustained by one GPU in bfloat16; assumed
-STEP = (
-    2.43  # FLOP of training on a clip, in forward passes of the encoder over all its tokens, as in the published step
-)
+STEP = 2.43  # FLOP of training on a clip, in forward passes over all its tokens: the published step's
 BACKWARD = 3  # forward and backward pass, in forward passes
 
 
@@ -40,22 +39,36 @@ class Line:
 
 def lines(suite: Any, jobs: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The parts of the runs ``jobs`` of a ``Paper``."""
+    import torch
+
     from vjepa_fast import config as configs
     from vjepa_fast.data import load_manifest
+    from vjepa_fast.evaluation.extract.features import pool_tokens
     from vjepa_fast.metrics.flops import Dims
     from vjepa_fast.models.build import build_from_config
+    from vjepa_fast.study.instrument.read import CANDIDATES
 
     trained = [job for job in jobs if job["kind"] != "random"]
     cfg = configs.from_dict((trained or jobs)[0]["config"])
     encoder, predictor = build_from_config(cfg, device="meta")
     dims, width, view = Dims.of(encoder, predictor), encoder.embed_dim, suite.view()
 
+    def grid_of(frames: int) -> tuple[int, int, int]:
+        return encoder.grid((1, 3, frames, view["crop_size"], view["crop_size"]))
+
     def passes(frames: int) -> tuple[float, int]:
         """(FLOP of a forward pass, N) of a clip of so many frames."""
-        tokens = math.prod(encoder.grid((1, 3, frames, view["crop_size"], view["crop_size"])))
+        tokens = math.prod(grid_of(frames))
         return dims.encoder.flops(tokens, tokens**2) + 2 * dims.patch * tokens, tokens
 
+    def numbers(poolings: Iterable[str]) -> int:
+        """Of a clip's features, all poolings together."""
+        grid = grid_of(view["num_frames"])
+        z = torch.zeros(1, math.prod(grid), width)
+        return sum(pool_tokens(z, grid, pooling).shape[1] for pooling in poolings)
+
     own, _ = passes(view["num_frames"])
+    scored = len(jobs) + sum(_untrained_target(job) for job in trained)  # encoders: the student's beside such a target
     opt = cfg.optimization
     steps = int(opt.epochs * opt.ipe * opt.ipe_scale)
     clips = steps * cfg.data.batch_size * opt.accumulate * (trained[0]["processes"] if trained else 1)
@@ -66,14 +79,18 @@ def lines(suite: Any, jobs: Sequence[Mapping[str, Any]]) -> list[Line]:
     }
     for name, source in suite.sources().items():
         total = sum(counts[name].values())
-        what = "our probes" if source["task"] else "frozen"
-        out.append(Line(f"{name}, {what}", total, total * own, 4 * total * width, len(jobs)))
         if source["task"]:
-            out.append(_published(name, source["task"], counts[name], passes, width, len(jobs)))
+            out.append(Line(f"{name}, our probes", total, total * own, 4 * total * numbers([suite.pooling]), scored))
+            out.append(_published(name, source["task"], counts[name], passes, width, scored))
         else:
-            methods = [m for m in suite.tune["methods"] if "train" in counts[name]]
-            out += [_tuned(name, m, suite.tune, counts[name], own, len(jobs)) for m in methods]
+            poolings = [r.pooling for r in CANDIDATES] if "val" in counts[name] else [suite.pooling]
+            out.append(Line(f"{name}, frozen", total, total * own, 4 * total * numbers(poolings), scored))
+            out += [_tuned(name, m, suite.tune, counts[name], own, scored) for m in suite.tune["methods"]]
     return out
+
+
+def _untrained_target(job: Mapping[str, Any]) -> bool:
+    return job["compat"] == "published" and job["config"]["target"]["mode"] == "online"
 
 
 def _published(name: str, task: str, counts: Mapping[str, int], passes: Any, width: int, runs: int) -> Line:
@@ -124,8 +141,8 @@ def table(parts: Sequence[Line]) -> list[str]:
     text = ["  ".join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:]))]) for row in rows]
     return [
         *text,
-        f"GPU-hours at {TFLOPS:g} TFLOP/s, which is assumed; decoding is not in them. Tokens of published probes are "
-        "removed when a probe is done: the largest count once per run at a time.",
+        f"GPU-hours at {TFLOPS:g} TFLOP/s, which is assumed; decoding and probes of pooled features are not in them.",
+        "Tokens of published probes are removed when a probe is done: the largest count, once for each run at a time.",
     ]
 
 

@@ -97,7 +97,7 @@ class Paper(Suite):
 
     def check(self, regimes: Iterable[str]) -> None:
         """Raise DataError that lists every manifest that is missing, with the command that makes it, or named and not
-        there.
+        there; or names few-shot parts that share files, or have too few classes or clips for their episodes.
         """
         needed = [f"{n}.train" for r in regimes for n in self.trained[r]]
         needed += [f"{name}.{part}" for name in self.names for part in ("train", "test")]
@@ -108,6 +108,31 @@ class Paper(Suite):
         gone = [f"{key}: {self.data[key]}" for key in needed if not os.path.isfile(self.data[key])]
         if gone:
             raise DataError(f"--data: no such file: {'; '.join(gone)}")
+        for name, source in self.sources().items():
+            if source["kind"] == "fewshot":
+                self._check_few_shot(name, source["manifests"])
+
+    def _check_few_shot(self, name: str, manifests: Mapping[str, str]) -> None:
+        from vjepa_fast.data import load_manifest
+        from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol
+        from vjepa_fast.evaluation.fewshot.tuning.methods import settings_of
+        from vjepa_fast.evaluation.fewshot.tuning.parts import check_counts
+        from vjepa_fast.evaluation.readout.choice import validation_rule
+        from vjepa_fast.evaluation.run.fewshot import check_episodes
+        from vjepa_fast.evaluation.tasks import check_apart
+
+        parts = {part: load_manifest(path) for part, path in manifests.items()}
+        check_apart(parts)
+        episodes = {k: getattr(self.settings, k) for k in ("way", "queries", "episodes")}
+        check_episodes(parts["test"], EpisodeProtocol(**episodes))
+        try:
+            if "val" in parts:
+                validation_rule(parts["val"], 1, self.settings.seed)
+            for method in self.tune["methods"]:
+                settings = settings_of(method, self.tune, **episodes)
+                check_counts(parts["train"], parts.get("val"), parts["test"], settings)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
 
     def cost_lines(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
         """GPU-hours and disk by part."""
@@ -174,13 +199,14 @@ def _value(name: str, text: str) -> str | int | float:
 
 def expand_data(data: Mapping[str, str]) -> dict[str, str]:
     """{"ssv2.train": absolute path, ...} of {"prepared": folder of folders, "ssv2": folder, "ucf101.test": file}; base
-    and novel are train and test. What is named wins over what ``prepared`` has.
+    and novel are train and test. What is named wins over what ``prepared`` has. A folder without test.csv and novel.csv
+    is taken as one of `vjepa-fast prepare`.
 
     Raises UserError for a name that no suite knows, or a folder without manifests.
     """
     parts = {"train": "train", "val": "val", "test": "test", "base": "train", "novel": "test"}
     out = prepared(data[PREPARED]) if PREPARED in data else {}
-    for name, path in data.items():
+    for name, path in sorted(data.items(), key=lambda item: "." in item[0]):
         if name == PREPARED:
             continue
         suite, _, part = name.partition(".")
@@ -189,11 +215,17 @@ def expand_data(data: Mapping[str, str]) -> dict[str, str]:
                 f"--data {name}=...: not known; names are {', '.join(sorted(PLACES))}, alone (a folder) or with "
                 ".train, .val, .test, .base or .novel"
             )
-        files = {part: Path(path)} if part else {p: file for p in parts if (file := Path(path) / f"{p}.csv").is_file()}
-        out |= {f"{suite}.{parts[p]}": os.path.abspath(file) for p, file in files.items()}
+        if part:
+            out[f"{suite}.{parts[part]}"] = os.path.abspath(path)
+            continue
+        files = {parts[p]: file for p in parts if (file := Path(path) / f"{p}.csv").is_file()}
+        if "test" not in files:
+            files = _made(suite, Path(path))
         if not files:
             wanted = ", ".join(f"{p}.csv" for p in parts)
             raise UserError(f"--data {name}={path}: not a folder that holds any of {wanted}")
+        out = {key: file for key, file in out.items() if not key.startswith(f"{suite}.")}
+        out |= {f"{suite}.{p}": os.path.abspath(file) for p, file in files.items()}
     return out
 
 
@@ -201,9 +233,17 @@ def prepared(folder: str) -> dict[str, str]:
     """The manifests of the paper's data sets that lie below ``folder``, as `vjepa-fast prepare` names them."""
     if not os.path.isdir(folder):
         raise UserError(f"--data {folder}: no such folder; vjepa-fast prepare makes one per data set below it")
-    out = {}
-    for name, place in PLACES.items():
-        for part, stems in place.parts.items():
-            files = [file for stem in stems if (file := Path(folder, name, f"{stem}.csv")).is_file()]
-            out |= {f"{name}.{part}": os.path.abspath(file) for file in files[:1]}
-    return out
+    return {
+        f"{name}.{part}": os.path.abspath(file)
+        for name in PLACES
+        for part, file in _made(name, Path(folder, name)).items()
+    }
+
+
+def _made(name: str, folder: Path) -> dict[str, Path]:
+    """What `vjepa-fast prepare` left of a data set in ``folder``, by part."""
+    found = {
+        part: [file for stem in stems if (file := folder / f"{stem}.csv").is_file()]
+        for part, stems in PLACES[name].parts.items()
+    }
+    return {part: files[0] for part, files in found.items() if files}

@@ -60,8 +60,8 @@ def tuned_rows(
 
     how, rows = job["evaluation"], []
     options = how["tune"]
-    test = {k: how[k] for k in ("way", "queries", "episodes", "pooling")}
-    test |= {k: how["view"][k] for k in ("num_frames", "crop_size", "frame_step")}
+    test = {k: how[k] for k in ("way", "queries", "episodes", "pooling")} | how["view"]
+    test["workers"] = min(4, os.cpu_count() or 1)
     for method in options["methods"]:
         settings = settings_of(method, options, **test)
         tuned = tune(
