@@ -9,7 +9,7 @@ from tests.study.run.tiny import SMALL, study
 from vjepa_fast import cli
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.study.run import cells, cost
+from vjepa_fast.study.run import cells, cost, paper_rows
 from vjepa_fast.study.run.paper import PLACES, expand_data, tune_options
 from vjepa_fast.study.run.plan import Grid
 from vjepa_fast.study.run.suites import Settings
@@ -101,6 +101,18 @@ def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path, monkey
     }  # fmt: skip
     assert published["diving48"]["tokens"] > 1 == published["ssv2"]["tokens"]
     assert not list(folder.glob("runs/*/published"))  # all tokens are removed with the probe
+
+    cells.cell_path(folder, "fwm_ld-mixed-intended-s0").unlink()  # as if stopped after the last row but these
+    redone = folder / "runs/fwm_ld-mixed-intended-s0/rows/target_encoder-kinetics100_hyrsm-sun.json"
+    assert json.loads(redone.read_text())["rows"] == rows[-2:]
+    redone.write_text("{")
+    sun, asked = paper_rows.tuned_rows, []
+    monkeypatch.setattr(paper_rows, "published_rows", lambda *_: pytest.fail("was made before"))
+    monkeypatch.setattr(paper_rows, "tuned_rows", lambda *all: asked.append(all[3:5]) or sun(*all))
+    assert cli.main(command(folder, prepared, "fwm_ld", "--way", "2", "--episodes", "4", *tune)) == 0
+    assert asked == [("kinetics100_hyrsm", "sun")]
+    assert cells.read_cell(folder, "fwm_ld-mixed-intended-s0")["rows"] == rows
+    capsys.readouterr()
 
     assert cli.main(["study", "report", str(folder), "--partial"]) == 0
     assert f"written: {folder / 'paper.md'}" in capsys.readouterr().out

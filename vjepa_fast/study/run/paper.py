@@ -135,10 +135,14 @@ class Paper(Suite):
             raise DataError(f"{name}: {error}") from None
 
     def cost_lines(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
-        """GPU-hours and disk by part."""
+        """GPU-hours and disk by part, and what is free there."""
+        from vjepa_fast.evaluation.extract.shards import free_bytes
         from vjepa_fast.study.run import cost
 
-        return cost.table(cost.lines(self, jobs)) if jobs else []
+        if not jobs:
+            return []
+        free = free_bytes(self.folder.absolute()) / 1e9
+        return [*cost.table(cost.lines(self, jobs)), f"{self.folder}: its disk has {free:,.0f} GB free."]
 
     def tasks(self, regimes: Iterable[str]) -> list[Task]:
         """None: the user's data is there."""
