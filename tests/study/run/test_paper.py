@@ -1,6 +1,7 @@
 """The paper's suite from the downloads' official forms to the table: tiny trees, `prepare`, one study, its table."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path, monkey
     assert cells.read_cell(folder, "fwm_ld-mixed-intended-s0")["rows"] == rows
     capsys.readouterr()
 
-    assert cli.main(["study", "report", str(folder), "--partial"]) == 0
+    assert cli.main(["study", "report", str(folder)]) == 0
     assert f"written: {folder / 'paper.md'}" in capsys.readouterr().out
     text = (folder / "paper.md").read_text()
     lines = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")}
@@ -166,6 +167,44 @@ def test_what_is_missing_is_listed_with_the_command_that_makes_it(prepared, tmp_
     with pytest.raises(UserError, match="no such folder; vjepa-fast prepare makes one"):
         expand_data({"prepared": str(tmp_path / "nothing")})
     assert expand_data({"prepared": str(prepared), "ssv2.test": "x.csv"})["ssv2.test"].endswith("/x.csv")
+
+
+def test_a_folder_is_one_of_prepare_or_has_the_parts_by_name(prepared, tmp_path):
+    def names(**data):
+        found = expand_data({k.replace("_", "."): str(v) for k, v in data.items()})
+        return {key: path.rpartition("/")[2] for key, path in found.items()}
+
+    assert names(ssv2=prepared / "ssv2") == {"ssv2.train": "train.csv", "ssv2.test": "val.csv"}
+    assert names(ucf101=prepared / "ucf101") == {"ucf101.train": "train1.csv", "ucf101.test": "test1.csv"}
+    for part in ("train", "val", "test"):
+        (tmp_path / f"{part}.csv").touch()
+    own = {f"ssv2.{part}": f"{part}.csv" for part in ("train", "val", "test")}
+    assert names(ssv2=tmp_path) == own
+    assert names(ssv2_test="mine.csv", ssv2=tmp_path) == {**own, "ssv2.test": "mine.csv"}  # in any order
+    (tmp_path / "val.csv").unlink()  # nothing of the folder below the other --data is mixed in
+    assert "ssv2.val" not in names(prepared=prepared, ssv2=tmp_path)
+
+
+def test_few_shot_lists_that_cannot_be_used_are_refused_first(prepared, tmp_path):
+    grid = Grid(("baseline",), ("single",))
+
+    def refused(match, **more):
+        given = replace(settings(prepared), evaluate=("kinetics100_cmn",), **more)
+        with pytest.raises(DataError, match=match) as caught:
+            study(tmp_path / "s", given, grid)
+        assert "\n" not in str(caught.value)
+
+    lists = prepared / "kinetics100_cmn"
+    data = {"prepared": str(prepared)}
+    refused("novel.csv: 3-way episodes need 3 classes", way=3)
+    refused("kinetics100_cmn: base part .* need 7 samples per class", tune={**TUNE, "meta_queries": "6"})
+    refused(
+        "novel.csv: 12 files are in the base part as well",
+        data={**data, "kinetics100_cmn.base": str(lists / "novel.csv")},
+    )
+    one = tmp_path / "one.csv"
+    one.write_text("".join((lists / "val.csv").read_text().splitlines(keepends=True)[:6]))
+    refused("kinetics100_cmn: .*1 validation classes", data={**data, "kinetics100_cmn.val": str(one)})
 
 
 def test_options_of_tuning():

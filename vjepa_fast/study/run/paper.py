@@ -121,16 +121,17 @@ class Paper(Suite):
         from vjepa_fast.evaluation.run.fewshot import check_episodes
         from vjepa_fast.evaluation.tasks import check_apart
 
-        parts = {part: load_manifest(path) for part, path in manifests.items()}
+        roles = {"train": "base", "val": "val", "test": "novel"}
+        parts = {roles[part]: load_manifest(path) for part, path in manifests.items()}
         check_apart(parts)
         episodes = {k: getattr(self.settings, k) for k in ("way", "queries", "episodes")}
-        check_episodes(parts["test"], EpisodeProtocol(**episodes))
+        check_episodes(parts["novel"], EpisodeProtocol(**episodes))
         try:
             if "val" in parts:
                 validation_rule(parts["val"], 1, self.settings.seed)
             for method in self.tune["methods"]:
                 settings = settings_of(method, self.tune, **episodes)
-                check_counts(parts["train"], parts.get("val"), parts["test"], settings)
+                check_counts(parts["base"], parts.get("val"), parts["novel"], settings)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
 
