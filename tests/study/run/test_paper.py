@@ -163,7 +163,10 @@ def test_what_is_missing_is_listed_with_the_command_that_makes_it(prepared, tmp_
         f"diving48.train, diving48.test (vjepa-fast prepare diving48 SOURCE --out {tmp_path / 'half'}/diving48)" in text
     )
     assert f"(vjepa-fast synthetic motion8 {tmp_path / 'half'}/motion8 --train 160" in text
-    assert "prepare fewshot SOURCE --lists HYRSM_LISTS" in text and "--evaluate leaves out" in text
+    assert (
+        "kinetics100_hyrsm.base, kinetics100_hyrsm.novel (vjepa-fast prepare fewshot SOURCE --lists HYRSM_LISTS" in text
+        and "--evaluate leaves out" in text
+    )
     with pytest.raises(UserError, match="no such folder; vjepa-fast prepare makes one"):
         expand_data({"prepared": str(tmp_path / "nothing")})
     assert expand_data({"prepared": str(prepared), "ssv2.test": "x.csv"})["ssv2.test"].endswith("/x.csv")

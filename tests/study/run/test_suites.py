@@ -59,7 +59,7 @@ def test_the_papers_suite_on_the_users_manifests(tmp_path):
 def test_manifests_that_are_missing_are_all_named(tmp_path):
     with pytest.raises(DataError) as caught:
         study(tmp_path, Settings("paper"), Grid(("baseline",), ("mixed",)))
-    for name in ("ucf101.train", "ssv2.train", "imagenet100.test", "diving48.test", "kinetics100_cmn.test"):
+    for name in ("ucf101.train", "ssv2.train", "imagenet100.test", "diving48.test", "kinetics100_cmn.novel"):
         assert name in str(caught.value)
     data = {f"ucf101.{p}": str(tmp_path / f"{p}.csv") for p in ("train", "test")}
     with pytest.raises(DataError, match="no such file: ucf101.train: .*train.csv; ucf101.test"):

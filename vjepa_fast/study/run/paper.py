@@ -28,7 +28,8 @@ class Place:
     task: str | None = None
 
 
-EPISODES = {"train": ("base",), "val": ("val",), "test": ("novel",)}
+ROLES = {"train": "base", "val": "val", "test": "novel"}  # of few-shot parts
+EPISODES = {part: (role,) for part, role in ROLES.items()}
 TRAIN_VAL = {"train": ("train",), "test": ("val",)}  # without public test labels: scored on the validation list
 PLACES = {
     "diving48": Place("Diving-48", "prepare diving48 SOURCE", {"train": ("train",), "test": ("test",)}, "diving48"),
@@ -121,8 +122,7 @@ class Paper(Suite):
         from vjepa_fast.evaluation.run.fewshot import check_episodes
         from vjepa_fast.evaluation.tasks import check_apart
 
-        roles = {"train": "base", "val": "val", "test": "novel"}
-        parts = {roles[part]: load_manifest(path) for part, path in manifests.items()}
+        parts = {ROLES[part]: load_manifest(path) for part, path in manifests.items()}
         check_apart(parts)
         episodes = {k: getattr(self.settings, k) for k in ("way", "queries", "episodes")}
         check_episodes(parts["novel"], EpisodeProtocol(**episodes))
@@ -168,7 +168,8 @@ def _missing(lacking: Sequence[str], folder: str) -> str:
     def how(name: str) -> str:
         command, out = PLACES[name].command, os.path.join(folder, name)
         command = command.replace("OUT", out) if "OUT" in command else f"{command} --out {out}"
-        return f"{', '.join(f'{name}.{p}' for p in parts[name])} (vjepa-fast {command})"
+        named = [f"{name}.{p if PLACES[name].task else ROLES[p]}" for p in parts[name]]
+        return f"{', '.join(named)} (vjepa-fast {command})"
 
     return (
         f"{len(lacking)} manifests are missing: {'; '.join(map(how, parts))}; then give --data {folder}, or "
