@@ -43,7 +43,7 @@ def paper_table(study: Study, published: Published) -> list[str]:
         "# The table of the paper",
         "",
         "Accuracies in %, mean over seeds (number of seeds in brackets) of encoders that were trained and measured "
-        f"here; published ones from {published.source}. Intervals and differences: `vjepa-fast study report`.",
+        f"here; published figures from the {published.source.partition(';')[0]}. Intervals and differences: report.md.",
     ]
     if probes:
         head = ["run"]

@@ -117,6 +117,7 @@ def test_from_the_downloads_to_the_table_of_the_paper(prepared, tmp_path, monkey
 
     assert cli.main(["study", "report", str(folder)]) == 0
     assert f"written: {folder / 'paper.md'}" in capsys.readouterr().out
+    assert "data sets have no such check" in (folder / "report.md").read_text()
     text = (folder / "paper.md").read_text()
     lines = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")}
     head, ours = lines["| run"], lines["| fwm_ld, mixed, intended"]
