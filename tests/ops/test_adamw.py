@@ -62,8 +62,9 @@ def test_steps_as_torch_makes_them(backend, decay, scale, follow, monkeypatch):
         monkeypatch.setattr(ops.adamw, "_FUSED", ())
     device, gen = device_for(backend), torch.Generator().manual_seed(0)
     ours = lists(gen, device)
-    # torch's fused kernel on CUDA rounds the bias corrections: measured 8.002 units from its plain code, not 4
-    far = 3 if backend == "eager" and device in ops.adamw._FUSED and device != "cpu" else 1
+    # torch's fused kernel on CUDA has the bias corrections in float32: half a unit of 1 is 5 units of 1 - 0.9 and 50 of
+    # 1 - 0.99, of which the root takes half; 13.3 units were measured
+    far = 8 if backend == "eager" and device in ops.adamw._FUSED and device != "cpu" else 1
     for step in (1, 2, 1000):  # each from our own state: errors do not add up
         rule = ops.Rule(1e-2, 0.9, 0.99, 1e-8, decay, step, follow)
         grads, old, want = random(gen, device), copies(ours), copies(ours)

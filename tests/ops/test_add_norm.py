@@ -46,8 +46,9 @@ def test_values(backend, rows, channels, dtype):
     (x, y, grad), (shift, weight, bias) = inputs(rows, channels)
     assert_parity(forward, [x, y, shift, weight, bias], backend=backend, dtype=dtype)
     assert_parity(forward, [x, y, None, weight, bias], backend=backend, dtype=dtype)
+    atol = 1e-5 if channels > 1 else 1e-4  # of one channel the variance is 0: rounding errors times eps**-0.5
     for rest, again in ((y, bias), (None, None)):
-        assert_parity(gradients, [x, grad, rest, weight, again], backend=backend, dtype=dtype, atol=1e-5)
+        assert_parity(gradients, [x, grad, rest, weight, again], backend=backend, dtype=dtype, atol=atol)
 
 
 @pytest.mark.parametrize("backend", ["eager", *TRITON])

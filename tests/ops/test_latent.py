@@ -251,7 +251,9 @@ def test_opcheck_and_compile(backend):
         want = torch.autograd.grad(fn(z), z)[0]
         torch._dynamo.reset()
         got = torch.autograd.grad(torch.compile(fn, fullgraph=True, backend="aot_eager")(z), z)[0]
-    assert torch.equal(got, want)
+    if device == "cpu":
+        assert torch.equal(got, want)
+    torch.testing.assert_close(got, want)  # on CUDA indexing adds up in any order
 
 
 def test_what_a_kernel_does_not_support():

@@ -173,9 +173,9 @@ def test_opcheck_and_compile(backend):
             torch.library.opcheck(_target_norm, (x, 2))
         torch.library.opcheck(_target_norm_backward, (h, h.transpose(0, 1).contiguous().transpose(0, 1), 2))
         x = h.clone().requires_grad_()
-        fn = lambda x: (ops.target_norm(x * 2, 4) ** 3).sum()  # noqa: E731
+        fn = lambda x: (ops.target_norm(x * 2, 2) ** 3).sum()  # noqa: E731
         compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(*(torch.autograd.grad(f(x), x)[0] for f in (fn, compiled)))
+        torch.testing.assert_close(*(torch.autograd.grad(f(x), x)[0] for f in (fn, compiled)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(not _cpp.LOADED, reason=_cpp.REASON or "-")

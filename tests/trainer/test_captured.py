@@ -369,3 +369,55 @@ def test_tables_of_a_capture_are_filled_when_it_has_ended():
     assert made.find("key", run) is None
     assert torch.equal(made.find("key", run).result, table)
     assert _capture.constant(table, torch.device("cpu")) is table  # outside of a capture
+
+
+def test_room_for_tables_grows_until_it_is_enough():
+    """Of the memory for tables that is set aside before a capture: the step is captured again with more."""
+    tables = [torch.arange(n, dtype=torch.float64) for n in (_capture.ROOM // 8 - 5, 3, _capture.ROOM // 16)]
+    made = graphs.Graphs("it", torch.device("cpu"), capture=plain_capture)
+    for _ in range(2):
+        found = made.find("key", lambda: [_capture.constant(x, torch.device("cpu")) for x in tables])
+    assert all(torch.equal(a, b) for a, b in zip(found.result, tables, strict=True))
+    assert made.room == 4 * _capture.ROOM
+
+
+def test_too_many_tables_are_a_reason(monkeypatch, caplog):
+    monkeypatch.setattr(graphs, "MOST_ROOM", _capture.ROOM)
+    made = graphs.Graphs("it", torch.device("cpu"), capture=plain_capture)
+    for _ in range(2):
+        assert made.find("key", lambda: _capture.constant(torch.zeros(_capture.ROOM), torch.device("cpu"))) is None
+    assert made.off and "over 1 MiB" in caplog.text
+
+
+def test_the_first_error_of_a_capture_is_the_reason(caplog):
+    """As on CUDA, where the end of a capture that failed raises an error of its own."""
+
+    def capture(run, device, pool):
+        try:
+            run()
+        finally:
+            raise RuntimeError("failed due to a previous error during capture")
+
+    def run():
+        raise ValueError("what went wrong\nand where")
+
+    made = graphs.Graphs("it", torch.device("cpu"), capture=capture)
+    for _ in range(2):
+        assert made.find("key", run) is None
+    assert made.off and "(what went wrong)" in caplog.text
+
+
+def test_no_event_is_waited_for_in_a_capture():
+    """Lengths that are on the host are not asked for again: waiting for an event breaks a capture."""
+
+    class Event:
+        def synchronize(self):
+            assert not _capture.capturing(torch.device("cpu"))
+
+    step = make(captured.Whole)
+    for i in range(3):
+        staged = step.stage(batch(0), 0)
+        for masks in staged.masks:
+            masks.copied = Event()
+        step(staged, i)
+    assert step.captured.graphs.captured

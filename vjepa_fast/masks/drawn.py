@@ -44,6 +44,7 @@ class DrawnMasks:
         """The lengths, int64 [2,S,B] on the host, once they are there."""
         if self.copied is not None:
             self.copied.synchronize()
+            self.copied = None  # asked again while a CUDA graph is captured, where no event may be waited for
         return self.lengths
 
     def record_stream(self, stream: torch.Stream) -> None:

@@ -10,10 +10,12 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from vjepa_fast.errors import ConfigError
+from vjepa_fast.files import first_line
 from vjepa_fast.ops import _capture
 
 T = TypeVar("T")
 _log = logging.getLogger("vjepa_fast")
+MOST_ROOM = 256 << 20  # bytes of the tables of one graph
 MOST = 12  # graphs kept of a kind; the one whose last use is longest ago goes first
 
 
@@ -60,6 +62,7 @@ class Graphs(Generic[T]):
         self.pool: Any = None
         self.captured: dict[Hashable, Captured[T]] = {}
         self.seen: set[Hashable] = set()
+        self.room = _capture.ROOM
         self.off = self.told = False
 
     def find(self, key: Hashable, run: Callable[[], T]) -> Captured[T] | None:
@@ -82,7 +85,7 @@ class Graphs(Generic[T]):
             try:
                 found = self._made(run)
             except RuntimeError as error:
-                self._give_up(f"{self.what} could not be captured ({str(error).splitlines()[0]})", error)
+                self._give_up(f"{self.what} could not be captured ({first_line(_cause(error))})", error)
                 return None
         self.captured[key] = found
         return found
@@ -90,8 +93,15 @@ class Graphs(Generic[T]):
     def _made(self, run: Callable[[], T]) -> Captured[T]:
         if self.shared and self.pool is None and self.device.type == "cuda":
             self.pool = torch.cuda.graph_pool_handle()
-        with _capture.collecting() as tables:
-            result, replay = self.capture(run, self.device, self.pool)
+        while True:
+            try:
+                with _capture.collecting(self.device, self.room) as tables:
+                    result, replay = self.capture(run, self.device, self.pool)
+                break
+            except RuntimeError as error:
+                if not isinstance(_cause(error), _capture.RoomError) or self.room >= MOST_ROOM:
+                    raise
+                self.room *= 4
         _capture.fill(tables)
         return Captured(result, replay, tables)
 
@@ -130,6 +140,13 @@ class Graphs(Generic[T]):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return True
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong first: the end of a capture that failed raises an error of its own."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _capture_cuda(run: Callable[[], T], device: torch.device, pool: Any) -> tuple[T, Callable[[], None]]:

@@ -168,6 +168,7 @@ class Backend(ABC):
         plans: it prepares something on the host for every new shape, as cuDNN does its execution plans (about 6 ms
             each); ``auto`` then takes it only for shapes that repeat.
         takes_rope: it applies rotary positions itself and is called through `packed`.
+        timed: ``auto`` may time it, and take it; False for what can take the process along where it fails.
     """
 
     name: ClassVar[str]
@@ -184,6 +185,7 @@ class Backend(ABC):
     deterministic: ClassVar[str] = "asked"
     plans: ClassVar[bool] = False
     takes_rope: ClassVar[bool] = False
+    timed: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

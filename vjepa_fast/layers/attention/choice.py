@@ -97,9 +97,12 @@ def call_of(qkv_BK3E: Tensor, num_heads: int, segments: Segments, repeats: bool 
 def candidates(call: Call) -> list[Backend]:
     """The backends to measure for a call on CUDA: all that support it, but for those that plan if it does not repeat.
 
+    Nor those that are not to be timed (`Backend.timed`).
+
     Plain ``sdpa`` is none: the implementations that it chooses from stand beside it under their own names.
     """
-    able = [b for b in BACKENDS.values() if b is not SDPA and (call.repeats or not b.plans) and not b.refusals(call)]
+    known = [b for b in BACKENDS.values() if b.timed and b is not SDPA and (call.repeats or not b.plans)]
+    able = [b for b in known if not b.refusals(call)]
     return able if able or call.on_device else [STEADY]
 
 

@@ -43,7 +43,9 @@ class Varlen(Backend):
 class VarlenCudnn(Varlen):
     """cuDNN's kernels with offsets of segments, as ``aten::_cudnn_attention_forward``; a plan for each new shape.
 
-    It asks for what torch's own ``varlen_attn`` asks for before it takes cuDNN.
+    It asks for what torch's own ``varlen_attn`` asks for before it takes cuDNN. On an H100 with torch 2.11 and cuDNN 9.19
+    the operator's backward pass broke the CUDA context (illegal instruction, illegal address), after which nothing runs
+    in that process: refused there, and under later versions, where nobody has tried it, only taken by name.
     """
 
     name = "varlen_cudnn"
@@ -52,11 +54,15 @@ class VarlenCudnn(Varlen):
     capability = (9, 0)
     deterministic = "never"
     plans = True
+    timed = False
+    since = (2, 12)  # of torch, with 2.11 it was seen to fail
     shortest = 128  # cuDNN takes offsets where the longest segment has more tokens
 
     def objections(self, call: Call) -> list[str]:
         """Why this backend does not support the call."""
         reasons, found = super().objections(call), torch.backends.cudnn.version() or 0
+        if torch.__version__ < self.since:
+            reasons.append(f"it breaks the CUDA context of the process before torch 2.12, this is {torch.__version__}")
         if found < 91800:
             reasons.append(f"it needs cuDNN 9.18 or newer, torch has {found}")
         if (device := capability(call.device)) is not None and device[0] > 10:
