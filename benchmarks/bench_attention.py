@@ -6,7 +6,7 @@
 Shapes: ``target``, clips of 1568 tokens (12 heads of 64); ``context``, the context tokens of two masks of all clips as
 one stream with filler (12 of 64); ``predictor``, context and predicted tokens (12 of 32). Rotary positions are part of
 it. ``full`` is forward and backward. Results are compared with the first backend's; a backend that refuses a shape or
-fails has a row with the reason. Not run on a GPU yet: the tiles in kernels/packed_attention.py are chosen by registers.
+fails has a row with the reason. The tiles in kernels/packed_attention.py are chosen by registers, not by time.
 """
 
 from __future__ import annotations

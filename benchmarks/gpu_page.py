@@ -2,8 +2,10 @@
 
     python benchmarks/gpu_page.py                  # called by plot_step.py
 
-step.json has whole steps with their kernels by name, library_kernels.json the products and attentions of the same step
-through cuBLAS and the backends of scaled_dot_product_attention. Both say which commit and versions were measured.
+captured.json has captured steps and their kernels by name, attention.json what ``runtime.attention: auto`` measured
+meanwhile. Of the code before those, step.json has whole steps with their kernels by name, and library_kernels.json the
+products and attentions of the same step through cuBLAS and the backends of scaled_dot_product_attention. All say which
+commit and versions were measured.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results" / "h100"
 KINDS = (  # the first that a kernel's name matches
-    ("attention", r"sdpa|cudnn::fusion|flash"),
+    ("attention", r"sdpa|cudnn::fusion|flash|packed_attention"),
     ("float32 products without tensor cores", r"simt_sgemm|f32f32_f32f32|GemmUniversal.*float"),
+    ("float32 products on tensor cores", r"^_product$|^_covariance"),
+    ("products with GELU in their epilogue", r"^_gelu_product$"),
     ("products in bfloat16", r"nvjet|cublasLt|xmma_gemm_bf16"),
     ("GELU and its slope, as passes", r"gelu"),
-    ("LayerNorm and its backward", r"layer_norm|GammaBeta"),
+    ("LayerNorm and its backward", r"layer_norm|GammaBeta|^_add_norm"),
     ("rotary positions, as a pass", r"rope3d"),
     ("AdamW and the average", r"^_step$"),
-    ("latent losses", r"^(token|pair|column)_"),
+    ("latent losses", r"^(token|pair|column)(_|$)"),
     ("copies of clips", r"^Memcpy"),
 )
 REST = "residuals, concatenations, copies, casts, sums"
@@ -113,10 +117,57 @@ def graph_text(step: dict) -> str:
     )
 
 
+def captured_tables(found: dict, attention: dict) -> str:
+    """Rows of the benchmark, steps one at a time, kernels by kind, and attention by backend."""
+    parts = [
+        textwrap.fill(
+            f"{found['device']}, torch {found['torch']}, Triton {found['triton']}; mask lengths new at every step. "
+            "First, turns of four steps, among them steps whose capacities had not come before, which run as they are "
+            "once and are captured once:",
+            118,
+        ),
+        "\n".join(
+            [
+                "| batch | median ms | least to most | clips/s | MFU % | peak GB | launches | syncs | plans | busy % |",
+                "|---" * 10 + "|",
+                *(
+                    f"| {r['batch']} | {r['median_ms']:.1f} | {r['min_ms']:.1f} to {r['max_ms']:.1f} | "
+                    f"{r['clips_per_s']:.0f} | {100 * r['mfu']:.1f} | {r['peak_after_imports'] / 1e9:.1f} | "
+                    f"{r['launches_per_step']:g} | "
+                    f"{r['syncs_per_step']:g} | {r['plan_builds_per_step']:g} | {100 * r['device_busy']:.0f} |"
+                    for r in found["rows"]
+                ),
+            ]
+        ),
+    ]
+    said = []
+    for batch, steps in found["steps"].items():
+        pairs = zip(steps, steps[1:])  # of a replay no graph and no shape was new
+        replays = sorted(ms for before, (ms, *_, graphs, seen) in pairs if before[2:] == [graphs, seen])
+        said.append(f"at batch {batch} {replays[0]:.1f} to {replays[-1]:.1f} ms ({len(replays)} of {len(steps)} steps)")
+    parts.append(
+        textwrap.fill(f"Second, steps one at a time, of which those that were replays took {', '.join(said)}.", 118)
+    )
+    kinds = by_kind(found["kernels"]["8"])
+    rest = found["kernel_ms"]["8"] - sum(kinds.values())  # of kernels too short for the file
+    kinds[REST] += rest
+    lines = ["| kernels of a captured step at batch 8 | ms |", "|---|---|"]
+    lines += [f"| {kind} | {ms:.1f} |" for kind, ms in sorted(kinds.items(), key=lambda item: -item[1])]
+    parts.append("\n".join([*lines, f"| all {found['kernels_per_step']['8']:.0f} | {found['kernel_ms']['8']:.1f} |"]))
+    names = ["triton", "sdpa_cudnn", "sdpa_flash", "varlen"]
+    lines = ["| attention, device ms | " + " | ".join(f"`{name}`" for name in names) + " |", "|---" * 5 + "|"]
+    for shape, ms in attention["ms"].items():
+        cells = (f"{ms[name]:.3f}" if name in ms else "" for name in names)
+        lines.append(f"| {shape.removeprefix('bfloat16, ').replace(', rope', '')} | {' | '.join(cells)} |")
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
 def section() -> str:
     """All of it."""
-    step, library = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("step", "library_kernels"))
-    return "\n\n".join((steps_table(step), graph_text(step), kinds_table(step, library)))
+    names = ("step", "library_kernels", "captured", "attention")
+    step, library, captured, attention = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    before = (steps_table(step), graph_text(step), kinds_table(step, library))
+    return "\n\n".join((captured_tables(captured, attention), "Before that:", *before))
 
 
 if __name__ == "__main__":

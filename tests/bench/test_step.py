@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -247,6 +248,37 @@ def test_new_shapes_come_at_no_step_before_and_repeated_ones_again():
     assert [ready.known for ready in again] == [False, False, True, True, True]
     reference = batches.Batches(providers.Provider("reference", config_of()), "new", 2)
     assert [ready.index for ready in reference.take(3)] == [ready.index for ready in new]
+
+
+class Capturing:
+    """A provider whose steps are replays but for those of ``new`` indices, counted from 0."""
+
+    def __init__(self, new):
+        self.new, self.replays, self.made = new, 0, 0
+
+    def steps(self, prepared, indices):
+        self.replays += self.made not in self.new
+        self.made += 1
+
+
+@pytest.mark.parametrize(
+    ("new", "deadline", "expected"),
+    [
+        ((), math.inf, 3 + step.SETTLED),
+        ((0, 1, 5), math.inf, 3 + 6 + step.SETTLED),
+        (range(0, 1000, 10), math.inf, None),
+        ((), 0.0, None),
+    ],
+)
+def test_captured_steps_are_timed_when_they_are_replays(new, deadline, expected):
+    ready = batches.Ready(0, None, None, False)
+    feed = types.SimpleNamespace(take=lambda n: [ready] * n)
+    assert step.settle(Capturing(new), feed, 3, deadline) == expected
+
+
+def test_steps_that_are_not_captured_need_not_settle():
+    p = providers.Provider("vjepa_fast", config_of())
+    assert p.replays is None and step.settle(p, None, 2, math.inf) is None
 
 
 def test_a_step_of_known_shapes_is_passed_over():

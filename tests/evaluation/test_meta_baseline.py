@@ -22,9 +22,9 @@ from vjepa_fast.evaluation.fewshot.tuning.meta_baseline import (
     meta_train,
     train_classifier,
 )
-from vjepa_fast.evaluation.fewshot.tuning.methods import METHODS
+from vjepa_fast.evaluation.fewshot.tuning.methods import METHODS, OPTIONS
 from vjepa_fast.evaluation.fewshot.tuning.parts import part_of, parts_of
-from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, Setup, parse_trunk
+from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, MetaSettings, Setup, TuneSettings, parse_trunk
 
 QUICK = MetaBaselineSettings(
     trunk="head",
@@ -250,6 +250,19 @@ def test_a_manifest_is_read(tiny_suites, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("room", [clips_module.IN_MEMORY, 0])
+def test_short_videos_hold_their_last_frame_where_asked(tiny_suites, monkeypatch, room):
+    monkeypatch.setattr(clips_module, "IN_MEMORY", room)
+    novel = load_manifest(tiny_suites["motion8"]["test"])  # 16 frames
+    view = TuneSettings(num_frames=20, crop_size=32, frame_step=1)
+    clip = part_of(novel, "novel", tiny_encoder(), replace(view, short="hold")).fetch(np.array([1]))[0]
+    assert (
+        clip.shape == (3, 20, 32, 32) and (clip[:, 15:] == clip[:, 15:16]).all() and (clip[:, 14] != clip[:, 15]).any()
+    )
+    with pytest.raises(DataError, match="frames"):
+        part_of(novel, "novel", tiny_encoder(), view).fetch(np.array([1]))
+
+
 def test_rates_and_trunks():
     step = FitSettings()
     assert [step.rate(e, 9, 10) for e in (0, 89, 90, 99)] == [1, 1, pytest.approx(0.1), pytest.approx(0.1)]
@@ -341,7 +354,7 @@ def test_arguments_of_the_command_line():
     from vjepa_fast.cli import _fewshot_tune
     from vjepa_fast.cli._fewshot_tune import add_arguments, settings_of
 
-    assert tuple(METHODS) == _fewshot_tune.METHODS
+    assert tuple(METHODS) == _fewshot_tune.METHODS and {"val", *OPTIONS} == set(_fewshot_tune.EVERY)
     parser = ArgumentParser()
     add_arguments(parser)
     args = parser.parse_args([])

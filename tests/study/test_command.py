@@ -33,11 +33,15 @@ def command(folder, *more) -> int:
         (["--set", "objectives.hw.coeff=2"], "the study sets objectives.hw.coeff itself"),
         (["--set", "optimization.lrr=2"], "unknown key"),
         (["--evaluate", "motion9"], "--evaluate: 'motion9'"),
-        (["--data", "ssv2"], "--data ssv2: expected NAME=VALUE"),
+        (["--data", "ssv2"], "--data: belongs to --suite paper, not to synthetic"),
+        (["--suite", "paper", "--data", "ssv2="], "--data ssv2=: expected NAME=VALUE"),
+        (["--suite", "paper", "--data", "nothing"], "--data nothing: no such folder"),
+        (["--suite", "paper", "--sizes", "dive.val=9"], "--sizes: belongs to --suite synthetic"),
         (["--compat", "published", "--variants", "amg", "--set", "data.batch_size=5"], "amg-single-published-s0: amg"),
     ],
 )
-def test_wrong_arguments_name_the_argument_and_write_nothing(tmp_path, more, message, capsys):
+def test_wrong_arguments_name_the_argument_and_write_nothing(tmp_path, more, message, capsys, monkeypatch):
+    monkeypatch.setattr("vjepa_fast.study.run.runner.run_study", None)  # accepted arguments start no study
     assert command(tmp_path, *more) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1 and not (tmp_path / "s").exists()

@@ -104,6 +104,12 @@ class Provider:
         ]
         return clips, [enc for enc, _ in drawn], [pred for _, pred in drawn]
 
+    @property
+    def replays(self) -> int | None:
+        """Steps so far that were replays of a captured graph; None where none is used."""
+        captured = None if self.ours is None else self.ours.captured
+        return None if captured is None or captured.graphs.off else captured.graphs.replays
+
     def step(self, prepared: Any, index: int) -> Tensor:
         """Make the step; returns its loss, a tensor that was not waited for where the step itself does not."""
         if self.ours is not None:

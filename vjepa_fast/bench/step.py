@@ -42,8 +42,11 @@ _MEASURED = (
     "plan_builds_per_step",
     "plan_ms",
     "known_shapes",
+    "replayed",
+    "settled_after",
 )
 TURN = {"cuda": 4, "cpu": 1}  # steps timed together: on CUDA without waiting for the device between them
+SETTLED, MOST_TO_SETTLE = 16, 200  # replays in a row after which captured steps are timed; steps until then at most
 
 
 def measure_cases(
@@ -183,6 +186,7 @@ def _measure_together(
     times: dict[str, list[float]] = {name: [] for name in names}
     host: dict[str, list[float]] = {name: [] for name in names}  # until the host had launched the steps
     flops: dict[str, list[float]] = {name: [] for name in names}
+    replayed: dict[str, list[int]] = {name: [] for name in names}  # of each turn the replays, the steps
     imported: dict[str, int] = {}  # bytes in use on the GPU before a provider was built
     built: dict[str, int] = {}  # and after
     turn_size = TURN[torch.device(cfg.runtime.device).type]
@@ -210,9 +214,11 @@ def _measure_together(
         p = providers[name]
         timed = number >= warmup
         if number == warmup:
+            rows[name]["settled_after"] = settle(p, batches[name], warmup, deadline)
             start_peak(cfg.runtime.device)  # what compilation and first calls took does not count
         taken = batches[name].take(turn_size if timed else 1)
         prepared, indices = [ready.prepared for ready in taken], [ready.index for ready in taken]
+        before = p.replays
         _wait(p.device)
         began = time.perf_counter()
         loss = p.steps(prepared, indices)
@@ -223,6 +229,8 @@ def _measure_together(
             times[name].append(seconds)
             host[name].append((launched - began) / len(taken))
             flops[name].append(statistics.mean(ready.work.flops for ready in taken))
+            if before is not None and p.replays is not None:
+                replayed[name] += [p.replays - before, len(taken)]
             rows[name]["known_shapes"] = (rows[name]["known_shapes"] or 0) + sum(ready.known for ready in taken)
         if number == 0:
             rows[name]["first_loss"] = float(loss)
@@ -238,6 +246,8 @@ def _measure_together(
             row.update(peak_bytes=most - built[name], peak_after_imports=most - imported[name])
             row["host_ms"] = round(1e3 * statistics.median(host[name]), 3)
         row.update(counts(p, batches[name]))
+        if replayed[name]:
+            row["replayed"] = round(sum(replayed[name][::2]) / sum(replayed[name][1::2]), 4)
         if row["device_ms"] is not None:  # of the time without the profiler, which slows the host and not the device
             row["device_busy"] = round(min(1.0, row["device_ms"] / row["median_ms"]), 4)
 
@@ -256,6 +266,23 @@ def _measure_together(
     if "torch._dynamo" in sys.modules:  # else the next case's models count against the limit of recompilations
         torch._dynamo.reset()
     return list(rows.values())
+
+
+def settle(provider: Provider, batches: Batches, made: int, deadline: float) -> int | None:
+    """More steps, one at a time, until captured ones are replays `SETTLED` times in a row; the number made by then.
+
+    In a run of thousands of steps a shape is new a few times; in a dozen steps it is new most of the time. ``made``:
+    steps so far. None where nothing is captured, or steps are still new after `MOST_TO_SETTLE` or at ``deadline``.
+    """
+    in_a_row = 0
+    while (before := provider.replays) is not None and made < MOST_TO_SETTLE and time.monotonic() < deadline:
+        if in_a_row == SETTLED:
+            return made
+        (ready,) = batches.take(1)
+        provider.steps([ready.prepared], [ready.index])
+        made += 1
+        in_a_row = in_a_row + 1 if provider.replays != before else 0
+    return None
 
 
 def _row(cfg: Config, name: str, shapes: str | None, error: str | None = None) -> dict:

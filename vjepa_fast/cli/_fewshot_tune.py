@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vjepa_fast.cli import _arguments as arguments
 
 if TYPE_CHECKING:
-    from vjepa_fast.evaluation.fewshot.tuning.settings import FitSettings, TuneSettings
+    from vjepa_fast.evaluation.fewshot.tuning.settings import TuneSettings
 
 SUN = ("sun", "sun-d")
 METHODS = ("meta-baseline", *SUN)
@@ -80,37 +80,7 @@ def _flag(name: str) -> str:
 
 
 def settings_of(method: str, args: Namespace, **test: Any) -> TuneSettings:
-    """The settings of ``method`` from parsed ``args``. ``test``: further fields of ``TuneSettings``, such as ``way``,
-    ``shots``, ``queries``, ``episodes``, ``pooling``. Raises ConfigError for values that cannot be used.
-    """
-    from dataclasses import replace
+    """The settings of ``method`` from parsed ``args``; ``test`` and errors as ``tuning.methods.settings_of``."""
+    from vjepa_fast.evaluation.fewshot.tuning import methods
 
-    from vjepa_fast.evaluation.fewshot.tuning.methods import method_named
-
-    default: Any = method_named(method)[1]()
-    meta = _given(args, **{n.removeprefix("meta_"): n for n in NUMBERS if n.startswith(("meta_", "val_"))})
-    if "way" in meta:
-        meta["reduce_way"] = False  # asked for by name: refused rather than reduced
-    fit = _given(args, epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")
-    fields = {"meta": replace(default.meta, **meta), **_given(args, trunk="trunk", chunk="tune_chunk"), **test}
-    for stage in ("teacher", "student") if method in SUN else ("classifier",):
-        fields[stage] = _scaled(getattr(default, stage), fit)
-    if method in SUN:
-        fields |= _given(args, top_k="top_k", background="background")
-        if args.flip is not None:
-            fields["augment"] = replace(default.augment, flip=args.flip)
-    return replace(default, **fields)
-
-
-def _given(args: Namespace, **names: str) -> dict:
-    """{field: value} of the arguments that were given."""
-    return {field: getattr(args, name) for field, name in names.items() if getattr(args, name) is not None}
-
-
-def _scaled(default: FitSettings, given: dict) -> FitSettings:
-    """With another number of epochs, warm-up and milestones keep their share of the run."""
-    from dataclasses import replace
-
-    share = given.get("epochs", default.epochs) / default.epochs
-    milestones = tuple(round(m * share) for m in default.milestones)
-    return replace(default, warmup=default.warmup * share, milestones=milestones, **given)
+    return methods.settings_of(method, vars(args), **test)

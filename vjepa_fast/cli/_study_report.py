@@ -42,6 +42,10 @@ def run(args: Namespace) -> int:
         print(f"  {line}")
     if made["missing"]:
         print(f"incomplete: {len(made['missing'])} cells are missing: {made['missing_text']}")
+    if made["study"].plan.get("suite") == "paper":
+        from vjepa_fast.study.paper import write_paper_table
+
+        written = [*written, write_paper_table(args.folder, args.partial)]
     for path in written:
         print(f"written: {path}")
     return 0

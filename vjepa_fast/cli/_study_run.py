@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vjepa_fast.study.run.plan import Grid, StudyPlan
     from vjepa_fast.study.run.suites import Settings
 
+OF_SUITE = {"paper": ("data", "tune"), "synthetic": ("sizes",)}  # options that one suite alone reads
 HELP = "train and evaluate the variants of a study; skips what is done, goes on where it stopped"
 
 
@@ -76,8 +77,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--data",
         action="append",
         default=[],
-        metavar="NAME=PATH",
-        help="paper suite: ssv2=FOLDER or ssv2.train=FILE.csv; may be repeated",
+        metavar="DIR|NAME=PATH",
+        help="paper suite: the folder below which vjepa-fast prepare wrote one per data set, or ssv2=FOLDER, or "
+        "ssv2.train=FILE.csv; may be repeated",
     )
     data.add_argument(
         "--sizes",
@@ -88,6 +90,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     data.add_argument(
         "--evaluate", type=names, default=[], metavar="NAMES", help="evaluate on these only, such as motion8,fewshot"
+    )
+    data.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="paper suite: methods=meta-baseline,sun (default; none: frozen only), and their options, such as "
+        "trunk=head or tune_epochs=20; may be repeated",
     )
     data.add_argument("--pooling", choices=POOLINGS, help="of probed suites; default: tdiff; paper suite: mean")
     data.add_argument("--way", type=positive, default=5, help="classes per episode (default %(default)s)")
@@ -156,6 +166,9 @@ def _settings(args: Namespace) -> Settings:
     from vjepa_fast.errors import UserError
     from vjepa_fast.study.run.suites import Settings
 
+    for suite, options in OF_SUITE.items():
+        if suite != args.suite and (given := [name for name in options if getattr(args, name)]):
+            raise UserError(f"--{given[0]}: belongs to --suite {suite}, not to {args.suite}")
     device = args.device
     if device != "cpu":
         import torch
@@ -176,7 +189,8 @@ def _settings(args: Namespace) -> Settings:
         overrides=tuple(args.overrides),
         device=device,
         sizes=sizes,
-        data=_pairs("--data", args.data),
+        data=_pairs("--data", [text if "=" in text else f"prepared={text}" for text in args.data]),
+        tune=_pairs("--tune", args.tune),
         evaluate=tuple(args.evaluate),
         pooling=args.pooling or "",
     )
@@ -210,7 +224,10 @@ def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
 
 
 def _dry_run(study: StudyPlan) -> int:
-    missing = {job["key"] for job in study.missing()}
+    jobs = study.missing()
+    for line in study.suite.cost_lines(jobs):
+        print(line)
+    missing = {job["key"] for job in jobs}
     for job in study.jobs:
         state = "to do" if job["key"] in missing else "done"
         print(f"{state:<6}  {job['key']:<44} {'' if job['kind'] == 'random' else job['settings']['steps'] + ' steps'}")
@@ -229,7 +246,9 @@ class _Display:
 
     def event(self, what: str, job: dict | str) -> None:
         if isinstance(job, str):
-            if not job.endswith((": start", ": kept")):
+            if what == "cost":
+                print(job, flush=True)
+            elif not job.endswith((": start", ": kept")):
                 self.say(job)
             return
         key = job["key"]

@@ -1,9 +1,9 @@
 """Tables that the host makes for kernels, under a CUDA graph being captured too.
 
 A copy from the host that is captured would be made again at every replay, from memory that is gone by then. So a table
-gets its place on the device at once, and its content when the capture has ended. All places are parts of one tensor that
-is made before the capture: memory asked for meanwhile would be the graph's own, in which what another graph computes in
-between may come to lie, and memory from elsewhere cannot be had, since CUDA allows no plain allocation then.
+gets its place on the device at once, and its content when the capture has ended. All places are parts of one tensor,
+made before the capture. Memory asked for meanwhile would be the graph's own, in which what another graph computes may
+come to lie, and memory from elsewhere cannot be had, since CUDA allows no plain allocation then.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ class Graphs(Generic[T]):
         self.captured: dict[Hashable, Captured[T]] = {}
         self.seen: set[Hashable] = set()
         self.room = _capture.ROOM
+        self.replays = 0  # graphs that `find` has given
         self.off = self.told = False
 
     def find(self, key: Hashable, run: Callable[[], T]) -> Captured[T] | None:
@@ -88,6 +89,7 @@ class Graphs(Generic[T]):
                 self._give_up(f"{self.what} could not be captured ({first_line(_cause(error))})", error)
                 return None
         self.captured[key] = found
+        self.replays += 1
         return found
 
     def _made(self, run: Callable[[], T]) -> Captured[T]:

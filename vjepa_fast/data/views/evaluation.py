@@ -38,14 +38,15 @@ def eval_clip(
     frame_step: int | None = None,
     fps: int | None = None,
     duration: float | None = None,
+    short: str = "refuse",
     start: str | float = "center",
     decoder: str = "auto",
 ) -> torch.Tensor:
     """One clip of a video, or an image repeated, as uint8 ``[3, F, S, S]``: middle frames, centre view
-    (``augment.centre_view``). ``start`` is "center" or the first frame's number; ``decoder`` as ``data.decoder``.
-    DataError if it cannot be read.
+    (``augment.centre_view``). ``short`` as in ``Sampling``; ``start`` is "center" or the first frame's number;
+    ``decoder`` as ``data.decoder``. DataError if it cannot be read.
     """
-    reader = SourceReader(Sampling(frame_step, fps, duration), decoder=choose_decoder(decoder, "decoder"))
+    reader = SourceReader(Sampling(frame_step, fps, duration, short=short), decoder=choose_decoder(decoder, "decoder"))
     path = os.fspath(path)
     frames = reader.read(path, "image" if is_image_path(path) else "video", num_frames, start)
     return _cut(frames, num_frames, crop_size, 1)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -108,10 +109,10 @@ class ProbeProtocol(FeatureSettings):
         own = {**self.extraction(), **{k: getattr(self, k) for k in ("clips", "crops", "storage")}}
         return extract_tokens(encoder, source, device=subject.device, cache_dir=subject.cache_dir, **own)
 
-    def parts(self, manifests: dict[str, Manifest]) -> dict[str, Manifest]:
+    def parts(self, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
         """The manifests that are trained and tested on: as they are, but for the published protocol."""
         if self.name != "published":
-            return manifests
+            return dict(manifests)
         return published_parts(manifests, published_settings(self.known_task), self.every_clip)
 
     def token_bytes(self, encoder: VisionTransformer, samples: int) -> int:
@@ -158,43 +159,64 @@ def probe_checkpoint(
         if subject.cache_dir is not None:
             check_disk(subject.cache_dir, needed)
     sources = open_sources(manifests, encoders[0][2], protocol, subject)
+    rows = []
+    for label, kind, encoder in encoders:
+        if probing:
+            rows += encoder_rows(label, kind, encoder, manifests, sources, protocol, subject, classes)
+        if "fewshot" in manifests:
+            suite = f"{suite_name(manifests['fewshot'])} few-shot"
+            episodes = {k: getattr(protocol, k) for k in ("way", "shots", "queries", "episodes", "seed")}
+            subject.say(f"{label}: features of fewshot ({len(sources['fewshot'])} clips)")
+            features = protocol.take(encoder.to(subject.device), sources["fewshot"], subject)
+            rows += episode_rows(label, kind, suite, features, **episodes)
+    return against(rows, [r for r in rows if r.kind == "random"])
 
-    def take(label: str, encoder: VisionTransformer, needs: str, part: str) -> Any:
+
+def encoder_rows(
+    label: str,
+    kind: str,
+    encoder: VisionTransformer,
+    manifests: Mapping[str, Manifest],
+    sources: Mapping[str, Source],
+    protocol: ProbeProtocol,
+    subject: Subject,
+    classes: int | None = None,
+    suite: str | None = None,
+) -> list[Row]:
+    """A row per probe of a settled ``protocol``, of one encoder on the parts "train", "val" (optional) and "test".
+
+    ``sources``: the same parts as `open_sources` gives them; several views are read from ``manifests``. ``subject``
+    gives device, cache folder and progress. ``classes``: how many there must be (None: the highest label + 1).
+    """
+    encoder.to(subject.device)
+    options = ProbeOptions(
+        seed=protocol.seed,
+        classes=classes,
+        task=protocol.known_task,
+        epochs=protocol.epochs,
+        batch_size=protocol.probe_batch,
+        device=subject.device,
+        on_progress=lambda i, n: subject.say(f"{label}: probe, epoch {i} of {n}"),
+    )
+
+    def take(needs: str, part: str) -> Any:
         several_views = needs == "tokens" and (protocol.clips, protocol.crops) != (1, 1)
         source = manifests[part] if several_views else sources[part]
         subject.say(f"{label}: {needs} of {part} ({len(source)} clips)")
         return (protocol.take_tokens if needs == "tokens" else protocol.take)(encoder, source, subject)
 
-    rows = []
-    for label, kind, encoder in encoders:
-        encoder.to(subject.device)
-        options = ProbeOptions(
-            seed=protocol.seed,
-            classes=classes,
-            task=protocol.known_task,
-            epochs=protocol.epochs,
-            batch_size=protocol.probe_batch,
-            device=subject.device,
-            on_progress=lambda i, n, label=label: subject.say(f"{label}: probe, epoch {i} of {n}"),
-        )
-        taken: dict[str, dict] = {}
-        needs_of = {name: PROBES[name].needs_of(protocol.known_task) for name in protocol.probes if probing}
-        pooled = [name for name, needs in needs_of.items() if needs == "features"]
-        read = {}
-        if protocol.readout is not None and pooled:
-            subject.say(f"{label}: readout {protocol.readout}")
-            read = probe_features(protocol.readout, pooled, encoder, sources, protocol, subject, options)
-        for name, needs in needs_of.items():
-            if name not in read and needs not in taken:
-                given = [part for part in ("train", "val", "test") if part in manifests]
-                taken[needs] = {part: take(label, encoder, needs, part) for part in given}
-            found, reading = read[name] if name in read else (taken[needs], None)
-            subject.say(f"{label}: {name} probe")
-            parts = found["train"], found.get("val"), found["test"]
-            row = probe_row(name, *parts, options, label=label, kind=kind, suite=suite_name(manifests["test"]))
-            rows.append(with_reading(row, reading))
-        if "fewshot" in manifests:
-            suite = f"{suite_name(manifests['fewshot'])} few-shot"
-            episodes = {k: getattr(protocol, k) for k in ("way", "shots", "queries", "episodes", "seed")}
-            rows += episode_rows(label, kind, suite, take(label, encoder, "features", "fewshot"), **episodes)
-    return against(rows, [r for r in rows if r.kind == "random"])
+    needs_of = {name: PROBES[name].needs_of(protocol.known_task) for name in protocol.probes}
+    pooled = [name for name, needs in needs_of.items() if needs == "features"]
+    rows, taken, read = [], {}, {}
+    if protocol.readout is not None and pooled:
+        subject.say(f"{label}: readout {protocol.readout}")
+        read = probe_features(protocol.readout, pooled, encoder, sources, protocol, subject, options)
+    for name, needs in needs_of.items():
+        if name not in read and needs not in taken:
+            taken[needs] = {part: take(needs, part) for part in ("train", "val", "test") if part in manifests}
+        found, reading = read[name] if name in read else (taken[needs], None)
+        subject.say(f"{label}: {name} probe")
+        parts = found["train"], found.get("val"), found["test"]
+        row = probe_row(name, *parts, options, label=label, kind=kind, suite=suite or suite_name(manifests["test"]))
+        rows.append(with_reading(row, reading))
+    return rows

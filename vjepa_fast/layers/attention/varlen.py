@@ -43,9 +43,9 @@ class Varlen(Backend):
 class VarlenCudnn(Varlen):
     """cuDNN's kernels with offsets of segments, as ``aten::_cudnn_attention_forward``; a plan for each new shape.
 
-    It asks for what torch's own ``varlen_attn`` asks for before it takes cuDNN. On an H100 with torch 2.11 and cuDNN 9.19
-    the operator's backward pass broke the CUDA context (illegal instruction, illegal address), after which nothing runs
-    in that process: refused there, and under later versions, where nobody has tried it, only taken by name.
+    It asks for what torch's own ``varlen_attn`` asks for before it takes cuDNN. On an H100 with torch 2.11 and cuDNN
+    9.19 the operator's backward pass broke the CUDA context (illegal instruction, illegal address), after which nothing
+    runs in that process: refused there, and under later versions, where nobody has tried it, only taken by name.
     """
 
     name = "varlen_cudnn"

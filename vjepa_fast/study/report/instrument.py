@@ -76,6 +76,15 @@ def barred(study: Study, instrument: Mapping[str, Any] | None) -> dict[str, str]
     return out
 
 
+def summary(instrument: Mapping[str, Any] | None, barred: Mapping[str, str]) -> str:
+    """What the check says of the study as a whole; empty where ``barred`` says it by suite."""
+    if barred:
+        return ""
+    if instrument is None:
+        return "Public data sets have no such check; random init stands beside every result."
+    return "Every suite of this study has passed."
+
+
 def lines(study: Study, instrument: Mapping[str, Any] | None) -> list[Line]:
     """The table of the check: a line per suite and outcome that was checked, suites of the study first."""
     if instrument is None:

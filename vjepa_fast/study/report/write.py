@@ -47,6 +47,7 @@ def content(study: Study, margin: float = MARGIN) -> dict[str, Any]:
         "instrument_lines": instrument.lines(study, checked),
         "controls": instrument.NAMES,
         "barred": barred,
+        "check_text": instrument.summary(checked, barred),
         "barred_lines": sentences.barred_lines(barred),
         "answer_lines": sentences.answer_lines(found)
         + sentences.chance_lines(study)

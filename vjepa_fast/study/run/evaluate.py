@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.study.run.clips import load_clips
+from vjepa_fast.study.run.paper_rows import paper_rows
 
 if TYPE_CHECKING:
     from vjepa_fast.data import Manifest
@@ -37,7 +39,8 @@ def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> 
         if geometry is None:  # of the first suite's test clips
             geometry = _geometry(job, encoder, which, parts["test"])
         few = source["kind"] == "fewshot"
-        rows += suite_rows(label, job["kind"], suite, encoder, parts, few, How(**asked, where=where))
+        ours = partial(suite_rows, label, job["kind"], suite, encoder, parts, few, How(**asked, where=where))
+        rows += paper_rows(label, job, encoder, which, suite, source, parts, ours) if "manifests" in source else ours()
     return rows, geometry or []
 
 

@@ -27,8 +27,9 @@ def run_study(
 
     ``launcher``: ``processes`` (``places``: per slot a GPU or None), ``slurm`` (``slurm``: options for submitit,
     ``at_once``: jobs that may run at the same time), or ``inline`` (in this process, one after the other). ``on_event``
-    gets what happened (prepare, start, done, failed, kept, elsewhere, stopped) and the job or a text. ``minutes`` from
-    the call on runs of ``processes`` are stopped; they have saved, and go on when the study is run again.
+    gets what happened (cost, prepare, start, done, failed, kept, elsewhere, stopped) and the job or a text.
+    ``minutes`` from the call on runs of ``processes`` are stopped; they have saved, and go on when the study is run
+    again.
     """
     until = None if minutes is None else time.monotonic() + 60 * minutes
     study.claim()
@@ -38,6 +39,8 @@ def run_study(
             on_event("kept", job)
     if not jobs:
         return study.failed()
+    for line in study.suite.cost_lines(jobs):
+        on_event("cost", line)
     work = Work(cells.run, cells.done, cells.fail)
     with terminable():
         cores = os.cpu_count() or 1

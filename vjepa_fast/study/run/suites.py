@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -51,6 +51,7 @@ class Settings:
     way: int = 5
     queries: int = 1  # the standard protocol of few-shot action recognition, as way and episodes
     episodes: int = 10_000
+    tune: dict[str, str] = field(default_factory=dict)  # paper: few-shot methods and their options
     seed: int = 0  # of rendering, held-out parts and episodes; the same for every run
 
 
@@ -102,6 +103,10 @@ class Suite:
         """Plain values of the frozen evaluation, one protocol for every encoder of the study."""
         episodes = {k: getattr(self.settings, k) for k in ("way", "queries", "episodes", "seed")}
         return {"pooling": self.pooling, "view": self.view(), "geometry": {"max_clips": 256, "views": 4}, **episodes}
+
+    def cost_lines(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What the runs ``jobs`` will take, as a table; empty where nothing is counted ahead."""
+        return []
 
     def view(self) -> dict[str, int]:
         """The clip that every encoder is evaluated on: the mixed regime's (the single one may read by fps instead)."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -29,6 +30,44 @@ def method_named(name: str) -> tuple[Callable[..., TuneResult], type[TuneSetting
     """(function, its settings) of a method; ConfigError for another name."""
     check_choice("few-shot method", name, METHODS)
     return METHODS[name]
+
+
+# Options of the methods by name, as the command line has them.
+OPTIONS = (
+    *("trunk", "tune_epochs", "tune_lr", "tune_batch", "tune_chunk"),
+    *("meta_epochs", "meta_steps", "meta_lr", "meta_way", "meta_shot", "meta_queries", "val_way", "val_queries"),
+    *("flip", "top_k", "background"),  # of sun and sun-d; left out for others
+)
+
+
+def settings_of(method: str, given: Mapping[str, Any], **test: Any) -> TuneSettings:
+    """The settings of ``method`` with ``given`` values of `OPTIONS` (missing or None: the method's own).
+
+    ``test``: further fields of ``TuneSettings``, such as ``way``, ``shots``, ``queries``, ``episodes``, ``pooling``.
+    With another number of epochs, warm-up and milestones keep their share of the run. Raises ConfigError for values
+    that cannot be used.
+    """
+    default: Any = method_named(method)[1]()
+
+    def of(**names: str) -> dict[str, Any]:
+        return {field: given[name] for field, name in names.items() if given.get(name) is not None}
+
+    meta = of(**{n.removeprefix("meta_"): n for n in OPTIONS if n.startswith(("meta_", "val_"))})
+    if "way" in meta:
+        meta["reduce_way"] = False  # asked for by name: refused rather than reduced
+    fit = of(epochs="tune_epochs", lr="tune_lr", batch_size="tune_batch")
+    fields = {"meta": replace(default.meta, **meta), **of(trunk="trunk", chunk="tune_chunk"), **test}
+    is_sun = isinstance(default, SunSettings)
+    for stage in ("teacher", "student") if is_sun else ("classifier",):
+        own = getattr(default, stage)
+        share = fit.get("epochs", own.epochs) / own.epochs
+        milestones = tuple(round(m * share) for m in own.milestones)
+        fields[stage] = replace(own, warmup=own.warmup * share, milestones=milestones, **fit)
+    if is_sun:
+        fields |= of(top_k="top_k", background="background")
+        if given.get("flip") is not None:
+            fields["augment"] = replace(default.augment, flip=given["flip"])
+    return replace(default, **fields)
 
 
 def tune(

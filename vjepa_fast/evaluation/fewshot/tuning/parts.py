@@ -82,7 +82,7 @@ def part_of(
         if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[-1] != clips.shape[-2]:
             raise DataError(f"{name}: clips must be uint8 [n,3,F,S,S], got {clips.dtype} {tuple(clips.shape)}")
         return Part(role, source.name, labels, lambda rows: clips[torch.as_tensor(rows)], source.hash, ids)
-    how = clip_view(encoder, settings.num_frames, settings.crop_size, settings.frame_step)
+    how = clip_view(encoder, settings.num_frames, settings.crop_size, settings.frame_step, short=settings.short)
     if fits_in_memory(len(source), how):
         return part_of(decode_clips(source, **how), role, encoder)
 

@@ -121,6 +121,7 @@ class TuneSettings:
     num_frames: int | None = None  # of a manifest's clips; None: as the encoder was trained
     crop_size: int | None = None
     frame_step: int | None = None
+    short: str | None = None  # "hold" repeats the last frame of a manifest's short videos; None refuses them
 
     def __post_init__(self):
         parse_trunk(self.trunk)
