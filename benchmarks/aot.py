@@ -219,7 +219,7 @@ def main() -> int:
     bad = problems(rows, triton.__version__, recorded, partial=bool(args.only or args.arch))
     if recorded and recorded["triton"] != triton.__version__:  # another compiler: what it spills is not our change
         print("\n".join(bad))
-        print(f"recorded by Triton {recorded['triton']}, this is {triton.__version__}: all compile, no more is held to it")
+        print(f"recorded by Triton {recorded['triton']}, this is {triton.__version__}: all compile")
         bad = []
     more = f", {len(known)} of them as recorded" if known else ""
     print("\n".join(bad) if bad else f"{len(rows)} builds, no spills{more}")
