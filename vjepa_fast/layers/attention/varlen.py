@@ -55,14 +55,14 @@ class VarlenCudnn(Varlen):
     deterministic = "never"
     plans = True
     timed = False
-    since = (2, 12)  # of torch, with 2.11 it was seen to fail
+    since = "2.12"  # of torch; with 2.11 it was seen to fail
     shortest = 128  # cuDNN takes offsets where the longest segment has more tokens
 
     def objections(self, call: Call) -> list[str]:
         """Why this backend does not support the call."""
         reasons, found = super().objections(call), torch.backends.cudnn.version() or 0
-        if torch.__version__ < self.since:
-            reasons.append(f"it breaks the CUDA context of the process before torch 2.12, this is {torch.__version__}")
+        if torch.__version__ < self.since:  # by version, not by letters: torch has a type for it
+            reasons.append(f"it breaks the CUDA context of the process before torch {self.since}, this is {torch.__version__}")
         if found < 91800:
             reasons.append(f"it needs cuDNN 9.18 or newer, torch has {found}")
         if (device := capability(call.device)) is not None and device[0] > 10:
