@@ -62,7 +62,7 @@ class VarlenCudnn(Varlen):
         """Why this backend does not support the call."""
         reasons, found = super().objections(call), torch.backends.cudnn.version() or 0
         if torch.__version__ < self.since:  # by version, not by letters: torch has a type for it
-            reasons.append(f"it breaks the CUDA context of the process before torch {self.since}, this is {torch.__version__}")
+            reasons.append(f"it breaks the process before torch {self.since}, this is {torch.__version__}")
         if found < 91800:
             reasons.append(f"it needs cuDNN 9.18 or newer, torch has {found}")
         if (device := capability(call.device)) is not None and device[0] > 10:
