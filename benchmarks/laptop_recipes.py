@@ -1,0 +1,146 @@
+"""Do the laptop recipes beat random init on novel classes? Renders, trains each recipe over seeds, reads frozen.
+
+    python benchmarks/laptop_recipes.py                      # everything; what is rendered or trained is kept
+    python benchmarks/laptop_recipes.py --seeds 0 --part val # one seed, validation classes
+
+Readout, the same for every encoder: last/tdiff/standard/cosine (docs/fewshot.md), without labels of base clips.
+Novel classes are read once, at the end. Writes benchmarks/results/laptop_recipes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if TYPE_CHECKING:
+    from vjepa_fast.config.schema import Config
+    from vjepa_fast.models.vit import VisionTransformer
+
+HERE = Path(__file__).resolve().parent
+RECIPES = ("laptop_vjepa", "laptop_pixels")
+POOL = ("motion8", "dive", "order", "objects")  # what is pretrained on
+CLIPS, BASE, EACH = 1000, 8, {"val": 30, "test": 20}  # of each pool; of each class of fewshot
+PARTS = {"val": "val", "novel": "test"}
+SIZE, FRAMES, STEP = 48, 8, 2
+READOUT = "last/tdiff/standard/cosine"
+SHOTS, EPISODES, QUERIES = (1, 5), 1500, 10
+
+
+def render(folder: Path, seed: int) -> dict[str, str]:
+    """Manifests by ``suite/split``, relative names as the recipes have them."""
+    from vjepa_fast.data.synthetic import SUITES, render_suite
+
+    fewshot = SUITES["fewshot"]
+    counts = {"train": BASE} | EACH
+    sizes: dict[str, dict[str, int]] = {name: {"train": CLIPS} for name in POOL}
+    sizes["fewshot"] = {split: n * len(fewshot.split_labels(split)) for split, n in counts.items()}
+    found = {}
+    for name, splits in sizes.items():
+        target = folder / "suites" / name
+        made = render_suite(name, target, splits=splits, size=SIZE, frames=FRAMES * STEP, seed=seed)
+        found |= {f"{name}/{split}": path for split, path in made.items()}
+    return found
+
+
+def train(cfg: Config) -> dict[str, Any]:
+    """The run, or what an earlier call has left of it: folder, CPU minutes, curves."""
+    from vjepa_fast.study.records import read_metrics
+    from vjepa_fast.trainer import train as run
+
+    folder, timing = Path(cfg.folder), Path(cfg.folder) / "cpu_seconds.json"
+    if not timing.exists():
+        began, wall = time.process_time(), time.time()
+        run(cfg, resume=False)
+        timing.write_text(json.dumps({"cpu": time.process_time() - began, "wall": time.time() - wall}))
+    took, rows = json.loads(timing.read_text()), read_metrics(folder)
+    monitors = [r for r in rows if r["monitors"]]
+    return {
+        "cpu_minutes": round(took["cpu"] / 60, 2),
+        "step": [r["step"] for r in rows],
+        "loss": [round(r["loss"], 5) for r in rows],
+        "monitor_step": [r["step"] for r in monitors],
+        **{name: [round(r["monitors"][name], 3) for r in monitors] for name in ("rankme", "feature_std", "target_var")},
+    }
+
+
+def read(encoder: VisionTransformer | str, manifests: dict[str, str], part: str) -> list[dict[str, Any]]:
+    """Rows of shots, accuracy and half-width of its 95 % interval over episodes; ``encoder`` or "pixels"."""
+    from vjepa_fast.data import load_manifest
+    from vjepa_fast.evaluation import readout
+    from vjepa_fast.evaluation.fewshot.protocols import EpisodeProtocol
+
+    rule = EpisodeProtocol("laptop", 5, SHOTS, QUERIES, EPISODES, 2)
+    name = "input/pixels/standard/cosine" if encoder == "pixels" else READOUT
+    base, own = (load_manifest(manifests[f"fewshot/{split}"]) for split in ("train", PARTS[part]))
+    fitted = readout.fit(encoder, readout.Readout.from_name(name), base)
+    return [
+        {"shot": r.shot, "accuracy": round(r.mean, 4), "half_width": round(r.ci95, 4)}
+        for r in readout.read(encoder, fitted, own, rule)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/laptop"))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", choices=list(PARTS), default="novel", help="classes of fewshot that are read")
+    parser.add_argument("--which", default="encoder", help="encoder or target_encoder, where there are two")
+    parser.add_argument("--render-seed", type=int, default=7, help="of the clips")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides of the recipes")
+    parser.add_argument("--json", type=Path, default=HERE / "results" / "laptop_recipes.json")
+    args = parser.parse_args()
+
+    import torch
+
+    from vjepa_fast import config
+    from vjepa_fast.evaluation.controls import random_encoder
+    from vjepa_fast.files import write_json
+    from vjepa_fast.models import load_encoder
+    from vjepa_fast.trainer.run_folder import versions
+
+    torch.set_num_threads(1)
+    manifests = render(args.folder, args.render_seed)
+    data = ",".join(manifests[f"{name}/train"] for name in POOL)
+    rows: list[dict[str, Any]] = []
+    curves: list[dict[str, Any]] = []
+
+    def add(encoder: str, seed: int | None, found: list[dict[str, Any]]) -> None:
+        rows.extend({"encoder": encoder, "seed": seed, "part": args.part, **row} for row in found)
+        print(encoder, seed, *(f"{r['shot']}-shot {100 * r['accuracy']:.1f}" for r in found), flush=True)
+
+    add("pixels", None, read("pixels", manifests, args.part))
+    for seed in args.seeds:
+        first = True
+        for recipe in args.recipes:
+            own = [f"data.datasets=[{data}]", f"seed={seed}", f"folder={args.folder}/{recipe}_seed{seed}"]
+            cfg = config.load(recipe, [*own, "runtime.threads=1", *args.set])
+            if first:
+                add("random", seed, read(random_encoder(cfg, seed), manifests, args.part))
+            first = False
+            curves.append({"recipe": recipe, "seed": seed, **train(cfg)})
+            add(recipe, seed, read(load_encoder(cfg.folder, args.which), manifests, args.part))
+    about = versions(torch.device("cpu"), torch.float32)
+    result = {
+        "format": 1,
+        "command": " ".join(["python benchmarks/laptop_recipes.py", *sys.argv[1:]]),
+        "device": f"CPU, one thread of {os.cpu_count()}",
+        "commit": about.get("commit", ""),
+        "versions": about,
+        "readout": READOUT,
+        "rows": rows,
+        "curves": curves,
+    }
+    write_json(args.json, result)
+    print(f"wrote {args.json}")
+
+
+if __name__ == "__main__":
+    main()
