@@ -10,6 +10,7 @@ Novel classes are read once, at the end. Writes benchmarks/results/laptop_recipe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -34,17 +35,20 @@ SHOTS, EPISODES, QUERIES = (1, 5), 1500, 10
 
 
 def render(folder: Path, seed: int) -> dict[str, str]:
-    """Manifests by ``suite/split``, relative names as the recipes have them."""
-    from vjepa_fast.data.synthetic import SUITES, render_suite
+    """Manifests by ``suite/split``. Backgrounds of ``dive`` and ``order`` are in colour, since those of the others are
+    grey: pretrained on grey backgrounds alone, neither recipe gains anything on ``fewshot``, whose are in colour.
+    """
+    from vjepa_fast.data.synthetic import SUITES, TextureConfig, render_suite
 
     fewshot = SUITES["fewshot"]
+    coloured = {name: dataclasses.replace(SUITES[name], background=TextureConfig()) for name in ("dive", "order")}
     counts = {"train": BASE} | EACH
     sizes: dict[str, dict[str, int]] = {name: {"train": CLIPS} for name in POOL}
     sizes["fewshot"] = {split: n * len(fewshot.split_labels(split)) for split, n in counts.items()}
     found = {}
     for name, splits in sizes.items():
         target = folder / "suites" / name
-        made = render_suite(name, target, splits=splits, size=SIZE, frames=FRAMES * STEP, seed=seed)
+        made = render_suite(coloured.get(name, name), target, splits=splits, size=SIZE, frames=FRAMES * STEP, seed=seed)
         found |= {f"{name}/{split}": path for split, path in made.items()}
     return found
 
@@ -86,13 +90,28 @@ def read(encoder: VisionTransformer | str, manifests: dict[str, str], part: str)
     ]
 
 
+def page(result: dict[str, Any]) -> str:
+    """The result as the table of docs/training.md: a row per encoder, a column per seed."""
+    seeds = sorted({r["seed"] for r in result["rows"] if r["seed"] is not None})
+    minutes = {name: [c["cpu_minutes"] for c in result["curves"] if c["recipe"] == name] for name in RECIPES}
+    five, one = ({(r["encoder"], r["seed"]): r for r in result["rows"] if r["shot"] == shot} for shot in (5, 1))
+    lines = ["| encoder | " + " | ".join(f"seed {s}" for s in seeds) + " | 1-shot | CPU minutes |"]
+    lines.append("| --- |" + " --- |" * (len(seeds) + 2))
+    for name in dict.fromkeys(r["encoder"] for r in result["rows"]):
+        own = [five.get((name, s)) or five[name, None] for s in seeds]
+        cells = [f"{100 * r['accuracy']:.1f} +- {100 * r['half_width']:.1f}" for r in own]
+        single = [100 * r["accuracy"] for (encoder, _), r in one.items() if encoder == name]
+        took = f"{sum(minutes[name]) / len(seeds):.1f}" if name in minutes else "-"
+        lines.append(f"| {name} | {' | '.join(cells)} | {sum(single) / len(single):.1f} | {took} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/laptop"))
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", choices=list(PARTS), default="novel", help="classes of fewshot that are read")
-    parser.add_argument("--which", default="encoder", help="encoder or target_encoder, where there are two")
     parser.add_argument("--render-seed", type=int, default=7, help="of the clips")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="overrides of the recipes")
     parser.add_argument("--json", type=Path, default=HERE / "results" / "laptop_recipes.json")
@@ -123,10 +142,12 @@ def main() -> None:
             own = [f"data.datasets=[{data}]", f"seed={seed}", f"folder={args.folder}/{recipe}_seed{seed}"]
             cfg = config.load(recipe, [*own, "runtime.threads=1", *args.set])
             if first:
-                add("random", seed, read(random_encoder(cfg, seed), manifests, args.part))
+                for init in dict.fromkeys((cfg.model.init, "fixed")):
+                    control = random_encoder(config.load(recipe, [*own, f"model.init={init}"]))
+                    add(f"random, init {init}", seed, read(control, manifests, args.part))
             first = False
             curves.append({"recipe": recipe, "seed": seed, **train(cfg)})
-            add(recipe, seed, read(load_encoder(cfg.folder, args.which), manifests, args.part))
+            add(recipe, seed, read(load_encoder(cfg.folder), manifests, args.part))
     about = versions(torch.device("cpu"), torch.float32)
     result = {
         "format": 1,
@@ -139,6 +160,7 @@ def main() -> None:
         "curves": curves,
     }
     write_json(args.json, result)
+    print(page(result))
     print(f"wrote {args.json}")
 
 
