@@ -290,8 +290,11 @@ def test_work_in_a_process_of_its_own(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 3"):
         process.isolated(os._exit, (3,))
     path = tmp_path / "pid"
-    with pytest.raises(process.TimeLimitError, match="not done after 6 s"):  # of which it takes some to import
-        process.isolated(sleeps, (path,), 6)
+    for limit in (6, 20, 60):  # of which it takes some to import, on a busy machine most
+        with pytest.raises(process.TimeLimitError, match=f"not done after {limit} s"):
+            process.isolated(sleeps, (path,), limit)
+        if path.exists():
+            break
     assert not alive(int(path.read_text()))
 
 

@@ -186,6 +186,15 @@ def test_config_check_builds_the_full_size_and_notes_missing_files(tmp_path, mon
     assert "note: " not in capsys.readouterr().out
 
 
+def test_config_check_names_the_command_of_a_shard_and_does_not_run_it(tmp_path, capsys):
+    (tmp_path / "r.yaml").write_text(f"data: {{datasets: ['pipe:touch {tmp_path}/ran']}}\n")
+    for action in ("check", "show"):
+        assert cli.main(["config", action, str(tmp_path / "r.yaml")]) == 0
+        out = capsys.readouterr().out
+        assert action == "show" or f"note: data.datasets: train would run pipe:touch {tmp_path}/ran" in out
+    assert not (tmp_path / "ran").exists()
+
+
 def test_config_list_names_the_entries_of_every_kind(capsys):
     assert cli.main(["config", "list"]) == 0
     recipes, kinds = capsys.readouterr().out.split("\n\n")

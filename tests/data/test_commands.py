@@ -14,7 +14,14 @@ def test_synthetic_one_and_all(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert f"motion8 train: 2 clips, manifest {tmp_path / 'one' / 'train.csv'}" in said
     assert main(["synthetic", "all", str(tmp_path / "every"), *options]) == 0
-    assert sorted(p.name for p in (tmp_path / "every").iterdir()) == ["dive", "fewshot", "motion8", "objects", "order"]
+    assert sorted(p.name for p in (tmp_path / "every").iterdir()) == [
+        "dive",
+        "fewmotion",
+        "fewshot",
+        "motion8",
+        "objects",
+        "order",
+    ]
     assert all(len(load_manifest(tmp_path / "every" / s / "test.csv")) == 1 for s in ("dive", "objects"))
 
 

@@ -9,7 +9,7 @@ from tests.evaluation.cases import SMALL, error_of, small_run
 from vjepa_fast import config
 from vjepa_fast.cli import main
 from vjepa_fast.data import load_manifest
-from vjepa_fast.data.synthetic import render_suite
+from vjepa_fast.data.synthetic import FewShot, render_suite
 from vjepa_fast.evaluation import Features, against, fewshot_rows, random_encoder
 from vjepa_fast.evaluation.extract.features import extract_features
 from vjepa_fast.evaluation.fewshot import episode_protocol
@@ -20,7 +20,8 @@ from vjepa_fast.evaluation.run.fewshot import fewshot_checkpoint
 def suites(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suites")
     splits = {"train": 36, "test": 144}
-    return render_suite("fewshot", folder / "fewshot", splits=splits, size=32, frames=8)
+    few = FewShot(motions=("right", "down"))  # 36 base classes, 24 novel ones
+    return render_suite(few, folder / "fewshot", splits=splits, size=32, frames=8)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,81 @@ def test_bad_input_is_one_line_and_exit_2(suites, run_folder, tmp_path, capsys, 
     assert message in error_of(capsys)
 
 
+@pytest.fixture(scope="module")
+def base_classes(suites, tmp_path_factory):
+    """Manifests of 8 base and 4 validation classes, three clips each, labelled at will."""
+    train = load_manifest(suites["train"])
+    folder = tmp_path_factory.mktemp("base")
+    lines = [f"{p} {i // 3}" for i, p in enumerate(train.paths)]
+    (folder / "base.csv").write_text("\n".join(lines[:24]))
+    (folder / "val.csv").write_text("\n".join(f"{line.split()[0]} {int(line.split()[1]) - 8}" for line in lines[24:]))
+    return str(folder / "base.csv"), str(folder / "val.csv")
+
+
+# ---------------------------------------------------------------- readouts
+
+
+def test_a_readout_is_chosen_for_each_encoder_and_never_by_novel_labels(
+    suites, run_folder, base_classes, tmp_path, capsys
+):
+    base, val = base_classes
+    novel = load_manifest(suites["test"])
+    order = np.random.default_rng(0).permutation(len(novel))
+    (tmp_path / "shuffled.csv").write_text("\n".join(f"{p} {novel.labels[i]}" for p, i in zip(novel.paths, order)))
+    found = []
+    for i, path in enumerate((suites["test"], str(tmp_path / "shuffled.csv"))):
+        out = tmp_path / f"{i}.json"
+        command = ["--base", base, "--val", val, "--readout", "auto", "--json", str(out)]
+        assert main(arguments({"test": path}, run_folder, *command)) == 0
+        text = capsys.readouterr().out
+        found.append(json.loads(out.read_text()))
+    assert found[0]["readout"] == found[1]["readout"] and found[0]["rows"] != found[1]["rows"]
+    assert found[0]["leakage_of_base"]["labelled"] and "classifier" not in found[0]
+    assert set(found[0]["readout"]) == {"random init", "target_encoder", "encoder"}
+    for label, choice in found[0]["readout"].items():
+        name, scores = choice["readout"]["name"], [c["score"] for c in choice["candidates"]]
+        assert f"{label}: readout {name}, chosen from {len(scores)} on 4-way episodes of the validation classes" in text
+        assert choice["candidates"][0]["name"] == name and scores == sorted(scores, reverse=True)
+        assert choice["validation"] == {"way": 4, "shots": [1], "queries": 2, "episodes": 300, "seed": 0}
+        rows = [r for r in found[0]["rows"] if r["label"] == label]
+        assert [r["chosen"]["name"] for r in rows] == [name] * 2
+        assert all((r["difference"] is None) == (label == "random init") for r in rows)
+
+
+def test_a_readout_by_name_is_that_of_the_flags(suites, run_folder, base_classes, tmp_path, capsys):
+    out, rows = tmp_path / "x.json", []
+    one = ["--base", base_classes[0], "--readout", "last/meanstd/centre+l2/cosine"]
+    two = ["--base", base_classes[0], "--pooling", "meanstd", "--center", "--l2"]
+    for flags in (one, two):
+        assert main(arguments(suites, run_folder, *flags, "--json", str(out))) == 0
+        rows.append(json.loads(out.read_text())["rows"])
+    assert "random init: readout last/meanstd/centre+l2/cosine (given)" in capsys.readouterr().out
+    assert [r["accuracy"] for r in rows[0]] == pytest.approx([r["accuracy"] for r in rows[1]], abs=0.01)  # ties
+    assert main(arguments(suites, run_folder, "--readout", "all/tdiff/none/logistic=1", "--no-random")) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--readout", "auto"], "give --base and --val, or name a readout"),
+        (["--readout", "auto", "--base", "BASE"], "give --val, or name a readout"),
+        (["--readout", "auto", "--base", "BASE", "--val", "BASE"], "files are in the base part as well"),
+        (["--readout", "auto", "--base", "BASE", "--val", "NOVEL"], "files are in the val part as well"),
+        (["--readout", "last/tdiff/standard/cosine"], "it is fitted on base clips; give --base"),
+        (["--readout", "last/tdif/none/cosine"], "did you mean tdiff"),
+        (["--readout", "auto", "--pooling", "mean"], "--pooling is part of a readout"),
+        (["--readout", "auto", "--l2"], "--l2 is part of a readout"),
+        (["--readout", "auto", "--metric", "cosine"], "--metric: a readout names its classifier"),
+        (["--readout", "last/mean/none/cosine", "--val", "VAL"], "--val chooses a readout"),
+        (["--readout", "auto", "--base", "BASE", "--method", "meta-baseline"], "--readout belongs to --method frozen"),
+    ],
+)
+def test_bad_input_of_readouts(suites, run_folder, base_classes, capsys, more, message):
+    files = {"NOVEL": suites["test"], "BASE": base_classes[0], "VAL": base_classes[1]}
+    assert main(arguments(suites, run_folder, *(files.get(m, m) for m in more))) == 2
+    assert message in error_of(capsys)
+
+
 # ---------------------------------------------------------------- methods that train
 
 QUICK = [
@@ -170,17 +246,6 @@ QUICK = [
     "--val-way",
     "2",
 ]
-
-
-@pytest.fixture(scope="module")
-def base_classes(suites, tmp_path_factory):
-    """Manifests of 8 base and 4 validation classes, three clips each, labelled at will."""
-    train = load_manifest(suites["train"])
-    folder = tmp_path_factory.mktemp("base")
-    lines = [f"{p} {i // 3}" for i, p in enumerate(train.paths)]
-    (folder / "base.csv").write_text("\n".join(lines[:24]))
-    (folder / "val.csv").write_text("\n".join(f"{line.split()[0]} {int(line.split()[1]) - 8}" for line in lines[24:]))
-    return str(folder / "base.csv"), str(folder / "val.csv")
 
 
 @pytest.mark.parametrize(
@@ -229,7 +294,7 @@ def test_leakage_into_base_classes_is_stated(suites, run_folder, base_classes, t
     command += ["--trunk", "head", "--meta-way", "3", "--no-random", "--meta-queries", "1"]
     assert main(arguments(suites, run_folder, *command)) == 0
     text = capsys.readouterr().out
-    assert "found; tuning reads their labels, so these are not novel to the encoder" in text
+    assert "found; their labels are read, so these are not novel to the encoder" in text
     assert "have the content of another file" in text
 
 

@@ -26,7 +26,7 @@ from vjepa_fast.evaluation.tasks import TASKS, Task
 def suites(tmp_path_factory):
     folder = tmp_path_factory.mktemp("suites")
     motion = render_suite("motion8", folder / "motion8", splits={"train": 32, "val": 16, "test": 24}, size=32, frames=8)
-    novel = render_suite("fewshot", folder / "fewshot", splits={"test": 96}, size=32, frames=8)
+    novel = render_suite("fewshot", folder / "fewshot", splits={"test": 288}, size=32, frames=8)
     return motion, novel["test"]
 
 
@@ -65,6 +65,52 @@ def test_probe_prints_and_writes_every_encoder_beside_random_init(suites, run_fo
     assert before == {p: p.stat().st_mtime_ns for p in (run_folder / "features").iterdir()}
 
 
+def test_each_probe_chooses_its_readout_on_validation(suites, run_folder, tmp_path, capsys):
+    motion, out, found = suites[0], tmp_path / "probe.json", {}
+    lines = Path(motion["test"]).read_text().split("\n")
+    labels = [line.split()[1] for line in lines if line]
+    other = Path(motion["test"]).with_name("other.csv")
+    other.write_text("\n".join(f"{line.split()[0]} {y}" for line, y in zip(lines, labels[::-1])))
+    for test, val in ((motion["test"], True), (str(other), True), (motion["test"], False)):
+        command = ["probe", str(run_folder), "--train", motion["train"], "--test", test, "--device", "cpu"]
+        command += ["--val", motion["val"], "--no-random"] if val else []
+        assert main([*command, "--which", "encoder", "--readout", "auto", "--json", str(out)]) == 0
+        text = capsys.readouterr().out
+        rows = json.loads(out.read_text())["rows"]
+        found[test, val] = {(r["label"], r["probe"]): r["chosen"] for r in rows}
+    assert found[motion["test"], True] == found[str(other), True] != found[motion["test"], False]
+    for (label, name), chosen in found[motion["test"], False].items():
+        count = 10 if name == "linear" else 30  # the linear probe standardises by itself
+        best = chosen["candidates"][0]
+        assert len(chosen["candidates"]) == count and best["name"] == chosen["readout"]
+        line = (
+            f"{label}, {name}: readout {best['name']} (chosen from {count}, {100 * best['accuracy']:.1f} on validation)"
+        )
+        assert line in text
+    given = ["probe", str(run_folder), "--train", motion["train"], "--test", motion["test"], "--device", "cpu"]
+    rows = []
+    for flags in (["--readout", "all/mean/none"], ["--pooling", "mean", "--level", "all"]):
+        assert main([*given, *flags, "--json", str(out)]) == 0
+        rows.append([(r["hits"], r["difference"]) for r in json.loads(out.read_text())["rows"]])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--readout", "last/tdiff/standard/cosine"], "a probe's is level/pooling/transform"),
+        (["--readout", "auto", "--level", "all"], "--level is part of a readout"),
+        (["--readout", "auto", "--protocol", "published"], "leave --readout out"),
+        (["--readout", "auto", "--fewshot", "NOVEL"], "vjepa-fast fewshot --readout"),
+    ],
+)
+def test_readouts_that_a_probe_does_not_have(suites, run_folder, capsys, more, message):
+    motion, novel = suites
+    command = ["probe", str(run_folder), "--train", motion["train"], "--test", motion["test"], "--device", "cpu"]
+    assert main([*command, *(novel if m == "NOVEL" else m for m in more)]) == 2
+    assert message in error_of(capsys)
+
+
 def test_novel_clips_that_pretraining_saw_are_stated(suites, run_folder, monkeypatch, capsys):
     cfg, novel = checkpoint_config(run_folder), suites[1]
     seen = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, datasets=(novel,), datasets_weights=None))
@@ -72,7 +118,7 @@ def test_novel_clips_that_pretraining_saw_are_stated(suites, run_folder, monkeyp
     monkeypatch.setattr(probe, "probe_checkpoint", lambda *a, **k: [])
     assert main(["probe", str(run_folder), "--fewshot", novel, "--device", "cpu"]) == 0
     text = capsys.readouterr().out
-    assert "96 samples (100.0 %) are the same file" in text
+    assert "288 samples (100.0 %) are the same file" in text
 
 
 def test_random_init_is_the_start_of_the_run(run_folder):
@@ -261,8 +307,8 @@ def test_tokens_that_do_not_fit_the_disk_are_refused_before_any_is_taken(
 
 
 def test_command_refuses_labels_that_do_not_fit(suites, run_folder, tmp_path, capsys):
-    assert main(probing(suites, run_folder, "--task", "dive")) == 2
-    assert "synthetic dives, ordered triples has 12 classes, found 8" in capsys.readouterr().err
+    assert main(probing(suites, run_folder, "--task", "order")) == 2
+    assert "has 12 classes, found 8" in capsys.readouterr().err
     assert main(probing(suites, run_folder, "--task", "nothing")) == 2
     assert "task: unknown evaluation task 'nothing'; accepted: diving48" in capsys.readouterr().err
     gap = tmp_path / "gap.csv"

@@ -29,7 +29,7 @@ def command(folder, *more) -> int:
         (["--scale", "0"], "--scale"),
         (["--jobs", "0"], "--jobs: 0"),
         (["--sizes", "motion8.tests=3"], "--sizes motion8.tests=3"),
-        (["--sizes", "motion8.val=0"], "no clips for motion8.val"),
+        (["--sizes", "order.val=0"], "no clips for order.val"),
         (["--set", "objectives.hw.coeff=2"], "the study sets objectives.hw.coeff itself"),
         (["--set", "optimization.lrr=2"], "unknown key"),
         (["--evaluate", "motion9"], "--evaluate: 'motion9'"),

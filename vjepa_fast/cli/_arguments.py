@@ -121,6 +121,24 @@ def add_encoders(parser: ArgumentParser) -> None:
     parser.add_argument("--no-random", action="store_true", help="leave the random-init control out")
 
 
+def add_readout(parser: ArgumentParser, example: str) -> None:
+    """``--readout``, checked with `check_readout`."""
+    parser.add_argument(
+        "--readout",
+        metavar="auto|NAME",
+        help=f"in place of --pooling and --level: chosen for each encoder on validation data (auto), or e.g. {example}",
+    )
+
+
+def check_readout(args: Namespace, *flags: tuple[str, Any]) -> None:
+    """ConfigError where ``--readout`` is given beside a flag that it replaces; ``flags``: (flag, its default)."""
+    from vjepa_fast.errors import ConfigError
+
+    for flag, default in (("--pooling", "time"), ("--level", "last"), *flags):
+        if args.readout and getattr(args, flag.lstrip("-").lower()) != default:
+            raise ConfigError(f"{flag} is part of a readout; leave it out beside --readout {args.readout}")
+
+
 def add_clips(parser: ArgumentParser) -> None:
     """How clips are read: frames, size and step, and how many at once."""
     parser.add_argument("--num-frames", type=positive, help="default: as trained")

@@ -40,6 +40,8 @@ def check(args: Namespace) -> None:
     from vjepa_fast.errors import ConfigError
 
     names, methods = (EVERY, METHODS) if args.method == "frozen" else (OF_SUN, SUN)
+    if args.readout:
+        names = [name for name in names if name != "val"]
     if args.method not in SUN and (given := [n for n in names if getattr(args, n) is not None]):
         raise ConfigError(f"{_flag(given[0])} belongs to --method {' or '.join(methods)}")
     if args.method == "frozen":
@@ -63,7 +65,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--val",
         metavar="CSV",
         type=arguments.manifest_file,
-        help="validation classes, which choose the epoch (default: some of --base; with --split alone, its val part)",
+        help="validation classes, which choose the epoch (default: some of --base; with --split alone, its val part), "
+        "or the readout (--readout auto)",
     )
     group.add_argument(
         "--trunk", metavar="all|head|N", help="what is trained: encoder (default), a projection, N last blocks"

@@ -67,6 +67,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         type=positive_real,
         help="stop after so long; runs save first, and the same command goes on with them",
     )
+    parser.add_argument(
+        "--force", action="store_true", help="run on suites too that fail their instrument check, or have none"
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what is done; change nothing")
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -86,7 +89,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     data.add_argument(
         "--evaluate", type=names, default=[], metavar="NAMES", help="evaluate on these only, such as motion8,fewshot"
     )
-    data.add_argument("--pooling", choices=POOLINGS, help="default: time; paper suite: mean")
+    data.add_argument("--pooling", choices=POOLINGS, help="of probed suites; default: tdiff; paper suite: mean")
     data.add_argument("--way", type=positive, default=5, help="classes per episode (default %(default)s)")
     data.add_argument("--queries", type=positive, default=1, help="per class and episode (default %(default)s)")
     data.add_argument("--episodes", type=positive, default=10_000, help="default %(default)s")
@@ -111,7 +114,9 @@ def run(args: Namespace) -> int:
     elif args.launcher == "torchrun":
         processes = args.gpus_per_run or (len(visible_gpus()) if settings.device == "cuda" else 2)
         threads = args.threads or max(1, (os.cpu_count() or 1) // processes)
-    study = StudyPlan(args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes)
+    study = StudyPlan(
+        args.folder, settings, grid, threads=threads, side_by_side=len(places), processes=processes, force=args.force
+    )
     if args.dry_run:
         return _dry_run(study)
     display = _Display(study, len(places))

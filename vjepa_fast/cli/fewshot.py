@@ -82,6 +82,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--l2", action="store_true", help="divide features by their norm (after centring)")
     arguments.add_features(parser)
+    arguments.add_readout(parser, "last/tdiff/standard/cosine")
     arguments.add_clips(parser)
     arguments.add_device(parser)
     arguments.add_json(parser, "rows and leakage")
@@ -98,6 +99,7 @@ def run(args: Namespace) -> int:
     from vjepa_fast.evaluation.fewshot.protocols import episode_protocol
     from vjepa_fast.evaluation.run.encoders import checkpoint_config
     from vjepa_fast.evaluation.run.fewshot import check_episodes, fewshot_checkpoint, tune_checkpoint
+    from vjepa_fast.evaluation.run.readout import readout_checkpoint
     from vjepa_fast.evaluation.run.sources import FeatureSettings
 
     protocol = episode_protocol(
@@ -122,30 +124,40 @@ def run(args: Namespace) -> int:
         content = not args.no_content
         leaks = {"leakage": find_leakage(novel, pretrain, content=content, gaps=gaps)}
         common = {"novel": novel, "protocol": protocol, "settings": settings, "on_progress": status.update, **subject}
-        tuned = {}
-        if base is None or args.method == "frozen":  # `_check`: a method that trains has a base
+        tuned, choices = {}, {}
+        if args.readout:
+            rows, choices = readout_checkpoint(base=base, val=val, readout=args.readout, **common)
+            if read := [m for m in (base, val) if m is not None]:
+                leaks["leakage_of_base"] = find_leakage(novel, read, content=content, labelled=True)
+        elif base is None or args.method == "frozen":  # `_check`: a method that trains has a base
             rows = fewshot_checkpoint(base=base, classifier=args.classifier, options=options, **common)
         else:
             trained_on = [base] if val is None else [base, val]
             leaks["leakage_of_base"] = find_leakage(novel, trained_on, content=content, labelled=True)
             rows, tuned = tune_checkpoint(base=base, val=val, method=args.method, tuning=tuning, **common)
-    print_table(rows, title=f"Few-shot, accuracy in %, {_options_text(args.classifier, options)}")
+    how = f"readout {args.readout}" if args.readout else _options_text(args.classifier, options)
+    print_table(rows, title=f"Few-shot, accuracy in %, {how}")
+    for label, choice in choices.items():
+        print(f"{label}: {choice.text}")
+    for note in dict.fromkeys(note for choice in choices.values() for note in choice.notes):
+        print(f"readout: {note}")
     print(f"Protocol {protocol.text}.")
     for note in dict.fromkeys(note for result in tuned.values() for note in result.notes):
         print(f"{args.method}: {note}")
     for leak in leaks.values():
         print(leak.statement)
     if args.json:
-        taken = ("pooling", "level", "num_frames", "crop_size", "frame_step", "images")
+        taken = (*(() if args.readout else ("pooling", "level")), "num_frames", "crop_size", "frame_step", "images")
         content = {
             "checkpoint": os.path.abspath(args.checkpoint),
             "protocol": asdict(protocol),
             "method": args.method,
-            "classifier": {"name": args.classifier, **options},
+            **({} if args.readout else {"classifier": {"name": args.classifier, **options}}),
             "features": {k: getattr(settings, k) for k in taken},
             "manifests": {k: getattr(args, k) for k in ("novel", "base", "val", "pretrain", "videos", "split")},
             **{k: leak.to_dict() for k, leak in leaks.items()},
             "rows": [r.to_dict() for r in rows],
+            **({"readout": {label: choice.to_dict() for label, choice in choices.items()}} if args.readout else {}),
             "tuning": {label: result.to_dict() for label, result in tuned.items()},
         }
         write_text(args.json, json.dumps(content, indent=1))
@@ -162,6 +174,13 @@ def _check(args: Namespace) -> None:
         raise ConfigError("--metric belongs to --classifier prototype")
     if args.center == "base" and not args.base and not args.split:
         raise ConfigError("--center takes off the mean of the base classes: give --base, or use --center shots")
+    if args.readout and args.method != "frozen":
+        raise ConfigError(f"--readout belongs to --method frozen, not {args.method}")
+    arguments.check_readout(args, ("--classifier", "prototype"), ("--center", "none"), ("--l2", False))
+    if args.readout and args.val and args.readout != "auto":
+        raise ConfigError(f"--val chooses a readout; leave it out beside --readout {args.readout}")
+    if args.readout and args.metric:
+        raise ConfigError("--metric: a readout names its classifier; leave it out")
     if args.videos and args.split:
         raise ConfigError("--videos reads lists, which hold their split already; leave --split out")
 
@@ -178,10 +197,10 @@ def _manifests(args: Namespace) -> tuple[Manifest, Manifest | None, Manifest | N
     base, val = (load_manifest(path) if path else None for path in (args.base, args.val))
     if args.split:
         name, _, part = args.split.partition(":")
-        tuned, part = args.method != "frozen", part or "test"
+        tuned, part = args.method != "frozen" or args.readout == "auto", part or "test"
         if val is None and base is None and tuned and part != "val":
             val = select_part(novel, name, "val")
-        if base is None and (tuned or args.center == "base"):
+        if base is None and (tuned or args.readout or args.center == "base"):
             base = select_part(novel, name, "train")
         novel = select_part(novel, name, part)
     return novel, base, val

@@ -89,6 +89,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="of tokens in the cache (default bfloat16; published: float16, synthetic motion float32)",
     )
     arguments.add_features(parser)
+    arguments.add_readout(parser, "last/tdiff/standard")
     arguments.add_clips(parser)
     parser.add_argument("--way", type=positive, default=5, help="classes per episode (default %(default)s)")
     parser.add_argument("--shots", type=positive, nargs="+", default=[1, 5], help="default 1 5")
@@ -116,6 +117,9 @@ def run(args: Namespace) -> int:
     with Console(stderr=True).status("reading") as status:
         rows = probe_checkpoint(**manifests, protocol=protocol, on_progress=status.update, **subject)
     print_table(rows)
+    for r in rows:
+        if "readout" in r.chosen:
+            print(_reading_text(r))
     leakage = _leakage(args, subject["config"]) if args.fewshot else None
     if leakage:
         print(leakage.statement)
@@ -129,6 +133,12 @@ def run(args: Namespace) -> int:
         }
         write_text(args.json, json.dumps(content, indent=1))
     return 0
+
+
+def _reading_text(row: Row) -> str:
+    table = row.chosen.get("candidates")
+    how = "given" if table is None else f"chosen from {len(table)}, {100 * table[0]['accuracy']:.1f} on validation"
+    return f"{row.label}, {row.probe}: readout {row.chosen['readout']} ({how})"
 
 
 def _leakage(args: Namespace, config: Config | None) -> Leakage:
@@ -145,6 +155,11 @@ def _leakage(args: Namespace, config: Config | None) -> Leakage:
 def _check(args: Namespace) -> None:
     from vjepa_fast.errors import UserError
 
+    arguments.check_readout(args)
+    if args.readout and args.protocol == "published":
+        raise UserError("--readout: --protocol published has its own; leave --readout out")
+    if args.readout and (args.train is None or args.fewshot):
+        raise UserError("--readout needs --train and --test; for few-shot episodes: `vjepa-fast fewshot --readout`")
     if args.protocol == "published" and args.train is None:
         raise UserError("--protocol published probes: give --train and --test manifests")
     if args.protocol != "published" and (args.row or args.every_clip):

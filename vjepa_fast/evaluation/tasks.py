@@ -54,7 +54,7 @@ for _task in (
     Task("imagenet100", "ImageNet-100", 100, 16, class_list="imagenet100.txt", ours=True),
     Task("ucf101", "UCF-101", 101, 16, 4, 4, 3, ours=True),
     Task("motion8", "synthetic motion, eight directions", 8, ours=True),
-    Task("dive", "synthetic dives, ordered triples", 12, ours=True),
+    Task("dive", "synthetic dives, ordered triples", 6, ours=True),
     Task("order", "synthetic order of two events", 12, ours=True),
     Task("objects", "synthetic still objects", 48, ours=True),
 ):

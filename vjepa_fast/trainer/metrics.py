@@ -145,6 +145,7 @@ class Metrics:
             "grad_norm": mean[-1],
             "clips_per_s": round(p.clips / elapsed, 3),
             "tokens_per_s": round(self.world.world * p.work.tokens / elapsed, 1),
+            # of the steps since the last row, as the rates around it
             "step_flops": round(self.world.world * p.work.flops / p.counted) if p.counted else None,
             "mfu": round(p.work.flops / elapsed / self.peak, 4) if self.peak else None,
             "peak_memory_mb": None if memory is None else round(memory / 1e6, 1),

@@ -10,6 +10,7 @@ from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.loader import ClipLoader
+from vjepa_fast.data.manifests.pipes import PREFIX
 from vjepa_fast.errors import UserError
 from vjepa_fast.layers.block import use_attention, use_epilogues
 from vjepa_fast.models.predictor import Predictor
@@ -73,11 +74,19 @@ def _check_masks(cfg: Config) -> None:
 
 
 def check_data(cfg: Config) -> list[str]:
-    """What a run refuses of the manifests of its datasets, one line for each stream; empty if nothing."""
-    refused: list[str] = []
-    for img in (False, True)[: 1 if cfg.img_data is None else 2]:
+    """What there is to say of the datasets before a run, one line for each stream; empty if nothing.
+
+    Manifests are read. A command that writes a shard (``pipe:``) is named and not run, which training does.
+    """
+    notes: list[str] = []
+    for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
+        if data is None:
+            continue
+        if commands := [entry for entry in data.datasets if entry.startswith(PREFIX)]:
+            notes.append(f"{section}.datasets: train would run {' and '.join(commands)}; read it before you do")
+            continue
         try:
-            ClipLoader(cfg, img=img).close()
+            ClipLoader(cfg, img=section == "img_data").close()
         except UserError as error:
-            refused.append(str(error))
-    return refused
+            notes.append(f"train would refuse the data: {error}")
+    return notes

@@ -14,7 +14,7 @@ TINY = DemoPlan(
     suites={
         "motion8": {"train": 24, "val": 16, "test": 16},
         "objects": {"train": 48, "val": 48, "test": 48},
-        "fewshot": {"train": 72, "test": 144},
+        "fewshot": {"train": 216, "val": 216, "test": 432},
     },
     probed=("motion8", "objects"),
     size=32,
@@ -60,11 +60,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
 def test_the_plan_is_the_studys():
     names = [run.name for run in DemoPlan().runs]
     assert names == ["baseline single", "fwm_hw_ld single", "baseline mixed", "fwm_hw_ld mixed"]
-    assert set(WEIGHTS["single"]) == {"dive", "motion8"}
-    groups = {"motion": 0.0, "order": 0.0, "objects": 0.0}
-    for name, weight in WEIGHTS["mixed"].items():
-        groups["motion" if name in WEIGHTS["single"] else name] += weight
-    assert groups == pytest.approx({"motion": 0.2, "order": 0.6, "objects": 0.2})
+    assert WEIGHTS["single"] == {"motion8": 1.0} and sum(WEIGHTS["mixed"].values()) == pytest.approx(1.0)
+    assert WEIGHTS["mixed"]["motion8"] == WEIGHTS["mixed"]["objects"] == 0.2  # the rest is other videos
 
 
 def test_minutes_stretch_the_steps_and_the_ema_together():
@@ -74,7 +71,7 @@ def test_minutes_stretch_the_steps_and_the_ema_together():
     assert plan.train_scale == 2.0 and long.optimization.ipe == 2 * plain.optimization.ipe
     assert 1 - long.target.ema[0] == pytest.approx((1 - plain.target.ema[0]) / 2)
     assert plain.optimization == config.load(run.recipe).optimization and plan_for(None).train_scale == 1.0
-    assert plain.data.datasets == ("dive.csv", "motion8.csv") and plain.folder == "out"
+    assert plain.data.datasets == ("motion8.csv",) and plain.folder == "out"
 
 
 def test_every_task_that_is_needed_exists_and_controls_share_the_runs_weights():

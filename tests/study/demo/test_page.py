@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,9 +28,9 @@ def rows_of(label, kind, suite, signal):
 @pytest.fixture(scope="module")
 def rows():
     made = []
-    for suite in ("motion8", "objects"):
+    for suite in ("order", "objects"):
         made += rows_of("random init", "random", suite, 0.8)
-        made += rows_of("baseline single", "pretrained", suite, 5.0 if suite == "motion8" else 0.0)
+        made += rows_of("baseline single", "pretrained", suite, 5.0 if suite == "order" else 0.0)
         made += rows_of("baseline single, student", "pretrained", suite, 0.8)
     novel = features(3.0, 4, n=60, classes=6)
     made += episode_rows("random init", "random", "fewshot", features(0.5, 4, n=60, classes=6), queries=4, episodes=50)
@@ -62,7 +63,7 @@ def material(rows):
             records.RunRecord("baseline single", "baseline", "single", metrics(2.0), {"steps": "8", "lr": "1e-3"}),
             records.RunRecord("baseline mixed", "baseline", "mixed", metrics(3.0), {"steps": "8"}),
         ],
-        suites=[records.SuiteRecord("motion8", "direction <of> motion", 80, 80, 80, 4, 0.25)],
+        suites=[records.SuiteRecord("order", "direction <of> motion", 80, 80, 80, 4, 0.25)],
         pictures=[
             records.ClipPicture(
                 "A clip",
@@ -79,7 +80,7 @@ def material(rows):
 
 def committed():
     row = {
-        "suite": "motion8",
+        "suite": "order",
         "probe": "linear",
         "encoder": "target_encoder",
         "seed": 0,
@@ -114,9 +115,9 @@ def test_report_has_its_sections_and_needs_nothing_else(tmp_path, material):
 
 def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
     said = page.statement(rows)
-    assert [name for name, _ in said["above"] if "motion8" in name] == [
-        "baseline single: motion8, linear",
-        "baseline single: motion8, knn",
+    assert [name for name, _ in said["above"] if "order" in name] == [
+        "baseline single: order, linear",
+        "baseline single: order, knn",
     ]
     assert {name for name, _ in said["below"]} >= {"baseline single: objects, linear"}
     assert said["compared"] == 4 + 4 + 2 and said["level"] == said["compared"] - len(said["above"]) - len(said["below"])
@@ -126,6 +127,18 @@ def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
     level = [r for r in rows if r.kind == "random" or r.verdict == "level"]
     html = page.write_report(tmp_path / "s.html", **{**material, "rows": level}).read_text()
     assert "No pretrained row stands above its random-init control" in html
+    assert (
+        said["novel"] == 2
+        and "On novel classes no pretrained row" not in page.write_report(tmp_path / "t.html", **material).read_text()
+    )
+    below = [
+        replace(r, difference={**r.difference, "value": -0.1, "low": -0.2, "high": -0.05})
+        if r.suite == "fewshot" and r.difference
+        else r
+        for r in rows
+    ]
+    html = page.write_report(tmp_path / "u.html", **{**material, "rows": below}).read_text()
+    assert "On novel classes no pretrained row stands above random init" in html
 
 
 def test_table_shows_every_row_as_it_came_out(tmp_path, material, rows):
@@ -169,11 +182,11 @@ def test_committed_file_is_checked(tmp_path):
 
 
 def test_against_compares_the_same_samples(rows):
-    control = next(r for r in rows if r.kind == "random" and r.suite == "motion8" and r.probe == "linear")
-    other = next(r for r in rows if r.kind == "pretrained" and r.suite == "motion8" and r.probe == "linear")
+    control = next(r for r in rows if r.kind == "random" and r.suite == "order" and r.probe == "linear")
+    other = next(r for r in rows if r.kind == "pretrained" and r.suite == "order" and r.probe == "linear")
     assert other.difference["value"] == pytest.approx(other.accuracy - control.accuracy)
     assert control.difference is None and control.verdict == ""
-    short = Row("x", "pretrained", "motion8", "linear", 0.5, 0.4, 0.6, 2, 0.25, hits=(1, 0))
+    short = Row("x", "pretrained", "order", "linear", 0.5, 0.4, 0.6, 2, 0.25, hits=(1, 0))
     assert against([short], [control])[0].difference is None
 
 

@@ -83,13 +83,17 @@ def test_a_job_in_other_hands_is_left_alone_and_waited_for(tmp_path):
 
 
 def test_a_stop_ends_the_workers_and_frees_the_locks(tmp_path, monkeypatch):
+    started = []
+
     def stop(what, job):
-        raise KeyboardInterrupt
+        started.append(job)
+        if len(started) > 1:  # and again when it is told of the first that was stopped
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(processes, "_child", _sleep)
     start = time.time()
     with pytest.raises(KeyboardInterrupt):
-        run_processes(WORK, jobs(tmp_path, "work"), [None], 1, stop)
+        run_processes(WORK, jobs(tmp_path, "work", "work"), [None, None], 1, stop)
     assert time.time() - start < 60 and not list((tmp_path / "locks").iterdir())
 
 

@@ -78,11 +78,13 @@ def test_seeds_of_two_machines_are_one_study(tmp_path):
         made = study(tmp_path / f"m{seed}", grid=Grid(("baseline",), ("single",), (seed,)))
         made.claim()
         cell = {"format": 1, "rows": [{"seed": seed}], "config_hash": f"{seed}"}
-        cells.cell_path(made.folder, made.jobs[0]["key"]).parent.mkdir()
+        (made.folder / "cells").mkdir()
+        made.claim(["order"] if seed else ["dive"])
         cells.cell_path(made.folder, made.jobs[0]["key"]).write_text(json.dumps(cell))
         archives.append(pack(made.folder, tmp_path / f"{seed}.tar.gz").path)
     assert unpack(archives, tmp_path / "all") == {"cells": 2, "stopped": 0}
     plan = read_plan(tmp_path / "all")
+    assert plan["instrument"] == {"forced": ["dive", "order"]}
     assert plan["seeds"] == [0, 1] and len(plan["keys"]) == 4 and plan["modes"]["intended"] == ["baseline"]
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.run.tiny import KEYS, SIZES, SMALL, events_of, study
+from tests.study.run.tiny import KEYS, NAMES, SIZES, SMALL, events_of, study
 from vjepa_fast import config, trainer
 from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
@@ -119,7 +119,7 @@ def test_seeds_and_variants_may_be_added_but_not_other_settings(finished):
     assert plan["variants"] == ["baseline", "hw", "kinematic"] and plan["seeds"] == [0, 1]
     assert plan["modes"] == {"intended": ["baseline", "kinematic", "hw"], "published": ["kinematic"]}
     assert set(KEYS) < set(plan["keys"]) and plan["sizes"] == SIZES and plan["suite"] == "synthetic"
-    other = Settings(sizes=SIZES, size=32, overrides=SMALL, queries=1, episodes=50, scale=2.0)
+    other = Settings(sizes=SIZES, size=32, overrides=SMALL, evaluate=NAMES, queries=1, episodes=50, scale=2.0)
     with pytest.raises(UserError, match=r"other settings: scale \(1.0 there, 2.0 now\)"):
         study(finished.folder, other).claim()
     assert read_plan(finished.folder) == plan
@@ -168,7 +168,7 @@ def test_processes_of_their_own(tmp_path):
     made = study(tmp_path / "s", grid=Grid(("baseline",), ("single",), (0,)))
     made.claim()
     prepare(made, 0, lambda *_: None)
-    for path in (made.folder / "suites" / "dive").glob("*.csv"):
+    for path in (made.folder / "suites" / "motion8").glob("*.csv"):
         path.unlink()
     events = []
     jobs = made.missing()

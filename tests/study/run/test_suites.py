@@ -18,7 +18,7 @@ from vjepa_fast.study.run.suites import Settings
 def test_the_papers_suite_on_the_users_manifests(tmp_path):
     """A tiny encoder on rendered stand-ins for the data sets: trained, then evaluated from manifests."""
     base = render_suite("motion8", tmp_path / "data", splits={"train": 16, "test": 16}, size=32, frames=32, fps=8)
-    novel = render_suite("fewshot", tmp_path / "few", splits={"train": 36, "test": 144}, size=32, frames=32, fps=8)
+    novel = render_suite("fewshot", tmp_path / "few", splits={"train": 36, "test": 432}, size=32, frames=32, fps=8)
     data = {n: str(Path(base["train"]).parent) for n in ("ucf101", "ssv2", "imagenet100", "diving48")}
     data |= {"k400_fewshot.base": novel["train"], "k400_fewshot.novel": novel["test"]}
     overrides = (

@@ -8,8 +8,8 @@ SIZES = {
     "motion8": {"train": 32, "val": 16, "test": 16},
     "order": {"train": 24, "val": 24, "test": 24},
     "objects": {"train": 48, "val": 48, "test": 48},
-    "dive": {"train": 24},
-    "fewshot": {"train": 36, "test": 144},
+    "dive": {"train": 24, "val": 24, "test": 24},
+    "fewshot": {"train": 108, "val": 216, "test": 432},
 }
 ENCODER = (
     "data.crop_size=32",
@@ -24,7 +24,8 @@ ENCODER = (
     "model.pred_num_heads=2",
 )
 SMALL = (*ENCODER, "runtime.log_every=1", "runtime.save_every=100", "runtime.peak_tflops=1")
-TINY = Settings(sizes=SIZES, size=32, overrides=SMALL, queries=1, episodes=50)
+NAMES = ("motion8", "order", "objects", "fewshot")
+TINY = Settings(sizes=SIZES, size=32, overrides=SMALL, evaluate=NAMES, queries=1, episodes=50)
 GRID = Grid(("baseline", "kinematic"), ("single",), (0,), published=("kinematic",))
 KEYS = [
     "random_init-none-intended-s0",
@@ -35,7 +36,7 @@ KEYS = [
 
 
 def study(folder, settings=TINY, grid=GRID, **more) -> StudyPlan:
-    return StudyPlan(folder, settings, grid, threads=1, **more)
+    return StudyPlan(folder, settings, grid, threads=1, force=True, **more)
 
 
 def events_of(made: StudyPlan, **more) -> tuple[list, list]:

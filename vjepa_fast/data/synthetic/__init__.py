@@ -4,12 +4,13 @@
 """
 
 from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
-from vjepa_fast.data.synthetic.suites import Dive, FewShot, Motion8, Objects, Order, TextureConfig
-from vjepa_fast.data.synthetic.write import render_suite
+from vjepa_fast.data.synthetic.suites import Dive, FewMotion, FewShot, Motion8, Objects, Order, TextureConfig
+from vjepa_fast.data.synthetic.write import render_suite, suite_values
 
 __all__ = [
     "SUITES",
     "Dive",
+    "FewMotion",
     "FewShot",
     "Motion8",
     "Objects",
@@ -18,4 +19,5 @@ __all__ = [
     "TextureConfig",
     "render_clip",
     "render_suite",
+    "suite_values",
 ]

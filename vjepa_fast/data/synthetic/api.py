@@ -35,9 +35,22 @@ class Suite(ABC):
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; the label is the position."""
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Of each class, what it is composed of, as numbers from 0 (a shape, a colour, a motion); here the class alone.
+
+        An encoder that is trained with labels learns classes that are combinations by their factors.
+        """
+        return tuple((label,) for label in range(len(self.classes)))
+
     def split_labels(self, split: str) -> tuple[int, ...]:
         """Labels that occur in a split: all of them, unless classes are split. ValueError for an unknown split."""
         return tuple(range(len(self.classes)))
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether no class is in both train and test: train has base classes, val and test have novel ones."""
+        return set(self.split_labels("train")).isdisjoint(self.split_labels("test"))
 
     @abstractmethod
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:

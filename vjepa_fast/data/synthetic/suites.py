@@ -27,6 +27,7 @@ COLOURS = {
     "white": (0.95, 0.95, 0.95),
 }
 MOTIONS = ("right", "down", "left", "up", "rotate", "grow")
+CHANGES = ("none", "turn-right", "turn-left", "grow", "shrink", "pulse")
 
 
 @dataclass(frozen=True)
@@ -106,19 +107,21 @@ class Motion8(Suite):
 
 @dataclass(frozen=True)
 class Dive(Suite):
-    """Ordered triples of primitives: each of translate, rotate, scale once, in one of 6 orders, and for
-    ``rotation_senses = 2`` turning clockwise or anticlockwise: 12 classes. Every class holds the same
-    primitives with the same amounts, so that no single frame shows which. Directions of translation and
-    whether the object grows or shrinks are drawn apart from the label.
+    """Ordered triples of primitives: each of translate, rotate, scale once. The order is the class, 6 of them; with
+    ``rotation_senses = 2`` clockwise and anticlockwise are classes apart, 12 of them. Every class holds the same
+    primitives with the same amounts, so that no single frame shows which. Drawn apart from the label: the direction of
+    translation, within ``headings`` of the right, and for ``shrinks`` whether the object grows.
     """
 
-    rotation_senses: int = 2  # 1: the sense is drawn apart from the label; 6 classes
-    translate: float = 18.0  # pixels
-    rotate: float = 100.0  # degrees
-    scale: float = 1.7  # factor, or its inverse
-    radius: tuple[float, float] = (11.0, 15.0)  # geometric mean of the radii before and after scaling
+    rotation_senses: int = 1  # 1: the sense is drawn apart from the label
+    translate: float = 26.0  # pixels
+    rotate: float = 140.0  # degrees
+    scale: float = 2.2  # factor, or its inverse
+    radius: tuple[float, float] = (11.0, 13.0)  # geometric mean of the radii before and after scaling
+    shrinks: bool = False  # half of the objects shrink, drawn apart from the label
+    headings: float = 60.0  # degrees to either side; 180: all directions
     boundary_jitter: float = 0.04  # of the clip's length, about 1/3 and 2/3
-    background: TextureConfig = TextureConfig()
+    background: TextureConfig = TextureConfig(contrast=0.05, grey=True)
     name = "dive"
 
     @property
@@ -132,14 +135,25 @@ class Dive(Suite):
         """The triples, joined by ``>``."""
         return tuple(">".join(t) for t in self.triples)
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Which primitive comes first, second and third, and the sense of rotation."""
+        primitives, senses = ("translate", "rotate", "scale"), ("rotate", "rotate-cw", "rotate-ccw")
+        return tuple(
+            (*(primitives.index(p.split("-")[0]) for p in triple), senses.index(next(p for p in triple if p in senses)))
+            for triple in self.triples
+        )
+
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; attributes: shape, growing or shrinking, direction (radians), the two times of change."""
         unit = size / 64.0
         clip = _still(self.background.draw(rng, size, size), frames)
         skin, shape = _skin(rng), raster.SHAPES[int(rng.integers(len(raster.SHAPES)))]
-        growth = math.log(self.scale) * rng.choice([-1.0, 1.0])
+        sign = rng.choice([-1.0, 1.0])
+        growth = math.log(self.scale) * (sign if self.shrinks else 1.0)
         radius = rng.uniform(*self.radius) * unit
         heading, angle = rng.uniform(0, 2 * math.pi, 2)
+        heading = math.radians(self.headings) * (heading / math.pi - 1)
         sense = rng.choice([-1.0, 1.0])
         cuts = np.array([1, 2]) / 3 + rng.uniform(-1, 1, 2) * self.boundary_jitter
         step = self.translate * unit * np.array([math.sin(heading), math.cos(heading)])
@@ -166,14 +180,14 @@ class Order(Suite):
     """
 
     events: tuple[str, ...] = EVENTS
-    hop: float = 14.0  # pixels there and back
-    pulse: float = 0.6  # relative growth
-    wiggle: float = 70.0  # degrees there and back
+    hop: float = 20.0  # pixels there and back
+    pulse: float = 0.8  # relative growth
+    wiggle: float = 110.0  # degrees there and back
     flash: float = 0.9  # relative brightness
     length: float = 0.4  # of an event, relative to the clip
     time_jitter: float = 0.04  # of an event's middle, about 1/4 and 3/4
-    radius: tuple[float, float] = (10.0, 15.0)
-    background: TextureConfig = TextureConfig()
+    radius: tuple[float, float] = (10.0, 13.0)
+    background: TextureConfig = TextureConfig(contrast=0.05, grey=True)
     name = "order"
 
     @property
@@ -196,6 +210,11 @@ class Order(Suite):
             phase = np.clip((t - centre) / self.length, -0.5, 0.5)
             bumps[name] = 0.5 + 0.5 * np.cos(2 * math.pi * phase)
         return bumps
+
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """First and second event."""
+        return tuple((self.events.index(a), self.events.index(b)) for a, b in self.pairs)
 
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; attributes: shape and the middles of the two events (of the clip's length)."""
@@ -243,6 +262,11 @@ class Objects(Suite):
         """Shape, pattern and colour, joined by hyphens."""
         return tuple("-".join(c) for c in self.combinations)
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Shape, pattern and colour."""
+        return tuple(itertools.product(*(range(len(f)) for f in (self.shapes, self.patterns, self.colours))))
+
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; one frame. Attributes: shape, texture, colour and radius in pixels."""
         unit = size / 64.0
@@ -255,10 +279,23 @@ class Objects(Suite):
         return clip, {"shape": shape, "texture": name, "colour": colour, "radius": float(radius[0])}
 
 
+PARTS = {"train": (0, 1, 3), "val": (4,), "test": (2, 5)}  # of the combinations (i, j), by (j - i) mod 6
+
+
+def _part(split: str, name: str, rows: int, columns: int) -> list[tuple[int, int]]:
+    """The combinations (i, j) of a few-shot split: diagonals, so that every i and every j is in every split and no
+    combination in two.
+    """
+    if split not in PARTS:
+        raise ValueError(f"{name} has the splits train (base), val and test (novel), not {split!r}")
+    return [(i, j) for i in range(rows) for j in range(columns) if (j - i) % 6 in PARTS[split]]
+
+
 @dataclass(frozen=True)
 class FewShot(Suite):
-    """Appearance x motion: 12 appearances (6 shapes, 2 colours each) x 6 motions = 72 classes. The appearances are
-    divided 6 / 2 / 4 over train (base), val and test (novel), hence 36 / 12 / 24 classes and no appearance in two.
+    """Appearance x motion: 36 appearances (6 shapes x 6 colours) x 6 motions = 216 classes. The appearances are divided
+    18 / 6 / 12 over train (base), val and test (novel), hence 108 / 36 / 72 classes. No appearance is in two parts, but
+    every shape and every colour is in all three: what is novel is how they are combined.
     """
 
     colours: tuple[str, ...] = tuple(COLOURS)
@@ -273,24 +310,25 @@ class FewShot(Suite):
 
     @property
     def appearances(self) -> tuple[tuple[str, str], ...]:
-        """Shape and colour; the order mixes shapes and colours over the three parts."""
-        n = len(self.colours)
-        return tuple(
-            (shape, self.colours[(i + turn * (n // 2)) % n]) for turn in range(2) for i, shape in enumerate(SHAPES)
-        )
+        """Shape and colour, shape by shape."""
+        return tuple(itertools.product(SHAPES, self.colours))
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Shape, colour and motion, joined by hyphens."""
         return tuple(f"{shape}-{colour}-{motion}" for shape, colour in self.appearances for motion in self.motions)
 
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Shape, colour and motion."""
+        return tuple(itertools.product(*(range(len(f)) for f in (SHAPES, self.colours, self.motions))))
+
     def split_labels(self, split: str) -> tuple[int, ...]:
         """All motions of the split's own appearances."""
-        part = {"train": (0, 2, 4, 7, 9, 11), "val": (1, 8), "test": (3, 5, 6, 10)}.get(split)
-        if part is None:
-            raise ValueError(f"fewshot has the splits train (base), val and test (novel), not {split!r}")
-        m = len(self.motions)
-        return tuple(a * m + i for a in part for i in range(m))
+        n, m = len(self.colours), len(self.motions)
+        return tuple(
+            (i * n + j) * m + motion for i, j in _part(split, self.name, len(SHAPES), n) for motion in range(m)
+        )
 
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; attributes: shape, colour, texture and motion."""
@@ -313,5 +351,59 @@ class FewShot(Suite):
         return clip, {"shape": shape, "colour": colour, "texture": name, "motion": motion}
 
 
-for _suite in (Motion8(), Dive(), Order(), Objects(), FewShot()):
+@dataclass(frozen=True)
+class FewMotion(Suite):
+    """Motion alone: one appearance in all clips, 6 headings x 6 changes = 36 classes, divided 18 / 6 / 12 over train
+    (base), val and test (novel). Every heading and every change is in all three parts; what is novel is how they are
+    combined. Background, pattern, size, place and angle at the start are drawn apart from the label.
+    """
+
+    shape: str = "cross"
+    colour: str = "yellow"
+    headings: int = 6  # directions of translation, evenly over the circle
+    travel: float = 20.0  # pixels
+    turn: float = 120.0  # degrees
+    grow: float = 2.0  # factor
+    radius: tuple[float, float] = (9.0, 12.0)
+    colour_jitter: float = 0.08
+    background: TextureConfig = TextureConfig(contrast=0.12)
+    name = "fewmotion"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Heading in degrees clockwise from the right, and change, joined by a hyphen."""
+        degrees = [round(360 * i / self.headings) for i in range(self.headings)]
+        return tuple(f"{degree}-{change}" for degree in degrees for change in CHANGES)
+
+    @property
+    def factors(self) -> tuple[tuple[int, ...], ...]:
+        """Heading and change."""
+        return tuple(itertools.product(range(self.headings), range(len(CHANGES))))
+
+    def split_labels(self, split: str) -> tuple[int, ...]:
+        """The split's own combinations."""
+        return tuple(i * len(CHANGES) + j for i, j in _part(split, self.name, self.headings, len(CHANGES)))
+
+    def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
+        """As `Suite.render`; attributes: texture, heading (degrees) and change."""
+        unit = size / 64.0
+        heading, change = 360 * (label // len(CHANGES)) / self.headings, CHANGES[label % len(CHANGES)]
+        clip = _still(self.background.draw(rng, size, size), frames)
+        name = raster.PATTERNS[1 + int(rng.integers(len(raster.PATTERNS) - 1))]
+        radius, angle = rng.uniform(*self.radius) * unit, rng.uniform(0, 2 * math.pi)
+        spread = rng.uniform(-1, 1, 2)
+        colours = _jittered(rng, self.colour, self.colour_jitter)
+
+        ramp = _ramp(frames, 0.0, 1.0) - 0.5
+        there_and_back = 0.5 - 0.5 * np.cos(4 * math.pi * (ramp + 0.5))  # twice
+        step = self.travel * unit * np.array([math.sin(math.radians(heading)), math.cos(math.radians(heading))])
+        room = np.maximum(0.0, size / 2 - radius * math.sqrt(self.grow) - np.abs(step) / 2)
+        centre = size / 2 + spread * room + ramp[:, None] * step
+        angles = angle + math.radians(self.turn) * {"turn-right": 1, "turn-left": -1}.get(change, 0) * ramp
+        power = {"grow": ramp, "shrink": -ramp, "pulse": there_and_back - 0.5}.get(change, np.zeros(frames))
+        raster.draw(clip, self.shape, centre, radius * self.grow**power, angles, colours, name)
+        return clip, {"texture": name, "heading": heading, "change": change}
+
+
+for _suite in (Motion8(), Dive(), Order(), Objects(), FewShot(), FewMotion()):
     SUITES.add(_suite.name, _suite)

@@ -31,11 +31,16 @@ from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.files import atomic_path, write_json, write_text
 from vjepa_fast.registry import suggestion
 
-FORMAT = 1  # to be raised when the same parameters give other clips
+FORMAT = 2  # to be raised when the same parameters give other clips
 FORMS = ("mp4", "rows")  # of videos
 _CHUNK = 32
 _HINT = "choose a writable folder with free space"
 Row = tuple[str, int, dict[str, Any]]  # path relative to the suite's folder, label, attributes
+
+
+def suite_values(name: str) -> dict[str, Any]:
+    """What a suite looks like in this version of the package: its parameters and the format of its rendering."""
+    return json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(SUITES[name])}))
 
 
 def render_suite(

@@ -83,7 +83,7 @@ class Leakage:
                 f"{o.samples} samples ({100 * o.samples / self.samples:.1f} %) {KINDS[o.kind]} of {o.manifest}; "
                 f"{o.distinct} {of}: {', '.join(o.names)}{more}"
             )
-        read = "tuning reads their labels" if self.labelled else "pretraining reads no labels"
+        read = "their labels are read" if self.labelled else "pretraining reads no labels"
         head += (
             f"found; {read}, {'so' if self.labelled else 'but'} these are not novel to the encoder."
             if lines

@@ -104,7 +104,13 @@ def logistic_scores(products: Products, way: int, c: float) -> Tensor:
     """Logits ``[e, M, W]`` of the queries after a fit on the shots."""
     # the free intercept makes the origin arbitrary: at the shots' mean the problem is best conditioned
     centred = products.double().centred()
-    a, b = fit_dual(centred.ss, way, c)
+    try:
+        a, b = fit_dual(centred.ss, way, c)
+    except DataError:
+        # shots in fewer dimensions than there are shots: rounding leaves directions of less than no length, which a
+        # length beyond rounding mends
+        own = 1e-6 * centred.ss.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-30).view(-1, 1, 1)
+        a, b = fit_dual(centred.ss + own * torch.eye(centred.ss.shape[1], dtype=torch.float64), way, c)
     return centred.qs @ a + b
 
 

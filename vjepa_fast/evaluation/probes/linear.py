@@ -17,6 +17,8 @@ C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 class LinearProbe(Probe):
     """Logistic regression; the penalty is chosen on the validation part."""
 
+    standardises = True
+
     def __call__(self, train: Features, val: Features | None, test: Features, options: ProbeOptions) -> ProbeResult:
         """`linear_probe` with its defaults."""
         return linear_probe(train, val, test, seed=options.seed)

@@ -62,10 +62,12 @@ class ProbeOptions:
 class Probe(ABC):
     """A way to read what a frozen encoder knows.
 
-    ``needs``: "features" (pooled, `Features`) or "tokens" (`Tokens`): what the parts are.
+    ``needs``: "features" (pooled, `Features`) or "tokens" (`Tokens`): what the parts are. ``standardises``: whether it
+    standardises features itself, so that a shift and a scale of them change nothing.
     """
 
     needs: ClassVar[str] = "features"
+    standardises: ClassVar[bool] = False
 
     @classmethod
     def needs_of(cls, task: Task | None) -> str:

@@ -6,6 +6,7 @@ Shapes: n clips, B batch, N tokens, D width, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -37,11 +38,11 @@ def _attend(z: Tensor, query: Tensor) -> Tensor:
 class Collector:
     """The tokens of all batches of a pass (`extract_poolings`), or a note why they are not held.
 
-    ``clips``: how many there will be. ``limit``: bytes that the tokens may take.
+    ``clips``: how many there will be. ``limit``: bytes that the tokens may take (`TOKEN_BYTES`).
     """
 
-    def __init__(self, clips: int, limit: int = TOKEN_BYTES) -> None:
-        self.clips, self.limit = clips, limit
+    def __init__(self, clips: int, limit: int | None = None) -> None:
+        self.clips, self.limit = clips, TOKEN_BYTES if limit is None else limit
         self.note = ""
         self._batches: list[Tensor] = []
         self._labels: list[Tensor] = []
@@ -86,6 +87,7 @@ def train_attentive(
     labels: np.ndarray,
     *,
     epochs: int = 20,
+    least_steps: int = 150,
     batch_size: int = 64,
     lr: float = 0.02,
     seed: int = 0,
@@ -93,19 +95,22 @@ def train_attentive(
 ) -> AttentivePooling:
     """Train the query and a linear head on base classes with cross-entropy; the head is then dropped.
 
-    ``tokens`` float32 ``[n, N, D]``, ``labels`` int ``[n]``, any integers. Adam, cosine to 0; the pooled feature is
+    ``tokens`` float32 ``[n, N, D]``, ``labels`` int ``[n]``, any integers. ``least_steps``: with few clips there are
+    more epochs. Adam, cosine to 0; the pooled feature is
     layer-normed before the head. The query starts at 0, where the pooling is the mean. Deterministic for a seed on a
     CPU. ``on_epoch`` gets the mean loss.
     """
     classes, y = np.unique(labels, return_inverse=True)
     y = torch.from_numpy(y.reshape(-1))
     n, _, width = tokens.shape
+    per_epoch = math.ceil(n / batch_size)
+    epochs = max(epochs, math.ceil(least_steps / per_epoch))
     generator = torch.Generator().manual_seed(seed)
     query = torch.zeros(width, requires_grad=True)
     head = torch.zeros(len(classes), width, requires_grad=True)
     bias = torch.zeros(len(classes), requires_grad=True)
     optimizer = torch.optim.Adam([query, head, bias], lr=lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-n // batch_size))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * per_epoch)
     with torch.enable_grad():
         for _ in range(epochs):
             total = 0.0

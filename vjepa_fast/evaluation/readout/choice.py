@@ -52,8 +52,8 @@ class Scored:
 class Choice:
     """A readout fitted on the base clips of one encoder, with the ``table`` of candidates that it was chosen from.
 
-    ``table``: best first, empty where the readout was given. ``way``, ``shots``, ``queries``, ``episodes``, ``seed``:
-    of the validation episodes. ``notes``: candidates that were left out, and why.
+    ``table``: best first, empty where the readout was given. ``notes``: candidates that were left out, and why.
+    ``validation``: the episodes of the validation classes; None where the readout was given.
     """
 
     readout: Readout
@@ -149,7 +149,7 @@ def choose(
 
 def fit(encoder: Encoder, readout: Readout, base: Part | None, *, seed: int = 0, **how: Unpack[Taking]) -> Choice:
     """A given readout fitted on the base clips of an encoder, to `read` with. Raises as `choose`."""
-    if readout.transform == "none" and readout.key != ATTENTIVE:
+    if not readout.fitted:
         return Choice(readout, Transform(readout.transform))
     if base is None:
         raise DataError(f"readout {readout.name}: it is fitted on base clips, and there are none; give --base")

@@ -62,9 +62,15 @@ class Readout:
             )
         classifier, _, c = parts[3].partition("=")
         try:
-            return cls(parts[0], parts[1], parts[2], classifier, float(c) if c else None)
+            penalty = float(c) if c else None
         except ValueError:
             raise ConfigError(f"readout {name!r}: C is {c!r}; expected a number, such as logistic=1") from None
+        return cls(parts[0], parts[1], parts[2], classifier, penalty)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it takes something from base clips."""
+        return self.transform != "none" or self.key == ATTENTIVE
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields and its name, for JSON."""

@@ -16,7 +16,9 @@ from vjepa_fast.evaluation.extract.shards import check_disk
 from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens, token_bytes
 from vjepa_fast.evaluation.probes import PROBES, ProbeOptions
 from vjepa_fast.evaluation.probes.published import published_parts, published_settings
+from vjepa_fast.evaluation.readout.probing import Reading
 from vjepa_fast.evaluation.run.encoders import Subject
+from vjepa_fast.evaluation.run.readout import AUTO, probe_features, with_reading
 from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, probe_row
 from vjepa_fast.evaluation.run.sources import FeatureSettings, open_sources, suite_name
 from vjepa_fast.evaluation.tasks import Task, check_manifests, get_task
@@ -49,6 +51,7 @@ class ProbeProtocol(FeatureSettings):
     storage: str | None = None  # of tokens; None: the published protocol's, else bfloat16
     row: str | None = None
     every_clip: bool = False
+    readout: str | None = None  # "auto" or a name, of probes of pooled features; None: ``pooling`` and ``level``
 
     def settled(self) -> ProbeProtocol:
         """With everything that the task and the published protocol say filled in.
@@ -57,6 +60,8 @@ class ProbeProtocol(FeatureSettings):
             ConfigError: an unknown probe, task or protocol. UserError: the published probe without its protocol.
         """
         check_choice("protocol", self.name, PROBE_PROTOCOLS)
+        if self.readout not in (None, AUTO):
+            Reading.from_name(self.readout)
         task = self.known_task
         if self.name == "published":
             p = published_settings(task, self.row)
@@ -173,14 +178,21 @@ def probe_checkpoint(
             on_progress=lambda i, n, label=label: subject.say(f"{label}: probe, epoch {i} of {n}"),
         )
         taken: dict[str, dict] = {}
-        for name in protocol.probes if probing else ():
-            needs = PROBES[name].needs_of(protocol.known_task)
-            if needs not in taken:
+        needs_of = {name: PROBES[name].needs_of(protocol.known_task) for name in protocol.probes if probing}
+        pooled = [name for name, needs in needs_of.items() if needs == "features"]
+        read = {}
+        if protocol.readout is not None and pooled:
+            subject.say(f"{label}: readout {protocol.readout}")
+            read = probe_features(protocol.readout, pooled, encoder, sources, protocol, subject, options)
+        for name, needs in needs_of.items():
+            if name not in read and needs not in taken:
                 given = [part for part in ("train", "val", "test") if part in manifests]
                 taken[needs] = {part: take(label, encoder, needs, part) for part in given}
+            found, reading = read[name] if name in read else (taken[needs], None)
             subject.say(f"{label}: {name} probe")
-            parts = taken[needs]["train"], taken[needs].get("val"), taken[needs]["test"]
-            rows.append(probe_row(name, *parts, options, label=label, kind=kind, suite=suite_name(manifests["test"])))
+            parts = found["train"], found.get("val"), found["test"]
+            row = probe_row(name, *parts, options, label=label, kind=kind, suite=suite_name(manifests["test"]))
+            rows.append(with_reading(row, reading))
         if "fewshot" in manifests:
             suite = f"{suite_name(manifests['fewshot'])} few-shot"
             episodes = {k: getattr(protocol, k) for k in ("way", "shots", "queries", "episodes", "seed")}

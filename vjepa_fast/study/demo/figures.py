@@ -117,10 +117,9 @@ def _bars(row: Row) -> np.ndarray:
     return 100 * np.clip([[row.accuracy - row.low], [row.high - row.accuracy]], 0, 1)
 
 
-def tradeoff(rows: Sequence[Row], motion: str, appearance: str, probe: str) -> str | None:
-    """Accuracy on the motion suite against the appearance suite, both with 95 % intervals."""
-    shown = [r for r in rows if r.probe in (probe, "supervised")]
-    x, y = ({r.label: r for r in shown if r.suite == suite} for suite in (appearance, motion))
+def tradeoff(rows: Sequence[Row], up: tuple[str, str], right: tuple[str, str]) -> str | None:
+    """Accuracy of two outcomes (suite, probe), with 95 % intervals; None where no encoder has both."""
+    x, y = ({r.label: r for r in rows if r.suite == s and r.probe in (p, "supervised")} for s, p in (right, up))
     both = [label for label in x if label in y]
     if not both:
         return None
@@ -144,8 +143,8 @@ def tradeoff(rows: Sequence[Row], motion: str, appearance: str, probe: str) -> s
             if x[label].kind == "random":
                 axis.axvline(100 * x[label].accuracy, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
                 axis.axhline(100 * y[label].accuracy, color=GREY, linewidth=0.8, linestyle=(0, (3, 3)))
-        axis.set_xlabel(f"appearance: {appearance} accuracy, %")
-        axis.set_ylabel(f"motion: {motion} accuracy, %")
+        axis.set_xlabel(f"{' '.join(right)} accuracy, %")
+        axis.set_ylabel(f"{' '.join(up)} accuracy, %")
         drawn.legend(loc="outside lower center", ncols=3, fontsize=8.5)
         return svg(drawn)
 

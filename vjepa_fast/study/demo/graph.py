@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.config import Config
+from vjepa_fast.data.synthetic import suite_values
 from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation import Row
 from vjepa_fast.study.demo import page, tasks
 from vjepa_fast.study.demo.plan import DemoPlan, DemoRun, run_config
 from vjepa_fast.study.jobs.pool import Task, run_tasks
 from vjepa_fast.study.jobs.workers import cores
-from vjepa_fast.study.run.clips import cached, decode_task, manifests, render_task, suite_values, view_of
+from vjepa_fast.study.run.clips import cached, decode_task, manifests, render_task, view_of
 from vjepa_fast.study.run.training import train
 
 

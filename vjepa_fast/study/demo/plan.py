@@ -8,15 +8,20 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 from vjepa_fast.config import Config
+from vjepa_fast.study.instrument.read import POOLING
 from vjepa_fast.study.run.clips import SIZES, WEIGHTS
 from vjepa_fast.study.run.training import stretched
 
 SUITE_TEXT = {
     "motion8": "direction of motion, 8 of them; no single frame tells it",
-    "dive": "order of translation, rotation, scaling, and sense of rotation",
+    "dive": "order of translation, rotation and scaling",
     "order": "which of two events came first; every class has its time-reverse as another class",
     "objects": "shape x texture x colour of a still image",
     "fewshot": "novel appearances x motions; episodes draw 5 classes never seen with labels",
+}
+PROBED = ("order", "dive")  # motion8 and objects are trained on alone: they have not passed the instrument check
+RENDERED = {
+    name: SIZES[name] if name in (*PROBED, "fewshot") else {"train": SIZES[name]["train"]} for name in SUITE_TEXT
 }
 FULL_MINUTES = 6.0  # what the default plan is made for, on two cores
 FIXED_MINUTES = 2.5  # of these, what does not scale with the length of training
@@ -49,8 +54,8 @@ RUNS = tuple(
 class DemoPlan:
     """Sizes of the demo. ``train_scale`` stretches the runs: iterations, and with them the horizon of the EMA."""
 
-    suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(SIZES))
-    probed: tuple[str, ...] = ("motion8", "order", "objects")
+    suites: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(RENDERED))
+    probed: tuple[str, ...] = PROBED
     size: int = 64  # pixels of the rendered videos
     frames: int = 16
     fps: int = 8
@@ -58,11 +63,11 @@ class DemoPlan:
     runs: tuple[DemoRun, ...] = RUNS
     train_scale: float = 1.0
     overrides: tuple[str, ...] = ()  # config overrides for every run, as --set takes them
-    pooling: str = "time"
+    pooling: str = POOLING
     supervised_steps: int = 180
     supervised_batch: int = 16
     episodes: int = 1000
-    queries: int = 10
+    queries: int = 5
     device: str = "cpu"
 
 

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from vjepa_fast.data.synthetic import SUITES
 from vjepa_fast.files import atomic_file
 from vjepa_fast.study.run.clips import load_clips
-from vjepa_fast.study.run.evaluate import suite_rows
 
 if TYPE_CHECKING:
-    from vjepa_fast.evaluation import ClipSet, Features
+    from vjepa_fast.evaluation import ClipSet
+    from vjepa_fast.models.vit import VisionTransformer
 
 # the values of a plan that are ``plan`` below
 PLAN = ("pooling", "supervised_steps", "supervised_batch", "episodes", "queries", "seed", "device")
 
 
 def _rows(
-    label: str, kind: str, features_of: Callable[[ClipSet], Features], clips: Mapping[str, str], plan: Mapping
+    label: str, kind: str, encoder: VisionTransformer | str, clips: Mapping[str, str], plan: Mapping, cache_dir=None
 ) -> list[dict]:
-    """Probe and episode rows of one encoder over all suites."""
+    """Rows of one encoder (or "pixels") over all suites, read as a study reads it."""
+    from vjepa_fast.study.instrument.read import How, suite_rows
+
+    where = {"device": plan["device"], "cache_dir": cache_dir, "batch_size": 32}
+    how = How(**{k: plan[k] for k in ("pooling", "episodes", "queries", "seed")}, where=where)
     rows = []
     for suite, path in clips.items():
-        parts = {part: features_of(c) for part, c in load_clips(path, suite).items()}
-        rows += suite_rows(label, kind, suite, parts, plan if suite == "fewshot" else None, plan["seed"])
+        rows += suite_rows(label, kind, suite, encoder, load_clips(path, suite), SUITES[suite].few_shot, how)
     return [r.to_dict() for r in rows]
-
-
-def _features(encoder, plan: Mapping, cache_dir: str | None, clips: ClipSet) -> Features:
-    from vjepa_fast.evaluation import extract_features
-
-    how = {"pooling": plan["pooling"], "device": plan["device"], "cache_dir": cache_dir}
-    return extract_features(encoder, clips, batch_size=32, **how)
 
 
 def evaluate(label: str, checkpoint: str, clips: dict[str, str], plan: dict, cache_dir: str) -> list[dict]:
@@ -42,18 +38,17 @@ def evaluate(label: str, checkpoint: str, clips: dict[str, str], plan: dict, cac
     rows = []
     for which, name in (("target_encoder", label), ("encoder", f"{label}, student")):
         encoder = load_encoder(checkpoint, which=which, device=plan["device"])
-        rows += _rows(name, "pretrained", partial(_features, encoder, plan, cache_dir), clips, plan)
+        rows += _rows(name, "pretrained", encoder, clips, plan, cache_dir)
     return rows
 
 
 def controls(config: dict, clips: dict[str, str], plan: dict) -> list[dict]:
     """Rows of the random-init encoder (the weights that every run starts from) and of raw pixels."""
     from vjepa_fast import config as configs
-    from vjepa_fast.evaluation import pixel_features, random_encoder
+    from vjepa_fast.evaluation import random_encoder
 
-    features_of = partial(_features, random_encoder(configs.from_dict(config)), plan, None)
-    rows = _rows("random init", "random", features_of, clips, plan)
-    return rows + _rows("raw pixels", "pixels", pixel_features, clips, plan)
+    rows = _rows("random init", "random", random_encoder(configs.from_dict(config)), clips, plan)
+    return rows + _rows("raw pixels", "pixels", "pixels", clips, plan)
 
 
 def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
@@ -62,7 +57,7 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
     from vjepa_fast.evaluation import random_encoder, train_supervised
     from vjepa_fast.evaluation.run.rows import row_of
 
-    parts, few = load_clips(clips, suite), suite == "fewshot"
+    parts, few = load_clips(clips, suite), SUITES[suite].few_shot
     train, val = base_split(parts["train"], plan["seed"]) if few else (parts["train"], parts["val"])
     model = train_supervised(
         random_encoder(configs.from_dict(config)),
@@ -76,7 +71,7 @@ def supervised(config: dict, suite: str, clips: str, plan: dict) -> list[dict]:
     )
     label, kind = "supervised (small)", "supervised"
     if model.result is None:  # no test part: few-shot
-        return _rows(label, kind, partial(_features, model.encoder, plan, None), {suite: clips}, plan)
+        return _rows(label, kind, model.encoder, {suite: clips}, plan)
     labels = parts["test"].labels.tolist()
     chance = max(map(labels.count, set(labels))) / len(labels)
     return [row_of(model.result, label=label, kind=kind, suite=suite, probe=kind, chance=chance).to_dict()]

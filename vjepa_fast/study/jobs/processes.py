@@ -129,9 +129,10 @@ def run_processes(
     finally:
         for process, _, _ in running.values():
             process.terminate()
-        for process, job, lock in running.values():
+        for process, _, lock in running.values():
             process.join()
             lock.release()
+        for _, job, _ in running.values():  # when all locks are free, whatever the caller does with it
             on_event("done" if work.done(job) else "stopped", job)
 
 

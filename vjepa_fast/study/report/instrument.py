@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.study.instrument.check import FILE, FORMAT
 from vjepa_fast.study.records import Study
 
-FORMAT = 1
-FILE = "instrument.json"
 NAMES = {  # of the controls, in the order of the table
     "supervised": "trained with labels",
     "half": "half-trained with labels",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,34 +12,16 @@ from vjepa_fast.study.run.clips import load_clips
 
 if TYPE_CHECKING:
     from vjepa_fast.data import Manifest
-    from vjepa_fast.evaluation import ClipSet, Features, Row
-
-
-def suite_rows(
-    label: str, kind: str, suite: str, features: Mapping[str, Features], episodes: Mapping[str, Any] | None, seed: int
-) -> list[Row]:
-    """Rows of one encoder on one suite.
-
-    ``episodes``: queries, episodes and way (default 5) of few-shot episodes, among others; None: linear and kNN probe.
-    ``features`` by part; for episodes "train" is the base classes, whose mean centres the novel ones of "test".
-    """
-    from vjepa_fast.evaluation import episode_rows, probe_rows
-    from vjepa_fast.evaluation.fewshot import centred
-
-    if episodes is None:
-        parts = features["train"], features.get("val"), features["test"]
-        return probe_rows(label, kind, suite, *parts, seed=seed)
-    novel = centred(features["test"], features["train"]) if "train" in features else features["test"]
-    many = {k: episodes[k] for k in ("way", "queries", "episodes") if k in episodes}
-    return episode_rows(label, kind, suite, novel, seed=seed, **many)
+    from vjepa_fast.evaluation import ClipSet, Row
 
 
 def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> tuple[list[Row], list[dict]]:
     """(accuracy rows, geometry rows) of a job's frozen encoder on every source of the study."""
     from vjepa_fast import data
-    from vjepa_fast.evaluation import extract_features
+    from vjepa_fast.study.instrument.read import How, suite_rows
 
     how, rows = job["evaluation"], []
+    asked = {k: how[k] for k in ("pooling", "way", "queries", "episodes", "seed")}
     label = job["variant"].replace("_", " ") if job["kind"] == "random" else f"{job['variant']} {job['regime']}"
     label += " (published)" if job["compat"] == "published" else ""
     label += ", student" if which == "encoder" else ""
@@ -52,13 +33,11 @@ def evaluate(job: Mapping[str, Any], encoder, which: str = "target_encoder") -> 
             parts = {part: data.load_manifest(path) for part, path in source["manifests"].items()}
             cache = str(Path(job["folder"]) / "runs" / job["key"] / "features")
             where = {"cache_dir": cache, "workers": min(4, os.cpu_count() or 1)}
-        options = {"pooling": how["pooling"], "device": job["device"], **where, **how["view"]}
-        features_of = partial(extract_features, encoder, batch_size=32, **options)
-        found = {part: features_of(clips) for part, clips in parts.items()}
+        where |= {"device": job["device"], "batch_size": 32, **how["view"]}
         if geometry is None:  # of the first suite's test clips
             geometry = _geometry(job, encoder, which, parts["test"])
-        episodes = how if source["kind"] == "fewshot" else None
-        rows += suite_rows(label, job["kind"], suite, found, episodes, how["seed"])
+        few = source["kind"] == "fewshot"
+        rows += suite_rows(label, job["kind"], suite, encoder, parts, few, How(**asked, where=where))
     return rows, geometry or []
 
 

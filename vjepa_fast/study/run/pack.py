@@ -17,7 +17,7 @@ from pathlib import Path
 
 from vjepa_fast.errors import UserError
 from vjepa_fast.files import atomic_path, write_json
-from vjepa_fast.study.run.cells import cell_path, read_cell
+from vjepa_fast.study.run.cells import error_path, read_cell
 from vjepa_fast.study.run.plan import read_plan
 
 DATA = ("suites", "cache", "tasks")  # folders of rendered and decoded clips, and the notes that they are done
@@ -103,28 +103,30 @@ def unpack(archives: Sequence[str | os.PathLike], folder: str | os.PathLike) -> 
 
 
 def _merge(source: Path, folder: Path, name: str) -> dict[str, int]:
-    plan = read_plan(source)
+    plan = there = read_plan(source)
     if (folder / "study.json").exists():
         here = read_plan(folder)
-        if here["settings"] != plan["settings"]:
-            both = {**here["settings"], **plan["settings"]}
-            differs = ", ".join(k for k in both if here["settings"].get(k) != plan["settings"].get(k))
+        if here["settings"] != there["settings"]:
+            both = {**here["settings"], **there["settings"]}
+            differs = ", ".join(k for k in both if here["settings"].get(k) != there["settings"].get(k))
             raise UserError(f"{name}: is of a study with another {differs} than {folder}; choose another folder")
-        plan = {**here, **{key: _union(here[key], plan[key]) for key in LISTS}}
-        plan["modes"] = {mode: _union(here["modes"].get(mode, []), asked) for mode, asked in plan["modes"].items()}
+        plan = {**here, **{key: _union(here[key], there[key]) for key in LISTS}}
+        plan["modes"] = {mode: _union(here["modes"].get(mode, []), asked) for mode, asked in there["modes"].items()}
+        forced = (p.get("instrument", {}).get("forced", []) for p in (here, there))
+        plan["instrument"] = {"forced": sorted(_union(*forced))}
     cells = [path.stem for path in (source / "cells").glob("*.json")]
     for key in cells:
-        here, there = read_cell(folder, key), read_cell(source, key)
-        if there is None:
+        ours, theirs = read_cell(folder, key), read_cell(source, key)
+        if theirs is None:
             raise UserError(f"{name}: cells/{key}.json is damaged; pack the study anew")
-        if here is not None and here["config_hash"] != there["config_hash"]:
+        if ours is not None and ours["config_hash"] != theirs["config_hash"]:
             raise UserError(f"{name}: cells/{key}.json was made with another configuration than the one in {folder}")
     new = {"cells": 0, "stopped": 0}
     for key in cells:
         if read_cell(folder, key) is None:
             new["cells"] += 1
             _take(source, folder, Path("cells") / f"{key}.json")
-            cell_path(folder, key).with_suffix(".error.txt").unlink(missing_ok=True)
+            error_path(folder, key).unlink(missing_ok=True)
     for run in sorted((source / "runs").glob("*")):
         relative = run.relative_to(source)
         if read_cell(folder, run.name) is not None and run.name not in cells:

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ from vjepa_fast.files import write_json
 from vjepa_fast.study.jobs.locks import Lock
 from vjepa_fast.study.records import FORMAT, RANDOM, cell_key
 from vjepa_fast.study.run import cells, variants
-from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
+from vjepa_fast.study.run.suites import REGIMES, Settings, Synthetic, suite_of
 from vjepa_fast.study.run.training import settings_text
 
 
@@ -62,6 +62,7 @@ class StudyPlan:
     threads: int = 0  # CPU threads of each run (0: torch's choice)
     side_by_side: int = 1  # runs that share the machine; noted in their cells
     processes: int = 1  # of each run; more than one are started by torchrun
+    force: bool = False  # run even where a suite has failed its instrument check, or has none
     jobs: list[dict] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -106,8 +107,20 @@ class StudyPlan:
             "processes": 1 if control else self.processes,
         }
 
-    def claim(self) -> None:
-        """Write ``study.json``, or add this grid to the one that is there.
+    def check_instrument(self, say: Callable[[str], None]) -> list[str]:
+        """Check the instrument where that has not been done; the suites that are used although they did not pass.
+
+        Raises UserError where a suite fails and the study is not forced.
+        """
+        from vjepa_fast.study.instrument.gate import gate
+
+        if not isinstance(self.suite, Synthetic):
+            return []
+        return gate(self.folder, self.suite.names, self.suite.setting(), self.force, say)
+
+    def claim(self, forced: Sequence[str] = ()) -> None:
+        """Write ``study.json``, or add this grid to the one that is there. ``forced``: suites that are used although
+        their instrument check did not pass.
 
         Raises UserError where the folder holds a study with other settings, or cells of other configurations.
         """
@@ -129,11 +142,11 @@ class StudyPlan:
                     f"{self.folder}: holds a study with other settings: {'; '.join(differs)}; its runs cannot be "
                     "compared with these, choose another folder"
                 )
-            write_json(path, self._content(before, now), cells.HINT)
+            write_json(path, self._content(before, now, forced), cells.HINT)
         finally:
             lock.release()
 
-    def _content(self, before: Mapping[str, Any], settings: Mapping[str, Any]) -> dict:
+    def _content(self, before: Mapping[str, Any], settings: Mapping[str, Any], forced: Sequence[str]) -> dict:
         import torch
 
         from vjepa_fast import __version__
@@ -155,6 +168,7 @@ class StudyPlan:
             "sizes": self.settings.sizes if self.settings.suite == "synthetic" else {},
             "settings": settings,
             "evaluation": self.suite.evaluation(),
+            "instrument": {"forced": sorted(merged(before.get("instrument", {}).get("forced", []), forced))},
             "device": self.settings.device,
             "versions": {"package": __version__, "torch": str(torch.__version__), "python": platform.python_version()},
             "commit": git_commit(),

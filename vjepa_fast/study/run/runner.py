@@ -59,9 +59,9 @@ def run_study(
 
 
 def prepare(study: StudyPlan, workers: int, on_event: Callable[[str, str], None]) -> None:
-    """Render and decode what is missing, in ``workers`` processes (0: in this one).
+    """Check the instrument, then render and decode what is missing, in ``workers`` processes (0: in this one).
 
-    One command at a time does so, others wait.
+    One command at a time does so, others wait. Raises UserError where a suite fails its check and nothing is forced.
     """
     lock, reported = Lock(study.folder / "locks" / "prepare.lock"), False
     while not lock.take():
@@ -70,6 +70,8 @@ def prepare(study: StudyPlan, workers: int, on_event: Callable[[str, str], None]
             reported = True
         time.sleep(1.0)
     try:
+        if forced := study.check_instrument(lambda text: on_event("done", text)):
+            study.claim(forced)
         tasks = study.suite.tasks(study.grid.regimes)
         if workers:
             run_tasks(tasks, study.folder, at_once=workers, threads=1, on_event=on_event)

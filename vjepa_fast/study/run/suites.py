@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vjepa_fast.config import Config
+from vjepa_fast.data.synthetic import SUITES
 from vjepa_fast.errors import UserError
 from vjepa_fast.study.jobs.pool import Task
 from vjepa_fast.study.run.clips import SIZES, WEIGHTS, cached, decode_task, manifests, render_task, view_of
 from vjepa_fast.study.run.training import stretched
 
 if TYPE_CHECKING:
+    from vjepa_fast.study.instrument.check import Setting
     from vjepa_fast.study.run.paper import Paper
 
 REGIMES = ("single", "mixed")
@@ -44,12 +46,20 @@ class Settings:
     frames: int = 16
     fps: int = 8
     data: dict[str, str] = field(default_factory=dict)
-    evaluate: tuple[str, ...] = ()  # empty: all that the suite has
+    evaluate: tuple[str, ...] = ()  # empty: the suite's default
     pooling: str = ""  # empty: the suite's
     way: int = 5
     queries: int = 1  # the standard protocol of few-shot action recognition, as way and episodes
     episodes: int = 10_000
     seed: int = 0  # of rendering, held-out parts and episodes; the same for every run
+
+
+def settings_of(plan: Mapping[str, Any]) -> Settings:
+    """The settings of a study's plan, as ``study.json`` has it."""
+    given: Mapping[str, Any] = plan["settings"]
+    found: dict[str, Any] = {f.name: given[f.name] for f in fields(Settings) if f.name in given}
+    found |= {k: tuple(v) for k, v in found.items() if isinstance(v, list)}
+    return Settings(**found)
 
 
 def suite_of(settings: Settings, folder: str | os.PathLike) -> Synthetic | Paper:
@@ -70,6 +80,7 @@ class Suite:
     """What the suites share. ``data``: the user's manifests by ``suite.part``; ``names``: what is evaluated."""
 
     evaluated: ClassVar[tuple[str, ...]]  # names of the suites that it can evaluate on
+    default: ClassVar[tuple[str, ...]] = ()  # those that it evaluates on unless asked for others; empty: all
     own_pooling: ClassVar[str]
     recipes: ClassVar[dict[str, str]]  # of each regime's baseline
 
@@ -79,7 +90,7 @@ class Suite:
         unknown = [name for name in settings.evaluate if name not in self.evaluated]
         if unknown:
             raise UserError(f"--evaluate: {unknown[0]!r} is not known; this suite has {', '.join(self.evaluated)}")
-        self.names = tuple(n for n in self.evaluated if not settings.evaluate or n in settings.evaluate)
+        self.names = tuple(n for n in self.evaluated if n in (settings.evaluate or self.default or self.evaluated))
         self.pooling = settings.pooling or self.own_pooling
 
     def _load(self, recipe: str, compat: str, seed: int) -> Config:
@@ -100,8 +111,9 @@ class Suite:
 class Synthetic(Suite):
     """The demo's renderings, encoder and steps, with the published baseline's objectives."""
 
-    evaluated = ("motion8", "order", "objects", "fewshot")
-    own_pooling = "time"
+    evaluated = ("motion8", "order", "objects", "dive", "fewshot", "fewmotion")
+    default = ("order", "dive", "fewshot", "fewmotion")  # have passed the instrument check; the others have not
+    own_pooling = "tdiff"
     recipes = {"single": "demo_baseline_single", "mixed": "demo_baseline_mixed"}
 
     def weights(self, regime: str) -> dict[str, float]:
@@ -133,7 +145,7 @@ class Synthetic(Suite):
     def check(self, regimes: Iterable[str]) -> None:
         """Raise UserError where a suite has no clips that are needed."""
         sizes = self.settings.sizes
-        parts = {name: {"train", "test"} if name == "fewshot" else {"train", "val", "test"} for name in self.names}
+        parts = {name: {"train", "val", "test"} for name in self.names}
         for regime in regimes:
             for name in self.weights(regime):
                 parts[name] = parts.get(name, set()) | {"train"}
@@ -154,6 +166,12 @@ class Synthetic(Suite):
 
     def sources(self) -> dict[str, dict]:
         """What an encoder is evaluated on: the decoded clips."""
-        return {
-            n: {"kind": "fewshot" if n == "fewshot" else "probe", "clips": cached(self.folder, n)} for n in self.names
-        }
+        kinds = {n: "fewshot" if SUITES[n].few_shot else "probe" for n in self.names}
+        return {n: {"kind": kind, "clips": cached(self.folder, n)} for n, kind in kinds.items()}
+
+    def setting(self) -> Setting:
+        """What the instrument check of its suites is made with: the encoder and the clips of every run."""
+        from vjepa_fast.study.instrument.check import Setting
+
+        config = self._load(self.recipes["mixed"], "intended", self.settings.seed)
+        return Setting(self.settings.size, self.view(), config, self.settings.seed)
