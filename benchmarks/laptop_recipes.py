@@ -10,7 +10,6 @@ Novel classes are read once, at the end. Writes benchmarks/results/laptop_recipe
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
@@ -35,20 +34,17 @@ SHOTS, EPISODES, QUERIES = (1, 5), 1500, 10
 
 
 def render(folder: Path, seed: int) -> dict[str, str]:
-    """Manifests by ``suite/split``. Backgrounds of ``dive`` and ``order`` are in colour, since those of the others are
-    grey: pretrained on grey backgrounds alone, neither recipe gains anything on ``fewshot``, whose are in colour.
-    """
-    from vjepa_fast.data.synthetic import SUITES, TextureConfig, render_suite
+    """Manifests by ``suite/split``: the pool that is pretrained on, and ``fewshot``."""
+    from vjepa_fast.data.synthetic import SUITES, render_suite
 
     fewshot = SUITES["fewshot"]
-    coloured = {name: dataclasses.replace(SUITES[name], background=TextureConfig()) for name in ("dive", "order")}
     counts = {"train": BASE} | EACH
     sizes: dict[str, dict[str, int]] = {name: {"train": CLIPS} for name in POOL}
     sizes["fewshot"] = {split: n * len(fewshot.split_labels(split)) for split, n in counts.items()}
     found = {}
     for name, splits in sizes.items():
         target = folder / "suites" / name
-        made = render_suite(coloured.get(name, name), target, splits=splits, size=SIZE, frames=FRAMES * STEP, seed=seed)
+        made = render_suite(name, target, splits=splits, size=SIZE, frames=FRAMES * STEP, seed=seed)
         found |= {f"{name}/{split}": path for split, path in made.items()}
     return found
 
