@@ -10,6 +10,7 @@ Novel classes are read once, at the end. Writes benchmarks/results/laptop_recipe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 if TYPE_CHECKING:
     from vjepa_fast.config.schema import Config
+    from vjepa_fast.data.synthetic import Suite
     from vjepa_fast.models.vit import VisionTransformer
 
 HERE = Path(__file__).resolve().parent
@@ -33,19 +35,30 @@ READOUT = "last/tdiff/standard/cosine"
 SHOTS, EPISODES, QUERIES = (1, 5), 1500, 10
 
 
+def pool() -> dict[str, Suite]:
+    """What is pretrained on. ``motion8`` and ``objects`` are in colour by themselves; ``dive`` and ``order``, on grey
+    where they are read, get backgrounds in colour here, and ``dive`` all headings, sizes and directions of growth.
+    """
+    from vjepa_fast.data.synthetic import SUITES, TextureConfig
+
+    changes = {"dive": {"shrinks": True, "headings": 180.0, "radius": (9.0, 14.0)}, "order": {}}
+    coloured = {
+        name: dataclasses.replace(SUITES[name], background=TextureConfig(), **more) for name, more in changes.items()
+    }
+    return {name: coloured.get(name, SUITES[name]) for name in POOL}
+
+
 def render(folder: Path, seed: int) -> dict[str, str]:
-    """Manifests by ``suite/split``: the pool that is pretrained on, and ``fewshot``."""
+    """Manifests by ``suite/split``, of the pool and of ``fewshot``: row stores, every pixel as it was drawn."""
     from vjepa_fast.data.synthetic import SUITES, render_suite
 
     fewshot = SUITES["fewshot"]
-    counts = {"train": BASE} | EACH
-    sizes: dict[str, dict[str, int]] = {name: {"train": CLIPS} for name in POOL}
-    sizes["fewshot"] = {split: n * len(fewshot.split_labels(split)) for split, n in counts.items()}
+    sizes = {split: n * len(fewshot.split_labels(split)) for split, n in ({"train": BASE} | EACH).items()}
     found = {}
-    for name, splits in sizes.items():
-        target = folder / "suites" / name
-        made = render_suite(name, target, splits=splits, size=SIZE, frames=FRAMES * STEP, seed=seed)
-        found |= {f"{name}/{split}": path for split, path in made.items()}
+    for suite, splits in [*((suite, {"train": CLIPS}) for suite in pool().values()), (fewshot, sizes)]:
+        target, video = folder / "suites" / suite.name, {"size": SIZE, "frames": FRAMES * STEP, "seed": seed}
+        made = render_suite(suite, target, splits=splits, form="rows", **video)
+        found |= {f"{suite.name}/{split}": path for split, path in made.items()}
     return found
 
 
