@@ -109,7 +109,7 @@ class Suite:
 
 
 class Synthetic(Suite):
-    """Rendered suites: the encoder and the steps of the recipe ``laptop_study``, the published baseline's objectives."""
+    """Rendered suites: encoder and steps of the recipe ``laptop_study``, the published baseline's objectives."""
 
     evaluated = ("motion8", "order", "objects", "dive", "fewshot", "fewmotion")
     default = ("order", "dive", "fewshot", "fewmotion")  # have passed the instrument check; the others have not
