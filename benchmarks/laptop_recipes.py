@@ -56,8 +56,8 @@ def render(folder: Path, seed: int) -> dict[str, str]:
     sizes = {split: n * len(fewshot.split_labels(split)) for split, n in ({"train": BASE} | EACH).items()}
     found = {}
     for suite, splits in [*((suite, {"train": CLIPS}) for suite in pool().values()), (fewshot, sizes)]:
-        target, video = folder / "suites" / suite.name, {"size": SIZE, "frames": FRAMES * STEP, "seed": seed}
-        made = render_suite(suite, target, splits=splits, form="rows", **video)
+        target, frames = folder / "suites" / suite.name, FRAMES * STEP
+        made = render_suite(suite, target, splits=splits, size=SIZE, frames=frames, seed=seed, form="rows")
         found |= {f"{suite.name}/{split}": path for split, path in made.items()}
     return found
 
