@@ -161,8 +161,9 @@ def test_initial_weights():
         assert abs(predictor.predictor_blocks[i].mlp.fc2.weight.std().item() / std - 1) < 0.03
     drawn = build_predictor(encoder, zero_init_mask_tokens=False)
     assert abs(drawn.mask_tokens[1].std().item() / 0.02 - 1) < 0.2
-    by_inputs = build_predictor(encoder, init="fan_in")
-    for layer in (by_inputs.predictor_embed[0], by_inputs.predictor_blocks[3].attn.qkv):
+    by_inputs = build_predictor(build_encoder("vit_tiny", init="fan_in"), init="fan_in")
+    blocks = build_encoder("vit_tiny", init="fan_in").blocks
+    for layer in (by_inputs.predictor_embed[0], by_inputs.predictor_blocks[3].attn.qkv, blocks[2].mlp.fc1):
         assert abs(layer.weight.std().item() * (3 * layer.in_features) ** 0.5 - 1) < 0.03
 
 

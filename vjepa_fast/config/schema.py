@@ -122,7 +122,8 @@ class ModelConfig:
     modality_embedding: bool = True
     img_temporal_dim_size: int | None = number(1, low=1)  # frames of the image patch embedding; None: images as video
     zero_init_mask_tokens: bool = True
-    # scale of the predictor's initial weights: 0.02, or 1/sqrt(3 inputs), more where it is narrow (48: four times)
+    # scale of the initial weights of encoder and predictor: 0.02, or 1/sqrt(3 inputs), more where they are narrow
+    init: str = later(choice("fixed", "fixed", "fan_in"))
     pred_init: str = later(choice("fixed", "fixed", "fan_in"))
     normalize_predictor: bool = False
     predict_all: bool = True  # the predictor also returns the context tokens

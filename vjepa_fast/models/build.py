@@ -34,6 +34,7 @@ def encoder_arguments(cfg: Config) -> dict[str, Any]:
         "img_temporal_dim_size": model.img_temporal_dim_size,
         "mean": cfg.data_aug.mean,
         "std": cfg.data_aug.std,
+        "init": model.init,
         "use_activation_checkpointing": model.use_activation_checkpointing,
         "cls_token": cfg.method == "levjepa",
         "block_causal": cfg.method == "levjepa" and cfg.levjepa.attention == "block_causal",

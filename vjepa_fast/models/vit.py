@@ -110,6 +110,7 @@ class VisionTransformer(nn.Module):
         uniform_power: bool,
         modality_embedding: bool,
         img_temporal_dim_size: int | None,
+        init: str,
         use_activation_checkpointing: bool,
         cls_token: bool,
         block_causal: bool,
@@ -142,7 +143,7 @@ class VisionTransformer(nn.Module):
             Block(size.embed_dim, size.num_heads, size.mlp_ratio, use_silu, wide_silu) for _ in range(size.depth)
         )
         self.norms_block = nn.ModuleList(nn.LayerNorm(size.embed_dim, eps=1e-6) for _ in range(levels))
-        init_weights(self, self.blocks)
+        init_weights(self, self.blocks, fan_in=init == "fan_in")
         if modality_embedding:
             self.img_mod_embed = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=1e-6))
             self.video_mod_embed = nn.Parameter(torch.empty(1, 1, size.embed_dim).normal_(std=1e-6))
@@ -272,6 +273,7 @@ def build_encoder(
     uniform_power: bool = True,
     modality_embedding: bool = True,
     img_temporal_dim_size: int | None = 1,
+    init: str = "fixed",
     use_activation_checkpointing: bool = False,
     cls_token: bool = False,
     block_causal: bool = False,
@@ -302,6 +304,7 @@ def build_encoder(
         uniform_power: sine-cosine positions split the channels evenly over the axes.
         modality_embedding: a learnt vector is added to the tokens of images, another to those of videos.
         img_temporal_dim_size: frames of a still image, which has its own patch embedding; None: images pass as video.
+        init: scale of the initial weights, ``fixed`` (0.02) or ``fan_in`` (1/sqrt(3 inputs)); see ``init_weights``.
         use_activation_checkpointing: recompute the activations of a block in the backward pass.
         cls_token: a learnt token before the patches, without a position, that sums the clip up (`summary`).
         block_causal: tokens attend within their frame and to earlier ones; see ``VisionTransformer.block_causal``.
@@ -314,6 +317,7 @@ def build_encoder(
     Raises:
         ConfigError: names the key, its value and what is accepted.
     """
+    require(ModelConfig, "model", init=init)
     if n_registers or has_cls_first:
         key = "model.n_registers" if n_registers else "model.has_cls_first"
         raise ConfigError(f"{key}: the published encoder has no weights for register or cls tokens; use 0 / false")
@@ -340,6 +344,7 @@ def build_encoder(
             uniform_power=uniform_power,
             modality_embedding=modality_embedding,
             img_temporal_dim_size=img_temporal_dim_size,
+            init=init,
             use_activation_checkpointing=use_activation_checkpointing,
             cls_token=cls_token,
             block_causal=block_causal,

@@ -69,15 +69,15 @@ def _jittered(rng: np.random.Generator, name: str, amount: float) -> tuple[np.nd
 class Motion8(Suite):
     """Eight directions: a whole textured scene pans in the direction of the label, as a random-dot kinematogram does.
 
-    The texture is new in every clip and grey, of one mean and one contrast: clips differ in their motion, not in a
-    palette. ``sprites`` shapes in random colours can ride on it.
+    The texture is new in every clip, and so are its hues: as colourful as the backgrounds of ``fewshot``, with none of
+    its shapes. ``sprites`` shapes in random colours can ride on it.
     """
 
     speed: tuple[float, float] = (1.5, 3.5)  # pixels per frame
     sprites: int = 0  # in the whole scene, of which about a quarter is seen at a time
     sprite_radius: tuple[float, float] = (6.0, 12.0)
     brightness_jitter: float = 0.0  # standard deviation of a gain per frame
-    background: TextureConfig = TextureConfig(coarse=24.0, fine=8.0, contrast=0.2, grey=True)
+    background: TextureConfig = TextureConfig(coarse=24.0, contrast=0.2)
     name = "motion8"
 
     @property
@@ -241,21 +241,24 @@ class Order(Suite):
 
 @dataclass(frozen=True)
 class Objects(Suite):
-    """Still images: shape x pattern x colour, one class per combination, on a grey texture."""
+    """Still images: shape x pattern x colour, one class per combination, on a texture of random hues. A shape comes in
+    three of the six colours only, those of the base classes of ``fewshot``: none of its novel appearances is here.
+    """
 
     shapes: tuple[str, ...] = ("disc", "square", "triangle", "cross")
     patterns: tuple[str, ...] = PATTERNS
-    colours: tuple[str, ...] = ("red", "green", "blue")
+    colours: tuple[str, ...] = tuple(COLOURS)
     radius: tuple[float, float] = (18.0, 27.0)
     colour_jitter: float = 0.08
-    background: TextureConfig = TextureConfig(coarse=24.0, contrast=0.12, grey=True)
+    background: TextureConfig = TextureConfig(coarse=24.0, contrast=0.12)
     name = "objects"
     modality = "image"
 
     @property
     def combinations(self) -> tuple[tuple[str, str, str], ...]:
         """Shape, pattern and colour of each class."""
-        return tuple(itertools.product(self.shapes, self.patterns, self.colours))
+        own = _part("train", self.name, len(self.shapes), len(self.colours))
+        return tuple((self.shapes[i], name, self.colours[j]) for i, j in own for name in self.patterns)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -265,7 +268,8 @@ class Objects(Suite):
     @property
     def factors(self) -> tuple[tuple[int, ...], ...]:
         """Shape, pattern and colour."""
-        return tuple(itertools.product(*(range(len(f)) for f in (self.shapes, self.patterns, self.colours))))
+        kinds = self.shapes, self.patterns, self.colours
+        return tuple(tuple(map(tuple.index, kinds, combination)) for combination in self.combinations)
 
     def render(self, rng: np.random.Generator, size: int, frames: int, label: int) -> Rendered:
         """As `Suite.render`; one frame. Attributes: shape, texture, colour and radius in pixels."""

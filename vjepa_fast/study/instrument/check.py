@@ -45,13 +45,13 @@ class Setting:
     seed: int = 0
 
     @property
-    def encoder(self) -> dict[str, int]:
-        """The size of the encoder, as ``instrument.json`` has it."""
+    def encoder(self) -> dict[str, int | str]:
+        """The size of the encoder and how its weights are drawn, as ``instrument.json`` has it."""
         from vjepa_fast.evaluation import random_encoder
 
         made = random_encoder(self.config)
         names = ("patch_size", "tubelet_size", "embed_dim", "num_heads", "levels")
-        return {**{k: getattr(made, k) for k in names}, "depth": len(made.blocks)}
+        return {**{k: getattr(made, k) for k in names}, "depth": len(made.blocks), "init": self.config.model.init}
 
     def values(self) -> dict[str, Any]:
         """What two checks must share to be of the same instrument, besides a suite's parameters."""
