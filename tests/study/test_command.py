@@ -51,7 +51,7 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, capsys):
     assert command(tmp_path, "--dry-run", "--seeds", "0..4", "--published", "baseline,kinematic", "--scale", "2") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{5 * (1 + 2 * 22)} runs, {5 * (1 + 2 * 22)} to do" and len(lines) == 226
-    assert any("kinematic-mixed-published-s4" in line and "480 steps" in line for line in lines)
+    assert any("kinematic-mixed-published-s4" in line and "240 steps" in line for line in lines)
     assert not (tmp_path / "s").exists()
 
 
