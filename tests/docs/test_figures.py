@@ -1,0 +1,51 @@
+"""Figures in the README are those of the committed results."""
+
+import json
+
+from tests.docs.pages import ROOT
+
+README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+
+
+def result(name):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_demo():
+    found = result("demo")
+    gaps = [r["difference"] for r in found["rows"] if r["kind"] == "pretrained" and r["difference"]]
+    above, below = sum(g["low"] > 0 for g in gaps), sum(g["high"] < 0 for g in gaps)
+    counts = f"{above} stand above random init, {below or 'none'} below, {len(gaps) - above - below} neither"
+    assert f"Of {len(gaps)} comparisons {counts}." in README
+    five = {r["label"]: r for r in found["rows"] if (r["suite"], r["probe"]) == ("fewshot", "5-shot")}
+    single, mixed, random = (five[name] for name in ("fwm_hw_ld single", "fwm_hw_ld mixed", "random init"))
+    gap = single["difference"]
+    lead = f"({100 * gap['low']:+.1f} to {100 * gap['high']:+.1f})"
+    assert f"at {100 * single['accuracy']:.1f} against {100 * random['accuracy']:.1f} of random init {lead}" in README
+    assert f"on the mixture at {100 * mixed['accuracy']:.1f}, which cannot be told from it" in README
+    assert mixed["difference"]["low"] < 0 < mixed["difference"]["high"]
+    minutes, seconds = divmod(round(found["wall_seconds"]), 60)
+    assert f"took {minutes} min {seconds} s and {found['peak_memory_gb']:.1f} GB" in README
+
+
+def test_the_laptop_recipes():
+    rows = [r for r in result("laptop_recipes")["rows"] if r["shot"] == 5 and r["seed"] is not None]
+
+    def leads(recipe):
+        out = []
+        for seed in (0, 1, 2):
+            own = {r["encoder"]: r["accuracy"] for r in rows if r["seed"] == seed}
+            random = max(x for name, x in own.items() if name.startswith("random"))
+            out.append(f"{100 * (own[recipe] - random):.1f}")
+        return f"{out[0]}, {out[1]} and {out[2]}"
+
+    assert f"masked pixels stand {leads('laptop_pixels')} points above random init" in README
+    assert f"V-JEPA with a moving average {leads('laptop_vjepa')} (" in README
+
+
+def test_steps_on_an_h100():
+    found = result("h100/captured")
+    clips = {r["batch"]: r["clips_per_s"] for r in found["rows"]}
+    assert f"{clips[8]:.0f} and {clips[64]:.0f} clips/s against" in README
+    least = min(r["min_ms"] for r in found["rows"] if r["batch"] == 8)
+    assert f"takes {least:.0f} to " in README
