@@ -218,6 +218,15 @@ def test_mixed_minus_single_and_its_mean(tmp_path):
     assert mean.deltas == pytest.approx(np.mean([c.deltas for c in by_variant], axis=0))
     assert {c.family for c in by_variant} == {3} and all(c.verdict == "above" for c in by_variant)
     assert found[stats.MEAN, "objects"].verdict == "undecided"
+    with_others = study_of(
+        tmp_path / "others",
+        variants=("baseline", "ld", "pixels", "levjepa"),
+        outcomes=LINEAR,
+        effects={("pixels", "mixed", "motion8"): 0.3},
+    )
+    others = {c.variant: c for c in stats.mixed_minus_single(with_others)}
+    assert set(others) == {"baseline", "ld", "pixels", "levjepa", stats.MEAN} and others["pixels"].family == 4
+    assert others[stats.MEAN].deltas == pytest.approx(np.mean([others[v].deltas for v in ("baseline", "ld")], axis=0))
     said = stats.answer(list(found.values()), "intended")
     none = {v: [] for v in stats.VERDICTS}
     assert said["variants"] == {("fewshot", "1-shot"): {"of": 3, **none, "above": ["baseline", "ld", "hw"]}}

@@ -8,9 +8,9 @@ from vjepa_fast.study.records import COMPATS
 from vjepa_fast.study.run import variants
 from vjepa_fast.study.run.suites import REGIMES, Settings, suite_of
 from vjepa_fast.study.run.training import settings_text
-from vjepa_fast.study.run.variants import COUNTED, RIVAL, VARIANTS, apply, changes
+from vjepa_fast.study.run.variants import COUNTED, OTHER_METHODS, PIXELS, RIVAL, VARIANTS, apply, changes
 
-OF_VJEPA = [name for name in VARIANTS if name != RIVAL]
+OF_VJEPA = [name for name in VARIANTS if name not in OTHER_METHODS]
 
 EIGHTEEN = [
     "motion_guided",
@@ -38,9 +38,9 @@ def baseline_of(variant):
     return config.load(VARIANTS[variant].split("_4gpu_")[0] + "_4gpu_baseline")
 
 
-def test_eighteen_are_counted_and_all_means_them_with_baseline_and_control():
+def test_eighteen_are_counted_and_all_means_them_with_baseline_and_controls():
     assert list(COUNTED) == EIGHTEEN
-    assert variants.names("all") == ["baseline", *EIGHTEEN, "fwm_hw"]
+    assert variants.names("all") == ["baseline", *EIGHTEEN, "fwm_hw", "pixels"]
     assert variants.names("hw, baseline,hw") == ["baseline", "hw"]
     with pytest.raises(UserError, match="nonsense: no variant of that name; known: all, baseline"):
         variants.names("baseline,nonsense")
@@ -141,6 +141,16 @@ def test_a_baseline_with_other_masks_is_refused():
 
 
 @pytest.mark.parametrize("regime", REGIMES)
+def test_masked_pixels_replace_the_latent_target_and_nothing_else(regime, tmp_path):
+    base = suite_of(Settings(), tmp_path).baseline(regime, "intended", 3)
+    made = apply(PIXELS, base)
+    assert made.objectives == {"pixels": {"eps": 0.01}} and made.target.mode == "online"
+    same = {"objectives": base.objectives, "target": dataclasses.replace(made.target, mode=base.target.mode)}
+    assert dataclasses.replace(made, **same) == base and base.target.mode == "ema"
+    assert config.from_dict(config.to_dict(made)) == made
+
+
+@pytest.mark.parametrize("regime", REGIMES)
 def test_levjepa_takes_data_encoder_and_steps_of_the_suite_and_its_own_method(regime, tmp_path):
     for scale in (1.0, 0.01):
         base = suite_of(Settings(scale=scale), tmp_path).baseline(regime, "intended", 3)
@@ -168,6 +178,7 @@ def test_levjepa_at_other_sizes_and_as_published():
     data = dataclasses.replace(base.data, crop_size=112)
     made = apply(RIVAL, dataclasses.replace(base, compat="intended", data=data))
     assert (made.levjepa.local_crop, made.levjepa.drop) == (64, 0.5)  # half of the crop, in whole patches
-    with pytest.raises(ConfigError, match="levjepa: no run of the study was published; leave it out of --published"):
-        apply(RIVAL, dataclasses.replace(base, compat="published"))
+    for name in OTHER_METHODS:
+        with pytest.raises(ConfigError, match=f"{name}: no run of the study was published; leave it out of --published"):
+            apply(name, dataclasses.replace(base, compat="published"))
     assert RIVAL not in variants.names("all") and variants.names("levjepa,baseline") == ["baseline", RIVAL]

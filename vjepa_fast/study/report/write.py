@@ -104,7 +104,7 @@ def pictures(content: Mapping[str, Any]) -> dict[str, str | None]:
 def _render(name: str, content: Mapping[str, Any]) -> str:
     return pages.render(
         Path(__file__).parent / "templates" / name,
-        {**content, "label": label, "span": span, "detectable": sentences.detectable_text},
+        {**content, "label": label, "span": span, "detectable": sentences.detectable_text, "mean_line": MEAN},
         points=points,
         p_text=sentences.p_text,
         sentence=sentence,

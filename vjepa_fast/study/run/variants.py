@@ -1,8 +1,8 @@
 """The study's variants as data: what each changes of the baseline, read from the published recipes.
 
 No value is typed here. A variant is the difference between its recipe and the baseline recipe of the same data
-(objectives, mask fields, target mode), so it can be put on the baseline of any suite. LeVJEPA is another method: its
-recipe is put on the baseline's data, encoder and number of steps.
+(objectives, mask fields, target mode), so it can be put on the baseline of any suite. Two are no V-JEPA: masked pixels,
+whose term replaces those of the baseline, and LeVJEPA, whose recipe is put on the baseline's data, encoder and steps.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ COUNTED = (
     *("kinematic", "velgate", "hamiltonian"),
 )
 CONTROL = "fwm_hw"  # the headline fwm_hw_ld without latent dynamics, which the paper lacks
-DEFAULT = ("baseline", *COUNTED, CONTROL)  # what `--variants all` runs
+PIXELS = "pixels"  # masked pixels in place of the latent target: the competitor of every latent objective
+DEFAULT = ("baseline", *COUNTED, CONTROL, PIXELS)  # what `--variants all` runs
 OTHERS = (
     *("sigreg", "sigreg_no_ema", "future_predictive", "motion_future"),
     *("kinematic_0_1", "kinematic_huber", "kinematic_accel", "kinematic_split", "kinematic_anneal"),
 )
 RIVAL = "levjepa"  # by its recipe for small clips, or for those of at least the published size
 RIVAL_PUBLISHED = "levjepa_vitb"
+OTHER_METHODS = (PIXELS, RIVAL)  # no V-JEPA: in every table, but not in means over variants
 # name -> the recipe that has its values
 VARIANTS: dict[str, str] = {
     **{name: f"mixed_4gpu_{name}" for name in ("baseline", *COUNTED[:-3])},
     **{name: f"ucf101_4gpu_{name}" for name in COUNTED[-3:]},
     CONTROL: "mixed_4gpu_fwm_hw_ld",
     **{name: f"ucf101_4gpu_{name}" for name in OTHERS},
+    PIXELS: "laptop_pixels",
     RIVAL: "levjepa_small",
 }
 
@@ -50,6 +53,7 @@ class Changes:
     objectives: dict[str, dict] = field(default_factory=dict)
     masks: tuple[dict, ...] = ()
     target: dict = field(default_factory=dict)
+    replaces: bool = False  # the baseline's terms are left out
 
 
 def names(text: str) -> list[str]:
@@ -70,11 +74,11 @@ def changes(name: str) -> Changes:
     from vjepa_fast import config
 
     cfg = config.load(VARIANTS[name])
-    base = config.load(f"{VARIANTS[name].split('_4gpu_')[0]}_4gpu_baseline")
+    base = config.load("laptop_vjepa" if name == PIXELS else f"{VARIANTS[name].split('_4gpu_')[0]}_4gpu_baseline")
     without = ("ld",) if name == CONTROL else ()
     terms = {t: f for t, f in cfg.objectives.items() if base.objectives.get(t) != f and t not in without}
     masks = tuple(_differing(spec, below) for spec, below in zip(cfg.masks.specs, base.masks.specs, strict=True))
-    return Changes(terms, masks if any(masks) else (), _differing(cfg.target, base.target))
+    return Changes(terms, masks if any(masks) else (), _differing(cfg.target, base.target), name == PIXELS)
 
 
 def _differing(section, base) -> dict:
@@ -88,13 +92,16 @@ def apply(name: str, cfg):
     Heads are made no wider than the encoder (a recipe's 256 is a third of ViT-B's width). Under ``compat: published``
     motion maps exist for batches of 1 or T clips only (ops.motion_saliency), so a batch becomes micro-batches of T
     clips whose gradients are averaged: as many clips per optimiser step as the other runs see. Raises ConfigError
-    where the baseline has another number of masks, a published batch cannot be split so, or LeVJEPA is asked to be as
-    published by the study, which has no such runs.
+    where the baseline has another number of masks, a published batch cannot be split so, or another method is asked to
+    be as published by the study, which has no such runs.
     """
+    if name in OTHER_METHODS and cfg.compat == "published":
+        raise ConfigError(f"{name}: no run of the study was published; leave it out of --published")
     if name == RIVAL:
         return _rival(cfg)
     found = changes(name)
-    objectives = {term: dict(fields) for term, fields in {**cfg.objectives, **found.objectives}.items()}
+    kept = {} if found.replaces else cfg.objectives
+    objectives = {term: dict(fields) for term, fields in {**kept, **found.objectives}.items()}
     for term in HEAD_TERMS:
         if term in objectives and cfg.model.embed_dim is not None:
             hidden = objectives[term].get("hidden_dim", 256)
@@ -122,8 +129,6 @@ def _rival(cfg):
     """
     from vjepa_fast import config
 
-    if cfg.compat == "published":
-        raise ConfigError(f"{RIVAL}: no run of the study was published; leave it out of --published")
     recipe = config.load(RIVAL_PUBLISHED)
     if cfg.data.crop_size < recipe.data.crop_size:
         recipe = config.load(VARIANTS[RIVAL])
