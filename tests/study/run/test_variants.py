@@ -179,6 +179,8 @@ def test_levjepa_at_other_sizes_and_as_published():
     made = apply(RIVAL, dataclasses.replace(base, compat="intended", data=data))
     assert (made.levjepa.local_crop, made.levjepa.drop) == (64, 0.5)  # half of the crop, in whole patches
     for name in OTHER_METHODS:
-        with pytest.raises(ConfigError, match=f"{name}: no run of the study was published; leave it out of --published"):
+        with pytest.raises(
+            ConfigError, match=f"{name}: no run of the study was published; leave it out of --published"
+        ):
             apply(name, dataclasses.replace(base, compat="published"))
     assert RIVAL not in variants.names("all") and variants.names("levjepa,baseline") == ["baseline", RIVAL]
