@@ -36,7 +36,7 @@ INSIDE = {
     "config": ("fields", "schema", "checks", "convert", "fair", "load"),
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
-    "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop"),
+    "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop", "initial"),
     "data": (
         "members processes",
         "media sampling mixing",

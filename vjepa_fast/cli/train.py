@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (short for --set runtime.device=...)")
     parser.add_argument("--folder", help="where the run is written (short for --set folder=...)")
     parser.add_argument(
+        "--init",
+        metavar="PATH",
+        help="weights to start from: a run folder, checkpoint, FAIR file or Hugging Face folder (sets init.path)",
+    )
+    parser.add_argument(
         "--no-resume", action="store_true", help="start over instead of going on from the folder's newest checkpoint"
     )
     parser.add_argument(
@@ -53,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         folder = args.config  # a run folder that was moved goes on where it lies now
     if folder is not None:
         cfg = dataclasses.replace(cfg, folder=folder)
+    if args.init is not None:
+        cfg = dataclasses.replace(cfg, init=dataclasses.replace(cfg.init, path=args.init))
 
     if args.profile:  # torch's profiler logs a missing GPU as an error; read when torch is imported
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")

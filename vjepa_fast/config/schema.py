@@ -175,6 +175,15 @@ class LevjepaConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """What a new run starts from. A run that goes on from a checkpoint of its own does not read it."""
+
+    path: str | None = filled(None)  # weights: a run folder, checkpoint, FAIR or Hugging Face file; null: fresh ones
+    predictor: str = choice("auto", "auto", "new", "required")  # auto: that of the file where it fits, else a new one
+    optimizer: bool = False  # the moments of AdamW too, which makes the predictor required
+
+
+@dataclass(frozen=True)
 class OptimizationConfig:
     """Length of the run, schedules and optimiser."""
 
@@ -244,6 +253,7 @@ class Config:
     )
     loss: LossConfig = field(default_factory=LossConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
+    init: InitConfig = later(field(default_factory=InitConfig))
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     img_data: DataConfig | None = None  # a second stream of still images

@@ -59,7 +59,17 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
     Raises:
         CheckpointError: one line that names missing, unexpected and misshapen tensors; nothing is loaded.
     """
-    state, own = from_fair(state), module.state_dict()
+    state = from_fair(state)
+    if problems := misfit(module, state):
+        raise CheckpointError(f"{source}: checkpoint of another architecture: {problems}{likely}")
+    module.load_state_dict(state)
+
+
+def misfit(module: nn.Module, state: dict[str, torch.Tensor]) -> str:
+    """The first three tensors of a state dict (bare names) that do not fit a module, with both shapes; empty if all
+    fit.
+    """
+    own = module.state_dict()
     problems = [f"missing {key}" for key in own if key not in state]
     problems += [f"not expected {key}" for key in state if key not in own]
     problems += [
@@ -67,10 +77,16 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{source}: checkpoint of another architecture: {'; '.join(problems[:3])}{more}{likely}")
-    module.load_state_dict(state)
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
+
+
+def encoder_tensors(state: dict[str, torch.Tensor], use_rope: bool) -> dict[str, torch.Tensor]:
+    """What an encoder of ours loads of the tensors of a file: its names for the norms, no ``pos_embed`` beside RoPE."""
+    state = _adapt(state)
+    if use_rope:
+        state.pop("pos_embed", None)  # V-JEPA 2 files carry an unused one
+    return state
 
 
 def load_encoder(
@@ -122,9 +138,7 @@ def load_encoder(
         encoder = build_encoder(**{**arguments, **arch}, device="cpu")
         settings = {**clip_settings(held), "mean": encoder.mean, "std": encoder.std}
         settings |= {"crop_size": encoder.img_size[0], "num_frames": encoder.num_frames}
-    state = _adapt(state)
-    if encoder.use_rope:
-        state.pop("pos_embed", None)  # V-JEPA 2 files carry an unused one
+    state = encoder_tensors(state, encoder.use_rope)
     load_weights(encoder, state, file, f"; {likely_architecture(state, file)}")
     if text:
         _log.info("%s: %s", file, text)

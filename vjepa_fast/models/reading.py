@@ -80,7 +80,7 @@ def read_encoder(state: Mapping[str, Tensor], given: Mapping[str, Any], evidence
         (s.embed_dim, s.depth) == (found["embed_dim"], found["depth"]) and found["mlp_ratio"] in (s.mlp_ratio, 4.0)
         for s in SIZES.values()
     )
-    grid, uniform = _grid_of(state.get("pos_embed"), found, given)
+    grid, uniform = sincos_grid(state.get("pos_embed"), found, given)
     positions, why = _positions(state, given, evidence, found, grid, named, path)
     found |= positions
     if uniform is not None:
@@ -264,7 +264,7 @@ def _added(
     )
 
 
-def _grid_of(
+def sincos_grid(
     embed: Tensor | None, found: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[tuple[int, int] | None, bool | None]:
     """((T, side), ``uniform_power``) of a ``pos_embed`` of sines and cosines; None, None of another."""

@@ -25,6 +25,7 @@ _NESTS = ("state_dict", "model_state_dict", "model", "module")  # Lightning, pla
 # What DDP, FSDP, torch.compile, activation checkpointing, Lightning and FAIR's MultiSeqWrapper put before names.
 _LEADING = re.compile(r"^(?:(?:_orig_mod|module|backbone|model|net|_forward_module|_fsdp_wrapped_module)\.)+")
 _ANYWHERE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_PREDICTOR = re.compile(r"^(?:vjepa2\.)?predictor\.")
 _HF = re.compile(r"^(?:vjepa2\.)?(?:encoder\.)?(?=embeddings\.patch_embeddings\.|layer\.\d+\.|layernorm\.)")
 
 
@@ -121,6 +122,29 @@ def encoder_state(content: Mapping[str, Any], which: str, path: Path) -> tuple[S
     raise CheckpointError(f"{path}: holds no {which!r} weights (it holds: {held}); {remedy}")
 
 
+def predictor_state(content: Mapping[str, Any], path: Path) -> State | None:
+    """The tensors of the predictor of a file under FAIR's names; None where it holds none.
+
+    Raises:
+        CheckpointError: names that contradict each other, or part of a Hugging Face predictor missing.
+    """
+    if _tensors(content.get("predictor")):
+        return _bare(content["predictor"], path)
+    if any(_tensors(content.get(name)) for name in _ROLES):
+        return None
+    nested = next((content[name] for name in _NESTS if isinstance(content.get(name), Mapping)), None)
+    if nested is not None and _tensors(nested.get("predictor")):
+        return _bare(nested["predictor"], path)
+    flat = content if nested is None else nested
+    if not _tensors(flat):
+        return None
+    state = _bare(flat, path)
+    part = {key.split("predictor.", 1)[1]: value for key, value in state.items() if _PREDICTOR.match(key)}
+    if "embeddings.mask_tokens" in part:
+        return _predictor_from_hf(part, path)
+    return _bare(part, path) or None
+
+
 def own_config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     """The configuration that our trainer writes into a checkpoint; None of another file, whatever its ``config`` is."""
     found = content.get("config")
@@ -165,21 +189,37 @@ def _bare(state: Mapping[str, Tensor], path: Path) -> State:
 
 def _from_hf(state: State, path: Path) -> State:
     """The encoder of Hugging Face's ``VJEPA2Model``: queries, keys and values packed, everything else renamed."""
+    named = {key[match.end() :]: value for key, value in state.items() if (match := _HF.match(key))}
+    found = _blocks_from_hf(named, "encoder", path)
+    found = {key.replace("embeddings.patch_embeddings.", "patch_embed."): value for key, value in found.items()}
+    return {re.sub(r"^layernorm\.", "norm.", key): value for key, value in found.items()}
+
+
+def _predictor_from_hf(state: State, path: Path) -> State:
+    """The predictor of Hugging Face's ``VJEPA2Model``, whose mask tokens are one tensor [n,1,1,E]."""
+    found: State = {}
+    for key, value in _blocks_from_hf(state, "predictor", path).items():
+        if key == "embeddings.mask_tokens":
+            found |= {f"mask_tokens.{i}": token for i, token in enumerate(value)}
+            continue
+        name = key.replace("embeddings.predictor_embeddings.", "predictor_embed.")
+        found[re.sub(r"^(blocks|norm|proj)\.", r"predictor_\1.", name.replace("layernorm.", "norm."))] = value
+    return found
+
+
+def _blocks_from_hf(state: State, network: str, path: Path) -> State:
+    """The blocks of a network under FAIR's names, queries, keys and values packed; other names stay."""
     found: State = {}
     packed: dict[str, State] = {}
     for key, value in state.items():
-        if not (match := _HF.match(key)):
-            continue  # predictor, pooler, classifier
-        name = re.sub(r"^layer\.", "blocks.", key[match.end() :])
-        name = name.replace("embeddings.patch_embeddings.", "patch_embed.").replace("attention.proj.", "attn.proj.")
-        name = re.sub(r"^layernorm\.", "norm.", name)
+        name = re.sub(r"^layer\.", "blocks.", key).replace("attention.proj.", "attn.proj.")
         if qkv := re.fullmatch(r"(blocks\.\d+)\.attention\.(query|key|value)\.(weight|bias)", name):
             packed.setdefault(f"{qkv[1]}.attn.qkv.{qkv[3]}", {})[qkv[2]] = value
         else:
             found[name] = value
     for name, parts in packed.items():
         if lacking := [part for part in ("query", "key", "value") if part not in parts]:
-            old = name.replace("blocks.", "encoder.layer.").replace("attn.qkv", f"attention.{lacking[0]}")
+            old = name.replace("blocks.", f"{network}.layer.").replace("attn.qkv", f"attention.{lacking[0]}")
             raise CheckpointError(f"{path}: missing {old}; likely a damaged VJEPA2Model")
         found[name] = torch.cat([parts["query"], parts["key"], parts["value"]])
     return found

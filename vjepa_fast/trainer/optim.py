@@ -280,6 +280,32 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: ob
         raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
 
 
+def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], path: object) -> None:
+    """Take over the moments alone that another run's AdamW saved, this package's or the published code's: rates, decay
+    and what groups are called stay those of this optimiser.
+
+    Raises:
+        CheckpointError: they are of other parameters; names ``path``.
+    """
+    own, saved = optimizer.state_dict(), list(state.get("param_groups", ()))
+    sizes, theirs = ([len(g["params"]) for g in groups] for groups in (own["param_groups"], saved))
+    if sizes != theirs:
+        raise CheckpointError(
+            f"{path}: opt: groups of {theirs} parameters, of {sizes} here; set init.optimizer=false for weights alone"
+        )
+    shapes = [p.shape for p in parameters(optimizer)]
+    order = [number for group in saved for number in group["params"]]
+    for shape, number in zip(shapes, order):
+        found = state["state"].get(number, {}).get("exp_avg")
+        if found is not None and found.shape != shape:
+            raise CheckpointError(
+                f"{path}: opt: moments of {list(found.shape)} for a parameter of {list(shape)}; "
+                "set init.optimizer=false for weights alone"
+            )
+    groups = [{**mine, "params": group["params"]} for mine, group in zip(own["param_groups"], saved)]
+    load_state(optimizer, {"state": state["state"], "param_groups": groups}, path)
+
+
 def gradient_norm(params: Iterable[nn.Parameter]) -> Tensor:
     """L2 norm over all gradients, a 0-d tensor on their device (no sync)."""
     return ops.total_norm([p.grad for p in params if p.grad is not None])

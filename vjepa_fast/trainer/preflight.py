@@ -17,7 +17,7 @@ from vjepa_fast.layers.block import use_attention, use_epilogues
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
-from vjepa_fast.trainer import capacity, captured, levjepa, optim, precision
+from vjepa_fast.trainer import capacity, captured, levjepa, optim, precision, starting
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import IMAGE_GROUPS, build_models, build_samplers, reaches_target, resolve_device
 
@@ -90,9 +90,9 @@ def _check_masks(cfg: Config) -> None:
 
 
 def check_data(cfg: Config) -> list[str]:
-    """What there is to say of the datasets before a run, one line for each stream; empty if nothing.
+    """What there is to say of the datasets, and of the weights to start from, before a run, in lines; empty if nothing.
 
-    Manifests are read. A command that writes a shard (``pipe:``) is named and not run, which training does.
+    Manifests are read, and so are the shapes of ``init.path``. A command that writes a shard (``pipe:``) is named and not run, which training does.
     """
     notes: list[str] = []
     for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):
@@ -105,4 +105,4 @@ def check_data(cfg: Config) -> list[str]:
             ClipLoader(cfg, img=section == "img_data").close()
         except UserError as error:
             notes.append(f"train would refuse the data: {error}")
-    return notes
+    return notes + starting.describe(cfg)

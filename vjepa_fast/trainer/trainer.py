@@ -23,7 +23,7 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, precision, preflight, warm
+from vjepa_fast.trainer import checkpoint, precision, preflight, starting, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
@@ -67,6 +67,7 @@ class Trainer:
         with warm.ahead(cfg, self.device, dtype, self.notes):
             self.step = METHODS[cfg.method](cfg, device=self.device, dtype=dtype, world=self.world)
         self.done = int(saved["step"]) if saved is not None else 0
+        self.notes += starting.take(cfg, self.step, saved)
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
