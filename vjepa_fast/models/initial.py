@@ -85,7 +85,7 @@ def _encoder(
     evidence = Evidence(hf_names, hf_config, mask_tokens(content))
     theirs, text = _described(file, content, state, evidence, encoder)
     likely = likely_architecture(state, file)
-    fitted = _resized(encoder_tensors(state, encoder.use_rope), encoder)
+    fitted = _resized(encoder_tensors(state, encoder.use_rope), encoder, "pos_embed")
     problem, ours = misfit(encoder, fitted), _settings(encoder)
     other = "" if theirs is None else _differences(_settings(theirs), ours)
     if problem or other:
@@ -117,10 +117,10 @@ def _described(
         return build_encoder(**arguments, device="meta"), f"step {content.get('step', '?')} of a run of this package"
     ours: dict[str, Any] = {}
     proj = state.get("patch_embed.proj.weight")
-    depth = len({m[1] for key in state if (m := re.match(r"blocks\.(\d+)\.", key))})
-    if proj is not None and proj.shape[0] == encoder.embed_dim:
-        if not any((s.embed_dim, s.depth) == (encoder.embed_dim, depth) for s in SIZES.values()):
-            ours["num_heads"] = encoder.num_heads  # of no released size: nothing else knows it
+    size = encoder.embed_dim, len({m[1] for key in state if (m := re.match(r"blocks\.(\d+)\.", key))})
+    released = any((s.embed_dim, s.depth) == size for s in SIZES.values())
+    if proj is not None and proj.shape[0] == encoder.embed_dim and not released:
+        ours["num_heads"] = encoder.num_heads  # nothing else knows it
     try:
         reading = read_encoder(state, ours, evidence, file)
     except CheckpointError:
@@ -138,13 +138,13 @@ def _described(
     return build_encoder(**reading.arguments, device="meta"), reading.text
 
 
-def _resized(state: State, encoder: VisionTransformer) -> State:
+def _resized(state: State, model: VisionTransformer | Predictor, name: str) -> State:
     """Positions of sines and cosines for another grid are those of the run's: they are computed, not learnt."""
-    embed, own = state.get("pos_embed"), getattr(encoder, "pos_embed", None)
+    embed, own = state.get(name), getattr(model, name, None)
     if embed is None or own is None or embed.shape == own.shape:
         return state
-    grid, _ = sincos_grid(embed, {"embed_dim": encoder.embed_dim}, {})
-    return state if grid is None else {**state, "pos_embed": own.detach()}
+    grid, _ = sincos_grid(embed, {"embed_dim": model.embed_dim}, {})
+    return state if grid is None else {**state, name: own.detach()}
 
 
 def _settings(encoder: VisionTransformer) -> dict[str, Any]:
@@ -205,10 +205,7 @@ def _predictor(
         return Part("predictor", None, f"{file} holds none")
     if predictor.use_rope:
         state.pop("predictor_pos_embed", None)
-    embed, own = state.get("predictor_pos_embed"), getattr(predictor, "predictor_pos_embed", None)
-    if embed is not None and own is not None and embed.shape != own.shape:
-        if sincos_grid(embed, {"embed_dim": predictor.embed_dim}, {})[0] is not None:
-            state["predictor_pos_embed"] = own.detach()
+    state = _resized(state, predictor, "predictor_pos_embed")
     problem = misfit(predictor, state)
     other = _differences(_predictor_read(state, content, hf_config), _predictor_settings(predictor))
     if not problem and not other:

@@ -92,7 +92,8 @@ def _check_masks(cfg: Config) -> None:
 def check_data(cfg: Config) -> list[str]:
     """What there is to say of the datasets, and of the weights to start from, before a run, in lines; empty if nothing.
 
-    Manifests are read, and so are the shapes of ``init.path``. A command that writes a shard (``pipe:``) is named and not run, which training does.
+    Manifests are read, and so are the shapes of ``init.path``. A command that writes a shard (``pipe:``) is named and
+    not run, which training does.
     """
     notes: list[str] = []
     for section, data in (("data", cfg.data), ("img_data", cfg.img_data)):

@@ -13,7 +13,6 @@ from vjepa_fast.errors import CheckpointError, UserError
 from vjepa_fast.models import initial
 from vjepa_fast.models.interop import misfit
 from vjepa_fast.models.predictor import Predictor
-from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.trainer import levjepa, optim
 from vjepa_fast.trainer.step import TrainStep, build_models
 
