@@ -1,6 +1,7 @@
-"""The published YAML (``app: vjepa_2_1``) in our own keys.
+"""The published YAML (``app: vjepa_2_1``, ``app: vjepa``) in our own keys.
 
-The FAIR V-JEPA 2.1 app and the study's fork of it (arXiv:2605.17165) share one format. `translate` reads it unchanged:
+The FAIR V-JEPA 2.1 app, the study's fork of it (arXiv:2605.17165) and, with fewer keys, the V-JEPA 2 app share one
+format. `translate` reads it unchanged:
 most keys keep their names, the keys that objectives name as ``published`` become entries of ``objectives``, keys that
 change nothing here are named in one warning, and keys that would change the result but are not supported are refused.
 """
@@ -39,9 +40,9 @@ _SAME = {
 # Keys read by the code below.
 _READ = {
     "loss": ("predict_all",),
-    "meta": ("dtype", "seed"),
+    "meta": ("dtype", "seed", "load_checkpoint", "read_checkpoint", "pretrain_checkpoint", "load_predictor"),
     "model": ("use_pred_silu", "levels_predictor", "compile_model"),
-    "optimization": ("ema", "disable_ema"),
+    "optimization": ("ema", "disable_ema", "is_anneal", "anneal_ckpt"),
     "img_data": ("rank_ratio",),
 }
 # What applies when a key is absent, where that is not our own default.
@@ -69,23 +70,33 @@ _REQUIRED = {
 _NO_EFFECT = {
     "": ("nodes", "tasks_per_node", "cpus_per_task", "mem_per_gpu", "exclusive", "evals"),
     "data": ("dataset_type", "persistent_workers"),
-    "meta": ("eval_freq", "load_checkpoint", "save_every_freq", "use_sdpa", "sync_gc", "skip_batches"),
+    "meta": ("eval_freq", "save_every_freq", "use_sdpa", "sync_gc", "skip_batches"),
     "loss": ("gram_HighRes", "gram_ckpt", "gram_loss_weight"),
-    "optimization": ("anneal_ckpt", "resume_anneal", "loss_reg_num_tracking_steps", "loss_reg_min_epoch"),
+    "optimization": ("resume_anneal", "loss_reg_num_tracking_steps", "loss_reg_min_epoch"),
     "img_data": ("dataset_type", "persistent_workers", "pin_mem"),
 }
 # Without effect at these values; another value would change the result and is refused.
 _OFF = {
     "data_aug": {"auto_augment": (False,), "motion_shift": (False,), "reprob": (0,)},
     "loss": {"reg_coeff": (0,), "shift_by_n": (0, None), "computing_gram_loss": (False,)},
-    "meta": {"read_checkpoint": (None,)},
     "model": {
         "has_cls_first": (False,), "is_causal": (False,), "pred_is_causal": (False,), "n_registers": (0,),
         "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,), "init_type": ("default",),
         "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)
     },
-    "optimization": {"is_anneal": (False,), "use_radamw": (False,), "loss_reg_std_mult": (None,)},
+    "optimization": {"use_radamw": (False,), "loss_reg_std_mult": (None,)},
 }  # fmt: skip
+# What the V-JEPA 2 app does not have, and its models' values for it.
+_V2_IDLE = ("img_data", "img_mask")
+_V2 = {
+    "loss": {"predict_all": False},
+    "model": {
+        "levels_predictor": 1, "modality_embedding": False, "img_temporal_dim_size": None, "interpolate_rope": False,
+        "normalize_predictor": False
+    },
+}  # fmt: skip
+APPS = ("vjepa_2_1", "vjepa")
+_OTHER_APPS = {"vjepa_droid": "trains a predictor of actions on robot data, which this package does not have"}
 # The order in which the published code adds its terms up; others follow.
 _ORDER = (
     "pred", "context", "hw", "fwm_static", "fwm_orth", "ld", "delta", "ltc", "spectral", "ac", "kinematic",
@@ -129,8 +140,9 @@ class _Translation:
         known = registry_of("objective")
         names = dict.fromkeys([*_ORDER, *known])
         self.terms: dict[str, Any] = {name: known[name] for name in names if known[name].published}
-        self.values = values
-        self.idle: list[str] = []  # keys without effect
+        self.v2 = values["app"] == "vjepa"
+        self.values = _as_2_1(values) if self.v2 else values
+        self.idle: list[str] = [key for key in _V2_IDLE if self.v2 and key in values]  # keys without effect
         self.notes: list[str] = []  # on keys with less effect than there
 
     def run(self) -> dict[str, Any]:
@@ -147,10 +159,15 @@ class _Translation:
                 "ema": self._get("optimization", "ema"),
             },
             "optimization": self._same("optimization"),
+            "init": self._init(),
             "runtime": {"dtype": self._dtype()},
             "compat": self.values.get("compat", "intended"),
             "seed": self._get("meta", "seed", 0),
         }
+        if self._flag("optimization", "is_anneal", False):
+            out["optimization"]["schedule"] = "linear"
+        if self.v2:
+            out["model"]["rope_variant"] = "v2"
         if "compile_model" in self.values["model"]:
             out["runtime"]["compile"] = self._flag("model", "compile_model", False)
         if self.values.get("folder") is not None:
@@ -166,8 +183,10 @@ class _Translation:
         return out
 
     def _top(self) -> None:
-        if self.values["app"] != "vjepa_2_1":
-            raise ConfigError(f"app: only vjepa_2_1 is read, got {self.values['app']!r}")
+        app = self.values["app"]
+        if app not in APPS:
+            why = f"; it {_OTHER_APPS[app]}" if app in _OTHER_APPS else ""
+            raise ConfigError(f"app: {app!r} is not read, only {' and '.join(APPS)} are{why}")
         accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
         for key in self.values:
             if key not in accepted:
@@ -226,6 +245,24 @@ class _Translation:
         out = dict(_ABSENT.get(section, {}))
         out.update({key: given[key] for key in _SAME[section] if key in given})
         return out
+
+    def _init(self) -> dict[str, Any]:
+        """The weights to start from: a cooldown's ``anneal_ckpt``, or ``read_checkpoint``, ``pretrain_checkpoint``."""
+        anneal, load = (self._flag(*key, False) for key in (("optimization", "is_anneal"), ("meta", "load_checkpoint")))
+        key = ("optimization", "anneal_ckpt") if anneal else ("meta", "read_checkpoint")
+        path, name = self._get(*key), ".".join(key)
+        if anneal and path is None:
+            raise ConfigError(f"{name}: missing; a cooldown (optimization.is_anneal) starts from it")
+        if path is not None and not load:
+            self.notes.append(f"{name}: not read, since meta.load_checkpoint is off; --init PATH starts from weights")
+            return {}
+        if path is not None:
+            if not anneal:
+                self.notes.append(f"{name}: weights and moments are taken, the schedule begins at step 0")
+            return {"path": path, "optimizer": True}
+        path = self._get("meta", "pretrain_checkpoint")
+        taken = self._flag("meta", "load_predictor", True)
+        return {} if path is None else {"path": path, "predictor": "auto" if taken else "new"}
 
     def _dtype(self) -> str:
         dtype = self._get("meta", "dtype")
@@ -318,6 +355,15 @@ class _Translation:
                 elif field.type in (float, "float", "float | None"):
                     out[field.name] = self._value(section, key, 0.0)
         return out
+
+
+def _as_2_1(values: dict[str, Any]) -> dict[str, Any]:
+    """A file of the V-JEPA 2 app as one of the 2.1 app that makes the same models and loss."""
+    out = {key: value for key, value in values.items() if key not in _V2_IDLE}
+    for section, fixed in _V2.items():
+        if isinstance(out.get(section), dict):
+            out[section] = {**out[section], **fixed}
+    return out
 
 
 def _published_names(message: str) -> str:

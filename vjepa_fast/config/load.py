@@ -27,7 +27,7 @@ def load(path_or_recipe: str | Path | None, overrides: Sequence[str] = ()) -> Co
     """Read a configuration.
 
     Args:
-        path_or_recipe: a YAML file (ours, or a published one with ``app: vjepa_2_1``), a run folder that holds a
+        path_or_recipe: a YAML file (ours, or a published one with ``app: vjepa_2_1`` or ``vjepa``), a run folder with a
             ``config.yaml``, or the name of a recipe that comes with the package (`list_recipes`); None: the defaults.
         overrides: ``"section.key=value"`` texts, applied in order; values are YAML, list entries are reached by index
             (``masks.specs.0.num_blocks=4``), ``objectives.context=null`` takes a term out.

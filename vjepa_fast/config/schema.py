@@ -200,6 +200,8 @@ class OptimizationConfig:
     eps: float = number(1e-8, above=0)
     accumulate: int = number(1, low=1)  # micro-batches per optimiser step
     clip_grad: float | None = number(None, above=0)  # maximum gradient norm
+    # of the learning rate after warmup; linear: from lr at step 0 to final_lr, no warmup (the published cooldown)
+    schedule: str = later(choice("cosine", "cosine", "linear"))
     name: str = choice("adamw", "adamw", "muon")  # muon: for the matrices of the blocks; changes the maths
 
 

@@ -208,6 +208,8 @@ def _predictor(
     state = _resized(state, predictor, "predictor_pos_embed")
     problem = misfit(predictor, state)
     other = _differences(_predictor_read(state, content, hf_config), _predictor_settings(predictor))
+    if "num_mask_tokens" in other and own_config(content) is None:
+        other += ", model.mask_token_index=zero"  # the published code trains the first token alone
     if not problem and not other:
         return Part("predictor", state, f"predictor of {file}")
     reason = f"{problem or _TRACELESS}; {_predictor_words(state)}"

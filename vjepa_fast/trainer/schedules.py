@@ -24,6 +24,14 @@ def warmup_cosine_lr(step: int, *, warmup: int, total: int, start: float, peak: 
     return max(final, final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
+def linear_lr(step: int, *, total: int, start: float, final: float) -> float:
+    """Linear from ``start`` (step 0) to ``final`` (step ``total``), then constant: that of the published cooldown.
+
+    Past ``total`` the published one goes on falling, below 0; no published file gets there (``ipe_scale`` is 1.25).
+    """
+    return start + (final - start) * min(1.0, step / max(1, total))
+
+
 def cosine_weight_decay(step: int, *, total: int, start: float, final: float) -> float:
     """Cosine from ``start`` (step 0) to ``final`` (step ``total``), never beyond ``final``."""
     value = final + (start - final) * 0.5 * (1.0 + math.cos(math.pi * step / max(1, total)))
@@ -48,6 +56,7 @@ class Schedules:
     momenta: tuple[float, float]
     ipe: int
     epochs: int
+    linear: bool = False  # the learning rate, from its peak
 
     @classmethod
     def from_config(cls, cfg: Config) -> Schedules:
@@ -62,11 +71,14 @@ class Schedules:
             momenta=cfg.target.ema,
             ipe=o.ipe,
             epochs=o.epochs,
+            linear=o.schedule == "linear",
         )
 
     def lr(self, index: int) -> float:
         """Learning rate of the step."""
         start, peak, final = self.lrs
+        if self.linear:
+            return linear_lr(index + 1, total=self.horizon, start=peak, final=final)
         return warmup_cosine_lr(index + 1, warmup=self.warmup, total=self.horizon, start=start, peak=peak, final=final)
 
     def weight_decay(self, index: int) -> float:
