@@ -229,7 +229,7 @@ def test_absent_keys_take_the_published_defaults(read):
         ("data_aug", "auto_augment", True, "data_aug.auto_augment: True is not supported; only False is"),
         ("model", "n_registers", 4, "model.n_registers: 4 is not supported; only 0 is"),
         ("meta", "load_checkpoint", "a.pt", "meta.load_checkpoint: expected true or false, got 'a.pt'"),
-        ("meta", "dtype", "float16", "meta.dtype: 'float16' is not supported; accepted: bfloat16, float32"),
+        ("meta", "dtype", "float8", "meta.dtype: 'float8' is not supported; accepted: bfloat16, float16, float32"),
         ("meta", "seed", "x", "meta.seed: expected an integer, got 'x'"),
         ("data", "crop_size", "wide", "data.crop_size: expected an integer, got 'wide'"),
     ],

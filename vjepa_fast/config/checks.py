@@ -98,6 +98,10 @@ def _conflicts(config: Config) -> Iterator[str]:
             f"runtime.pad_to_multiple: {runtime.pad_to_multiple} is given, and so is runtime.capacity_quantum, its new "
             f"name: {runtime.capacity_quantum}; give the latter alone"
         )
+    if runtime.dtype == "float16":
+        other = "method: levjepa" if config.method == "levjepa" else "optimization.name: muon"
+        if config.method == "levjepa" or config.optimization.name == "muon":
+            yield f"runtime.dtype: float16 is not supported with {other}; use bfloat16 or float32"
     untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
     if config.runtime.compile is True and untruncated:
         yield (

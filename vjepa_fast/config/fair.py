@@ -266,7 +266,7 @@ class _Translation:
 
     def _dtype(self) -> str:
         dtype = self._get("meta", "dtype")
-        accepted = ("bfloat16", "float32")
+        accepted = ("bfloat16", "float16", "float32")
         if not isinstance(dtype, str) or dtype.lower() not in accepted:
             raise ConfigError(f"meta.dtype: {dtype!r} is not supported; accepted: {', '.join(accepted)}")
         return dtype.lower()

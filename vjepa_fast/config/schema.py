@@ -219,7 +219,9 @@ class RuntimeConfig:
     """Device, precision, logging and checkpoints."""
 
     device: str = _device("auto")
-    dtype: str = choice("auto", "auto", "float32", "bfloat16")  # auto on a CPU: the faster one, by a measurement
+    dtype: str = choice(
+        "auto", "auto", "float32", "bfloat16", "float16"
+    )  # auto on a CPU: the faster one, by a measurement
     fp8: bool = False  # forward products of the blocks' linear layers in e4m3 (changes the maths)
     threads: int = number(0, low=0)  # CPU threads; 0: torch's choice
     log_every: int = number(10, low=1)  # steps

@@ -13,20 +13,23 @@ from vjepa_fast.ops import _backend, _check, _cpp, _triton
 from vjepa_fast.ops._latent_rows import Column, Pair, Token, calls, function
 
 
-def _dtype_objections(backend: str, dtypes: tuple[torch.dtype, ...], tensors: Iterable[Tensor]) -> list[str]:
-    wrong = [t.dtype for t in tensors if t.dtype not in dtypes]
+def _dtype_objections(
+    backend: str, dtypes: tuple[torch.dtype, ...], tensors: Iterable[Tensor], *args: Any
+) -> list[str]:
+    found = [t.dtype for t in tensors] + [a for a in args if isinstance(a, torch.dtype)]  # read, and to be written
+    wrong = [dtype for dtype in found if dtype not in dtypes]
     return [f"{backend} supports {_check.names(dtypes)}, got {_check.names(wrong)}"] if wrong else []
 
 
 def _cpp_objections(*args: Any) -> list[str]:
     features, keys = _features_and_keys(args)
-    reasons = _cpp.objections(*features) + _dtype_objections("cpp", _cpp.FLOATS, features)
+    reasons = _cpp.objections(*features) + _dtype_objections("cpp", _cpp.FLOATS, features, *args)
     return reasons + [f"row function {k!r} has no C++" for k in keys if function(k).cpp is None]
 
 
 def _triton_objections(*args: Any) -> list[str]:
     features, keys = _features_and_keys(args)
-    reasons = _triton.objections(*features) or _dtype_objections("triton", _triton.FLOATS, features)
+    reasons = _triton.objections(*features) or _dtype_objections("triton", _triton.FLOATS, features, *args)
     return reasons + [f"row function {k!r} has no device function" for k in keys if function(k).device is None]
 
 

@@ -83,6 +83,8 @@ def choose(cfg: Config, device: torch.device, *, quantum: int | None, target_gra
     step = list(common)
     if quantum == 0:
         step.append("the lengths of masks are exact, so new at every step (runtime.capacity_quantum)")
+    if cfg.runtime.dtype == "float16":
+        step.append("runtime.dtype: float16 looks at the gradients on the host")
     step += [f"objectives.{name}: {term.uncapturable}" for name, term in plan.terms.items() if term.uncapturable]
     target = list(common)
     if target_grad:

@@ -4,7 +4,7 @@
 
     encoder, predictor, target_encoder   tensors under module.backbone.*, as the published evaluation reads them
     heads                                learnable parts of the objectives
-    opt                                  optimiser state
+    opt, scaler                          optimiser state; scale of the loss under float16
     epoch, step                          epochs and optimiser steps completed
     sampler                              first data step still to be drawn (masks are functions of it), and the sample
                                          of each stream that it begins at, whatever the batches before held

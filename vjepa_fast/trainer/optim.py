@@ -324,12 +324,16 @@ def update(
     limit: float | None,
     *,
     on_device: bool = False,
+    factor: float | None = None,
 ) -> None:
     """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow.
 
+    ``factor``: AdamW multiplies gradients by it first; ``norm`` is that afterwards.
     ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
     """
     scale = clip_scale(norm, limit)
+    if factor is not None:
+        scale = torch.full_like(norm, factor) if scale is None else scale * factor
     if isinstance(optimizer, AdamW):
         with phase("optimiser"):  # and the average, in the same pass
             optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device)

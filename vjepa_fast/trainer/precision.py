@@ -20,7 +20,7 @@ from vjepa_fast.models import rope
 from vjepa_fast.models.vit import SIZES
 from vjepa_fast.trainer.distributed import Distributed
 
-NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GAIN = 1.2  # by which bfloat16 has to be faster on a CPU to be taken
 BUDGET_S = 1.0
 FLOP = 2e10  # of a try: a fraction of a second

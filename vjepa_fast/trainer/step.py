@@ -27,7 +27,7 @@ from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.ops import _capture
-from vjepa_fast.trainer import capacity, captured, optim, precision, regional
+from vjepa_fast.trainer import capacity, captured, optim, precision, regional, scaling
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.graphs import Graphs
 from vjepa_fast.trainer.prefetch import Staged, to_device
@@ -84,7 +84,7 @@ class TrainStep:
     Args:
         cfg: the run's configuration.
         device: where.
-        dtype: float32, or bfloat16 by autocast; never a gradient scaler.
+        dtype: float32, or bfloat16 or float16 by autocast; float16 with a scaled loss (`scaling.Scaler`).
         world: the processes that train together.
 
     Attributes: ``encoder``, ``predictor``, ``target_encoder`` (under ``target.mode: online`` the encoder itself, or
@@ -124,6 +124,7 @@ class TrainStep:
         modules = {"encoder": self.encoder, "predictor": self.predictor, "heads": self.plan}
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
+        self.scaler = scaling.Scaler() if dtype == torch.float16 else None
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         self._build_target(cfg)
@@ -185,10 +186,7 @@ class TrainStep:
         if made is None:
             made = self._backward_with_room(micro, index, weights, monitor)
             stop = self.gradients.finish(stop)
-            with phase("optimiser"):
-                made.norm = optim.gradient_norm(self.params)
-            limit, on_device = self.cfg.optimization.clip_grad, self.captured is not None
-            optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device)
+            self._update(made, momentum)
         rows = made.rows
         groups = [g for b in micro for g in b.groups]
         loss, *terms = (rows[0] if len(rows) == 1 else torch.stack(rows).float().mean(0)).unbind()
@@ -206,6 +204,18 @@ class TrainStep:
             work=made.work,
             monitors=made.monitors,
         )
+
+    def _update(self, made: _Made, momentum: float) -> None:
+        """Change the weights by the gradients; not where float16 overflowed."""
+        with phase("optimiser"):
+            made.norm = optim.gradient_norm(self.params)
+        factor = None
+        if self.scaler is not None:
+            made.norm, factor = self.scaler.down(made.norm)
+            if factor is None:
+                return self.average.follow(momentum) if self.average and self.cfg.compat == "published" else None
+        limit, on_device = self.cfg.optimization.clip_grad, self.captured is not None
+        optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device, factor=factor)
 
     def _backward_with_room(
         self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
@@ -243,7 +253,8 @@ class TrainStep:
                 made.monitors = _monitors(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
-                self.gradients.backward(out.total / len(micro), last=last)
+                total = out.total if self.scaler is None else self.scaler.up(out.total)
+                self.gradients.backward(total / len(micro), last=last)
             made.rows.append(captured.row(out.total, out.terms))
         return made
 
@@ -382,17 +393,18 @@ class TrainStep:
         return precision.autocast(self.device, self.dtype, cache)
 
     def state_dict(self) -> dict[str, Any]:
-        """The checkpoint's ``encoder predictor target_encoder heads opt``, under the FAIR names."""
+        """The checkpoint's ``encoder predictor target_encoder heads opt scaler``, under the FAIR names."""
         return {
             "encoder": interop.to_fair(self.encoder.state_dict()),
             "predictor": interop.to_fair(self.predictor.state_dict()),
             "target_encoder": interop.to_fair(self.target_encoder.state_dict()),
             "heads": dict(self.plan.state_dict()),
             "opt": self.optimizer.state_dict(),
+            "scaler": scaling.FRESH if self.scaler is None else self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], path: object = "checkpoint") -> None:
-        """Take over the five entries of `state_dict`.
+        """Take over the entries of `state_dict`; ``scaler`` may be missing.
 
         Raises:
             CheckpointError: they belong to another architecture or to other objectives.
@@ -404,6 +416,8 @@ class TrainStep:
         interop.load_weights(self.plan, state["heads"], f"{path}: objectives")
         optim.load_state(self.optimizer, state["opt"], path)
         self.params = optim.parameters(self.optimizer)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state.get("scaler"))
         if self.captured is not None:  # the moments are other tensors now
             self.captured.graphs.clear()
 

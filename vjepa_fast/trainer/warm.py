@@ -117,6 +117,7 @@ def rehearse(cfg: Config, dtype: torch.dtype, arch: int) -> dict[str, _builds.Bu
     drawn = [step._sampler(g).draw(g.clip, **step._keys(g, n, 0)) for n, g in enumerate(groups)]  # pyright: ignore[reportPrivateUsage]  # our own class
     # `auto` measures our own attention kernels, whatever it takes then
     models = step.encoder, step.predictor, step.target
+    step.scaler = None  # which reads the gradients
     layers = [m for model in models for m in model.modules() if isinstance(m, Attention)]
     ours, calls = _our_attention(), {attention.Call(_META, dtype, m.proj.in_features // m.num_heads) for m in layers}
     wanted = cfg.runtime.attention in ("auto", "triton") and not any(map(ours.objections, calls))
