@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vjepa_fast.config import fair
+from vjepa_fast.config import evaluations, fair
 from vjepa_fast.config.checks import check
 from vjepa_fast.config.convert import from_dict, named, read, to_dict, unknown_key
 from vjepa_fast.config.schema import Config
@@ -109,6 +109,8 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path_id in seen:
         raise ConfigError(f"{path}: base: the file is its own base")
     values = _read_yaml(path)
+    if evaluations.is_evaluation(values):
+        raise ConfigError(f"{path}: {evaluations.answer(values)}")
     if "app" in values:  # in the published format; ours names none
         return fair.translate(values, source=str(path))
     base = values.pop("base", None)

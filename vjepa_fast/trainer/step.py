@@ -209,13 +209,13 @@ class TrainStep:
         """Change the weights by the gradients; not where float16 overflowed."""
         with phase("optimiser"):
             made.norm = optim.gradient_norm(self.params)
-        factor = None
+        limit, on_device, factor = self.cfg.optimization.clip_grad, self.captured is not None, None
         if self.scaler is not None:
             made.norm, factor = self.scaler.down(made.norm)
-            if factor is None:
-                return self.average.follow(momentum) if self.average and self.cfg.compat == "published" else None
-        limit, on_device = self.cfg.optimization.clip_grad, self.captured is not None
-        optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device, factor=factor)
+            if factor is None and self.average and self.cfg.compat == "published":
+                self.average.follow(momentum)
+        if self.scaler is None or factor is not None:
+            optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device, factor=factor)
 
     def _backward_with_room(
         self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
