@@ -149,6 +149,22 @@ def test_keys_that_name_weights(read, caplog, optimization, meta, init, note):
     assert len(lines) == bool(note) and note in "".join(lines)
 
 
+def test_the_recipe_of_vit_b_is_the_published_file(read):
+    values = published("vjepa_2_1", "vitb16/pretrain-256px-16f")
+    ours, theirs = configs.to_dict(configs.load("vjepa21_vitb")), configs.to_dict(read(values))
+    ours["data"]["datasets"] = theirs["data"]["datasets"]
+    assert ours == {**theirs, "folder": "runs/vjepa21_vitb"}
+
+
+@pytest.mark.parametrize(("name", "width"), [("vjepa21_vitb", 768), ("vjepa21_vits", 384), ("vjepa21_vitt", 192)])
+def test_recipes_of_21(name, width):
+    found = check(configs.load(name))
+    assert found.encoder.embed_dim == width and found.encoder.levels == 4
+    predictor = found.predictor
+    assert (len(predictor.predictor_blocks), predictor.embed_dim, predictor.num_heads) == (12, 384, 12)
+    assert math.isfinite(TrainStep(configs.load(name, small("vjepa_2_1")))(batch(size=2), 0).loss)
+
+
 def test_what_is_refused(read):
     for change, words in (
         (
