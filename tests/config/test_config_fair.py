@@ -222,7 +222,7 @@ def test_absent_keys_take_the_published_defaults(read):
         (None, "mask", None, "mask: missing"),
         ("optimization", "hw_coeff", "big", "optimization.hw_coeff: expected a number, got 'big'"),
         ("optimization", "disable_ema", 1, "optimization.disable_ema: expected true or false, got 1"),
-        ("optimization", "ipe", None, "optimization.ipe: missing"),
+        ("optimization", "epochs", None, "optimization.epochs: missing"),
         ("optimization", "ema", 0.9, "optimization.ema: expected a list of 2"),
         ("optimization", "is_anneal", True, "optimization.anneal_ckpt: missing; a cooldown"),
         ("optimization", "is_anneal", 1, "optimization.is_anneal: expected true or false, got 1"),

@@ -155,7 +155,7 @@ def test_bad_override_is_refused_with_path_and_hint(small, text, expected):
         (["optimization.epochs=0"], "optimization.epochs: must be at least 1"),
         (["optimization.lr=-1"], "optimization.lr: must be at least 0"),
         (["optimization.betas=[0.9, 1.0]"], "optimization.betas: must be in [0, 1)"),
-        (["runtime.dtype=float16"], "runtime.dtype: unknown value 'float16'; accepted: auto, float32, bfloat16"),
+        (["runtime.dtype=float8"], "runtime.dtype: unknown value 'float8'; accepted: auto, float32, bfloat16, float16"),
         (["runtime.device=tpu"], "runtime.device: unknown value 'tpu'"),
         (["runtime.compile=true", "masks.truncate=none"], "runtime.compile: true makes a graph for every set of mask"),
         (["runtime.pad_to_multiple=-1"], "runtime.pad_to_multiple: must be at least 0, got -1"),

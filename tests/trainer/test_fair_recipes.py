@@ -14,7 +14,7 @@ import yaml
 
 from vjepa_fast import config as configs
 from vjepa_fast.errors import ConfigError
-from vjepa_fast.trainer import TrainStep, check, starting
+from vjepa_fast.trainer import TrainStep, check, passes, starting
 from vjepa_fast.trainer.schedules import Schedules
 
 from .conftest import batch
@@ -163,6 +163,25 @@ def test_recipes_of_21(name, width):
     predictor = found.predictor
     assert (len(predictor.predictor_blocks), predictor.embed_dim, predictor.num_heads) == (12, 384, 12)
     assert math.isfinite(TrainStep(configs.load(name, small("vjepa_2_1")))(batch(size=2), 0).loss)
+
+
+def test_without_ipe_an_epoch_is_one_pass(read, tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("".join(f"{i}.mp4 0\n" for i in range(11)))
+    (tmp_path / "b.csv").write_text("".join(f"{i}.mp4 0\n" for i in range(6)))
+    values = published("vjepa", "vitl16/pretrain-256px-16f")
+    values["optimization"]["ipe"] = None
+    cfg = read(values, *SMALL.split(), f"data.datasets=[{tmp_path}/a.csv, {tmp_path}/b.csv]", "data.dataset_fpcs=[4]")
+    assert cfg.optimization.ipe == 0 and check(cfg)
+    assert passes.resolve(cfg).optimization.ipe == 8  # 17 samples, batches of 2
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert passes.resolve(cfg).optimization.ipe == 2
+    monkeypatch.setenv("WORLD_SIZE", "9")
+    with pytest.raises(ConfigError, match="whose 17 samples are fewer than a batch of 18"):
+        passes.resolve(cfg)
+    with pytest.raises(ConfigError, match="optimization.ipe: 0, a pass over the data"):
+        Schedules.from_config(cfg)
+    del values["optimization"]["ipe"]
+    assert read(values).optimization.ipe == 0
 
 
 def test_what_is_refused(read):

@@ -129,7 +129,7 @@ def _method(config: Config) -> Iterator[str]:
     if data.batch_size < 2:
         yield "data.batch_size: must be at least 2 under method: levjepa, whose loss spreads clips apart, got 1"
     steps = config.optimization.epochs * config.optimization.ipe
-    if levjepa.average_every > steps:
+    if levjepa.average_every > steps > 0:
         yield f"levjepa.average_every: must be at most the steps of the run, {steps}, got {levjepa.average_every}"
 
 

@@ -62,7 +62,7 @@ _REQUIRED = {
     "meta": ("dtype",),
     "model": ("model_name", "pred_depth", "pred_embed_dim"),
     "optimization": (
-        "ema", "epochs", "ipe", "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"
+        "ema", "epochs", "lr", "start_lr", "final_lr", "warmup", "weight_decay", "final_weight_decay"
     ),
     "img_data": ("datasets", "dataset_fpcs", "batch_size"),
 }  # fmt: skip
@@ -158,14 +158,12 @@ class _Translation:
                 "mode": "online" if self._flag("optimization", "disable_ema", False) else "ema",
                 "ema": self._get("optimization", "ema"),
             },
-            "optimization": self._same("optimization"),
+            "optimization": self._optimization(),
             "init": self._init(),
             "runtime": {"dtype": self._dtype()},
             "compat": self.values.get("compat", "intended"),
             "seed": self._get("meta", "seed", 0),
         }
-        if self._flag("optimization", "is_anneal", False):
-            out["optimization"]["schedule"] = "linear"
         if self.v2:
             out["model"]["rope_variant"] = "v2"
         if "compile_model" in self.values["model"]:
@@ -244,6 +242,14 @@ class _Translation:
         given = self.values[section]
         out = dict(_ABSENT.get(section, {}))
         out.update({key: given[key] for key in _SAME[section] if key in given})
+        return out
+
+    def _optimization(self) -> dict[str, Any]:
+        out = self._same("optimization")
+        if out.get("ipe") is None:
+            out["ipe"] = 0  # one pass over the data, there as here
+        if self._flag("optimization", "is_anneal", False):
+            out["schedule"] = "linear"
         return out
 
     def _init(self) -> dict[str, Any]:

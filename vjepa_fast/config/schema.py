@@ -188,7 +188,7 @@ class OptimizationConfig:
     """Length of the run, schedules and optimiser."""
 
     epochs: int = number(100, low=1)
-    ipe: int = number(300, low=1)  # iterations per epoch
+    ipe: int = number(300, low=0)  # iterations per epoch; 0: one pass over data.datasets
     ipe_scale: float = number(1.0, above=0)
     lr: float = number(6e-4, low=0)
     start_lr: float = number(1e-4, low=0)

@@ -48,6 +48,14 @@ def to_fair(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"module.backbone.{key}": value for key, value in from_fair(state).items()}
 
 
+def encoder_to_fair(encoder: VisionTransformer) -> dict[str, torch.Tensor]:
+    """An encoder's state dict under FAIR's names: with one ``norm`` where V-JEPA 2's code builds such an encoder."""
+    state = encoder.state_dict()
+    if encoder.levels == 1 and not encoder.modality_embedding and encoder.use_rope and encoder.rope_variant == "v2":
+        state = {re.sub(r"^norms_block\.0\.", "norm.", key): value for key, value in state.items()}
+    return to_fair(state)
+
+
 def from_fair(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The inverse of ``to_fair``: wrapper prefixes (``module.``, ``backbone.``, ``_orig_mod.``) taken off."""
     return {_PREFIX.sub("", key): value for key, value in state.items()}
@@ -60,6 +68,8 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
         CheckpointError: one line that names missing, unexpected and misshapen tensors; nothing is loaded.
     """
     state = from_fair(state)
+    if "norms_block.0.weight" in module.state_dict():
+        state = _adapt(state)
     if problems := misfit(module, state):
         raise CheckpointError(f"{source}: checkpoint of another architecture: {problems}{likely}")
     module.load_state_dict(state)

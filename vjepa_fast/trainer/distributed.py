@@ -34,10 +34,15 @@ class Distributed:
         """``LOCAL_RANK``, 0 where it is not set."""
         return _env_int("LOCAL_RANK", 0)
 
+    @staticmethod
+    def world_from_env() -> int:
+        """``WORLD_SIZE``, 1 where it is not set."""
+        return _env_int("WORLD_SIZE", 1)
+
     @classmethod
     def from_env(cls, device_type: str) -> Distributed:
         """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; join the group (nccl on CUDA, gloo elsewhere) if > 1."""
-        world = _env_int("WORLD_SIZE", 1)
+        world = cls.world_from_env()
         self = cls(_env_int("RANK", 0), world, _env_int("LOCAL_RANK", 0))
         if world > 1:
             self.owns_group = not dist.is_initialized()

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from vjepa_fast.config.schema import Config
+from vjepa_fast.errors import ConfigError
 
 
 def warmup_cosine_lr(step: int, *, warmup: int, total: int, start: float, peak: float, final: float) -> float:
@@ -62,6 +63,8 @@ class Schedules:
     def from_config(cls, cfg: Config) -> Schedules:
         """Those of a configuration."""
         o = cfg.optimization
+        if not o.ipe:
+            raise ConfigError("optimization.ipe: 0, a pass over the data, which `train` counts first; give a number")
         return cls(
             total_steps=o.epochs * o.ipe,
             horizon=int(o.ipe_scale * o.epochs * o.ipe),

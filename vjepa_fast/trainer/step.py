@@ -395,9 +395,9 @@ class TrainStep:
     def state_dict(self) -> dict[str, Any]:
         """The checkpoint's ``encoder predictor target_encoder heads opt scaler``, under the FAIR names."""
         return {
-            "encoder": interop.to_fair(self.encoder.state_dict()),
+            "encoder": interop.encoder_to_fair(self.encoder),
             "predictor": interop.to_fair(self.predictor.state_dict()),
-            "target_encoder": interop.to_fair(self.target_encoder.state_dict()),
+            "target_encoder": interop.encoder_to_fair(self.target_encoder),
             "heads": dict(self.plan.state_dict()),
             "opt": self.optimizer.state_dict(),
             "scaler": scaling.FRESH if self.scaler is None else self.scaler.state_dict(),

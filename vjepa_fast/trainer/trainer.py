@@ -23,7 +23,7 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, precision, preflight, starting, warm
+from vjepa_fast.trainer import checkpoint, passes, precision, preflight, starting, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
@@ -51,7 +51,7 @@ class Trainer:
     def __init__(self, cfg: Config, *, resume: bool | str | Path = True, device: str | None = None):
         if device is not None:
             cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, device=device))
-        preflight.check(cfg)
+        preflight.check(cfg := passes.resolve(cfg))
         self.cfg, run = cfg, cfg.runtime
         if run.threads:
             torch.set_num_threads(run.threads)
