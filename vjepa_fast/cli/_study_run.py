@@ -159,7 +159,9 @@ def _grid(args: Namespace) -> Grid:
     chosen = variants.names(args.variants)
     if not args.compat or not set(args.compat) <= set(COMPATS):
         raise UserError(f"--compat: {','.join(args.compat)!r}: give {', '.join(COMPATS)} or both")
-    published = variants.names(args.published) if args.published else chosen if "published" in args.compat else []
+    published = variants.names(args.published) if args.published else []
+    if "published" in args.compat and not args.published:
+        published = [name for name in chosen if name not in variants.OTHER_METHODS]
     return Grid(
         variants=tuple(chosen),
         regimes=tuple(args.regimes),
