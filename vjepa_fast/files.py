@@ -17,11 +17,12 @@ from vjepa_fast.errors import UserError
 
 @contextmanager
 def atomic_path(
-    path: str | Path, hint: str = "free space or choose another folder", sync: bool = True
+    path: str | Path, hint: str = "free space or choose another folder", sync: bool = True, parents: bool = True
 ) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of ``path`` when the block ends, and goes when the block raises.
 
-    For writers that want a name, not an open file. The folder is made.
+    For writers that want a name, not an open file. The folder is made, and those that it is in unless ``parents`` is
+    False: then a folder that was moved away meanwhile is an error, and does not come back empty.
 
     Args:
         hint: what to do about it, for the error text.
@@ -34,7 +35,7 @@ def atomic_path(
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=parents, exist_ok=True)
         yield temporary
         if sync:
             _sync(temporary)
@@ -51,11 +52,15 @@ def atomic_path(
 
 @contextmanager
 def atomic_file(
-    path: str | Path, mode: str = "w", hint: str = "free space or choose another folder", newline: str = "\n"
+    path: str | Path,
+    mode: str = "w",
+    hint: str = "free space or choose another folder",
+    newline: str = "\n",
+    parents: bool = True,
 ) -> Iterator[IO]:
     """An open file that becomes ``path`` when the block ends, as with `atomic_path`. ``mode``: "w" (UTF-8) or "wb"."""
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": newline}
-    with atomic_path(path, hint) as temporary, open(temporary, mode, **text) as f:
+    with atomic_path(path, hint, parents=parents) as temporary, open(temporary, mode, **text) as f:
         yield f
 
 

@@ -275,9 +275,34 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: ob
         CheckpointError: it is of other parameters; names ``path``.
     """
     try:
+        _check_state(optimizer, state)
         optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """ValueError where moments have another shape than their parameters, or settings are of another kind."""
+    params = parameters(optimizer)
+    numbers = [n for group in state["param_groups"] for n in group["params"]]
+    for n, param in zip(numbers, params):
+        for name, value in state["state"].get(n, {}).items():
+            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != param.shape:
+                raise ValueError(f"{name} of parameter {n} is {list(value.shape)}, the parameter {list(param.shape)}")
+    for own, group in zip(optimizer.param_groups, state["param_groups"]):
+        for key, value in own.items():
+            if key in group and key != "params" and _kind(group[key]) != _kind(value):
+                raise ValueError(f"param_groups: {key} is {group[key]!r}, here {value!r}")
+
+
+def _kind(value: Any) -> Any:
+    """What a setting may be replaced by: a number by a number, a pair by a pair."""
+    if isinstance(value, (list, tuple)):
+        return [_kind(v) for v in value]
+    if isinstance(value, Tensor):
+        return "number" if value.numel() == 1 else "tensor"
+    switch = value is None or isinstance(value, bool)  # fused=None on another device
+    return "switch" if switch else "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
 def gradient_norm(params: Iterable[nn.Parameter]) -> Tensor:
