@@ -100,7 +100,8 @@ from vjepa_fast.trainer import checkpoint
 def state(step, size=4):
     return {
         **{k: {} for k in checkpoint.KEYS}, "step": step, "epoch": 0, "encoder": {"w": torch.ones(size)},
-        "opt": {"state": {}, "param_groups": []}, "sampler": {"start_step": step}, "rng": {"cpu": torch.get_rng_state()},
+        "opt": {"state": {}, "param_groups": []}, "sampler": {"start_step": step},
+        "rng": {"cpu": torch.get_rng_state()},
         "metrics": {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}},
         "config": {"data": {"batch_size": 3}},
     }

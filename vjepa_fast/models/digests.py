@@ -44,8 +44,8 @@ def digests_of(state: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """The digest of a dense tensor; empty for one of another layout."""
-    if tensor.layout != torch.strided or tensor.is_quantized:
+    """The digest of a dense tensor; empty for one of another layout or without values."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return ""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -24,7 +24,8 @@ def _texts(value: Any) -> bool:
 
 
 def _dense(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_quantized
+    return plain and not value.is_meta
 
 
 def _tensors(value: Any) -> bool:
@@ -74,7 +75,9 @@ def _rows(value: Any) -> bool:
         and _dense(values)
         and isinstance(values, Tensor)
         and values.is_floating_point()
-        and (not steps or tuple(values.shape) == (len(steps), len(terms) + 2))
+        and values.ndim == 2
+        and len(values) == len(steps)
+        and (not steps or values.shape[1] == len(terms) + 2)
         and _tensors(monitors)
         and isinstance(monitors, Mapping)
         and all(v.numel() == 1 for v in monitors.values())

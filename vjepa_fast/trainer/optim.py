@@ -283,12 +283,17 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: ob
 
 def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """ValueError where moments have another shape than their parameters, or settings are of another kind."""
-    params = parameters(optimizer)
-    numbers = [n for group in state["param_groups"] for n in group["params"]]
-    for n, param in zip(numbers, params):
-        for name, value in state["state"].get(n, {}).items():
-            if isinstance(value, Tensor) and value.numel() != 1 and value.shape != param.shape:
-                raise ValueError(f"{name} of parameter {n} is {list(value.shape)}, the parameter {list(param.shape)}")
+    for own, group in zip(optimizer.param_groups, state["param_groups"]):
+        held = {n: state["state"][n] for n in group["params"] if n in state["state"]}
+        names = {name for moments in held.values() for name in moments}
+        for n, param in zip(group["params"], own["params"]):
+            for name in names if n in held else ():
+                value = held[n].get(name)
+                if name != "step" and (not isinstance(value, Tensor) or value.shape != param.shape):
+                    found = list(value.shape) if isinstance(value, Tensor) else value
+                    raise ValueError(f"{name} of parameter {n} is {found}, the parameter {list(param.shape)}")
+                if name == "step" and (value is None or torch.as_tensor(value).numel() != 1):
+                    raise ValueError(f"step of parameter {n} is {value}, not a count")
     for own, group in zip(optimizer.param_groups, state["param_groups"]):
         for key, value in own.items():
             if key in group and key != "params" and _kind(group[key]) != _kind(value):

@@ -1,4 +1,4 @@
-"""One writer per run folder: the lock that a run holds, and whether the folder is still there before it is written to."""
+"""One writer per run folder: the lock that a run holds, and whether the folder is still there before a write."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class RunLock:
 
     def _refusal(self) -> str:
         return (
-            f"{self.folder}: in use by {self.lock.holder}, which trains in it; wait for it or stop it, or choose another "
-            f"folder with --folder DIR (one that stopped without a word is taken over within {self.lock.stale:.0f} s)"
+            f"{self.folder}: in use by {self.lock.holder}, which trains in it; wait for it or stop it, or choose "
+            f"another folder with --folder DIR (what died is taken over within {self.lock.stale:.0f} s)"
         )
 
     def check(self) -> None:
