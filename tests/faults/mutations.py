@@ -80,7 +80,7 @@ def _tensor(value: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def attempt(cfg, path: Path) -> str:
-    """Go on from ``path`` for a step and read its encoder: ``read``, ``refused`` (one clear line), or what went wrong."""
+    """Go on from ``path`` and read its encoder: ``read``, ``refused`` (in one clear line), or what went wrong."""
     outcome = "read"
     for use in (lambda: train(cfg, resume=path, max_steps=5), lambda: load_encoder(path)):
         try:

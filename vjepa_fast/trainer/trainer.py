@@ -190,7 +190,7 @@ class Trainer:
         self.listed = len(bad)
         name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
         lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
-        write_text(self.folder / name, "".join(line + "\n" for line in lines))
+        write_text(self.folder / name, "".join(line + "\n" for line in lines), parents=False)
 
     def _result(self) -> TrainResult:
         if self.saved_path is None:
