@@ -101,7 +101,8 @@ def test_every_call_of_a_save_fails_once(tmp_path, monkeypatch, number):
                     checkpoint.save(tmp_path, {**content, "step": 3}, keep=1)
                 except UserError as error:
                     failed += 1
-                    assert "\n" not in str(error) and "step-00000003.pt: cannot be written" in str(error)
+                    text = str(error)
+                    assert "\n" not in text and "step-00000003.pt: cannot be written" in text  # noqa: PT017
                     left = [p.name for p in checkpoint.all_in(tmp_path)]
                     assert left in (["step-00000002.pt"], ["step-00000002.pt", "step-00000003.pt"])
             assert checkpoint.load(tmp_path)["step"] in (2, 3)
