@@ -199,10 +199,13 @@ def alive(pid: object, began: object = None) -> bool:
     """Whether the process ``pid`` of this machine that started at ``began`` (`born`; None: unknown) still runs."""
     try:
         number = int(str(pid))
+    except ValueError:
+        return False
+    try:
         os.kill(number, 0)
     except PermissionError:  # another user's
         return began is None or born(number) in (None, began)
-    except (ProcessLookupError, ValueError, OverflowError):
+    except (ProcessLookupError, OverflowError):
         return False
     now = born(number)
     if now is None:

@@ -48,7 +48,7 @@ def tensor_digest(tensor: Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         return ""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:_DIGITS]
 
 
