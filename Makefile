@@ -8,7 +8,7 @@ DOCS   := $(VENV)/.docs
 WORKERS = $(shell $(PY) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
 
-.PHONY: help install test demo bench gpu-check lint docs clean
+.PHONY: help install test faults demo bench gpu-check lint docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,6 +30,9 @@ install: $(STAMP)  ## create .venv, build and install the package
 
 test: install  ## run the tests (ARGS="-k name" passes on to pytest)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+
+faults: install  ## kill runs at random and damage their checkpoints, some ten minutes (tests/faults/results.json)
+	OMP_NUM_THREADS=1 $(PY) tests/faults/kill.py $(ARGS)
 
 demo: install  ## videos, pretraining, evaluation, report in runs/demo
 	$(VENV)/bin/vjepa-fast demo $(ARGS)

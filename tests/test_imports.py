@@ -13,6 +13,7 @@ PACKAGE = ROOT / "vjepa_fast"
 TIERS = (
     "errors imagenet _moved",
     "files registry",
+    "locks",
     "config kernels",
     "ops",
     "layers",
@@ -36,7 +37,7 @@ INSIDE = {
     "config": ("fields", "schema", "checks", "convert evaluations", "fair", "load"),
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
-    "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop", "initial"),
+    "models": ("digests ema rope", "weights", "vit", "predictor timm_names reading", "build", "interop", "initial"),
     "data": (
         "members processes",
         "media sampling mixing",
@@ -59,6 +60,7 @@ LIGHT = (
     "errors.py",
     "registry.py",
     "files.py",
+    "locks.py",
     "imagenet.py",
     "cli",
     "config",

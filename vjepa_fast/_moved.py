@@ -42,7 +42,7 @@ MOVED = {
     "ops.packed": "layers.packed",
     "study.cells": "study.run.cells",
     "study.claims_study": "study.claims.measured",
-    "study.launch": "study.jobs.locks study.jobs.processes",
+    "study.launch": "locks study.jobs.processes",
     "study.plan": "study.demo.plan study.run.clips study.run.training",
     "study.plots": "study.figures study.demo.figures",
     "study.pool": "study.jobs.pool study.jobs.workers",

@@ -5,6 +5,7 @@ A temporary file is hidden and ends in ``.tmp`` (``.film.mp4.1234.tmp``), so tha
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -17,11 +18,12 @@ from vjepa_fast.errors import UserError
 
 @contextmanager
 def atomic_path(
-    path: str | Path, hint: str = "free space or choose another folder", sync: bool = True
+    path: str | Path, hint: str = "free space or choose another folder", sync: bool = True, parents: bool = True
 ) -> Iterator[Path]:
     """A temporary path to write to; it takes the place of ``path`` when the block ends, and goes when the block raises.
 
-    For writers that want a name, not an open file. The folder is made.
+    For writers that want a name, not an open file. The folder is made, and those that it is in unless ``parents`` is
+    False: then a folder that was moved away meanwhile is an error, and does not come back empty.
 
     Args:
         hint: what to do about it, for the error text.
@@ -34,7 +36,7 @@ def atomic_path(
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=parents, exist_ok=True)
         yield temporary
         if sync:
             _sync(temporary)
@@ -51,17 +53,23 @@ def atomic_path(
 
 @contextmanager
 def atomic_file(
-    path: str | Path, mode: str = "w", hint: str = "free space or choose another folder", newline: str = "\n"
+    path: str | Path,
+    mode: str = "w",
+    hint: str = "free space or choose another folder",
+    newline: str = "\n",
+    parents: bool = True,
 ) -> Iterator[IO]:
     """An open file that becomes ``path`` when the block ends, as with `atomic_path`. ``mode``: "w" (UTF-8) or "wb"."""
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": newline}
-    with atomic_path(path, hint) as temporary, open(temporary, mode, **text) as f:
+    with atomic_path(path, hint, parents=parents) as temporary, open(temporary, mode, **text) as f:
         yield f
 
 
-def write_text(path: str | Path, text: str, hint: str = "free space or choose another folder") -> None:
+def write_text(
+    path: str | Path, text: str, hint: str = "free space or choose another folder", parents: bool = True
+) -> None:
     """Write ``text`` as UTF-8 with line ends as they are."""
-    with atomic_file(path, "w", hint, newline="") as f:
+    with atomic_file(path, "w", hint, newline="", parents=parents) as f:
         f.write(text)
 
 
@@ -71,9 +79,65 @@ def write_bytes(path: str | Path, blob: bytes, hint: str = "free space or choose
         f.write(blob)
 
 
-def write_json(path: str | Path, value: Any, hint: str = "free space or choose another folder", **options: Any) -> None:
+def write_json(
+    path: str | Path,
+    value: Any,
+    hint: str = "free space or choose another folder",
+    parents: bool = True,
+    **options: Any,
+) -> None:
     """Write ``value`` as JSON with a line end; ``options`` go to ``json.dumps`` (default: ``indent=1``)."""
-    write_text(path, json.dumps(value, **{"indent": 1, **options}) + "\n", hint)
+    write_text(path, json.dumps(value, **{"indent": 1, **options}) + "\n", hint, parents)
+
+
+def append_line(path: str | Path, line: str, hint: str = "free space or choose another folder") -> None:
+    """Add ``line`` and a line end to a file, all of it or nothing, and flush it. The folder must be there.
+
+    Raises:
+        UserError: it cannot be written; the file is as it was.
+    """
+    path, blob = Path(path), (line + "\n").encode()
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            size = os.fstat(fd).st_size
+            try:
+                if os.write(fd, blob) != len(blob):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(fd)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(fd, size)
+                raise
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {hint}") from error
+
+
+def read_rows(path: str | Path) -> tuple[list[tuple[bytes, dict[str, Any]]], list[int]]:
+    """(lines with the object that each holds, numbers from 1 of damaged lines) of a file with a JSON object per line.
+
+    A last line without line end was cut short by a kill and is left out; it does not count as damaged. UserError where
+    the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    rows: list[tuple[bytes, dict[str, Any]]] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append((line + b"\n", row))
+        else:
+            damaged.append(number)
+    return rows, damaged
 
 
 def _remove(path: Path) -> None:

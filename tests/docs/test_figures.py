@@ -49,3 +49,14 @@ def test_steps_on_an_h100():
     assert f"{clips[8]:.0f} and {clips[64]:.0f} clips/s against" in README
     least = min(r["min_ms"] for r in found["rows"] if r["batch"] == 8)
     assert f"takes {least:.0f} to " in README
+
+
+def test_kills_and_mutations():
+    found = json.loads((ROOT / "tests" / "faults" / "results.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    assert f"`{found['command']}` wrote `tests/faults/results.json`" in page
+    assert f"Of {found['kills']} kills {found['kills_during_a_save']} came while a checkpoint was being written" in page
+    assert f"none of {found['runs']} runs differed" in page and found["runs_that_differ"] == 0
+    outcomes = found["outcomes"]
+    text = f"Of {found['mutations']} mutated checkpoints {outcomes['refused']} were refused in one line each"
+    assert f"{text}, {outcomes['read']} read" in page and not found["strange"]

@@ -12,9 +12,18 @@ from vjepa_fast.trainer import checkpoint
 
 
 def state(step: int, size: int = 4) -> dict:
-    out = {k: {} for k in checkpoint.KEYS}
-    out.update(step=step, epoch=0, encoder={"w": torch.full((size,), float(step))})
-    return out
+    """The least that is a training checkpoint."""
+    return {
+        "encoder": {"w": torch.full((size,), float(step))},
+        **{part: {} for part in ("predictor", "target_encoder", "heads", "versions")},
+        "opt": {"state": {}, "param_groups": []},
+        "epoch": 0,
+        "step": step,
+        "sampler": {"start_step": step, "start_samples": [3 * step]},
+        "rng": {"cpu": torch.get_rng_state()},
+        "metrics": {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}},
+        "config": {"data": {"batch_size": 3}},
+    }
 
 
 def test_round_trip_and_last_n_kept(tmp_path):
@@ -89,7 +98,13 @@ from vjepa_fast.errors import UserError
 from vjepa_fast.trainer import checkpoint
 
 def state(step, size=4):
-    return {**{k: {} for k in checkpoint.KEYS}, "step": step, "encoder": {"w": torch.ones(size)}}
+    return {
+        **{k: {} for k in checkpoint.KEYS}, "step": step, "epoch": 0, "encoder": {"w": torch.ones(size)},
+        "opt": {"state": {}, "param_groups": []}, "sampler": {"start_step": step},
+        "rng": {"cpu": torch.get_rng_state()},
+        "metrics": {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}},
+        "config": {"data": {"batch_size": 3}},
+    }
 
 checkpoint.save(sys.argv[1], state(1))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -16,6 +16,7 @@ import os
 import pkgutil
 import sys
 
+from vjepa_fast.cli._interrupt import leave_imports_at_once
 from vjepa_fast.errors import UserError
 from vjepa_fast.registry import suggestion
 
@@ -38,6 +39,13 @@ _USER_ERRNO = {
     errno.ENAMETOOLONG,
 }
 
+# What is no defect either, by the name of its class.
+_OF_THE_MACHINE = {
+    "BrokenProcessPool": "a worker process was killed, perhaps for want of memory; use fewer workers, or start again",
+    "MemoryError": "out of memory; use fewer workers or smaller batches",
+    "SafetensorError": "a safetensors file is damaged ({}); remove it, what can be made again is made again",
+}
+
 
 class _Usage(UserError):
     """Wrong command line."""
@@ -53,6 +61,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     _log_to_stderr()
+    leave_imports_at_once()
     try:
         return _run(sys.argv[1:] if argv is None else list(argv)) or 0
     except UserError as error:
@@ -68,6 +77,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}")
+    except Exception as error:
+        if type(error).__name__ not in _OF_THE_MACHINE:  # their modules are not imported for it
+            raise
+        return _fail(_OF_THE_MACHINE[type(error).__name__].format(error))
 
 
 def _run(argv: list[str]) -> int:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+def plain(text: object) -> str:
+    """Text from a file (a name, a reason) for rich: no markup comes of it, and no control characters are in it."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)))
+
+
 def table_console(width: int = 140, least: int = 0) -> Console:
     """A console on stdout: as wide as the terminal; ``width`` in a pipe, or where the terminal is below ``least``."""
     from rich.console import Console
@@ -24,7 +31,7 @@ def new_table(title: str, columns: Sequence[str], right: Sequence[str] = (), wra
     """A table with ``columns``, those in ``right`` aligned to the right; only the column ``wraps`` may wrap."""
     from rich.table import Table
 
-    table = Table(title=title)
+    table = Table(title=plain(title))
     for name in columns:
         table.add_column(name, justify="right" if name in right else "left", no_wrap=name != wraps)
     return table
@@ -50,11 +57,11 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
     def show(what: str, done: int, total: int) -> None:
         nonlocal said
         if not total:
-            progress.console.print(what)
+            progress.console.print(plain(what))
             return
         now = time.monotonic()
         if what not in stages:
-            stages[what] = progress.add_task(what, total=total, rate=""), now, done
+            stages[what] = progress.add_task(plain(what), total=total, rate=""), now, done
             said = now
         task, begin, first = stages[what]
         rate = (done - first) / max(now - begin, 1e-6)

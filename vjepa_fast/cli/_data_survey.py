@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vjepa_fast.cli._console import new_table, table_console
+from vjepa_fast.cli._console import new_table, plain, table_console
 
 if TYPE_CHECKING:
     from vjepa_fast.data.manifests.manifest import Manifest
@@ -31,7 +31,7 @@ def print_survey(args: argparse.Namespace, manifest: Manifest, bad: Sequence[str
     table = new_table("", ["codec", "container", *numbers], numbers, wraps="container")
     for kind in kinds(manifest, bad):
         ranges = (_range(values) for values in (kind.size, kind.rate, kind.frames, kind.gop))
-        table.add_row(kind.codec, kind.container, str(kind.files), _bytes(kind.bytes), *ranges)
+        table.add_row(plain(kind.codec), plain(kind.container), str(kind.files), _bytes(kind.bytes), *ranges)
     if table.row_count:
         console.print(table)
     if args.speed > 0 and len(bad) < len(manifest):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import writable_file
-from vjepa_fast.cli._console import table_console
+from vjepa_fast.cli._console import plain, table_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,8 +76,8 @@ def _print(entries: Sequence[dict], rounding: str) -> None:
     names = ("claim", "status", "computed", "against two baseline seeds", "against the baseline of the same seed")
     table = _table("The claims, from the published figures (top-1 in %, differences in points)", names)
     for e in entries:
-        found = _colour(e["status"]), value_text(e["computed"]), e["placement"], same_seed_text(e)
-        table.add_row(str(e["id"]), e["statement"], *found)
+        found = _colour(e["status"]), *map(plain, (value_text(e["computed"]), e["placement"], same_seed_text(e)))
+        table.add_row(plain(e["id"]), plain(e["statement"]), *found)
     table_console(160, least=120).print(table)
     for e in entries:
         print(f"{e['id']:>2}  {e['status']}: {e['arithmetic']}")
@@ -95,6 +95,7 @@ def _print_study(entries: Sequence[dict], how: Sequence[str]) -> None:
     table = _table("The claims, from your own study", ("claim", "mode", "status", "arithmetic"))
     for e in entries:
         for found in e["study"]:
-            table.add_row(str(e["id"]), e["statement"], found["compat"], _colour(found["status"]), found["arithmetic"])
+            where, how = plain(found["compat"]), plain(found["arithmetic"])
+            table.add_row(plain(e["id"]), plain(e["statement"]), where, _colour(found["status"]), how)
     table_console(160, least=120).print(table)
     print("\n".join(how))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_device, device_of, positive, positive_real
-from vjepa_fast.cli._console import table_console
+from vjepa_fast.cli._console import plain, table_console
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -147,7 +147,7 @@ def _table(rows: Sequence[Row]) -> None:
             mark = marks.get(r.verdict, " ") if r and pretrained else " "
             interval = f"[dim]{100 * r.low:.0f}-{100 * r.high:.0f}[/dim]" if r else ""
             texts.append(f"{100 * r.accuracy:.1f}{mark}\n{interval}" if r else "")
-        out.add_row(label, *texts)
+        out.add_row(plain(label), *texts)
     table_console(130, least=120).print(out)
 
 

@@ -7,7 +7,7 @@ import os
 from argparse import ArgumentParser, Namespace
 
 from vjepa_fast.cli import _arguments as arguments
-from vjepa_fast.cli._console import new_table, table_console
+from vjepa_fast.cli._console import new_table, plain, table_console
 from vjepa_fast.files import write_text
 
 HELP = "collapse figures of a checkpoint: RankMe, LiDAR, alpha-ReQ per level and half"
@@ -77,7 +77,7 @@ def print_table(rows: list[dict]) -> None:
     for i, r in enumerate(rows):
         figures = ["-" if r[k] is None else f"{r[k]:.3g}" if abs(r[k]) < 1 else f"{r[k]:.2f}" for k in metrics]
         table.add_row(
-            r["encoder"],
+            plain(r["encoder"]),
             str(r["level"]),
             r["subspace"],
             str(r["dim"]),
@@ -87,6 +87,6 @@ def print_table(rows: list[dict]) -> None:
     console = table_console()
     console.print(table)
     for warning in dict.fromkeys(w for r in rows for w in r["warnings"]):
-        console.print(warning)
+        console.print(plain(warning))
     for metric, reason in dict.fromkeys(pair for r in rows for pair in r["why"].items()):
-        console.print(f"no {metrics[metric]}: {reason}")
+        console.print(plain(f"no {metrics[metric]}: {reason}"))

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
-from vjepa_fast.cli._console import new_table, table_console
+from vjepa_fast.cli._console import new_table, plain, table_console
 from vjepa_fast.files import write_text
 
 if TYPE_CHECKING:
@@ -179,9 +179,7 @@ def print_table(rows: Sequence[Row], title: str = "Frozen evaluation, accuracy i
         d = r.difference
         gap = f"{100 * d['value']:+.1f} ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})" if d else ""
         table.add_row(
-            r.label,
-            r.suite,
-            r.probe,
+            *map(plain, (r.label, r.suite, r.probe)),
             f"{100 * r.accuracy:.1f}",
             f"{100 * r.low:.1f} to {100 * r.high:.1f}",
             str(r.n),
@@ -192,7 +190,7 @@ def print_table(rows: Sequence[Row], title: str = "Frozen evaluation, accuracy i
     console = table_console()
     console.print(table)
     for line in notes(rows):
-        console.print(line, highlight=False)
+        console.print(plain(line), highlight=False)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:

@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-resume", action="store_true", help="start over instead of going on from the folder's newest checkpoint"
     )
     parser.add_argument(
+        "--no-fallback",
+        action="store_true",
+        help="refuse to go on from an earlier checkpoint where the newest is damaged",
+    )
+    parser.add_argument(
         "--max-steps",
         type=positive,
         metavar="N",
@@ -66,7 +71,13 @@ def run(args: argparse.Namespace) -> int:
     from vjepa_fast import trainer
 
     with named(args.config):
-        result = trainer.train(cfg, resume=not args.no_resume, max_steps=args.max_steps, profile=args.profile)
+        result = trainer.train(
+            cfg,
+            resume=not args.no_resume,
+            max_steps=args.max_steps,
+            profile=args.profile,
+            fallback=not args.no_fallback,
+        )
     print(f"step {result.step}: {result.folder}")
     if result.checkpoint is not None:
         print(f"checkpoint: {result.checkpoint}")

@@ -87,6 +87,16 @@ def misfit(module: nn.Module, state: dict[str, torch.Tensor]) -> str:
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    problems += [
+        f"{key} is {state[key].dtype} in the file, {own[key].dtype} in the model"
+        for key in own
+        if key in state and state[key].is_floating_point() != own[key].is_floating_point()
+    ]
+    problems += [
+        f"{key} has no values that can be read ({value.layout}, {value.device})"
+        for key, value in state.items()
+        if value.layout != torch.strided or value.is_meta
+    ]
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     return "; ".join(problems[:3]) + more
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import CheckpointError
+from vjepa_fast.models.digests import verify
 
 State = dict[str, Tensor]
 
@@ -100,13 +101,15 @@ def encoder_state(content: Mapping[str, Any], which: str, path: Path) -> tuple[S
     A state dict of one encoder counts as the ``target_encoder``.
 
     Raises:
-        CheckpointError: no such encoder, or names that contradict each other.
+        CheckpointError: no such encoder, names that contradict each other, or tensors that are not what was written
+            (`models.digests`; the configuration is checked too).
         ValueError: ``which`` is neither ``target_encoder`` nor ``encoder``.
     """
     if which not in _NAMES:
         raise ValueError(f"load_encoder: which: expected 'target_encoder' or 'encoder', got {which!r}")
     for name in _NAMES[which]:
         if _tensors(content.get(name)):
+            verify(content, path, (name, "config") if "config" in content else (name,))
             return _bare(content[name], path), False
     if not any(_tensors(content.get(name)) for name in _ROLES):
         nested = next((content[name] for name in _NESTS if isinstance(content.get(name), Mapping)), None)

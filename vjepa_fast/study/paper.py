@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vjepa_fast.files import write_text
 from vjepa_fast.study.claims.published import BASELINES, Published, load_published
+from vjepa_fast.study.pages import plain_markdown
 from vjepa_fast.study.records import BASELINE, RANDOM, Cell, Study, is_fewshot, load_study
 from vjepa_fast.study.run.paper import PLACES
 
@@ -97,5 +98,6 @@ def _mean(cells: Sequence[Cell], outcome: tuple[str, str]) -> str:
 
 
 def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---"] * len(head), *rows]
+    lines = [[plain_markdown(cell) for cell in line] for line in (head, *rows)]
+    lines.insert(1, ["---"] * len(head))
     return [f"| {' | '.join(line)} |" for line in lines]

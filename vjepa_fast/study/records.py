@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from vjepa_fast.errors import DataError
+from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation import Row
-from vjepa_fast.files import atomic_file
+from vjepa_fast.files import atomic_file, read_rows
 
 FORMAT = 1
 BASELINE, RANDOM = "baseline", "random_init"
@@ -125,16 +125,23 @@ class Study:
 
 
 def read_metrics(folder: str | os.PathLike) -> list[dict]:
-    """The rows of a run's ``metrics.jsonl`` by step, each as it came out last; a torn last line is left out."""
+    """The rows of a run's ``metrics.jsonl`` by step, each as it came out last; a torn last line is left out.
+
+    Raises:
+        UserError: a line is damaged; names it.
+    """
     path = Path(folder) / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    found, damaged = read_rows(path)
+    if damaged:
+        raise UserError(f"{path}: line {damaged[0]} is damaged; remove it, or train the last steps again")
     rows: dict[int, dict] = {}
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-                rows[int(row["step"])] = row
-            except (ValueError, KeyError, TypeError):
-                continue
+    for _, row in found:
+        try:
+            rows[int(row["step"])] = row
+        except (ValueError, KeyError, TypeError):
+            continue
     return [rows[step] for step in sorted(rows)]
 
 

@@ -11,6 +11,7 @@
     rng                                  torch generators
     metrics                              values of steps that are not yet in metrics.jsonl
     config, versions                     plain dicts
+    digests                              of all of the above (`models.digests`); absent from those of before 0.2
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from typing import Any
 
 import torch
 
-from vjepa_fast.errors import CheckpointError
+from vjepa_fast.errors import CheckpointError, TrainingError
 from vjepa_fast.files import atomic_file, first_line
+from vjepa_fast.models import digests
+from vjepa_fast.models.digests import DamagedError
+from vjepa_fast.trainer import contents
 
 FOLDER = "checkpoints"
 FREE = "free space or choose another folder with --set folder=DIR"
@@ -30,6 +34,7 @@ KEYS = (
     "encoder", "predictor", "target_encoder", "heads", "opt", "epoch", "step", "sampler", "rng", "metrics", "config",
     "versions"
 )  # fmt: skip
+WEIGHTS = ("encoder", "predictor", "target_encoder", "heads")
 
 
 def path_of(folder: str | Path, step: int) -> Path:
@@ -56,16 +61,23 @@ def latest(folder: str | Path) -> Path | None:
 
 
 def save(folder: str | Path, state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write ``state`` (all of `KEYS`) as the checkpoint of its step, then remove all but the newest ``keep``.
+    """Write ``state`` (all of `KEYS`) with its digests as the checkpoint of its step, then remove all but the newest
+    ``keep``. The run folder must be there, ``checkpoints/`` is made.
 
     Raises:
+        TrainingError: a weight or a moment of the optimiser is not finite; nothing is written.
         UserError: not writable or disk full; the earlier checkpoints stand.
     """
     missing = [k for k in KEYS if k not in state]
     assert not missing, f"incomplete checkpoint: {missing}"
+    if bad := not_finite(state):
+        raise TrainingError(
+            f"step {state['step']}: {bad} is not finite; this step is not saved, the checkpoint before stands; "
+            "lower optimization.lr or set optimization.clip_grad, and start again"
+        )
     path = path_of(folder, state["step"])
-    with atomic_file(path, "wb", FREE) as f:
-        torch.save(dict(state), f)
+    with atomic_file(path, "wb", FREE, parents=False) as f:
+        torch.save({**state, digests.ENTRY: digests.digests_of(state)}, f)
     for old in all_in(folder)[: -max(1, keep)]:
         old.unlink(missing_ok=True)
     return path
@@ -78,10 +90,11 @@ def remove_unfinished(folder: str | Path) -> None:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Read a training checkpoint (or the newest of a run folder) onto the CPU.
+    """Read a training checkpoint (or the newest of a run folder) onto the CPU, and hold it against its digests.
 
     Raises:
-        CheckpointError: missing, damaged, or not a training checkpoint of this package.
+        CheckpointError: missing, or not a training checkpoint of this package; `DamagedError`, of this class, where it
+            is not what was written, or holds what cannot be trained on.
     """
     path = Path(path)
     if path.is_dir():
@@ -91,17 +104,41 @@ def load(path: str | Path) -> dict[str, Any]:
         path = newest
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
+    data = _read(path)
+    missing = [k for k in KEYS if k not in data] if isinstance(data, dict) else list(KEYS)
+    if missing:
+        raise DamagedError(f"{path}: not a training checkpoint of vjepa-fast, {', '.join(missing)} missing")
+    digests.verify(data, path)
+    contents.check(data, path)
+    if bad := not_finite(data):
+        raise DamagedError(f"{path}: {bad} is not finite; take an earlier checkpoint")
+    return data
+
+
+def _read(path: Path) -> Any:
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # zip, pickle and torch each have their own
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}: cannot be read, damaged or not a checkpoint ({first_line(error)}); "
             "delete it to resume from the one before"
         ) from error
-    missing = [k for k in KEYS if k not in data] if isinstance(data, dict) else list(KEYS)
-    if missing:
-        raise CheckpointError(f"{path}: not a training checkpoint of vjepa-fast, {', '.join(missing)} missing")
-    return data
+
+
+def not_finite(state: Mapping[str, Any]) -> str:
+    """The first weight or moment of the optimiser with a value that is not finite, by its place; empty if none."""
+    named = {f"{part}/{name}": t for part in WEIGHTS for name, t in state[part].items()}
+    for n, moments in state["opt"].get("state", {}).items():
+        named.update((f"opt/state/{n}/{name}", t) for name, t in moments.items() if isinstance(t, torch.Tensor))
+    named = {name: t for name, t in named.items() if t.is_floating_point() and t.numel()}
+    if not named:
+        return ""
+    flags = torch.stack([torch.isfinite(t).all().reshape(()) for t in named.values()])  # one wait for the device
+    return next((name for name, fine in zip(named, flags.tolist()) if not fine), "")
 
 
 def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
@@ -113,7 +150,10 @@ def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_rng_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what `rng_state` returned."""
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+    """Put back what `rng_state` returned. DamagedError where the generator of the device does not take it."""
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (RuntimeError, TypeError) as error:
+        raise DamagedError(f"checkpoint: rng: not a state of torch's generator ({first_line(error)})") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import TrainingError, UserError
-from vjepa_fast.files import write_text
+from vjepa_fast.files import append_line, read_rows, write_bytes, write_json
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.flops import Work
 from vjepa_fast.trainer.distributed import Distributed
@@ -28,6 +29,7 @@ from vjepa_fast.trainer.step import StepOutput
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+_log = logging.getLogger("vjepa_fast")
 MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
 
 
@@ -119,7 +121,7 @@ class Metrics:
         report = {"step": step, "values": {k: str(v) for k, v in found.items()}, "samples": paths}
         if self.world.main:
             with contextlib.suppress(UserError):  # the loss is the news, not the disk
-                write_text(self.folder / "failure.json", json.dumps(report, indent=1))
+                write_json(self.folder / "failure.json", report, parents=False)
         terms = ", ".join(f"{k}={v}" for k, v in found.items())
         raise TrainingError(
             f"step {step}: not finite: {terms}; samples: {named}; no checkpoint was written since; "
@@ -155,14 +157,8 @@ class Metrics:
         self.pending, self.data_wait, self.since = Pending(), 0.0, time.perf_counter()
         self.last_row = row
         if self.world.main:
-            try:
-                with open(self.path, "a", encoding="utf-8") as f:
-                    f.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise UserError(
-                    f"{self.path}: cannot be written ({error.strerror}); free space and start again, "
-                    "training resumes from the last checkpoint"
-                ) from None
+            hint = "free space and start again, training resumes from the last checkpoint"
+            append_line(self.path, json.dumps(row), hint)
             if self.writer is not None:
                 for name, value in flatten(row).items():
                     self.writer.add_scalar(name, value, row["step"])
@@ -207,23 +203,32 @@ def _read(values: dict[str, Tensor]) -> dict[str, float]:
 
 
 def truncate_rows(path: Path, step: int) -> dict[str, Any]:
-    """Drop the rows beyond ``step`` and a last line cut short; returns the last row kept (empty if none)."""
+    """Drop the rows beyond ``step`` and a last line cut short; returns the last row kept (empty if none).
+
+    Lines that are no rows are left out with a warning; the file as it was is then ``metrics.jsonl.damaged``.
+    """
     if not path.exists():
         return {}
-    kept: list[str] = []
-    last: dict[str, Any] = {}
-    text = path.read_text(encoding="utf-8")
-    for line in text.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if line.endswith("\n") and row["step"] <= step:
-            kept.append(line)
-            last = row
-    if "".join(kept) != text:
-        write_text(path, "".join(kept))
-    return last
+    found, damaged = read_rows(path)
+    found, strange = [x for x in found if is_row(x[1])], [x for x in found if not is_row(x[1])]
+    before = path.read_bytes()
+    if damaged or strange:
+        lines = before.split(b"\n")
+        numbers = sorted({*damaged, *(lines.index(line.rstrip(b"\n")) + 1 for line, _ in strange)})
+        aside = path.with_name(path.name + ".damaged")
+        write_bytes(aside, before)
+        named = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+        _log.warning("warning: %s: no rows in line %s: left out (as it was: %s)", path, named, aside.name)
+    kept = [(line, row) for line, row in found if row["step"] <= step]
+    if (text := b"".join(line for line, _ in kept)) != before:
+        write_bytes(path, text)
+    return kept[-1][1] if kept else {}
+
+
+def is_row(row: Mapping[str, Any]) -> bool:
+    """Whether an object is a row of metrics.jsonl."""
+    step = row.get("step")
+    return isinstance(step, int) and not isinstance(step, bool) and isinstance(row.get("loss"), (int, float))
 
 
 def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

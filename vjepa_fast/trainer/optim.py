@@ -275,9 +275,39 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: ob
         CheckpointError: it is of other parameters; names ``path``.
     """
     try:
+        _check_state(optimizer, state)
         optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """ValueError where moments have another shape than their parameters, or settings are of another kind."""
+    for own, group in zip(optimizer.param_groups, state["param_groups"]):
+        held = {n: state["state"][n] for n in group["params"] if n in state["state"]}
+        names = {name for moments in held.values() for name in moments}
+        for n, param in zip(group["params"], own["params"]):
+            for name in names if n in held else ():
+                value = held[n].get(name)
+                if name != "step" and (not isinstance(value, Tensor) or value.shape != param.shape):
+                    found = list(value.shape) if isinstance(value, Tensor) else value
+                    raise ValueError(f"{name} of parameter {n} is {found}, the parameter {list(param.shape)}")
+                if name == "step" and (value is None or torch.as_tensor(value).numel() != 1):
+                    raise ValueError(f"step of parameter {n} is {value}, not a count")
+    for own, group in zip(optimizer.param_groups, state["param_groups"]):
+        for key, value in own.items():
+            if key in group and key != "params" and _kind(group[key]) != _kind(value):
+                raise ValueError(f"param_groups: {key} is {group[key]!r}, here {value!r}")
+
+
+def _kind(value: Any) -> Any:
+    """What a setting may be replaced by: a number by a number, a pair by a pair."""
+    if isinstance(value, (list, tuple)):
+        return [_kind(v) for v in value]
+    if isinstance(value, Tensor):
+        return "number" if value.numel() == 1 else "tensor"
+    switch = value is None or isinstance(value, bool)  # fused=None on another device
+    return "switch" if switch else "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
 def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], path: object) -> None:

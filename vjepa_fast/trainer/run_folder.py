@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -12,7 +13,12 @@ from typing import Any
 import torch
 
 import vjepa_fast
+from vjepa_fast import config as configs
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import UserError
+from vjepa_fast.files import write_text
+from vjepa_fast.trainer import checkpoint
+from vjepa_fast.trainer.distributed import Distributed
 
 RUN_FILES = (
     "checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "tensorboard", "failure.json",
@@ -80,6 +86,28 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any], prefix: str = "")
         elif a != b:
             out.append(f"{prefix}{key}: {a} -> {b}")
     return out
+
+
+def begin(cfg: Config, found: dict[str, str], world: Distributed, *, anew: bool) -> None:
+    """First writes of a run to its folder, so that an unwritable one is reported before any work is done.
+
+    Args:
+        cfg: goes into ``config.yaml``.
+        found: goes into ``versions.json``.
+        world: the first process writes; what it raises all raise.
+        anew: move an earlier run's files aside first.
+    """
+    error, folder = None, Path(cfg.folder)
+    if world.main:
+        try:
+            if anew:
+                set_aside(folder)
+            checkpoint.remove_unfinished(folder)
+            write_text(folder / "config.yaml", configs.dump_yaml(cfg))
+            write_text(folder / "versions.json", json.dumps(found, indent=1))
+        except Exception as e:
+            error = e
+    world.agree(error)
 
 
 def set_aside(folder: Path) -> None:

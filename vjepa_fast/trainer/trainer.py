@@ -23,16 +23,16 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, passes, precision, preflight, starting, warm
+from vjepa_fast.trainer import checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
-from vjepa_fast.trainer.run_folder import changed_settings, set_aside, versions
 from vjepa_fast.trainer.signals import StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, resolve_device
 from vjepa_fast.trainer.streams import open_streams, position
+from vjepa_fast.trainer.writer import RunLock
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,15 @@ class TrainResult:
 class Trainer:
     """One process of a run. Building it sets threads and seed, restores what `resume` names, and opens the data."""
 
-    def __init__(self, cfg: Config, *, resume: bool | str | Path = True, device: str | None = None):
+    def __init__(
+        self,
+        cfg: Config,
+        *,
+        resume: bool | str | Path = True,
+        device: str | None = None,
+        fallback: bool = True,
+        lock: RunLock | None = None,
+    ):
         if device is not None:
             cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, device=device))
         preflight.check(cfg := passes.resolve(cfg))
@@ -60,10 +68,12 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.world = Distributed.from_env(self.device.type)
-        self.folder = Path(cfg.folder)
-        source = self._source(resume)
-        saved = checkpoint.load(source) if source is not None else None
-        dtype, self.notes = precision.choose(cfg, self.device, self.world, saved)
+        self.folder, self.lock = Path(cfg.folder), lock or RunLock(cfg.folder)
+        self.notes = self.lock.take(self.world)
+        source, saved, notes = restore.find(self.folder, resume, self.world, fallback)
+        self.notes += notes
+        dtype, notes = precision.choose(cfg, self.device, self.world, saved)
+        self.notes += notes
         with warm.ahead(cfg, self.device, dtype, self.notes):
             self.step = METHODS[cfg.method](cfg, device=self.device, dtype=dtype, world=self.world)
         self.done = int(saved["step"]) if saved is not None else 0
@@ -71,7 +81,7 @@ class Trainer:
         if saved is not None:
             self.step.load_state_dict(saved, source)
             checkpoint.set_rng_state(saved["rng"], self.device)
-            changed = changed_settings(saved["config"], configs.to_dict(cfg))
+            changed = run_folder.changed_settings(saved["config"], configs.to_dict(cfg))
             self.notes.append(
                 f"resuming {source} at step {self.done}" + (f"; changed since: {', '.join(changed)}" if changed else "")
             )
@@ -79,8 +89,8 @@ class Trainer:
         # before the first write: a missing manifest leaves no folder behind
         self.loaders, decoders, notes = open_streams(cfg, self.world, self.done, saved)
         self.notes += notes
-        self.versions = {**versions(self.device, dtype), "peak": peak.label, **decoders}
-        self._claim_folder(resume)
+        self.versions = {**run_folder.versions(self.device, dtype), "peak": peak.label, **decoders}
+        run_folder.begin(cfg, self.versions, self.world, anew=resume is False)
         self.metrics = Metrics(
             self.folder,
             world=self.world,
@@ -94,26 +104,6 @@ class Trainer:
             self.metrics.load_state_dict(saved["metrics"], self.device)
         self.saved_path = source if saved is not None else None
         self.listed = 0  # unreadable samples in the list so far
-
-    def _source(self, resume: bool | str | Path) -> Path | None:
-        if isinstance(resume, (str, Path)):
-            path = Path(resume)
-            return (checkpoint.latest(path) or path) if path.is_dir() else path
-        return checkpoint.latest(self.folder) if resume else None
-
-    def _claim_folder(self, resume: bool | str | Path) -> None:
-        """First writes to the folder, so that an unwritable one is reported before any work is done."""
-        error = None
-        if self.world.main:
-            try:
-                if resume is False:
-                    set_aside(self.folder)
-                checkpoint.remove_unfinished(self.folder)
-                write_text(self.folder / "config.yaml", configs.dump_yaml(self.cfg))
-                write_text(self.folder / "versions.json", json.dumps(self.versions, indent=1))
-            except Exception as e:
-                error = e
-        self.world.agree(error)
 
     def run(
         self, max_steps: int | None = None, on_log: Callable[[dict[str, Any]], None] | None = None, profile: int = 0
@@ -141,6 +131,7 @@ class Trainer:
                     if self.world.world == 1:  # several processes agree during the next step
                         out.stop = request.signal is not None
                     if self.done % run.log_every == 0 or self.done == end:
+                        self.lock.check()
                         row = self.metrics.flush(out)
                         self._list_bad()
                         progress.log(row)
@@ -185,6 +176,7 @@ class Trainer:
                 "versions": self.versions,
             }
             try:
+                self.lock.check()
                 checkpoint.save(self.folder, state, self.cfg.runtime.keep_checkpoints)
             except Exception as e:
                 error = e
@@ -199,7 +191,7 @@ class Trainer:
         self.listed = len(bad)
         name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
         lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
-        write_text(self.folder / name, "".join(line + "\n" for line in lines))
+        write_text(self.folder / name, "".join(line + "\n" for line in lines), parents=False)
 
     def _result(self) -> TrainResult:
         if self.saved_path is None:
@@ -207,10 +199,11 @@ class Trainer:
         return TrainResult(self.folder, self.done, self.metrics.last_row, self.saved_path)
 
     def close(self) -> None:
-        """Stop the loaders and leave the process group."""
+        """Stop the loaders, leave the process group, give the folder back."""
         for loader in self.loaders:
             loader.close()
         self.world.close()
+        self.lock.release()
 
 
 def train(
@@ -221,6 +214,7 @@ def train(
     max_steps: int | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     profile: int = 0,
+    fallback: bool = True,
 ) -> TrainResult:
     """Train, or go on training, as ``cfg`` says, in ``cfg.folder``.
 
@@ -232,6 +226,7 @@ def train(
         max_steps: stop at this count of optimiser steps; schedules stay those of the whole run.
         on_log: called with each row of metrics.jsonl.
         profile: so many steps, after two, go into ``profile/`` of the folder (metrics/profile.py).
+        fallback: take the checkpoint before where the newest of a folder is damaged; False: raise.
 
     On SIGTERM the step in hand is finished, a checkpoint written, and the process exits 0; on SIGINT likewise, then
     KeyboardInterrupt. After a kill the run goes on with the losses that an uninterrupted one has, bit for bit on a CPU.
@@ -239,10 +234,10 @@ def train(
     Raises:
         TrainingError: a loss was not finite (step, terms and samples are named; no checkpoint was written after it).
         CheckpointError: the checkpoint is damaged or of another architecture.
-        UserError: configuration, data or folder cannot be used.
+        UserError: configuration, data or folder cannot be used; another process trains in the folder.
     """
-    with process_settings_kept():
-        trainer = Trainer(cfg, resume=resume, device=device)
+    with process_settings_kept(), RunLock(cfg.folder) as lock:
+        trainer = Trainer(cfg, resume=resume, device=device, fallback=fallback, lock=lock)
         try:
             return trainer.run(max_steps, on_log, profile)
         finally:

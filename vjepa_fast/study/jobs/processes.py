@@ -20,8 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.locks import Lock
 from vjepa_fast.study.jobs import workers
-from vjepa_fast.study.jobs.locks import Lock
 
 _RECORDED = 3  # exit code of a worker that has recorded its failure
 Event = Callable[[str, dict], None]  # what happened (start, done, failed, kept, elsewhere, stopped), to which job

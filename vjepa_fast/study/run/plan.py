@@ -20,7 +20,7 @@ from typing import Any
 
 from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.files import write_json
-from vjepa_fast.study.jobs.locks import Lock
+from vjepa_fast.locks import Lock
 from vjepa_fast.study.records import FORMAT, RANDOM, cell_key
 from vjepa_fast.study.run import cells, variants
 from vjepa_fast.study.run.suites import REGIMES, Settings, Synthetic, suite_of

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from vjepa_fast.study.jobs.locks import Lock
+from vjepa_fast.locks import Lock
 from vjepa_fast.study.jobs.pool import run_tasks
 from vjepa_fast.study.jobs.processes import Work, run_processes, run_slurm, terminable
 from vjepa_fast.study.run import cells
