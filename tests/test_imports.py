@@ -18,7 +18,7 @@ TIERS = (
     "layers",
     "metrics",
     "models masks objectives data",
-    "trainer evaluation",
+    "trainer evaluation export",
     "study bench",
     "cli",
     "__main__ __init__",
@@ -36,7 +36,7 @@ INSIDE = {
     "config": ("fields", "schema", "checks", "convert", "fair", "load"),
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
-    "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop"),
+    "models": ("ema names rope weights", "vit", "describe predictor timm_names reading", "build", "interop"),
     "data": (
         "members processes",
         "media sampling mixing",
@@ -49,6 +49,7 @@ INSIDE = {
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
+    "export": ("remote", "plain", "api", "formats"),
     "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
