@@ -127,9 +127,7 @@ def load_encoder(
         encoder = build_encoder(**{**arguments, **arch}, device="cpu")
         settings = {**clip_settings(held), "mean": encoder.mean, "std": encoder.std}
         settings |= {"crop_size": encoder.img_size[0], "num_frames": encoder.num_frames}
-    state = _adapt(state)
-    if encoder.use_rope:
-        state.pop("pos_embed", None)  # V-JEPA 2 files carry an unused one
+    state = adapted(state, encoder)
     load_weights(encoder, state, file, f"; {likely_architecture(state, file)}")
     if text:
         _log.info("%s: %s", file, text)
@@ -188,11 +186,14 @@ def _hashed(module: nn.Module, start: str, line: str) -> str:
     return digest.hexdigest()
 
 
-def _adapt(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """V-JEPA 2 has one final ``norm`` where 2.1 has one per level: with ``levels=1`` they are the same thing."""
+def adapted(state: dict[str, torch.Tensor], encoder: VisionTransformer) -> dict[str, torch.Tensor]:
+    """V-JEPA 2 has one final ``norm`` where 2.1 has one per level: with ``levels=1`` they are the same thing.
+
+    Its files may carry a ``pos_embed`` that rotary encoders do not use.
+    """
     if "norms_block.0.weight" not in state:
-        return {re.sub(r"^norm\.", "norms_block.0.", key): value for key, value in state.items()}
-    return dict(state)
+        state = {re.sub(r"^norm\.", "norms_block.0.", key): value for key, value in state.items()}
+    return {key: value for key, value in state.items() if key != "pos_embed" or not encoder.use_rope}
 
 
 def _as_config(config: Config | dict[str, Any] | str | Path, path: Path) -> Config:
