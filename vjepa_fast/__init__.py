@@ -11,6 +11,7 @@ _SUBMODULES = (
     "data",
     "errors",
     "evaluation",
+    "export",
     "kernels",
     "layers",
     "masks",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,6 +50,32 @@ def atomic_path(
         raise
     if sync:
         _sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_entries(path: str | Path, hint: str = "free space or choose another folder") -> Iterator[Path]:
+    """A path of the same name in a hidden folder; what is written there takes its place when the block ends.
+
+    For what is a folder, or a file with others beside it: everything in the hidden folder moves beside ``path``, which
+    comes last. It goes when the block raises.
+
+    Raises:
+        UserError: it cannot be written, or ``path`` is a folder that is not empty; nothing is left behind.
+    """
+    path = Path(path)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder / path.name
+        for entry in folder.rglob("*"):
+            _sync(entry)
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == path.name):
+            os.replace(entry, path.parent / entry.name)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({_reason(error)}); {hint}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    _sync_folder(path.parent)
 
 
 @contextmanager

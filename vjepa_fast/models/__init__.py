@@ -3,6 +3,7 @@
 from vjepa_fast.models.build import build_from_config, encoder_from_config
 from vjepa_fast.models.ema import LowCopy
 from vjepa_fast.models.interop import from_fair, load_encoder, load_weights, to_fair
+from vjepa_fast.models.names import to_hf
 from vjepa_fast.models.predictor import build_predictor
 from vjepa_fast.models.vit import SIZES, build_encoder
 
@@ -17,4 +18,5 @@ __all__ = [
     "load_encoder",
     "load_weights",
     "to_fair",
+    "to_hf",
 ]

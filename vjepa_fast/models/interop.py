@@ -13,6 +13,7 @@ from torch import nn
 
 from vjepa_fast.errors import CheckpointError
 from vjepa_fast.models.build import encoder_arguments
+from vjepa_fast.models.describe import description
 from vjepa_fast.models.reading import Evidence, Reading, likely_architecture, read_encoder
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
 from vjepa_fast.models.weights import (
@@ -119,7 +120,8 @@ def load_encoder(
 ) -> VisionTransformer:
     """A trained encoder, frozen for use: eval mode, no gradients.
 
-    A checkpoint of this package holds its configuration. Of any other file architecture and positions are read off the
+    A checkpoint of this package holds its configuration, what ``vjepa-fast export`` wrote (safetensors, Hugging Face)
+    its architecture. Of any other file architecture and positions are read off the
     tensors and reported in one line (logger ``vjepa_fast``); see docs/models.md for what is read and how.
 
     Args:
@@ -144,8 +146,11 @@ def load_encoder(
     state, hf_names = encoder_state(content, which, file)
     arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
     held = own_config(content) if config is None else config
+    exported = description(file, hf_config) if held is None else None
     text = ""
-    if held is None:
+    if exported is not None:
+        encoder, settings = _exported(*exported, arch, file)
+    elif held is None:
         reading = read_encoder(state, arch, Evidence(hf_names, hf_config, mask_tokens(content)), file)
         text = reading.text
         encoder = build_encoder(**reading.arguments, device="cpu")
@@ -165,6 +170,21 @@ def load_encoder(
     encoder.clip_settings = {**settings, "tubelet_size": encoder.tubelet_size, "patch_size": encoder.patch_size}
     encoder.checkpoint_hash = hash_weights(encoder)
     return encoder.to(device).eval().requires_grad_(False)
+
+
+def _exported(
+    architecture: dict[str, Any], settings: dict[str, Any], arch: dict[str, Any], path: Path
+) -> tuple[VisionTransformer, dict[str, Any]]:
+    """The encoder, without weights, and ``clip_settings`` of a file that this package has exported."""
+    try:
+        encoder = build_encoder(**{**architecture, **arch}, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: describes an encoder that cannot be built: {error}") from error
+    settings = {**settings, "mean": encoder.mean, "std": encoder.std}
+    for key, given in (("crop_size", "img_size"), ("num_frames", "num_frames")):
+        if given in arch:
+            settings[key] = encoder.img_size[0] if key == "crop_size" else encoder.num_frames
+    return encoder, settings
 
 
 def _settings_read(reading: Reading, encoder: VisionTransformer) -> dict[str, Any]:
@@ -204,9 +224,9 @@ def _hashed(module: nn.Module, start: str, line: str) -> str:
 
 def _adapt(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """V-JEPA 2 has one final ``norm`` where 2.1 has one per level: with ``levels=1`` they are the same thing."""
-    if "norms_block.0.weight" not in state:
-        return {re.sub(r"^norm\.", "norms_block.0.", key): value for key, value in state.items()}
-    return dict(state)
+    if "norms_block.0.weight" in state:
+        return state
+    return {re.sub(r"^norm\.", "norms_block.0.", key): value for key, value in state.items()}
 
 
 def _as_config(config: Config | dict[str, Any] | str | Path, path: Path) -> Config:

@@ -6,48 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from vjepa_fast.ops.latent import RowCall, RowFunction
+from vjepa_fast.ops._latent_powers import L1, POWER, SQUARE, power_error
+from vjepa_fast.ops.latent import RowFunction
 
-TokenRow = tuple[Tensor, Tensor]  # value, slope in x
+__all__ = ["L1", "POWER", "SQUARE", "STEP", "PairRow", "power_error"]
 PairRow = tuple[Tensor, Tensor, Tensor]  # value, slope in z0, slope in z1
-
-
-def _l1_device() -> Any:
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def l1(x: tl.tensor, y: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
-        d = x - y
-        return tl.abs(d), tl.where(d > 0, 1.0, tl.where(d < 0, -1.0, 0.0))
-
-    return l1
-
-
-def _square_device() -> Any:
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def square(x: tl.tensor, y: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
-        d = x - y
-        return 0.5 * d * d, d
-
-    return square
-
-
-def _power_device() -> Any:
-    import triton
-    import triton.language as tl
-
-    @triton.jit
-    def power(x: tl.tensor, y: tl.tensor, p: tl.tensor) -> tuple[tl.tensor, ...]:
-        d = x - y
-        size = tl.abs(d)
-        lower = tl.exp2((p - 1) * tl.log2(size))  # |d|^(p-1); 0 at 0
-        return lower * size / p, tl.where(d < 0, -lower, lower)
-
-    return power
 
 
 def _step_device() -> Any:
@@ -63,32 +26,9 @@ def _step_device() -> Any:
     return step
 
 
-def _l1(x: Tensor, y: Tensor, p: float) -> TokenRow:
-    d = x - y
-    return d.abs(), d.sign()
-
-
-def _square(x: Tensor, y: Tensor, p: float) -> TokenRow:
-    d = x - y
-    return 0.5 * d * d, d
-
-
-def _power(x: Tensor, y: Tensor, p: float) -> TokenRow:
-    d = x - y
-    return d.abs() ** p / p, d.sign() * d.abs() ** (p - 1)
-
-
 def _step(z0: Tensor, z1: Tensor, h0: Tensor, h1: Tensor, p: float) -> PairRow:
     d = z1 - z0
     return d.abs(), -d.sign(), d.sign()
 
 
-L1 = RowFunction("l1", "TOKEN", _l1, _l1_device, cpp=0, sign=True)
-SQUARE = RowFunction("square", "TOKEN", _square, _square_device, cpp=1)
-POWER = RowFunction("power", "TOKEN", _power, _power_device, cpp=2)
 STEP = RowFunction("step", "PAIR", _step, _step_device, cpp=0, reads="z")  # abs(z(t+1) - z(t))
-
-
-def power_error(p: float) -> RowCall:
-    """abs(x - y)^p / p, p >= 1."""
-    return L1() if p == 1 else SQUARE() if p == 2 else POWER(p)

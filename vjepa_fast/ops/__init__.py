@@ -7,7 +7,7 @@ from vjepa_fast.ops._backend import BackendError, backend_report, current_backen
 from vjepa_fast.ops.adamw import Rule, adamw_ema_, total_norm
 from vjepa_fast.ops.block_masks import BlockMasks, BlockSpec, origin_probabilities, sample_block_masks
 from vjepa_fast.ops.distance import mask_distance
-from vjepa_fast.ops.latent import latent_loss_column, latent_loss_pair, latent_loss_token
+from vjepa_fast.ops.latent import latent_loss, latent_loss_column, latent_loss_pair, latent_loss_token
 from vjepa_fast.ops.norm import target_norm
 from vjepa_fast.ops.packed_attention import packed_attention
 from vjepa_fast.ops.patchify import normalize_clip, patch_mean, tubelet_patchify
@@ -26,6 +26,7 @@ __all__ = [
     "backend_report",
     "cross_covariance",
     "current_backend",
+    "latent_loss",
     "latent_loss_column",
     "latent_loss_pair",
     "latent_loss_token",

@@ -282,6 +282,31 @@ def _by(sizes: Sequence[int]) -> str:
     return "x".join(map(str, sizes))
 
 
+def masks_of_origins(
+    grid: Sequence[int], spec: BlockSpec, size: Size, origins_BP3: Tensor
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Masks whose blocks somebody else has drawn, cut to one length as published.
+
+    Args:
+        grid: (T, H, W).
+        spec: what happens to the blocks.
+        size: (t, h, w) of a block.
+        origins_BP3: int64, the first (t, h, w) of each block of each sample.
+
+    Returns:
+        (context int64 [B,Ke] or nothing, prediction int64 [B,Kp] or nothing, bool [B]): lists of one, and empty where
+        some sample has no context, which the last says.
+    """
+    draw = _Draw(spec, size, grid, 0, 0, 0)
+    predicted_BN = _blocks(draw, list(origins_BP3.unbind(2)))
+    empty_B = predicted_BN.all(1)
+    if empty_B.any():
+        return [], [], empty_B
+    kept = _truncate(draw, predicted_BN, "batch", torch.arange(len(predicted_BN)))
+    (enc, enc_len), (pred, pred_len) = (_compact(mask) for mask in kept)
+    return [enc[:, : int(enc_len[0])]], [pred[:, : int(pred_len[0])]], empty_B
+
+
 def _draw_until_context(draw: _Draw, saliency: Tensor | None, sample_B: Tensor) -> Tensor | None:
     """``[B,N]`` bool, True where predicted; every row has at least one False, or None is returned."""
     cdf_BO, spec = None, draw.spec
@@ -310,6 +335,11 @@ def _draw_once(draw: _Draw, cdf_BO: Tensor | None, sample_B: Tensor, attempt: in
         u_BP = ((words_BP[3] >> 8).to(torch.float32) / 2.0**24).to(cdf_BO.dtype)  # 24 bits are exact in float32 too
         flat = torch.searchsorted(cdf_BO, u_BP, right=True).clamp_max_(cdf_BO.shape[1] - 1)
         origins = [flat // (counts[1] * counts[2]), flat // counts[2] % counts[1], flat % counts[2]]
+    return _blocks(draw, origins)
+
+
+def _blocks(draw: _Draw, origins: Sequence[Tensor]) -> Tensor:
+    """``[B,N]`` bool, as `_draw_once`; ``origins``: int64 ``[B,P]`` for each axis."""
     inside_t, inside_h, inside_w = (
         _inside(origin, length, extent) for origin, length, extent in zip(origins, draw.size, draw.grid)
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vjepa_fast.ops import _backend, _check
 from vjepa_fast.ops import _latent_kernels as _latent_kernels  # registers the other backends
+from vjepa_fast.ops._latent_powers import power_error
 from vjepa_fast.ops._latent_rows import TARGETS, Column, Pair, RowCall, RowFunction, Token, function, functions
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "RowFunction",
     "function",
     "functions",
+    "latent_loss",
     "latent_loss_column",
     "latent_loss_pair",
     "latent_loss_token",
@@ -52,6 +54,29 @@ def _rows(z: Tensor, *shape: int) -> Tensor:
 
 def _gradient_like(grad: Tensor, z: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def latent_loss(
+    z: Tensor, h: Tensor, idx: Tensor, *, loss_exp: float = 1.0, levels: int = 1, normalize: bool = False
+) -> Tensor:
+    """Mean abs(z - h[idx])^p / p, the loss of a V-JEPA (arXiv:2404.08471, eq. 1), without gathering h.
+
+    Args:
+        z: [B,K,D], the predictor's output; receives gradient.
+        h: [B,N,D], the target encoder's, without gradient.
+        idx: int64 [B,K], the tokens of ``h`` that ``z`` predicts.
+        loss_exp: p, at least 1.
+        levels: groups of channels by which h is normalised.
+        normalize: whether h is layer-normalised per level as it is read, or is so already.
+
+    Returns:
+        A scalar in promote_types(z dtype, float32).
+
+    Raises:
+        ValueError: a shape, dtype, exponent or (on the CPU) index does not fit.
+    """
+    _check.require(loss_exp >= 1, "latent_loss", "loss_exp", "a number of at least 1", loss_exp)
+    return latent_loss_token(z, h, idx, power_error(loss_exp), levels=levels, normalize=normalize).mean()
 
 
 # -- TOKEN ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""One file per kind of format; each registers itself in ``export.FORMATS``."""
