@@ -33,7 +33,7 @@ INSIDE = {
         "_latent_kernels",
         "latent",
     ),
-    "config": ("fields", "schema", "checks", "convert", "fair", "load"),
+    "config": ("fields given", "schema", "checks length", "convert", "fair", "load", "recipes"),
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": ("ema rope weights", "vit", "predictor timm_names reading", "build", "interop"),

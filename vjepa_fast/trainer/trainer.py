@@ -23,7 +23,7 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, precision, preflight, warm
+from vjepa_fast.trainer import checkpoint, precision, preflight, run_folder, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
@@ -240,7 +240,7 @@ def train(
         CheckpointError: the checkpoint is damaged or of another architecture.
         UserError: configuration, data or folder cannot be used.
     """
-    with process_settings_kept():
+    with process_settings_kept(), run_folder.nothing_left(Path(cfg.folder)):
         trainer = Trainer(cfg, resume=resume, device=device)
         try:
             return trainer.run(max_steps, on_log, profile)
