@@ -41,7 +41,7 @@ def test_good_ones_are_listed_and_bad_ones_named(videos, tmp_path):
 
 
 def test_videos_of_which_no_clip_can_be_read_are_left_out(videos, tmp_path):
-    write_video(videos / "short.mp4", np.zeros((10, 32, 32, 3), np.uint8))
+    write_video(videos / "short.mp4", np.zeros((5, 32, 32, 3), np.uint8))
     out = tmp_path / "out"
     found = prepare_videos(videos, out, workers=1)
     assert found.videos == 4 and {os.path.basename(p) for p, _ in found.left_out} == {"broken.mp4", "short.mp4"}

@@ -59,8 +59,8 @@ def configured(args: argparse.Namespace, overrides: Sequence[str]) -> Config:
     if not args.no_resume and (folder / "config.yaml").is_file():
         if before is None or before != os.path.abspath(os.path.expanduser(args.videos)):
             raise UserError(
-                f"{folder}: holds a run on {before or 'other data'}; name another folder with --out, or start over in it "
-                "with --no-resume"
+                f"{folder}: holds a run on {before or 'other data'}; name another folder with --out, or start over "
+                "in it with --no-resume"
             )
         return config.load(folder, [*overrides, f"folder={folder}"])
     prepared = _prepare(args.videos, folder)

@@ -1,4 +1,4 @@
-"""What was given on the command line, so that an error names the flag that was wrong and not a recipe that was right."""
+"""What was given on the command line, so that an error names the flag that was wrong and not the recipe."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ class Given(str):
     flag: str
 
     def __new__(cls, text: str, flag: str) -> Given:
+        """The override ``text`` that was written as ``flag``."""
         made = super().__new__(cls, text)
         made.flag = flag
         return made

@@ -1,7 +1,7 @@
 """Which model, and how many steps of it, fit a machine and a time: `choose`, by steps that are made and timed.
 
-The sizes are rows of ``data/sizes.json``: a name, the fewest ``steps`` that make it worth while, the ``batch`` of a step
-and what is ``set`` in the recipe.
+The sizes are rows of ``data/sizes.json``: a name, the fewest ``steps`` that make it worth while, the ``batch`` of a
+step and what is ``set`` in the recipe.
 """
 
 from __future__ import annotations

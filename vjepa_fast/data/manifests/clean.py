@@ -36,7 +36,7 @@ def write_clean(manifest: Manifest, bad: Iterable[str], out: str | os.PathLike[s
     ]
     if not lines:
         raise DataError(f"{manifest.path}: none of its {len(manifest)} samples can be read, so nothing is written")
-    write_bytes(out, "".join(lines).encode(errors="surrogateescape"), "choose another place")
+    write_bytes(os.fspath(out), "".join(lines).encode(errors="surrogateescape"), "choose another place")
     return len(lines)
 
 
