@@ -270,6 +270,10 @@ class TrainStep:
         grids = [self.encoder.grid(g.clip.shape) for g in batch.groups]
         return self._count(flops.Counted(grids, enc, pred, state.modality))
 
+    def work_of(self, batch: Batch) -> flops.Work:
+        """The work behind a batch, by the masks that a CPU draws of it; nothing is computed."""
+        return self._work(self.stage(batch, 0), 0)
+
     def _staged(self, batch: Batch | Staged, index: int) -> Staged:
         return batch if isinstance(batch, Staged) else self.stage(batch, index)
 
