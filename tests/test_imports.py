@@ -49,7 +49,7 @@ INSIDE = {
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
-    "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet"),
+    "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet", "show"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}

@@ -27,13 +27,13 @@ class Run:
 
 def test_the_banner_has_what_one_wants_to_know_before_it_starts():
     run = Run(config())
-    where, what, estimate = banner.lines(run, 12)
+    where, what, estimate = banner.lines(Run(config(), peak=1e8), 12)
     trained = sum(p.numel() for p in run.step.params) / 1e6
     assert where.startswith("cpu (") and "float32" in where and f"{trained:.1f} M parameters" in where
     assert "4 frames of 32 px, 32 tokens per clip; 12 steps of 3 clips; runs/x" in what
-    assert estimate.startswith("estimated: ") and "clips/s, ETA 0:00:" in estimate
+    assert estimate.startswith("estimated: ") and "clips/s, ETA 0:0" in estimate
     assert "2 steps of" in banner.lines(Run(config(), done=10), 12)[1]
-    assert len(banner.lines(Run(config(), peak=None), 12)) == 2
+    assert len(banner.lines(run, 12)) == len(banner.lines(Run(config(), peak=None), 12)) == 2
 
 
 def test_the_estimate_is_the_arithmetic_of_a_step():
@@ -94,7 +94,7 @@ def test_a_run_of_days_is_warned_of_once_it_is_measured(capsys, monkeypatch):
     assert (
         err.count("measured: 85 s a step, ETA 708:") == 1 and err.count("warning: this run takes about 29.5 days") == 1
     )
-    assert 30000 * 85 > DAY
+    assert DAY < 30000 * 85
 
 
 # -- Ctrl-C ------------------------------------------------------------------------------------------------------------

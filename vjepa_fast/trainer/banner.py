@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from vjepa_fast.trainer.levjepa import LevjepaStep
     from vjepa_fast.trainer.trainer import Trainer
 
+LONG_S = 1.0  # a step of less is not estimated: it will be made at once, and much of it is not arithmetic
 SHARE = 0.6  # of the peak of a CPU that a step comes to, for a first estimate; a GPU makes its first steps at once
 
 
 def lines(run: Trainer, end: int) -> list[str]:
-    """The banner and the warnings, one line each, of a run that is to stop at step ``end``."""
+    """The banner and the warnings, one line each, of a run that is to stop at step ``end``; of the first process."""
     cfg, step, done = run.cfg, run.step, run.done
+    if not step.world.main:
+        return []
     data, o = cfg.data, cfg.optimization
     trained = sum(p.numel() for p in step.params)
     encoder = sum(p.numel() for p in step.encoder.parameters())
@@ -41,7 +44,7 @@ def lines(run: Trainer, end: int) -> list[str]:
         f"{frames} frames of {data.crop_size} px, {grid:,} tokens per clip; {end - done:,} steps of {clips} clips; {run.folder}",
     ]
     seconds = estimated_seconds(cfg, step, run.metrics.peak)
-    if seconds is not None:
+    if seconds is not None and seconds > LONG_S:
         left = seconds * (end - done)
         found.append(
             f"estimated: {clips / seconds:.3g} clips/s, ETA {duration(left)}; the first steps will tell "

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 
-
 GRACE_S = 6.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
 
 
