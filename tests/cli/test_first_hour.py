@@ -12,11 +12,21 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SMALL = "--set data.num_workers=0 --set runtime.dtype=float32 --set data.batch_size=4 --device cpu".split()
+SETS = ("data.num_workers=0", "runtime.dtype=float32", "data.batch_size=4")
+SMALL = ["--device", "cpu", *(word for text in SETS for word in ("--set", text))]
+    "--set",
+    "data.num_workers=0",
+    "--set",
+    "runtime.dtype=float32",
+    "--set",
+    "data.batch_size=4",
+    "--device",
+    "cpu",
+]
 
 
 def write(path, codec, frames=40, rate=30, times=None, turned=False, size=(48, 64)):
-    """A square that moves over a fixed picture; ``times`` in ms make the rate vary, ``turned`` adds a display matrix."""
+    """A square that moves over a fixed picture; ``times`` in ms make the rate vary, ``turned``: by a display matrix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(str(path)))
     ground = rng.integers(0, 255, (*size, 3), dtype=np.uint8) // 3

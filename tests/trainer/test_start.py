@@ -63,7 +63,7 @@ def test_a_warm_up_that_a_run_never_comes_to_is_said(warmup, words):
 
 
 def test_the_published_warm_up_of_the_loss_section_and_of_the_rate_too():
-    cfg = config(loss={"context_warmup": (15000, 30000)}, optimization={"warmup": 3.0})
+    cfg = config(loss={"context_warmup": (15000, 30000)}, optimization={"warmup": 4.0})
     rate, context = banner.warnings(cfg)
     assert "optimization.warmup" in rate and "loss.context_warmup=[0.5,1.0]" in context
 

@@ -41,7 +41,8 @@ def lines(run: Trainer, end: int) -> list[str]:
     found = [
         f"{step.device} ({device_name(step.device)}), {dtype}; {trained / 1e6:.1f} M parameters trained, "
         f"{encoder / 1e6:.1f} M of them the encoder's",
-        f"{frames} frames of {data.crop_size} px, {grid:,} tokens per clip; {end - done:,} steps of {clips} clips; {run.folder}",
+        f"{frames} frames of {data.crop_size} px, {grid:,} tokens per clip; {end - done:,} steps of {clips} clips; "
+        f"{run.folder}",
     ]
     seconds = estimated_seconds(cfg, step, run.metrics.peak)
     if seconds is not None and seconds > LONG_S:
@@ -77,7 +78,7 @@ def warnings(cfg: Config) -> list[str]:
     """What of the schedules does not fit the length of the run."""
     schedules, found = Schedules.from_config(cfg), list[str]()
     steps = schedules.total_steps
-    if schedules.warmup >= steps > 1:
+    if schedules.warmup > steps:
         found.append(
             f"warning: optimization.warmup: {cfg.optimization.warmup:g} epochs are {schedules.warmup:,} of the "
             f"{steps:,} steps, so the learning rate never reaches optimization.lr; set optimization.warmup lower"

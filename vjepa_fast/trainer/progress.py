@@ -132,8 +132,8 @@ class Progress:
 def long_run(seconds: float) -> str:
     """The warning about a run of more than a day."""
     return (
-        f"warning: this run takes about {seconds / DAY:.1f} days here; vjepa-fast train --videos DIR chooses a size and "
-        "length that fit, --steps N is a shorter run, Ctrl-C stops this one"
+        f"warning: this run takes about {seconds / DAY:.1f} days here; vjepa-fast train --videos DIR chooses a size "
+        "and length that fit, --steps N is a shorter run, Ctrl-C stops this one"
     )
 
 

@@ -22,9 +22,9 @@ class StepGivenUp(Exception):
 class StopRequest:
     """SIGTERM and SIGINT ask for a stop after the step in hand; a second SIGINT interrupts at once.
 
-    With ``impatient``, SIGINT gives up a step that has not ended after `GRACE_S` by raising `StepGivenUp` in it, where it
-    does not change weights yet (`weights_change`). Only what runs alone may be impatient: of several processes each would
-    be at another step.
+    With ``impatient``, SIGINT gives up a step that has not ended after `GRACE_S` by raising `StepGivenUp` in it, where
+    it does not change weights yet (`weights_change`). Only what runs alone may be impatient: of several processes each
+    would be at another step.
     """
 
     def __init__(self, *, impatient: bool = False, grace: float = GRACE_S) -> None:

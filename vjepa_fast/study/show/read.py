@@ -38,7 +38,7 @@ NEAREST = 4  # clips shown beside each
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A clip of ``path``: frames uint8 ``[T, S, S, 3]``, one per token time, and its maps by encoder ``[T, h, w, 3]``."""
+    """A clip of ``path``: frames uint8 ``[T, S, S, 3]``, one per token time, its maps by encoder ``[T, h, w, 3]``."""
 
     path: str
     frames: np.ndarray
@@ -168,13 +168,8 @@ def _view(net: VisionTransformer, cfg: Config | None) -> dict[str, Any]:
     """How a clip is read for the encoder: arguments of `eval_clip`."""
     known = dict(getattr(net, "clip_settings", None) or {})
     frames = known.get("num_frames") or (max(cfg.data.dataset_fpcs) if cfg else 16)
-    pace = {k: known[k] for k in ("frame_step", "fps", "duration") if known.get(k)}
-    return {
-        "num_frames": frames,
-        "crop_size": known.get("crop_size") or 224,
-        "short": "hold",
-        **dict([*pace.items()][:1]),
-    }
+    pace = next(({k: known[k]} for k in ("frame_step", "fps", "duration") if known.get(k)), {})
+    return {"num_frames": frames, "crop_size": known.get("crop_size") or 224, "short": "hold", **pace}
 
 
 def _clip(net: VisionTransformer, cfg: Config | None, path: str, notes: list[str]) -> tuple[str, torch.Tensor] | None:
