@@ -5,7 +5,8 @@
     vjepa-fast study report benchmarks/results/study_synthetic
     python benchmarks/study_page.py                # the page and its plots
 
-Every table is a section of the report's Markdown, so the page says what `vjepa-fast study report` says.
+Every table is a section of the report's Markdown, so the page says what `vjepa-fast study report` says; of tables of
+differences the page has the columns of novel classes only, the report all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import re
 from pathlib import Path
 
-from vjepa_fast.study.records import load_study
+from vjepa_fast.study.records import is_fewshot, load_study
 from vjepa_fast.study.report.write import content, markdown, pictures
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +31,7 @@ BLOCKS = {
     "control": ("fwm_hw_ld minus fwm_hw",),
 }
 
+FEW_ONLY = ("regime", "baseline", "mode", "control")  # blocks that keep the columns of few-shot suites only
 OWN_HEADING = ("instrument", "words", "compute")  # the page has headings of its own for these
 PICTURES = {
     "question_svg": "study_answer.svg",
@@ -45,6 +47,18 @@ def sections(text: str) -> dict[str, str]:
     return {"": parts[0], **{h: body.strip() for h, body in zip(parts[1::2], parts[2::2])}}
 
 
+def few_columns(text: str, suites: set[str]) -> str:
+    """``text``, of its Markdown tables only the first column and those whose heading begins with one of ``suites``."""
+    lines, kept = [], None
+    for line in text.splitlines():
+        cells = [part.strip() for part in line.strip("|").split("|")] if line.startswith("|") else []
+        if cells and kept is None:
+            kept = [i for i, name in enumerate(cells) if i == 0 or name.split(" ")[0] in suites]
+        kept = kept if cells else None
+        lines.append("| " + " | ".join(cells[i] for i in kept) + " |" if kept else line)
+    return "\n".join(lines)
+
+
 def blocks(study) -> dict[str, str]:
     """Text of every block of the page."""
     found = sections(markdown(content(study)))
@@ -55,7 +69,8 @@ def blocks(study) -> dict[str, str]:
             raise SystemExit(f"the report has no section {missing[0]!r}; it has {', '.join(found)}")
         named = block not in OWN_HEADING
         out[block] = "\n\n".join(f"**{h}**\n\n{found[h]}" if named else found[h] for h in headings)
-    return out
+    few = {suite for suite, probe in study.outcomes if is_fewshot((suite, probe))}
+    return {name: few_columns(text, few) if name in FEW_ONLY else text for name, text in out.items()}
 
 
 def put(text: str, name: str, block: str) -> str:

@@ -34,3 +34,14 @@ def test_missing_marks_and_sections(study):
     with pytest.raises(SystemExit, match="expected <!-- answer -->"):
         study_page.page("no marks", study)
     assert list(study_page.sections("a\n## B\n\nc\n## D\ne\n")) == ["", "B", "D"]
+
+
+def test_tables_of_differences_keep_the_columns_of_few_shot_suites():
+    head = ("| variant | few 1-shot | order knn | few 5-shot |", "| --- | ---: | ---: | ---: |", "| a | 1 | 2 | 3 |")
+    other = ("| variant | order knn |", "| --- | ---: |", "| b | 4 |")
+    text = "\n".join(["Words | of no table.", "", *head, "", *other])
+    assert study_page.few_columns(text, {"few"}).splitlines() == [
+        *("Words | of no table.", ""),
+        *("| variant | few 1-shot | few 5-shot |", "| --- | ---: | ---: |", "| a | 1 | 3 |", ""),
+        *("| variant |", "| --- |", "| b |"),
+    ]

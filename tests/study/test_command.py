@@ -50,9 +50,16 @@ def test_wrong_arguments_name_the_argument_and_write_nothing(tmp_path, more, mes
 def test_dry_run_lists_and_writes_nothing(tmp_path, capsys):
     assert command(tmp_path, "--dry-run", "--seeds", "0..4", "--published", "baseline,kinematic", "--scale", "2") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"{5 * (1 + 2 * 22)} runs, {5 * (1 + 2 * 22)} to do" and len(lines) == 226
+    assert lines[-1] == f"{5 * (1 + 2 * 23)} runs, {5 * (1 + 2 * 23)} to do" and len(lines) == 236
     assert any("kinematic-mixed-published-s4" in line and "240 steps" in line for line in lines)
     assert not (tmp_path / "s").exists()
+
+
+def test_methods_that_nobody_published_run_as_intended_only(tmp_path, capsys):
+    command(tmp_path, "--dry-run", "--seeds", "0", "--regimes", "single", "--compat", "intended,published")
+    keys = [line.split()[2] for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert "pixels-single-intended-s0" in keys and "pixels-single-published-s0" not in keys
+    assert "fwm_hw-single-published-s0" in keys and len(keys) == 1 + 21 + 20
 
 
 def test_only_published_runs_with_compat_published(tmp_path, capsys):

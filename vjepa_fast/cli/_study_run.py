@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vjepa_fast.study.run.suites import Settings
 
 OF_SUITE = {"paper": ("data", "tune"), "synthetic": ("sizes",)}  # options that one suite alone reads
+GPU_RECIPE, GPU_SIZE = "gpu_study", 128  # of --scale gpu: the baseline, and pixels of the rendered clips
 HELP = "train and evaluate the variants of a study; skips what is done, goes on where it stopped"
 
 
@@ -24,7 +25,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--variants",
         default="all",
         metavar="NAMES",
-        help="all (the baseline, the 18 counted and the control fwm_hw; default) or a list such as baseline,fwm_hw_ld",
+        help="all (the baseline, the 18 counted, the controls fwm_hw and pixels; default) or a list such as "
+        "baseline,fwm_hw_ld",
     )
     parser.add_argument("--regimes", type=names, default="single,mixed", metavar="NAMES", help="default %(default)s")
     parser.add_argument("--seeds", type=seeds, default="0..2", help="0..4 or 0,1,5 (default %(default)s)")
@@ -40,7 +42,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="NAMES",
         help="variants that also run as the published code does (with --compat published: only these do)",
     )
-    parser.add_argument("--scale", type=positive_real, default=1.0, help="stretch or cut all runs by this (default 1)")
+    parser.add_argument(
+        "--scale",
+        type=scale,
+        default=1.0,
+        help="stretch or cut all runs by this (default 1); gpu: ViT-small at 112 px, 8,000 steps (recipe gpu_study)",
+    )
     add_overrides(parser, "a value of every run")
     parser.add_argument("--device", default="auto", help="auto (default), cpu or cuda")
     parser.add_argument(
@@ -152,7 +159,9 @@ def _grid(args: Namespace) -> Grid:
     chosen = variants.names(args.variants)
     if not args.compat or not set(args.compat) <= set(COMPATS):
         raise UserError(f"--compat: {','.join(args.compat)!r}: give {', '.join(COMPATS)} or both")
-    published = variants.names(args.published) if args.published else chosen if "published" in args.compat else []
+    published = variants.names(args.published) if args.published else []
+    if "published" in args.compat and not args.published:
+        published = [name for name in chosen if name not in variants.OTHER_METHODS]
     return Grid(
         variants=tuple(chosen),
         regimes=tuple(args.regimes),
@@ -184,8 +193,12 @@ def _settings(args: Namespace) -> Settings:
                 f"--sizes {key}={number}: expected SUITE.PART=N with {', '.join(sizes)}, and train, val or test"
             )
         sizes[name][part] = number
+    larger = {"scale": 1.0, "recipe": GPU_RECIPE, "size": GPU_SIZE} if args.scale == "gpu" else {"scale": args.scale}
+    if args.scale == "gpu" and args.suite == "paper":
+        raise UserError("--scale gpu: belongs to --suite synthetic; the paper's recipes have a size of their own")
     return Settings(
-        **{k: getattr(args, k) for k in ("suite", "scale", "way", "queries", "episodes")},
+        **{k: getattr(args, k) for k in ("suite", "way", "queries", "episodes")},
+        **larger,
         overrides=tuple(args.overrides),
         device=device,
         sizes=sizes,
@@ -194,6 +207,11 @@ def _settings(args: Namespace) -> Settings:
         evaluate=tuple(args.evaluate),
         pooling=args.pooling or "",
     )
+
+
+def scale(text: str) -> float | str:
+    """A positive number, or ``gpu``."""
+    return text if text == "gpu" else positive_real(text)
 
 
 def seeds(text: str) -> tuple[int, ...]:

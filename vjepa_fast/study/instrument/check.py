@@ -36,13 +36,15 @@ FILE = "instrument.json"
 @dataclass(frozen=True)
 class Setting:
     """What the suites of a check are seen with: rendered ``size`` in pixels, ``view`` (num_frames, crop_size,
-    frame_step), and the configuration whose encoder is trained. ``seed``: of clips, weights and episodes.
+    frame_step), and the configuration whose encoder is trained. ``seed``: of clips, weights and episodes. ``device``:
+    that it is measured on.
     """
 
     size: int
     view: Mapping[str, int]
     config: Config
     seed: int = 0
+    device: str = "cpu"
 
     @property
     def encoder(self) -> dict[str, int | str]:
@@ -125,7 +127,7 @@ class Controls:
         """The weights that runs start from."""
         from vjepa_fast.evaluation import random_encoder
 
-        return self._rows("random", random_encoder(self.setting.config))
+        return self._rows("random", random_encoder(self.setting.config).to(self.setting.device))
 
     def pixels(self, say: Callable[[str], None]) -> list[dict]:
         """The clips themselves."""
@@ -151,7 +153,7 @@ class Controls:
     ) -> list[dict]:
         from vjepa_fast.evaluation import random_encoder
 
-        encoder = random_encoder(self.setting.config)
+        encoder = random_encoder(self.setting.config).to(self.setting.device)
 
         def on_step(step: int, loss: float) -> None:
             if step % 100 == 0 or step == schedule.steps:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vjepa_fast.errors import TrainingError
+from vjepa_fast.evaluation.extract.features import amp
 from vjepa_fast.models.vit import VisionTransformer
 
 
@@ -50,7 +51,7 @@ def train_with_labels(
     """Train ``encoder`` (in place) and a linear head on the mean token of its last level by cross-entropy.
 
     Args:
-        encoder: of the clips' size; a new one.
+        encoder: of the clips' size; a new one, on the device that it is trained on (CUDA: under autocast to bfloat16).
         clips: uint8 ``[n, 3, F, S, S]``.
         labels: int64 ``[n]`` or, for labels of several factors, ``[n, factors]``; any integers.
         schedule: see there.
@@ -62,12 +63,13 @@ def train_with_labels(
         TrainingError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
+    device = next(encoder.parameters()).device
     columns = [np.unique(column, return_inverse=True)[1] for column in labels.reshape(len(labels), -1).T]
     targets = torch.from_numpy(np.stack(columns, 1))
     widths = [int(column.max()) + 1 for column in columns]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        head = nn.Sequential(nn.LayerNorm(encoder.embed_dim), nn.Linear(encoder.embed_dim, sum(widths)))
+        head = nn.Sequential(nn.LayerNorm(encoder.embed_dim), nn.Linear(encoder.embed_dim, sum(widths))).to(device)
     parameters = [p for p in [*encoder.parameters(), *head.parameters()] if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=schedule.lr, weight_decay=schedule.weight_decay)
     tokens = math.prod(encoder.built_grid)
@@ -80,14 +82,15 @@ def train_with_labels(
         rows, order = order[: schedule.batch], order[schedule.batch :]
         for group in optimizer.param_groups:
             group["lr"] = schedule.lr * _rate(step, schedule)
-        clip = _normalised(_cropped(clips[rows], schedule.zoom, generator), encoder)
+        clip = _normalised(_cropped(clips[rows], schedule.zoom, generator), encoder).to(device)
         ids = None
         if kept < tokens:
-            ids = torch.rand(len(rows), tokens, generator=generator).argsort(1)[:, :kept].sort(1).values
-        logits = head(encoder(clip, ids, hierarchical=False).mean(1)).split(widths, 1)
+            ids = torch.rand(len(rows), tokens, generator=generator).argsort(1)[:, :kept].sort(1).values.to(device)
+        with amp(device):
+            logits = head(encoder(clip, ids, hierarchical=False).mean(1)).float().split(widths, 1)
         losses = [
             functional.cross_entropy(out, target, label_smoothing=schedule.smoothing)
-            for out, target in zip(logits, targets[rows].T, strict=True)
+            for out, target in zip(logits, targets[rows].T.to(device), strict=True)
         ]
         loss = torch.stack(losses).sum()
         optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""What a study of the suite ``paper`` will take, counted before it starts: GPU-hours and disk, by part.
+"""What a study on GPUs will take, counted before it starts: GPU-hours and disk, by part.
 
 FLOP are counted from the shapes (2 per multiply-add); the hours follow from an assumed rate, since nothing was measured
 on the machine that will run it. Decoding and the probes of pooled features are not in them. N tokens of a clip, D
@@ -10,7 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vjepa_fast.config import Config
 
 TFLOPS = 100.0  # sustained by one GPU in bfloat16; assumed
 STEP = 2.43  # FLOP of training on a clip, in forward passes over all its tokens: the published step's
@@ -37,6 +40,42 @@ class Line:
         return self.runs * self.flops / (TFLOPS * 1e12 * 3600)
 
 
+class Shapes:
+    """The encoder and predictor of a configuration on the meta device, and what a clip costs them."""
+
+    def __init__(self, cfg: Config, crop_size: int):
+        from vjepa_fast.metrics.flops import Dims
+        from vjepa_fast.models.build import build_from_config
+
+        self.encoder, predictor = build_from_config(cfg, device="meta")
+        self.dims, self.crop_size = Dims.of(self.encoder, predictor), crop_size
+
+    def grid(self, frames: int) -> tuple[int, int, int]:
+        """(T, H, W) of a clip of so many frames."""
+        return self.encoder.grid((1, 3, frames, self.crop_size, self.crop_size))
+
+    def passes(self, frames: int) -> tuple[float, int]:
+        """(FLOP of a forward pass, N) of a clip of so many frames."""
+        tokens = math.prod(self.grid(frames))
+        return self.dims.encoder.flops(tokens, tokens**2) + 2 * self.dims.patch * tokens, tokens
+
+    def training(self, cfg: Config, frames: int, runs: int, processes: int = 1) -> Line:
+        """Pretraining by the V-JEPA step, and its checkpoint; other methods take less and are counted alike."""
+        opt = cfg.optimization
+        steps = int(opt.epochs * opt.ipe * opt.ipe_scale)
+        clips = steps * cfg.data.batch_size * opt.accumulate * processes
+        size = 12 * self.dims.trained + 4 * self.dims.averaged
+        return Line("training", clips, clips * STEP * self.passes(frames)[0], size, runs)
+
+
+def trained(jobs: Sequence[Mapping[str, Any]]) -> list[Line]:
+    """The pretraining alone of the runs ``jobs``, which share data, encoder and steps."""
+    from vjepa_fast import config as configs
+
+    cfg = configs.from_dict(jobs[0]["config"])
+    return [Shapes(cfg, cfg.data.crop_size).training(cfg, max(cfg.data.dataset_fpcs), len(jobs))]
+
+
 def lines(suite: Any, jobs: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The parts of the runs ``jobs`` of a ``Paper``."""
     import torch
@@ -44,22 +83,12 @@ def lines(suite: Any, jobs: Sequence[Mapping[str, Any]]) -> list[Line]:
     from vjepa_fast import config as configs
     from vjepa_fast.data import load_manifest
     from vjepa_fast.evaluation.extract.features import pool_tokens
-    from vjepa_fast.metrics.flops import Dims
-    from vjepa_fast.models.build import build_from_config
     from vjepa_fast.study.instrument.read import CANDIDATES
 
     trained = [job for job in jobs if job["kind"] != "random"]
-    cfg = configs.from_dict((trained or jobs)[0]["config"])
-    encoder, predictor = build_from_config(cfg, device="meta")
-    dims, width, view = Dims.of(encoder, predictor), encoder.embed_dim, suite.view()
-
-    def grid_of(frames: int) -> tuple[int, int, int]:
-        return encoder.grid((1, 3, frames, view["crop_size"], view["crop_size"]))
-
-    def passes(frames: int) -> tuple[float, int]:
-        """(FLOP of a forward pass, N) of a clip of so many frames."""
-        tokens = math.prod(grid_of(frames))
-        return dims.encoder.flops(tokens, tokens**2) + 2 * dims.patch * tokens, tokens
+    cfg, view = configs.from_dict((trained or jobs)[0]["config"]), suite.view()
+    shapes = Shapes(cfg, view["crop_size"])
+    width, grid_of, passes = shapes.encoder.embed_dim, shapes.grid, shapes.passes
 
     def numbers(poolings: Iterable[str]) -> int:
         """Of a clip's features, all poolings together."""
@@ -69,10 +98,8 @@ def lines(suite: Any, jobs: Sequence[Mapping[str, Any]]) -> list[Line]:
 
     own, _ = passes(view["num_frames"])
     scored = len(jobs) + sum(_untrained_target(job) for job in trained)  # encoders: the student's beside such a target
-    opt = cfg.optimization
-    steps = int(opt.epochs * opt.ipe * opt.ipe_scale)
-    clips = steps * cfg.data.batch_size * opt.accumulate * (trained[0]["processes"] if trained else 1)
-    out = [Line("training", clips, clips * STEP * own, 12 * dims.trained + 4 * dims.averaged, len(trained))]
+    processes = trained[0]["processes"] if trained else 1
+    out = [shapes.training(cfg, view["num_frames"], len(trained), processes)]
     counts = {
         name: {part: len(load_manifest(path)) for part, path in source["manifests"].items()}
         for name, source in suite.sources().items()
@@ -137,12 +164,15 @@ def table(parts: Sequence[Line]) -> list[str]:
     most = max((p.bytes for p in parts if not p.kept), default=0.0) / 1e9
     disk = sum(_gb(p) for p in parts if p.kept) + most
     rows.append(("all", "", "", "", f"{sum(p.hours for p in parts):,.3g}", f"{disk:,.3g}"))
+    tokens = [
+        "Tokens of published probes are removed when a probe is done: the largest count, once for each run at a time."
+    ]
     widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
     text = ["  ".join([row[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(row[1:], widths[1:]))]) for row in rows]
     return [
         *text,
         f"GPU-hours at {TFLOPS:g} TFLOP/s, which is assumed; decoding and probes of pooled features are not in them.",
-        "Tokens of published probes are removed when a probe is done: the largest count, once for each run at a time.",
+        *(tokens if most else []),
     ]
 
 

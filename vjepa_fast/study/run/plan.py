@@ -135,7 +135,7 @@ class StudyPlan:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another folder") from None
         try:
             before = read_plan(self.folder) if path.exists() else {}
-            defaults = {"tune": {}}  # of settings that older plans do not have
+            defaults = {"tune": {}, "recipe": Settings.recipe}  # of settings that older plans do not have
             there = {**defaults, **before.get("settings", now)}
             differs = [f"{k} ({there.get(k)} there, {v} now)" for k, v in now.items() if there.get(k) != v]
             if differs:

@@ -34,11 +34,12 @@ RESERVED = ("objectives", "masks.specs", "compat", "seed", "folder", "data.datas
 @dataclass(frozen=True)
 class Settings:
     """What all runs of a study share. ``sizes``: clips by suite and part (synthetic); ``data``: {"ssv2.train": path}
-    (paper). ``scale`` stretches the runs as ``run.training.stretched``.
+    (paper). ``scale`` stretches the runs as ``run.training.stretched``; ``recipe``: of the synthetic baseline.
     """
 
     suite: str = "synthetic"
     scale: float = 1.0
+    recipe: str = "laptop_study"
     overrides: tuple[str, ...] = ()
     device: str = "cpu"  # cpu | cuda
     sizes: dict[str, dict[str, int]] = field(default_factory=lambda: deepcopy(SIZES))
@@ -83,7 +84,7 @@ class Suite:
     evaluated: ClassVar[tuple[str, ...]]  # names of the suites that it can evaluate on
     default: ClassVar[tuple[str, ...]] = ()  # those that it evaluates on unless asked for others; empty: all
     own_pooling: ClassVar[str]
-    recipes: ClassVar[dict[str, str]]  # of each regime's baseline
+    recipes: dict[str, str]  # of each regime's baseline
 
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self.folder = settings, folder
@@ -114,12 +115,15 @@ class Suite:
 
 
 class Synthetic(Suite):
-    """Rendered suites: encoder and steps of the recipe ``laptop_study``, the published baseline's objectives."""
+    """Rendered suites: encoder and steps of ``Settings.recipe``, the published baseline's objectives."""
 
     evaluated = ("motion8", "order", "objects", "dive", "fewshot", "fewmotion")
     default = ("order", "dive", "fewshot", "fewmotion")  # have passed the instrument check; the others have not
     own_pooling = "tdiff"
-    recipes = dict.fromkeys(REGIMES, "laptop_study")
+
+    def __init__(self, settings: Settings, folder: Path):
+        super().__init__(settings, folder)
+        self.recipes = dict.fromkeys(REGIMES, settings.recipe)
 
     def weights(self, regime: str) -> dict[str, float]:
         """Sampling weights of the data sets that a regime trains on."""
@@ -179,4 +183,12 @@ class Synthetic(Suite):
         from vjepa_fast.study.instrument.check import Setting
 
         config = self._load(self.recipes["mixed"], "intended", self.settings.seed)
-        return Setting(self.settings.size, self.view(), config, self.settings.seed)
+        return Setting(self.settings.size, self.view(), config, self.settings.seed, self.settings.device)
+
+    def cost_lines(self, jobs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """What training will take on a GPU, counted from the shapes; nothing for the recipe of a laptop on its CPU."""
+        from vjepa_fast.study.run import cost
+
+        trained = [job for job in jobs if job["kind"] != "random"]
+        ahead = trained and (self.settings.device == "cuda" or self.settings.recipe != Settings.recipe)
+        return cost.table(cost.trained(trained)) if ahead else []
