@@ -14,15 +14,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SETS = ("data.num_workers=0", "runtime.dtype=float32", "data.batch_size=4")
 SMALL = ["--device", "cpu", *(word for text in SETS for word in ("--set", text))]
-    "--set",
-    "data.num_workers=0",
-    "--set",
-    "runtime.dtype=float32",
-    "--set",
-    "data.batch_size=4",
-    "--device",
-    "cpu",
-]
 
 
 def write(path, codec, frames=40, rate=30, times=None, turned=False, size=(48, 64)):
