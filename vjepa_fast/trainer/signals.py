@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
-GRACE_S = 6.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
+GRACE_S = 4.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
 
 
 class StepGivenUp(Exception):
