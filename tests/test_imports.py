@@ -34,7 +34,7 @@ INSIDE = {
         "_latent_kernels _latent_powers",
         "latent",
     ),
-    "config": ("fields", "schema", "checks", "convert evaluations", "fair", "load"),
+    "config": ("fields given", "schema", "checks length", "convert evaluations", "fair", "load", "recipes"),
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": (
@@ -59,7 +59,7 @@ INSIDE = {
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
     "export": ("remote", "plain", "api", "formats"),
-    "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet"),
+    "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet", "show"),
     "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}

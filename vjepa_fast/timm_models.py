@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.models import SIZES, build_encoder, load_encoder, load_weights
 from vjepa_fast.models.describe import architecture
-from vjepa_fast.models.interop import adapted
+from vjepa_fast.models.interop import encoder_tensors
 from vjepa_fast.models.weights import encoder_state
 
 default_cfgs: dict[str, Any] = {}  # where timm looks for them
@@ -176,7 +176,7 @@ class TimmEncoder(nn.Module):
         if own and all(isinstance(value, Tensor) for value in state_dict.values()):
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         state, _ = encoder_state(state_dict, "target_encoder", Path("checkpoint"))
-        load_weights(self.encoder, adapted(state, self.encoder), "checkpoint")
+        load_weights(self.encoder, encoder_tensors(state, self.encoder.use_rope), "checkpoint")
         return nn.modules.module._IncompatibleKeys([], [])
 
     def _clip(self, x: Tensor) -> Tensor:

@@ -86,12 +86,35 @@ def test_errors_of_a_process_are_one_line_on_stderr():
     ("argv", "parts"),
     [
         (["trian"], ["trian: unknown command; commands: ", "did you mean train?"]),
-        (["train"], ["the following arguments are required: config", "vjepa-fast train --help"]),
+        (["train"], ["name a recipe, a YAML file or a run folder, or --videos DIR", "vjepa-fast train --help"]),
         (["train", "x.yaml", "--wrong"], ["unrecognized arguments: --wrong"]),
         (["config", "shwo", "x"], ["argument ACTION: invalid choice: 'shwo'"]),
         (["train", "mixed_4gpu_baseline", "--max-steps", "0"], ["--max-steps: 0 is not a positive number"]),
         (["train", "mixed_4gpu_baseline", "--set", "optimization.lrr=1"], ["optimization.lrr", "did you mean lr?"]),
-        (["train", "mixed_4gpu_baseline", "--device", "tpu"], ["runtime.device: unknown value 'tpu'"]),
+        (["train", "mixed_4gpu_baseline", "--device", "tpu"], ["--device tpu: runtime.device: unknown value 'tpu'"]),
+        (
+            ["train", "mixed_4gpu_baseline", "--set", "lr=1"],
+            ["--set lr=1: lr: unknown key", "did you mean optimization.lr?"],
+        ),
+        (["train", "mixed_4gpu_baseline", "--set", "optimization.batch_sise=1"], ["did you mean data.batch_size?"]),
+        (
+            ["train", "mixed_4gpu_baseline", "--set", "optimization.lr=-1"],
+            ["error: --set optimization.lr=-1: optimization.lr: must"],
+        ),
+        (
+            ["train", "mixed_4gpu_baseline", "--set", "model.embed_dim=7", "--set", "seed=1"],
+            ["error: --set model.embed_dim=7: "],
+        ),
+        (
+            ["train", "mixed_4gpu_baseline", "--set", "model.model_name=vit_x"],
+            ["error: --set model.model_name=vit_x: "],
+        ),
+        (
+            ["train", "synthetic_small", "--batch-size", "1", "--set", "method=levjepa"],
+            ["error: --set method=levjepa: "],
+        ),
+        (["train", "mixed_4gpu_baseline", "--lr", "x"], ["--lr: x is not a positive number"]),
+        (["train", "--videos", "nowhere", "--out", "nowhere-run"], ["error: nowhere: no such folder"]),
         (["train", "nowhere/none.yaml"], ["nowhere/none.yaml: no such file"]),
     ],
 )
@@ -147,7 +170,7 @@ def test_config_list_and_show(tmp_path, capsys):
 def test_config_refuses_unknown_objective_and_field(capsys):
     assert cli.main(["config", "show", "mixed_4gpu_baseline", "--set", "objectives.dleta={}"]) == 2
     err = capsys.readouterr().err
-    assert "mixed_4gpu_baseline: objectives.dleta: unknown" in err and "did you mean delta" in err
+    assert "error: --set objectives.dleta={}: objectives.dleta: unknown" in err and "did you mean delta" in err
     assert cli.main(["config", "check", "mixed_4gpu_baseline", "--set", "objectives.context.cooeff=1"]) == 2
     err = capsys.readouterr().err
     assert "objectives.context.cooeff" in err and "did you mean coeff" in err and err.count("\n") == 1
@@ -198,7 +221,11 @@ def test_config_check_names_the_command_of_a_shard_and_does_not_run_it(tmp_path,
 def test_config_list_names_the_entries_of_every_kind(capsys):
     assert cli.main(["config", "list"]) == 0
     recipes, kinds = capsys.readouterr().out.split("\n\n")
-    assert recipes.split() == config.list_recipes()
+    *lines, _ = recipes.splitlines()
+    assert sorted(line[2:].split()[0] for line in lines) == config.list_recipes()
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines), "every recipe has a line"
+    own = [line[2:].split()[0] for line in lines if line.startswith("* ")]
+    assert own[0] == "own_videos" and {"laptop_vjepa", "levjepa_small"} < set(own) and "(own data: " in lines[0]
     listed = dict(line.split(": ") for line in kinds.splitlines())
     assert list(listed) == list(KINDS)
     assert all(listed[kind].split(", ") == sorted(registry_of(kind)) for kind in KINDS)

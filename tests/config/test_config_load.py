@@ -171,7 +171,36 @@ def test_bad_override_is_refused_with_path_and_hint(small, text, expected):
 )
 def test_values_that_do_not_go_together_are_refused(small, overrides, expected):
     message = refused(small, *overrides)
-    assert message.startswith(f"{small}: ") and expected in message
+    named = f"{small}: " if "img_data.datasets=i.csv" in overrides else "--set "
+    assert message.startswith(named) and expected in message
+
+
+def test_the_flag_that_is_wrong_is_named_and_not_the_file(small):
+    from vjepa_fast.config import Given
+
+    lr = Given("optimization.lr=-1", "--lr -1")
+    assert refused(small, "seed=1", lr, "optimization.epochs=3").startswith("--lr -1: optimization.lr: must be")
+    small.write_text(small.read_text() + "\nseed: -1\n")
+    assert refused(small, "optimization.epochs=3").startswith(f"{small}: seed: must be")
+
+
+@pytest.mark.parametrize("name", config.list_recipes())
+def test_every_recipe_says_what_it_is(name):
+    from vjepa_fast.config.recipes import about
+
+    said = about(name)
+    assert 20 < len(said.what) < 200 and "Data:" not in said.what and not said.what.endswith(".")
+
+
+def test_a_length_in_steps_keeps_the_share_of_the_warm_up():
+    from vjepa_fast.config.length import length
+
+    for steps in (1, 7, 300, 1000, 997):
+        before = config.load("mixed_4gpu_baseline").optimization
+        after = config.load("mixed_4gpu_baseline", length(steps, before)).optimization
+        assert after.epochs * after.ipe == steps and after.epochs <= before.epochs
+        share = before.warmup * before.ipe / (before.epochs * before.ipe)
+        assert after.warmup * after.ipe == pytest.approx(share * steps, abs=1e-3)
 
 
 @pytest.mark.parametrize(

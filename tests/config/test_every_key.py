@@ -75,7 +75,8 @@ def outcome(tmp_path, monkeypatch, capsys):
         out, err = capsys.readouterr()
         assert (code != 0) == bool(err) and err.count("\n") <= 1, err
         notes = [line.split(": ", 2)[2] for line in out.splitlines() if line.startswith("note: ")]
-        return err.removeprefix("error: ").removeprefix(f"{path}: ").rstrip("\n"), notes
+        flag = f"--set {change[1]}: " if change else ""
+        return err.removeprefix("error: ").removeprefix(f"{path}: ").removeprefix(flag).rstrip("\n"), notes
 
     return run
 

@@ -55,6 +55,8 @@ SMALL = {
     "vjepa-fast train": f"--max-steps 2 {SETS} --no-resume",
     "vjepa-fast train ucf101_4gpu_baseline --profile": f"--max-steps 4 {SETS} --set data.datasets=[train.csv]",
     "vjepa-fast train runs/mine": "--max-steps 2",
+    "vjepa-fast train --videos": f"--minutes 0.01 --max-steps 2 {SETS} --no-resume",
+    "vjepa-fast show": "--clips 1 --among 3 --device cpu",
     "vjepa-fast probe": f"{EPISODES} --epochs 1",
     "vjepa-fast fewshot": EPISODES,
     "vjepa-fast fewshot .*--protocol": f"{EPISODES} --episodes 400",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import importlib
 import os
 import pkgutil
@@ -20,7 +21,7 @@ from vjepa_fast.cli._interrupt import leave_imports_at_once
 from vjepa_fast.errors import UserError
 from vjepa_fast.registry import suggestion
 
-_ORDER = ("demo", "train", "probe", "fewshot", "geometry", "export", "study")
+_ORDER = ("demo", "train", "show", "probe", "fewshot", "geometry", "export", "study")
 _ORDER += ("synthetic", "data", "prepare", "config", "bench")
 _found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 COMMANDS = {name: f"{__name__}.{name}" for name in sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))}
@@ -69,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        gc.freeze()  # what a step left goes with the process; freeing it piece by piece takes seconds
         return 130
     except BrokenPipeError:  # `vjepa-fast config show NAME | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

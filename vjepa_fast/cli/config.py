@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action.add_argument("config", help="YAML file (ours or published), recipe name or run folder")
         add_overrides(action)
     listed = actions.add_parser(
-        "list", help="print the recipes, and the objectives, mask strategies, ... to name in one"
+        "list", help="print the recipes, a line each, and the objectives, mask strategies, ... to name in one"
     )
     listed.add_argument("--recipes", action="store_true", help="only the names of the recipes; needs no torch")
 
@@ -30,17 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Carry out one action."""
     from vjepa_fast import config
-    from vjepa_fast.config.convert import named
+    from vjepa_fast.config.given import blamed
 
     if args.action == "list":
-        print("\n".join(config.list_recipes()))
-        if not args.recipes:
-            _list_kinds()
+        _list(args.recipes)
         return 0
     cfg = config.load(args.config, args.overrides)
     from vjepa_fast import trainer
 
-    with named(args.config):
+    with blamed(args.config, args.overrides):
         checked = trainer.check(cfg)
     if args.action == "show":
         print(config.dump_yaml(cfg), end="")
@@ -54,10 +52,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list_kinds() -> None:
+def _list(names_only: bool) -> None:
+    from vjepa_fast.config.load import list_recipes
+    from vjepa_fast.config.recipes import all_recipes
     from vjepa_fast.registry import KINDS, registry_of
 
-    print()
+    if names_only:
+        print("\n".join(list_recipes()))
+        return
+    found = all_recipes()
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        own = f" (own data: {recipe.own})" if recipe.own else ""
+        print(f"{'*' if recipe.own else ' '} {recipe.name:<{width}}  {recipe.what}{own}")
+    print(f"* {'':<{width}}  suits own data, by --videos DIR or --set data.datasets=[MANIFEST]\n")
     for kind in KINDS:
         print(f"{kind}: {', '.join(sorted(registry_of(kind)))}")
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vjepa_fast.cli._arguments import writable_file
 from vjepa_fast.cli._data_show import add_show
 from vjepa_fast.cli._data_survey import add_survey, print_survey
 
@@ -40,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     check.add_argument("--decoder", default="auto", help="as data.decoder in a recipe (default %(default)s)")
     check.add_argument("--workers", type=int, default=2, help="threads (default %(default)s)")
+    check.add_argument(
+        "--write-clean", metavar="OUT", type=writable_file, help="write a manifest without the unreadable samples"
+    )
     add_survey(check)
     make.set_defaults(run=_manifest)
     check.set_defaults(run=_check)
@@ -65,6 +69,7 @@ def _manifest(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from vjepa_fast.data.manifests.check import check_manifest, keep_indices
+    from vjepa_fast.data.manifests.clean import write_clean
     from vjepa_fast.data.manifests.manifest import load_manifest
     from vjepa_fast.data.media import ReadOptions
     from vjepa_fast.data.sampling import Sampling
@@ -91,10 +96,14 @@ def _check(args: argparse.Namespace) -> int:
     for note in keep_indices(manifest):
         print(f"note: {note}")
     print_survey(args, manifest, [path for path, _ in bad])
+    if args.write_clean is not None:
+        kept = write_clean(manifest, [path for path, _ in bad], args.write_clean)
+        print(f"{args.write_clean}: {kept} samples that can be read")
+        return 0
     if bad:
         raise DataError(
             f"{manifest.path}: {len(bad)} of {len(manifest)} samples cannot be read (listed above); "
-            "repair them or take their lines out"
+            "repair them, or leave them out: --write-clean OUT"
         )
     return 0
 

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from vjepa_fast.data.prepare import CopyForm, Report
 
 HELP = "write manifests, and fast copies, of UCF-101, Kinetics, SSv2, ... or your own files"
-_SETS = "ucf101, hmdb51, ssv2, diving48, imagenet100, kinetics400, fewshot, folder, csv, webdataset, or one of a plugin"
+_SETS = (
+    "ucf101, hmdb51, ssv2, diving48, imagenet100, kinetics400, fewshot, folder, videos, csv, webdataset, or one of a "
+    "plugin"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

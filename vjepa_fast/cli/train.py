@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_overrides, at_least, positive
+from vjepa_fast.cli._train_flags import add_short_flags, scaled, short_overrides
+from vjepa_fast.cli._train_videos import RECIPE, add_videos, configured, folder_of
+from vjepa_fast.config.given import Given, blamed
+from vjepa_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from vjepa_fast.config import Config
 
 HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The configuration, and what changes it for this run."""
-    parser.add_argument("config", help="YAML file (ours or published), recipe name, or run folder to go on with")
+    parser.add_argument(
+        "config", nargs="?", help="YAML file (ours or published), recipe name, or run folder to go on with"
+    )
+    add_videos(parser)
+    add_short_flags(parser)
     add_overrides(parser)
     parser.add_argument("--device", help="auto, cpu, cuda, cuda:N or mps (short for --set runtime.device=...)")
-    parser.add_argument("--folder", help="where the run is written (short for --set folder=...)")
+    parser.add_argument("--folder", "--out", help="where the run is written (short for --set folder=...)")
     parser.add_argument(
         "--init",
         metavar="PATH",
@@ -48,29 +61,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; prints the folder and the newest checkpoint."""
-    import dataclasses
+    import os
+
+    overrides = short_overrides(args) + list(args.overrides)
+    if args.device is not None:
+        overrides.append(Given(f"runtime.device={args.device}", f"--device {args.device}"))
+    if args.config is None and args.videos is None:
+        raise UserError("name a recipe, a YAML file or a run folder, or --videos DIR; see `vjepa-fast train --help`")
+    overrides += scaled(args, args.config or RECIPE, overrides)
+    if args.profile:  # torch's profiler logs a missing GPU as an error; read when torch is imported
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    if args.videos is None:
+        return _train(args, _configured(args, overrides), overrides)
+    from vjepa_fast.trainer.run_folder import nothing_left
+
+    with nothing_left(folder_of(args, overrides)):
+        return _train(args, configured(args, overrides), overrides)
+
+
+def _configured(args: argparse.Namespace, overrides: list[str]) -> Config:
     import os
 
     from vjepa_fast import config
-    from vjepa_fast.config.convert import named
 
-    overrides = list(args.overrides)
-    if args.device is not None:
-        overrides.append(f"runtime.device={args.device}")
     cfg = config.load(args.config, overrides)
-    folder = args.folder
-    if folder is None and os.path.isdir(args.config):
-        folder = args.config  # a run folder that was moved goes on where it lies now
-    if folder is not None:
-        cfg = dataclasses.replace(cfg, folder=folder)
-    if args.init is not None:
-        cfg = dataclasses.replace(cfg, init=dataclasses.replace(cfg.init, path=args.init))
+    # a run folder that was moved goes on where it lies now
+    folder = args.folder or (args.config if os.path.isdir(args.config) else None)
+    return cfg if folder is None else config.load(args.config, [*overrides, f"folder={folder}"])
 
-    if args.profile:  # torch's profiler logs a missing GPU as an error; read when torch is imported
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+def _train(args: argparse.Namespace, cfg: Config, overrides: list[str]) -> int:
     from vjepa_fast import trainer
 
-    with named(args.config):
+    if args.init is not None:
+        cfg = dataclasses.replace(cfg, init=dataclasses.replace(cfg.init, path=args.init))
+    with blamed(args.config or RECIPE, overrides):
         result = trainer.train(
             cfg,
             resume=not args.no_resume,

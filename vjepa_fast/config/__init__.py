@@ -5,6 +5,7 @@ imported when a file is read.
 """
 
 from vjepa_fast.config.convert import from_dict, to_dict
+from vjepa_fast.config.given import Given
 from vjepa_fast.config.load import dump_yaml, list_recipes, load, recipe_path
 from vjepa_fast.config.schema import (
     AugmentConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "AugmentConfig",
     "Config",
     "DataConfig",
+    "Given",
     "LevjepaConfig",
     "LossConfig",
     "MaskConfig",

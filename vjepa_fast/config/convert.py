@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import math
 import types
@@ -85,7 +86,19 @@ def named(source: str) -> Generator[None, None, None]:
 def unknown_key(path: str, key: object, accepted: Iterable[object]) -> ConfigError:
     """The error for ``key`` at ``path``, with the accepted keys and the nearest of them."""
     names = [str(name) for name in accepted]
-    return ConfigError(f"{join(path, key)}: unknown key; accepted: {', '.join(names)}{suggestion(str(key), names)}")
+    hint = _elsewhere(str(key)) or suggestion(str(key), names) or _elsewhere(str(key), nearly=True)
+    return ConfigError(f"{join(path, key)}: unknown key; accepted: {', '.join(names)}{hint}")
+
+
+def _elsewhere(key: str, nearly: bool = False) -> str:
+    """A suggestion where a key is one of another section, or ``nearly`` one."""
+    paths: dict[str, list[str]] = {}
+    for section, kind in _kinds(Config).items():
+        if dataclasses.is_dataclass(kind):
+            for field in dataclasses.fields(kind):
+                paths.setdefault(field.name, []).append(f"{section}.{field.name}")
+    names = difflib.get_close_matches(key, list(paths), n=1) if nearly else [key] * (key in paths)
+    return f"; did you mean {' or '.join(paths[names[0]])}?" if names else ""
 
 
 def number(value: object) -> float | None:

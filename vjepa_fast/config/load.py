@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vjepa_fast.config import evaluations, fair
 from vjepa_fast.config.checks import check
 from vjepa_fast.config.convert import from_dict, named, read, to_dict, unknown_key
+from vjepa_fast.config.given import blamed, flag_of
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
 
@@ -30,7 +31,8 @@ def load(path_or_recipe: str | Path | None, overrides: Sequence[str] = ()) -> Co
         path_or_recipe: a YAML file (ours, or a published one with ``app: vjepa_2_1`` or ``vjepa``), a run folder with a
             ``config.yaml``, or the name of a recipe that comes with the package (`list_recipes`); None: the defaults.
         overrides: ``"section.key=value"`` texts, applied in order; values are YAML, list entries are reached by index
-            (``masks.specs.0.num_blocks=4``), ``objectives.context=null`` takes a term out.
+            (``masks.specs.0.num_blocks=4``), ``objectives.context=null`` takes a term out. A `Given` says by which
+            flag it came.
 
     Raises:
         ConfigError: one line that names the file or override, the key, and what is accepted.
@@ -38,9 +40,9 @@ def load(path_or_recipe: str | Path | None, overrides: Sequence[str] = ()) -> Co
     path = None if path_or_recipe is None else _resolve(path_or_recipe)
     config = Config() if path is None else from_dict(_read_merged(path, ()), source=str(path), checked=False)
     for text in overrides:
-        with named(f"--set {text}"):
+        with named(flag_of(text)):
             config = _override(config, text)
-    with named("defaults" if path is None else str(path)):
+    with blamed("defaults" if path is None else str(path), overrides):
         check(config)
     return _settle_mask_tokens(config)
 

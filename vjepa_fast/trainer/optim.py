@@ -18,6 +18,7 @@ from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
 from vjepa_fast.ops import _capture
+from vjepa_fast.trainer.signals import weights_change
 
 # torch's batched kernels have no public names
 _lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]  # no public twin
@@ -361,6 +362,7 @@ def update(
     ``factor``: AdamW multiplies gradients by it first; ``norm`` is that afterwards.
     ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
     """
+    weights_change()
     scale = clip_scale(norm, limit)
     if factor is not None:
         scale = torch.full_like(norm, factor) if scale is None else scale * factor

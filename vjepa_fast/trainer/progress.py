@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,30 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Live
 
 
-class Progress:
-    """Context manager that writes to stderr; ``log`` takes a metrics row. Other ranks pass ``enabled=False``."""
+EVERY_S = 60.0  # without a terminal, a line at least so often
+MEASURED_S = 5.0  # of steps after the first, before the rate is said for the first time
+DAY = 86400.0
 
-    def __init__(self, total: int, start: int = 0, *, enabled: bool = True):
-        self.total, self.first, self.enabled = total, start, enabled
+
+class Progress:
+    """Context manager that writes to stderr; ``log`` takes a metrics row. Other ranks pass ``enabled=False``.
+
+    Once a few steps have been made a line says what the run will take. Without a terminal a line comes at least once in
+    `EVERY_S`, in the middle of a long step too.
+    """
+
+    def __init__(self, total: int, start: int = 0, *, enabled: bool = True, every: float = EVERY_S):
+        self.total, self.first, self.enabled, self.every = total, start, enabled, every
         self.live: Live | None = None
         self.collapse = CollapseWatch()
+        self.step, self.stopped = start, threading.Event()
+        self.warm: float | None = None  # when the first step was made
+        self.measured = False
 
     def __enter__(self) -> Progress:
-        self.began = time.perf_counter()
+        self.began = self.said = time.perf_counter()
+        if self.enabled and not sys.stderr.isatty():
+            threading.Thread(target=self._beat, name="vjepa-fast-progress", daemon=True).start()
         if self.enabled and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -42,11 +57,13 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stopped.set()
         if self.live is not None:
             self.live.stop()
 
     def advance(self, step: int) -> None:
         """Move the bar to ``step``."""
+        self._made(step)
         if self.live is not None:
             self.live.update(self.task, completed=step)
 
@@ -55,13 +72,12 @@ class Progress:
         collapse, one line names the remedies.
         """
         status = summary(row)
+        self._made(row["step"])
         if self.live is not None:
             short = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s"  # with the bar in 80 columns
             self.live.update(self.task, completed=row["step"], status=short)
         elif self.enabled:
-            rate = (time.perf_counter() - self.began) / max(1, row["step"] - self.first)
-            left = duration(rate * (self.total - row["step"]))
-            print(f"step {row['step']}/{self.total}  {status}  ETA {left}", file=sys.stderr, flush=True)
+            self._print(f"step {row['step']}/{self.total}  {status}  ETA {duration(self._left())}")
         for line in self.collapse(row["monitors"]):
             self.note(line)
 
@@ -70,7 +86,55 @@ class Progress:
         if self.live is not None:
             self.live.console.print(text, highlight=False, markup=False)
         elif self.enabled:
-            print(text, file=sys.stderr, flush=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.said = time.perf_counter()
+        print(text, file=sys.stderr, flush=True)
+
+    def _left(self) -> float:
+        """Seconds to the end, by the steps after the first, which builds and measures; by that where it is alone."""
+        now, made = time.perf_counter(), self.step - self.first
+        if self.warm is not None and made > 1:
+            return (now - self.warm) / (made - 1) * (self.total - self.step)
+        return (now - self.began) / max(1, made) * (self.total - self.step)
+
+    def _made(self, step: int) -> None:
+        """Note that ``step`` was made; the first time that this can be said, say what the run takes."""
+        self.step, now = step, time.perf_counter()
+        if self.warm is None:
+            self.warm = now
+        made, left = step - self.first, self._left()
+        certain = made > 1 and now - self.warm > MEASURED_S or made == 1 and now - self.began > self.every / 2
+        if self.measured or not certain or step == self.total:
+            return
+        self.measured = True
+        pace = (now - self.began) / made if made == 1 else (now - self.warm) / (made - 1)
+        self.note(
+            f"measured: {pace:.3g} s a step, ETA {duration(left)} for the {self.total - step:,} steps that are left"
+        )
+        if left > DAY:
+            self.note(long_run(left))
+
+    def _beat(self) -> None:
+        """A line when nothing was said for `every` seconds."""
+        while not self.stopped.wait(min(1.0, self.every / 4)):
+            now = time.perf_counter()
+            if now - self.said < self.every:
+                continue
+            eta = f"  ETA {duration(self._left())}" if self.step > self.first else ""
+            self._print(
+                f"step {self.step}/{self.total} made, {duration(now - self.began)} since the start{eta}; "
+                "the next is being made"
+            )
+
+
+def long_run(seconds: float) -> str:
+    """The warning about a run of more than a day."""
+    return (
+        f"warning: this run takes about {seconds / DAY:.1f} days here; vjepa-fast train --videos DIR chooses a size "
+        "and length that fit, --steps N is a shorter run, Ctrl-C stops this one"
+    )
 
 
 def summary(row: dict[str, Any]) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +128,23 @@ def set_aside(folder: Path) -> None:
             path.rename(target / path.name)
     except OSError as error:
         raise UserError(f"{folder}: the earlier run cannot be moved to {target.name} ({error.strerror})") from None
+
+
+@contextmanager
+def nothing_left(folder: Path) -> Generator[None]:
+    """Where what is done inside fails, a ``folder`` that was not there before goes again, unless it tells of a run: it
+    has a checkpoint, a row of metrics or the report of a failure.
+    """
+    there = folder.exists()
+    try:
+        yield
+    except BaseException:
+        if not there and not _tells(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _tells(folder: Path) -> bool:
+    rows = folder / "metrics.jsonl"
+    made = rows.is_file() and rows.stat().st_size > 0
+    return made or (folder / "failure.json").exists() or any((folder / "checkpoints").glob("*.pt"))

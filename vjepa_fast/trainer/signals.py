@@ -6,33 +6,46 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 _LAUNCHER = os.getppid()  # where torchrun started this process
 LOOK = 1.0  # seconds between looks whether it is there
 GRACE = 120.0  # seconds that a process without launcher has for its last step and checkpoint
+GRACE_S = 4.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
+
+
+class StepGivenUp(Exception):
+    """The step in hand takes too long for a user who waits; weights and optimiser are those of the step before."""
 
 
 class StopRequest:
     """SIGTERM and SIGINT ask for a stop after the step in hand; a second SIGINT interrupts at once.
 
     A process of torchrun whose launcher is gone asks itself to stop, and ends after ``GRACE`` seconds in any case.
+
+    With ``impatient``, SIGINT gives up a step that has not ended after `GRACE_S` by raising `StepGivenUp` in it, where
+    it does not change weights yet (`weights_change`). Only what runs alone may be impatient: of several processes each
+    would be at another step.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, impatient: bool = False, grace: float = GRACE_S) -> None:
         self.signal: int | None = None
         self.previous: dict[int, Any] = {}  # handlers to put back
         self.left = threading.Event()
+        self.impatient, self.grace = impatient and hasattr(signal, "SIGALRM"), grace
+        self.in_step = False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 threading.Thread(target=self._follow_launcher, daemon=True).start()
+            if self.impatient:
+                self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         return self
 
     def _follow_launcher(self) -> None:
@@ -46,13 +59,52 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         self.left.set()
+        if self.impatient:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+    @contextmanager
+    def step(self) -> Generator[None]:
+        """Around what makes a step and can be given up."""
+        _changed.clear()
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
+
+    def leave(self, say: Callable[[str], None], step: int, saved: object) -> NoReturn:
+        """Say where the run stopped, and end: with 0 after SIGTERM, by KeyboardInterrupt after SIGINT."""
+        kept = f"saved {saved}; the same command resumes" if saved is not None else "before there was anything to save"
+        say(f"stopped at step {step}, {kept}")
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(0)
 
     def _handle(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT and self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number
+        if number == signal.SIGINT:
+            os.write(
+                2, b"\nstopping: the step in hand is finished or given up, then saved; Ctrl-C again to stop at once\n"
+            )
+            if self.impatient:
+                signal.setitimer(signal.ITIMER_REAL, self.grace, 0.2)
+
+    def _give_up(self, _number: int, _frame: object) -> None:
+        if self.in_step and not _changed.is_set():  # else the timer comes again
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise StepGivenUp
+
+
+_changed = threading.Event()  # the step in hand has begun to change weights
+
+
+def weights_change() -> None:
+    """The step in hand cannot be given up any more: weights, moments and averages change in place from here on."""
+    _changed.set()
 
 
 @contextmanager

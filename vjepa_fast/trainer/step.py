@@ -182,7 +182,7 @@ class TrainStep:
         if isinstance(self.captured, captured.Whole) and not monitor and len(micro) == 1:
             micro = [batch := self._staged(micro[0], index)]
             if (row := self.captured(batch, list(weights[0].values()), index)) is not None:
-                made = _Made([row[:-1]], row[-1], self._work(batch, index))
+                made = _Made([row[:-1]], row[-1], self.work(batch, index))
         if made is None:
             made = self._backward_with_room(micro, index, weights, monitor)
             stop = self.gradients.finish(stop)
@@ -239,7 +239,7 @@ class TrainStep:
             if isinstance(self.captured, captured.Part) and not monitor:
                 batch = self._staged(batch, index)
                 if (row := self.captured(batch, numbers, index, len(micro))) is not None:
-                    made.work += self._work(batch, index)
+                    made.work += self.work(batch, index)
                     made.rows.append(row)
                     continue
             given = None
@@ -273,7 +273,7 @@ class TrainStep:
             self.dims, state, predict_context=self.wants_context, target_grad=self.target_grad, target=self.wants_target
         )
 
-    def _work(self, batch: Staged, index: int) -> flops.Work:
+    def work(self, batch: Staged, index: int) -> flops.Work:
         """The work behind a batch whose state is in a graph, from the lengths that the host knows."""
         state = self.at(batch, index)
         sides = zip(*([flops.Lengths.of(x) for x in m.arrived().tolist()] for m in batch.masks))

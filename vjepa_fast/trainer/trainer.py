@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +21,13 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
+from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
-from vjepa_fast.trainer.signals import StopRequest, process_settings_kept
+from vjepa_fast.trainer.signals import StepGivenUp, StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, resolve_device
 from vjepa_fast.trainer.streams import open_streams, position
 from vjepa_fast.trainer.writer import RunLock
@@ -122,11 +120,18 @@ class Trainer:
         )
         try:
             profiler = StepProfiler(profile if self.world.main else 0, self.folder, self.device)
-            with StopRequest() as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
-                for note in self.notes:
+            stopper = StopRequest(impatient=self.world.world == 1 and self.device.type == "cpu")
+            with stopper as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
+                for note in [*self.notes, *banner.lines(self, end)]:
                     progress.note(note)
                 while self.done < end:
-                    out = self._one(feed, end, stop=request.signal is not None)
+                    try:
+                        with request.step():
+                            out = self._one(feed, end, stop=request.signal is not None)
+                    except StepGivenUp:
+                        if self.done:
+                            self._save()
+                        request.leave(progress.note, self.done, self.saved_path)
                     profiler.step()
                     if self.world.world == 1:  # several processes agree during the next step
                         out.stop = request.signal is not None
@@ -142,10 +147,7 @@ class Trainer:
                     if self.done % run.save_every == 0 or self.done == end or out.stop:
                         self._save()
                     if out.stop:
-                        progress.note(f"stopped at step {self.done}, saved {self.saved_path}; the same command resumes")
-                        if request.signal == signal.SIGINT:
-                            raise KeyboardInterrupt
-                        sys.exit(0)
+                        request.leave(progress.note, self.done, self.saved_path)
         finally:
             self.metrics.close()
         return self._result()
@@ -236,7 +238,7 @@ def train(
         CheckpointError: the checkpoint is damaged or of another architecture.
         UserError: configuration, data or folder cannot be used; another process trains in the folder.
     """
-    with process_settings_kept(), RunLock(cfg.folder) as lock:
+    with process_settings_kept(), run_folder.nothing_left(Path(cfg.folder)), RunLock(cfg.folder) as lock:
         trainer = Trainer(cfg, resume=resume, device=device, fallback=fallback, lock=lock)
         try:
             return trainer.run(max_steps, on_log, profile)
