@@ -1,5 +1,6 @@
 """Figures in the README are those of the committed results."""
 
+import csv
 import json
 
 from tests.docs.pages import ROOT
@@ -60,3 +61,27 @@ def test_kills_and_mutations():
     outcomes = found["outcomes"]
     text = f"Of {found['mutations']} mutated checkpoints {outcomes['refused']} were refused in one line each"
     assert f"{text}, {outcomes['read']} read" in page and not found["strange"]
+
+
+def study_rows():
+    with open(ROOT / "benchmarks" / "results" / "study_synthetic" / "report.csv", encoding="utf-8", newline="") as f:
+        return [row for row in csv.DictReader(f) if row["comparison"] == "mixed minus single"]
+
+
+def test_the_study():
+    rows = [r for r in study_rows() if r["compat"] == "intended"]
+    of = {(r["variant"], r["suite"], r["probe"]): r for r in rows}
+    for suite in ("fewshot", "fewmotion"):
+        for shot in ("1-shot", "5-shot"):
+            row = of["mean of V-JEPA variants", suite, shot]
+            low, high, seen = (float(row[k]) for k in ("t_low", "t_high", "detectable_points"))
+            text = f"{float(row['delta_points']):+.1f} ({low:+.1f} to {high:+.1f}; {seen:.1f}), {row['verdict']}"
+            assert text in README
+    assert of["mean of V-JEPA variants", "fewshot", "1-shot"]["note"] == "20 variants"
+    pixels = of["pixels", "fewshot", "5-shot"]
+    levels = (float(pixels["accuracy_subtracted"]), float(pixels["accuracy"]))
+    assert (
+        f"lose {-float(pixels['delta_points']):.1f} points by mixing (5-shot, {levels[0]:.1f} to {levels[1]:.1f})"
+        in README
+    )
+    assert pixels["verdict"] == "below"
