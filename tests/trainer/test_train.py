@@ -127,7 +127,7 @@ def test_a_run_leaves_the_process_as_it_was(cfg):
 def test_checkpoint_has_the_published_layout_and_loads_as_an_encoder(cfg):
     result = train(cfg, max_steps=2)
     data = torch.load(result.checkpoint, weights_only=True)
-    assert set(data) == {*checkpoint.KEYS, "digests"}
+    assert set(data) == {*checkpoint.KEYS, "digests", "scaler"}
     for name in ("encoder", "predictor", "target_encoder"):
         assert all(k.startswith("module.backbone.") for k in data[name])
     assert {

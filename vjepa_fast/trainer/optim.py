@@ -287,9 +287,12 @@ def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
     for own, group in zip(optimizer.param_groups, state["param_groups"]):
         held = {n: state["state"][n] for n in group["params"] if n in state["state"]}
         names = {name for moments in held.values() for name in moments}
+        mixed = "use_muon" in names  # Muon keeps other moments of matrices than of the rest
         for n, param in zip(group["params"], own["params"]):
-            for name in names if n in held else ():
+            for name in (held[n] if mixed else names) if n in held else ():
                 value = held[n].get(name)
+                if isinstance(value, bool):
+                    continue
                 if name != "step" and (not isinstance(value, Tensor) or value.shape != param.shape):
                     found = list(value.shape) if isinstance(value, Tensor) else value
                     raise ValueError(f"{name} of parameter {n} is {found}, the parameter {list(param.shape)}")
