@@ -95,7 +95,7 @@ def _print_study(entries: Sequence[dict], how: Sequence[str]) -> None:
     table = _table("The claims, from your own study", ("claim", "mode", "status", "arithmetic"))
     for e in entries:
         for found in e["study"]:
-            where, how = plain(found["compat"]), plain(found["arithmetic"])
-            table.add_row(plain(e["id"]), plain(e["statement"]), where, _colour(found["status"]), how)
+            mode, arithmetic = plain(found["compat"]), plain(found["arithmetic"])
+            table.add_row(plain(e["id"]), plain(e["statement"]), mode, _colour(found["status"]), arithmetic)
     table_console(160, least=120).print(table)
     print("\n".join(how))

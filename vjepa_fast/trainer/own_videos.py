@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vjepa_fast.data.manifests.check import check_manifest, keep_indices
 from vjepa_fast.data.manifests.clean import write_clean
@@ -136,7 +137,7 @@ def _checked(path: str, frames: int, pace: dict[str, int], on_progress: Progress
     return bad
 
 
-def _read_rows(path: Path) -> list[dict]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
