@@ -5,6 +5,7 @@ import json
 
 from tests.docs.pages import ROOT
 
+RESULTS = ROOT / "benchmarks" / "results"
 README = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
@@ -85,3 +86,27 @@ def test_the_study():
         in README
     )
     assert pixels["verdict"] == "below"
+
+
+def test_levjepa_beside_the_baseline():
+    """Leads over random weights, minutes and FLOP of the page are those of the study's cells."""
+    cells = {p.stem: json.loads(p.read_text()) for p in (RESULTS / "study_synthetic" / "cells").glob("*-s[012].json")}
+
+    def five(key):
+        rows = cells[key]["rows"]
+        return next(100 * r["accuracy"] for r in rows if (r["suite"], r["probe"]) == ("fewshot", "5-shot"))
+
+    def lead(variant, regime):
+        return (
+            sum(five(f"{variant}-{regime}-intended-s{s}") - five(f"random_init-none-intended-s{s}") for s in range(3))
+            / 3
+        )
+
+    own = {k: c["cost"] for k, c in cells.items() if k.startswith("levjepa-")}
+    theirs = next(c["cost"]["flops"] for k, c in cells.items() if k == "baseline-single-intended-s0")
+    minutes, fewer = [c["minutes"] for c in own.values()], 1 - own["levjepa-single-intended-s0"]["flops"] / theirs
+    text = " ".join((ROOT / "docs" / "levjepa.md").read_text(encoding="utf-8").split())
+    assert f"took {min(minutes):.1f} to {max(minutes):.1f} minutes and {100 * fewer:.0f} % fewer FLOP" in text
+    below, mixed = -lead("levjepa", "single"), -lead("levjepa", "mixed")
+    assert f"{below:.1f} (single) and {mixed:.1f} points (mixed) *below* random weights" in text
+    assert f"{lead('baseline', 'single'):.1f} and {lead('baseline', 'mixed'):.1f} above" in text
