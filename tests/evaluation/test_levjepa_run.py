@@ -2,13 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
-from vjepa_fast import config, trainer
+from tests.evaluation.cases import tiny_encoder
+from vjepa_fast import config, ops, trainer
 from vjepa_fast.cli import main
 from vjepa_fast.data.synthetic import FewShot, render_suite
-from vjepa_fast.evaluation import random_encoder
+from vjepa_fast.errors import ConfigError
+from vjepa_fast.evaluation import ClipSet, extract_features, random_encoder
+from vjepa_fast.evaluation.extract.features import extract_poolings, poolings_of
 from vjepa_fast.evaluation.run.encoders import checkpoint_config
 from vjepa_fast.models import load_encoder
 
@@ -68,3 +72,41 @@ def test_the_random_control_is_the_same_encoder_before_training(run_folder):
     clip = torch.randint(0, 256, (2, 3, 4, 32, 32), dtype=torch.uint8)
     assert trained(clip).shape == control(clip).shape == (2, 32, 24)
     assert not torch.equal(trained(clip), control(clip))
+
+
+def test_the_class_token_is_a_pooling_from_the_same_pass(run_folder, tmp_path):
+    encoder = load_encoder(run_folder)
+    clips = torch.randint(0, 256, (5, 3, 4, 32, 32), dtype=torch.uint8)
+    source = ClipSet(clips, np.arange(5) % 2, "five", "five")
+    mean, std = encoder.clip_settings["mean"], encoder.clip_settings["std"]
+    with torch.no_grad():
+        wanted = encoder.summary(ops.normalize_clip(clips, mean, std), None)
+        both = encoder.with_summary(ops.normalize_clip(clips, mean, std))
+    assert torch.equal(both[1], wanted) and both[0].shape == (5, 32, 24)
+    assert poolings_of(encoder)[-1] == ("last", "cls")
+    keys = [("last", "mean"), ("last", "cls")]
+    for _ in range(2):  # taken, then read back
+        bank = extract_poolings(encoder, source, keys, batch_size=2, cache_dir=tmp_path)
+        np.testing.assert_allclose(bank["last", "cls"].x, wanted, atol=1e-5)
+    alone = extract_features(encoder, source, pooling="mean")
+    np.testing.assert_allclose(bank["last", "mean"].x, alone.x, atol=1e-5)
+
+
+def test_a_readout_reads_the_class_token_and_choosing_has_it_among_the_candidates(suites, run_folder, tmp_path):
+    motion, novel = suites
+    few = ["fewshot", str(run_folder), "--novel", novel, "--episodes", "20", "--device", "cpu", "--json"]
+    assert main([*few, str(tmp_path / "few.json"), "--pooling", "cls"]) == 0
+    parts = [word for part in ("train", "val", "test") for word in (f"--{part}", motion[part])]
+    common = ["probe", str(run_folder), *parts, "--probes", "knn", "--device", "cpu", "--json"]
+    assert main([*common, str(tmp_path / "given.json"), "--readout", "last/cls/standard"]) == 0
+    assert main([*common, str(tmp_path / "auto.json"), "--readout", "auto"]) == 0
+    rows = json.loads((tmp_path / "auto.json").read_text())["rows"]
+    assert all(any("/cls/" in c["name"] for c in r["chosen"]["candidates"]) for r in rows)
+
+
+def test_an_encoder_without_class_token_refuses_that_pooling(run_folder):
+    clips = ClipSet(torch.zeros(2, 3, 4, 32, 32, dtype=torch.uint8), np.arange(2), "two", "two")
+    with pytest.raises(ConfigError, match="has no class token; choose from mean, time"):
+        extract_features(tiny_encoder(), clips, pooling="cls")
+    with pytest.raises(ConfigError, match="one class token, of level last"):
+        extract_features(load_encoder(run_folder), clips, pooling="cls", level="all")

@@ -151,10 +151,10 @@ def add_features(parser: ArgumentParser) -> None:
     """What features are taken of the clips, and where they are kept."""
     parser.add_argument(
         "--pooling",
-        choices=POOLINGS,
+        choices=(*POOLINGS, "cls"),
         default="time",
         help="over all tokens; over space with time steps side by side (default); mean and std; "
-        "tdiff and sal: with differences over time",
+        "tdiff and sal: with differences over time; cls: the class token, where there is one",
     )
     parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
     parser.add_argument(

@@ -180,10 +180,7 @@ class VisionTransformer(nn.Module):
             Patch tokens only: a class token takes part and is left out (see `summary`).
         """
         if masks is None or isinstance(masks, Tensor):
-            outs = self._whole(clip, masks, hierarchical)
-            if self.cls_token is not None:
-                outs = [out[:, 1:].contiguous() for out in outs]
-            return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
+            return self._patches(self._whole(clip, masks, hierarchical))
         if not masks:
             return []
         if self.cls_token is not None or self.block_causal:
@@ -209,6 +206,23 @@ class VisionTransformer(nn.Module):
         if self.cls_token is None:
             raise ValueError("this encoder was built without cls_token")
         return self._whole(clip, idx_BK, hierarchical=False)[0][:, 0]
+
+    def with_summary(self, clip: Tensor, hierarchical: bool = True) -> tuple[Tensor, Tensor]:
+        """What `forward` and `summary` return for all tokens of a clip, from one pass: [B,N,L*E] or [B,N,E], and [B,E].
+
+        Raises:
+            ValueError: the encoder has no class token.
+        """
+        if self.cls_token is None:
+            raise ValueError("this encoder was built without cls_token")
+        outs = self._whole(clip, None, hierarchical)
+        return self._patches(outs), outs[-1][:, 0]
+
+    def _patches(self, outs: list[Tensor]) -> Tensor:
+        """The levels side by side, without the class token."""
+        if self.cls_token is not None:
+            outs = [out[:, 1:].contiguous() for out in outs]
+        return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
 
     def _whole(self, clip: Tensor, idx_BK: Tensor | None, hierarchical: bool) -> list[Tensor]:
         """The levels of one segment per sample; a class token comes first."""

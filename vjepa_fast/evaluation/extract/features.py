@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import files, ops
-from vjepa_fast.errors import DataError
+from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import HINT, cache_key, cache_stem, normalisation, refuse_other
 from vjepa_fast.evaluation.extract.clips import Source, clip_batches, clip_view, is_still
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 LEVELS = ("last", "all")
 IMAGES = ("repeat", "single")
+CLS = "cls"  # the class token of the last level in place of a pooling, of encoders that have one
 FORMAT = 1  # raise it when the numbers that this file computes change: old caches are then recomputed
 
 
@@ -128,6 +129,25 @@ def pool_tokens(z: Tensor, grid: tuple[int, int, int], pooling: str) -> Tensor:
     return POOLINGS[pooling](z.unflatten(1, tuple(grid)))
 
 
+def poolings_of(encoder: VisionTransformer) -> list[tuple[str, str]]:
+    """The (level, pooling) pairs that an encoder has, simplest first."""
+    levels = LEVELS if encoder.levels > 1 else LEVELS[:1]
+    found = [(level, pooling) for level in levels for pooling in POOLINGS]
+    return found if getattr(encoder, "cls_token", None) is None else [*found, ("last", CLS)]
+
+
+def _check_wanted(encoder: VisionTransformer, wanted: Sequence[tuple[str, str]]) -> None:
+    for level, pooling in wanted:
+        check_choice("pooling", pooling, (*POOLINGS, CLS))
+        check_choice("level", level, LEVELS)
+        if pooling != CLS:
+            continue
+        if getattr(encoder, "cls_token", None) is None:
+            raise ConfigError(f"pooling cls: this encoder has no class token; choose from {', '.join(POOLINGS)}")
+        if level != "last":
+            raise ConfigError(f"pooling cls: there is one class token, of level last; got level {level}")
+
+
 # ---------------------------------------------------------------- encoding
 
 
@@ -167,10 +187,16 @@ def encode(
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """Tokens ``[B, N, D]`` and grid ``(T, H, W)`` of uint8 clips ``[B, 3, F, H, W]`` on the encoder's device."""
     check_choice("level", level, LEVELS)
-    known_mean, known_std = normalisation(encoder)
-    clip = ops.normalize_clip(clips, mean or known_mean, std or known_std)
+    clip = _normalised(encoder, clips, mean, std)
     z = encoder(clip, hierarchical=level == "all")
     return z, encoder.grid(clip.shape)
+
+
+def _normalised(
+    encoder: VisionTransformer, clips: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+) -> Tensor:
+    known_mean, known_std = normalisation(encoder)
+    return ops.normalize_clip(clips, mean or known_mean, std or known_std)
 
 
 @contextmanager
@@ -205,12 +231,14 @@ def extract_features(
 
     The view is the centre clip with the frames, size and step of ``encoder.clip_settings`` unless given here.
 
-    ``pooling`` as `pool_tokens`; ``level="all"`` takes all levels of the encoder side by side. ``how``: `Taking`.
+    ``pooling`` as `pool_tokens`, or "cls", the class token of the last level; ``level="all"`` takes all levels of the
+    encoder side by side. ``how``: `Taking`.
 
     Raises:
         CheckpointError: the cache file of this key holds another one.
         DataError: no readable sample.
-        UserError: unknown pooling, level or images, or a cache folder that cannot be written.
+        UserError: unknown pooling, level or images, "cls" of an encoder without class token, or a cache folder that
+            cannot be written.
     """
     return extract_poolings(encoder, manifest, ((level, pooling),), **how)[level, pooling]
 
@@ -242,9 +270,7 @@ def extract_poolings(
     `extract_features`.
     """
     check_choice("images", images, IMAGES)
-    for level, pooling in wanted:
-        check_choice("pooling", pooling, POOLINGS)
-        check_choice("level", level, LEVELS)
+    _check_wanted(encoder, wanted)
     device, dtype = place_of(encoder, device, dtype)
     view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short, geometry=geometry)
     keys, paths, found = {}, {}, {}
@@ -266,11 +292,21 @@ def extract_poolings(
         for clip, label in clip_batches(manifest, batch_size, view, workers):
             if images == "single" and is_still(manifest):
                 clip = clip[:, :, :1]
-            z, grid = encode(encoder, clip.to(device, non_blocking=True), level=depth)
+            clip, summary = clip.to(device, non_blocking=True), None
+            if ("last", CLS) in missing:
+                clip = _normalised(encoder, clip)
+                z, summary = encoder.with_summary(clip, hierarchical=depth == "all")
+                grid = encoder.grid(clip.shape)
+            else:
+                z, grid = encode(encoder, clip, level=depth)
             z = z.float()
             last = z if depth == "last" or only_all else z[..., -encoder.embed_dim :]
             for level, pooling in missing:
-                rows[level, pooling].append(pool_tokens(z if level == "all" else last, grid, pooling).cpu())
+                if pooling == CLS:
+                    assert summary is not None
+                    rows[level, pooling].append(summary.float().cpu())
+                else:
+                    rows[level, pooling].append(pool_tokens(z if level == "all" else last, grid, pooling).cpu())
             if visit is not None:
                 visit(last, grid, label)
             labels.append(label)

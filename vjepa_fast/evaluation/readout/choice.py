@@ -11,7 +11,7 @@ import numpy as np
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.controls import pixel_features
 from vjepa_fast.evaluation.extract.clips import Source
-from vjepa_fast.evaluation.extract.features import LEVELS, POOLINGS, Features, Taking, extract_poolings
+from vjepa_fast.evaluation.extract.features import Features, Taking, extract_poolings, poolings_of
 from vjepa_fast.evaluation.fewshot.episodes import EpisodeResult
 from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS, EpisodeProtocol, evaluate_episodes
 from vjepa_fast.evaluation.readout.attentive import AttentivePooling, Collector, Pooled, train_attentive
@@ -216,8 +216,7 @@ def _keys_of(encoder: Encoder, base: Part, attentive: bool) -> list[Key]:
         return list(base)
     if encoder is None or isinstance(encoder, str):
         return [PIXELS]
-    levels = LEVELS if encoder.levels > 1 else LEVELS[:1]
-    return [*((level, pooling) for level in levels for pooling in POOLINGS), *([ATTENTIVE] if attentive else [])]
+    return [*poolings_of(encoder), *([ATTENTIVE] if attentive else [])]
 
 
 def _take(

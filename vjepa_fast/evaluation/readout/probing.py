@@ -11,7 +11,7 @@ from typing import Any
 
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.evaluation.choices import check_choice
-from vjepa_fast.evaluation.extract.features import LEVELS, POOLINGS
+from vjepa_fast.evaluation.extract.features import CLS, LEVELS, POOLINGS
 from vjepa_fast.evaluation.probes import PROBES, ProbeOptions
 from vjepa_fast.evaluation.probes.probe import split_validation
 from vjepa_fast.evaluation.readout.choice import Bank, Key
@@ -41,7 +41,7 @@ class Reading:
             raise ConfigError(
                 f"readout {name!r}: a probe's is level/pooling/transform, such as last/tdiff/standard, or auto"
             )
-        for what, value, known in zip(("level", "pooling", "transform"), parts, (LEVELS, POOLINGS, KINDS)):
+        for what, value, known in zip(("level", "pooling", "transform"), parts, (LEVELS, (*POOLINGS, CLS), KINDS)):
             check_choice(f"{what} of a readout", value, known)
         return cls((parts[0], parts[1]), parts[2])
 

@@ -8,11 +8,12 @@ from typing import Any
 
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.evaluation.choices import check_choice
-from vjepa_fast.evaluation.extract.features import LEVELS, POOLINGS
+from vjepa_fast.evaluation.extract.features import CLS, LEVELS, POOLINGS
 from vjepa_fast.evaluation.readout.transform import TRANSFORMS
 
 PIXELS = ("input", "pixels")  # level and pooling of the raw-pixel control
 ATTENTIVE = ("last", "attentive")
+SUMMARY = ("last", CLS)
 CLASSIFIERS = ("cosine", "logistic")
 CS = (0.1, 1.0, 10.0)  # of logistic regression, which reads unit vectors
 
@@ -21,7 +22,8 @@ CS = (0.1, 1.0, 10.0)  # of logistic regression, which reads unit vectors
 class Readout:
     """``level`` and ``pooling`` of the tokens, ``transform`` (`Transform`) and ``classifier`` of the pooled features.
 
-    ``pooling``: one of `POOLINGS` or "attentive" (last level); raw pixels are level "input", pooling "pixels".
+    ``pooling``: one of `POOLINGS`, "attentive" or "cls", the class token (both last level); raw pixels are level
+    "input", pooling "pixels".
     ``classifier``: "cosine", the nearest prototype by cosine, or "logistic", logistic regression of the shots with the
     penalty ``c``. ConfigError for unknown names and a ``c`` that is missing or not read.
     """
@@ -33,7 +35,7 @@ class Readout:
     c: float | None = None
 
     def __post_init__(self) -> None:
-        if self.key not in (PIXELS, ATTENTIVE):
+        if self.key not in (PIXELS, ATTENTIVE, SUMMARY):
             check_choice("level of a readout", self.level, LEVELS)
             check_choice("pooling of a readout", self.pooling, POOLINGS)
         check_choice("transform of a readout", self.transform, TRANSFORMS)

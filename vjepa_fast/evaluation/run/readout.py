@@ -10,7 +10,7 @@ from typing import Any
 from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.evaluation.extract.clips import Source
-from vjepa_fast.evaluation.extract.features import LEVELS, POOLINGS, Features, extract_poolings
+from vjepa_fast.evaluation.extract.features import Features, extract_poolings, poolings_of
 from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS, EpisodeProtocol
 from vjepa_fast.evaluation.probes import ProbeOptions
 from vjepa_fast.evaluation.readout import Choice, Readout, Transform, choose, fit
@@ -101,8 +101,7 @@ def probe_features(
     """
     taking = _taking(settings, subject)
     if readout == AUTO:
-        levels = LEVELS if encoder.levels > 1 else LEVELS[:1]
-        keys = [(level, pooling) for level in levels for pooling in POOLINGS]
+        keys = poolings_of(encoder)
     else:
         keys = [Reading.from_name(readout).key]
     banks = {
