@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,16 @@ def test_a_study_goes_on_elsewhere_and_comes_back(stopped, tmp_path):
     again = {path: path.read_bytes() for path in (home / "cells").iterdir()}
     assert unpack([back.path, back.path], home) == {"cells": 0, "stopped": 0}
     assert again == {path: path.read_bytes() for path in (home / "cells").iterdir()}
+
+
+def test_a_stopped_run_travels_with_its_rows_and_the_one_with_more_of_them_is_taken(stopped, tmp_path):
+    home, there = (shutil.copytree(stopped.folder, tmp_path / name) for name in ("home", "there"))
+    row = Path("runs") / KEYS[1] / "rows" / "target_encoder-dive-ours.json"
+    (there / row).parent.mkdir()
+    (there / row).write_text('{"identity": [], "rows": []}')
+    back = pack(there, tmp_path / "back.tar.gz")
+    assert unpack([back.path], home)["stopped"] == 1 and (home / row).is_file()  # as many steps, one row more
+    assert unpack([pack(stopped.folder, tmp_path / "old.tar.gz").path], home)["stopped"] == 0 and (home / row).is_file()
 
 
 def test_what_does_not_fit_is_named_and_what_must_is_refused(stopped, tmp_path, capsys):

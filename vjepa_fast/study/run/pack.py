@@ -22,7 +22,7 @@ from vjepa_fast.study.run.plan import read_plan
 
 DATA = ("suites", "cache", "tasks")  # folders of rendered and decoded clips, and the notes that they are done
 LISTS = ("variants", "regimes", "seeds", "keys")  # of study.json, which are merged
-_STOPPED = ("checkpoints", "config.yaml", "demo_key.json", "study_hash.txt", "versions.json", "metrics.jsonl")
+_STOPPED = ("checkpoints", "rows", "config.yaml", "demo_key.json", "study_hash.txt", "versions.json", "metrics.jsonl")
 _KEPT = ("config.yaml", "versions.json", "metrics.jsonl")  # of the folder of a finished run
 
 
@@ -38,7 +38,7 @@ class Packed:
 
 
 def pack(folder: str | os.PathLike, out: str | os.PathLike, *, data: bool = False, most: float = 50.0) -> Packed:
-    """Write cells, the metrics of runs and, as they fit, the checkpoints of stopped runs to ``out``, a .tar.gz.
+    """Write cells, metrics of runs and, as they fit, checkpoints and rows of stopped runs to ``out``, a .tar.gz.
 
     Args:
         folder: of the study; no command may be at work in it.
@@ -131,7 +131,7 @@ def _merge(source: Path, folder: Path, name: str) -> dict[str, int]:
         relative = run.relative_to(source)
         if read_cell(folder, run.name) is not None and run.name not in cells:
             continue
-        if _steps(run) > _steps(folder / relative):
+        if _progress(run) > _progress(folder / relative):
             shutil.rmtree(folder / relative, ignore_errors=True)
             _take(source, folder, relative)
             new["stopped"] += run.name not in cells
@@ -158,10 +158,10 @@ def _take(source: Path, folder: Path, relative: Path) -> None:
     shutil.move(str(source / relative), str(folder / relative))
 
 
-def _steps(run: Path) -> int:
-    """The step of the newest checkpoint; 0 without one, -1 without a run."""
+def _progress(run: Path) -> tuple[int, int]:
+    """(step of the newest checkpoint; 0 without one, -1 without a run; evaluated rows that are kept)."""
     steps = [int(path.stem.rpartition("-")[2]) for path in (run / "checkpoints").glob("step-*.pt")]
-    return max(steps, default=0 if run.is_dir() else -1)
+    return max(steps, default=0 if run.is_dir() else -1), len(list((run / "rows").glob("*.json")))
 
 
 def _files(path: Path) -> Iterator[Path]:
