@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vjepa_fast.models.vit import VisionTransformer
 
 HERE = Path(__file__).resolve().parent
-RECIPES = ("laptop_vjepa", "laptop_pixels")
+RECIPES = ("laptop_vjepa", "laptop_vjepa_sigreg", "laptop_pixels")
 POOL = ("motion8", "dive", "order", "objects")  # what is pretrained on
 CLIPS, BASE, EACH = 1000, 8, {"val": 30, "test": 20}  # of each pool; of each class of fewshot
 PARTS = {"val": "val", "novel": "test"}
