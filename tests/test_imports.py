@@ -54,7 +54,7 @@ INSIDE = {
         "bad_samples source prepare",
         "views",
         "loader",
-        "fastest survey",
+        "fastest survey gather",
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),

@@ -23,7 +23,12 @@ _SUBMODULES = (
     "study",
     "trainer",
 )
-_NAMES = {"load_encoder": "models", "build_encoder": "models", "build_predictor": "models"}
+_NAMES = {
+    "load_encoder": ("models", "load_encoder"),
+    "build_encoder": ("models", "build_encoder"),
+    "build_predictor": ("models", "build_predictor"),
+    "features": ("evaluation", "video_features"),
+}
 
 
 def _source_tree():
@@ -50,7 +55,8 @@ def __getattr__(name):
     if name in _SUBMODULES:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _NAMES:
-        value = getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+        room, its_name = _NAMES[name]
+        value = getattr(importlib.import_module(f"{__name__}.{room}"), its_name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

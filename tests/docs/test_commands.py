@@ -57,6 +57,7 @@ SMALL = {
     "vjepa-fast train runs/mine": "--max-steps 2",
     "vjepa-fast train --videos": f"--minutes 0.01 --max-steps 2 {SETS} --no-resume",
     "vjepa-fast show": "--clips 1 --among 3 --device cpu",
+    "vjepa-fast features": VIEW,
     "vjepa-fast probe": f"{EPISODES} --epochs 1",
     "vjepa-fast fewshot": EPISODES,
     "vjepa-fast fewshot .*--protocol": f"{EPISODES} --episodes 400",

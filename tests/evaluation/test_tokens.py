@@ -9,7 +9,7 @@ from tests.evaluation.cases import Toy
 from vjepa_fast import data
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation import ClipSet, extract_tokens, open_tokens
-from vjepa_fast.evaluation.extract import tokens as module
+from vjepa_fast.evaluation.extract import features as module
 
 
 def clip_set(n=10, seed=0):

@@ -21,7 +21,7 @@ from vjepa_fast.cli._interrupt import leave_imports_at_once
 from vjepa_fast.errors import UserError
 from vjepa_fast.registry import suggestion
 
-_ORDER = ("demo", "train", "show", "probe", "fewshot", "geometry", "export", "study")
+_ORDER = ("demo", "train", "show", "features", "probe", "fewshot", "geometry", "export", "study")
 _ORDER += ("synthetic", "data", "prepare", "config", "bench")
 _found = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
 COMMANDS = {name: f"{__name__}.{name}" for name in sorted(_found, key=lambda n: (n not in _ORDER, *_ORDER, n).index(n))}

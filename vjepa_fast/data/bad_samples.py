@@ -19,14 +19,16 @@ class BadSamples:
     Args:
         manifests: the data sets.
         max_fraction: unreadable share that is accepted (``data.max_bad_fraction``).
+        limit: what sets it, for messages.
 
     Attributes:
         samples: (path, reason) of each unreadable file, in the order met.
         tried: number of different samples tried.
     """
 
-    def __init__(self, manifests: list[Manifest], max_fraction: float):
+    def __init__(self, manifests: list[Manifest], max_fraction: float, limit: str = "data.max_bad_fraction"):
         self.max_fraction = max_fraction
+        self.limit = limit
         self.samples: list[tuple[str, str]] = []
         self.tried = 0
         self._total = sum(map(len, manifests))
@@ -55,6 +57,6 @@ class BadSamples:
         if self.count > self.max_fraction * (self.tried if self.tried >= _ENOUGH else self._total):
             raise DataError(
                 f"{self.count} of {self.tried} samples tried, of {self._total} in all, cannot be read: "
-                f"over data.max_bad_fraction {self.max_fraction:g}; the last: {path}: {reason}; "
+                f"over {self.limit} {self.max_fraction:g}; the last: {path}: {reason}; "
                 "repair or remove them (vjepa-fast data check MANIFEST lists all)"
             )

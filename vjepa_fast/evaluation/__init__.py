@@ -4,6 +4,7 @@ from vjepa_fast.evaluation.controls import Supervised, pixel_features, random_en
 from vjepa_fast.evaluation.extract.clips import ClipSet, decode_clips
 from vjepa_fast.evaluation.extract.features import Features, encode, extract_features, pool_tokens
 from vjepa_fast.evaluation.extract.tokens import Tokens, extract_tokens, open_tokens
+from vjepa_fast.evaluation.extract.videos import VideoFeatures, video_features
 from vjepa_fast.evaluation.fewshot import (
     EpisodeProtocol,
     EpisodeResult,
@@ -42,6 +43,7 @@ __all__ = [
     "TASKS",
     "Task",
     "Tokens",
+    "VideoFeatures",
     "against",
     "attentive_probe",
     "checkpoint_geometry",
@@ -73,5 +75,6 @@ __all__ = [
     "split_validation",
     "student_ci95",
     "train_supervised",
+    "video_features",
     "wilson",
 ]

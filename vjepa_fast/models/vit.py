@@ -224,6 +224,16 @@ class VisionTransformer(nn.Module):
             outs = [out[:, 1:].contiguous() for out in outs]
         return torch.cat(outs, -1) if len(outs) > 1 else outs[0]
 
+    def features(self, videos: Any, **how: Any) -> Any:
+        """``vjepa_fast.features(encoder, videos, **how)``: frozen features of videos, folders or manifests.
+
+        Returns:
+            ``evaluation.VideoFeatures``: ``x`` [n, ...] and the path of each row; see ``evaluation.video_features``.
+        """
+        import vjepa_fast  # the package's own name for it: models knows no room below
+
+        return vjepa_fast.features(self, videos, **how)
+
     def _whole(self, clip: Tensor, idx_BK: Tensor | None, hierarchical: bool) -> list[Tensor]:
         """The levels of one segment per sample; a class token comes first."""
         grid, idx_BK = self.grid(clip.shape), None if idx_BK is None else idx_BK.long()

@@ -199,6 +199,25 @@ def _normalised(
     return ops.normalize_clip(clips, mean or known_mean, std or known_std)
 
 
+def encode_views(
+    encoder: VisionTransformer,
+    views: Tensor,
+    each: Callable[[Tensor, tuple[int, int, int]], Tensor],
+    *,
+    device: torch.device,
+    batch_size: int,
+    level: str = "last",
+) -> tuple[Tensor, tuple[int, int, int]]:
+    """``each(tokens, grid)`` of uint8 views ``[B, V, 3, F, H, W]`` on the CPU, ``[B, V, ...]``, and the grid; at most
+    ``batch_size`` views at once.
+    """
+    out, grid = [], (0, 0, 0)
+    for part in views.flatten(0, 1).split(batch_size):
+        z, grid = encode(encoder, part.to(device, non_blocking=True), level=level)
+        out.append(each(z, grid).cpu())
+    return torch.cat(out).unflatten(0, views.shape[:2]), grid
+
+
 @contextmanager
 def frozen(encoder: VisionTransformer, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """``encoder`` on ``device``, in eval mode and under autocast to ``dtype`` (float32: none); its mode is restored."""

@@ -71,6 +71,13 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def check_memory(name: str, size: int, hint: str) -> None:
+    """UserError where tokens of ``size`` bytes do not fit the free memory."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > free:
+        raise UserError(f"{name}: its tokens take {size / 1e9:.1f} GB, the free memory has {free / 1e9:.1f} GB; {hint}")
+
+
 def check_disk(cache_dir: str | os.PathLike, needed: int) -> None:
     """UserError where tokens of ``needed`` bytes, with those that ``cache_dir`` has already, do not fit the disk."""
     folder = Path(cache_dir)
@@ -165,14 +172,11 @@ class ShardStore:
     def _check_room(self, size: int) -> None:
         """UserError where ``size`` bytes do not fit."""
         if self.folder is None:
-            free, where = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "free memory"
-            hint = "give a cache folder, or fewer views"
-        else:
-            free, where = free_bytes(self.folder), f"disk of {self.folder}"
-            hint = "take fewer views, or another folder"
-        if size > free:
+            check_memory(self.name, size, "give a cache folder, or fewer views")
+        elif size > (free := free_bytes(self.folder)):
             raise UserError(
-                f"{self.name}: its tokens take {size / 1e9:.1f} GB, the {where} has {free / 1e9:.1f} GB; {hint}"
+                f"{self.name}: its tokens take {size / 1e9:.1f} GB, the disk of {self.folder} has {free / 1e9:.1f} GB; "
+                "take fewer views, or another folder"
             )
 
     def _write(self, folder: Path, until: int) -> None:

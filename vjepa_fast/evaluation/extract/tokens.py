@@ -24,7 +24,7 @@ from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import cache_key, cache_stem, refuse_other
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, is_still
-from vjepa_fast.evaluation.extract.features import IMAGES, encode, frozen, place_of
+from vjepa_fast.evaluation.extract.features import IMAGES, encode_views, frozen, place_of
 from vjepa_fast.evaluation.extract.shards import MAX_BAD, SHARD_BYTES, Shard, ShardStore, read_index
 from vjepa_fast.models.interop import encoder_hash
 from vjepa_fast.models.vit import VisionTransformer
@@ -167,15 +167,15 @@ def extract_tokens(
     if store.complete:
         return _tokens_of(store)
     total = len(source.labels)
+
+    def stored(z: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        return stored_as(z, STORAGE[storage], source.name)
+
     with frozen(encoder, device, dtype):
         for clip, label, last in _view_batches(source, views, batch_size, view, workers, store.done):
             if images == "single" and still:
                 clip = clip[:, :, :, :1]
-            x, grid = [], (0, 0, 0)
-            for part in clip.flatten(0, 1).split(batch_size):
-                z, grid = encode(encoder, part.to(device, non_blocking=True), level=level)
-                x.append(_stored(z, STORAGE[storage], source.name).cpu())
-            x = torch.cat(x).unflatten(0, clip.shape[:2])
+            x, grid = encode_views(encoder, clip, stored, device=device, batch_size=batch_size, level=level)
             store.add(x, label, last + 1, grid, total, shard_bytes)
             if on_progress:
                 on_progress(min(last + 1, total), total)
@@ -183,7 +183,8 @@ def extract_tokens(
     return _tokens_of(store)
 
 
-def _stored(z: Tensor, storage: torch.dtype, name: str) -> Tensor:
+def stored_as(z: Tensor, storage: torch.dtype, name: str) -> Tensor:
+    """Features in the dtype they are kept in; DataError where they are not finite, or become so."""
     _check_finite(z, name)
     out = z.to(storage)
     if storage == torch.float16 and not torch.isfinite(out).all():
