@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from vjepa_fast.models.vit import VisionTransformer
 
 HERE = Path(__file__).resolve().parent
-RECIPES = ("laptop_vjepa", "laptop_vjepa_sigreg", "laptop_pixels")
+RECIPES = ("laptop_vjepa", "laptop_vjepa_sigreg", "laptop_pixels", "laptop_frozen")
+TEACHER = {"laptop_frozen": "laptop_pixels"}  # whose encoder of the same seed is the frozen target
 POOL = ("motion8", "dive", "order", "objects")  # what is pretrained on
 CLIPS, BASE, EACH = 1000, 8, {"val": 30, "test": 20}  # of each pool; of each class of fewshot
 PARTS = {"val": "val", "novel": "test"}
@@ -149,6 +150,8 @@ def main() -> None:
         first = True
         for recipe in args.recipes:
             own = [f"data.datasets=[{data}]", f"seed={seed}", f"folder={args.folder}/{recipe}_seed{seed}"]
+            if recipe in TEACHER:
+                own.append(f"target.path={args.folder}/{TEACHER[recipe]}_seed{seed}")
             cfg = config.load(recipe, [*own, "runtime.threads=1", *args.set])
             if first:
                 for init in dict.fromkeys((cfg.model.init, "fixed")):

@@ -21,8 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--which",
         choices=arguments.ENCODERS,
-        default="target_encoder",
-        help="EMA target (default) or student; files with one encoder hold a target_encoder",
+        help="EMA target (default) or student (default of runs with target.mode frozen); files with one encoder hold a "
+        "target_encoder",
     )
     parser.add_argument("--config", help="recipe or YAML, for weights that do not say what they are")
     parser.add_argument("--num-frames", type=arguments.positive, help="of a clip of the graph; default: as trained")
@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
     given = {"num_frames": args.num_frames, "img_size": args.crop_size}
     given = {key: value for key, value in given.items() if value is not None}
     encoder = load_encoder(args.checkpoint, args.which, config=args.config, **given)
-    done = export_encoder(encoder, args.to, args.out, which=args.which)
+    done = export_encoder(encoder, args.to, args.out, which=args.which or "target_encoder")
     clips = " and ".join(f"[{','.join(map(str, shape))}]" for shape in done.clips)
     allowed = f"{done.tolerance:g} of the largest value" if done.tolerance else "none"
     print(f"{done.path}: {done.what}")

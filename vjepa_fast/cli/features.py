@@ -46,8 +46,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--which",
         choices=arguments.ENCODERS,
-        default="target_encoder",
-        help="EMA target (default) or student; files with one encoder hold a target_encoder",
+        help="EMA target (default) or student (default of runs with target.mode frozen); files with one encoder hold a "
+        "target_encoder",
     )
     parser.add_argument("--config", help="recipe or YAML, for weights that do not say what they are")
     parser.add_argument(
@@ -129,7 +129,7 @@ def run(args: Namespace) -> int:
             on_progress=lambda done, total: show("encoding", done, total),
             **how,
         )
-    found.encoder.update(path=os.path.abspath(args.encoder), which=args.which)
+    found.encoder.update(path=os.path.abspath(args.encoder), which=args.which or "as trained")
     found.save(args.out)
     shape = ", ".join(map(str, found.x.shape))
     lost = f", {len(found.skipped)} left out" if found.skipped else ""

@@ -91,7 +91,11 @@ def _conflicts(config: Config) -> Iterator[str]:
             if text is not None:
                 yield text
     if target.stop_gradient is False and target.mode != "online":
-        yield "target.stop_gradient: false needs target.mode: online; no gradient passes through an EMA target"
+        yield "target.stop_gradient: false needs target.mode: online; no gradient passes through another target"
+    if target.mode == "frozen" and target.path is None:
+        yield "target.path: target.mode: frozen needs it: a run folder or file whose encoder is the target"
+    if target.mode != "frozen" and target.path is not None:
+        yield f"target.path: has no effect under target.mode: {target.mode}; set target.mode: frozen or take it out"
     runtime = config.runtime
     if runtime.pad_to_multiple and runtime.capacity_quantum not in ("auto", runtime.pad_to_multiple):
         yield (

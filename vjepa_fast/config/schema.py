@@ -139,9 +139,13 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """The target encoder: an average of the online one, or that itself (``online``)."""
+    """The target encoder: an average of the online one, that itself (``online``), or another that stays as it is
+    (``frozen``, as in SALT, arXiv:2509.24317).
+    """
 
-    mode: str = choice("ema", "ema", "online")
+    mode: str = choice("ema", "ema", "online", "frozen")
+    # of mode frozen: its weights, of a run, checkpoint, FAIR or Hugging Face file with an encoder like the run's
+    path: str | None = later(filled(None))
     ema: tuple[float, float] = number((0.99925, 0.99925), low=0, high=1)  # momentum at the start and at the end
     stop_gradient: bool | None = None  # of the target; None: true under compat intended, false under published
 

@@ -23,6 +23,7 @@ from vjepa_fast.models.weights import (
     open_weights,
     own_config,
     read_checkpoint,
+    trained,
 )
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def encoder_tensors(state: dict[str, torch.Tensor], use_rope: bool) -> dict[str,
 
 def load_encoder(
     path: str | Path,
-    which: str = "target_encoder",
+    which: str | None = None,
     device: torch.device | str = "cpu",
     *,
     config: Config | str | Path | None = None,
@@ -128,7 +129,8 @@ def load_encoder(
         path: a checkpoint of this package, a run folder (its newest checkpoint is taken), a file of FAIR (V-JEPA,
             V-JEPA 2, 2.1), a folder or file of Hugging Face's ``VJEPA2Model``, or a state dict (``.pt``,
             ``.safetensors``), whatever DDP, FSDP, torch.compile or Lightning put before its names.
-        which: ``target_encoder`` (the moving average, and the encoder of files that hold one) or ``encoder``.
+        which: ``target_encoder`` (the moving average, and the encoder of files that hold one) or ``encoder``; None is
+            the former, but of a run with ``target.mode: frozen`` the latter.
         device: where the weights go.
         config: a ``Config`` or the path or name of a recipe, in place of what the file holds or seems to be.
         **arch: arguments of ``build_encoder`` (``name=`` or ``model_name=``, ``num_heads=``, ...). They win over the
@@ -143,7 +145,7 @@ def load_encoder(
             readings: the message names the argument that decides. Nothing is loaded in part.
     """
     file, content, hf_config = open_weights(path)
-    state, hf_names = encoder_state(content, which, file)
+    state, hf_names = encoder_state(content, which or trained(content), file)
     arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
     held = own_config(content) if config is None else config
     exported = description(file, hf_config) if held is None else None

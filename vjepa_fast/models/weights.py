@@ -154,6 +154,15 @@ def own_config(content: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and {"data", "model"} <= found.keys() else None
 
 
+def trained(content: Mapping[str, Any]) -> str:
+    """Under which name a file has the encoder that was trained: ``encoder`` in a run whose target was frozen, else
+    ``target_encoder``, its moving average.
+    """
+    target = (own_config(content) or {}).get("target")
+    frozen = isinstance(target, Mapping) and target.get("mode") == "frozen"
+    return "encoder" if frozen else "target_encoder"
+
+
 def mask_tokens(content: Mapping[str, Any]) -> int | None:
     """How many mask tokens the predictor of a checkpoint has; None without a predictor."""
     predictor = content.get("predictor")

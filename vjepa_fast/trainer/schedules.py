@@ -71,7 +71,7 @@ class Schedules:
             warmup=int(o.warmup * o.ipe),
             lrs=(o.start_lr, o.lr, o.final_lr),
             decays=(o.weight_decay, o.final_weight_decay),
-            momenta=cfg.target.ema,
+            momenta=(1.0, 1.0) if cfg.target.mode == "frozen" else cfg.target.ema,
             ipe=o.ipe,
             epochs=o.epochs,
             linear=o.schedule == "linear",

@@ -13,6 +13,8 @@ from vjepa_fast.errors import CheckpointError, UserError
 from vjepa_fast.models import initial
 from vjepa_fast.models.interop import misfit
 from vjepa_fast.models.predictor import Predictor
+from vjepa_fast.models.vit import VisionTransformer
+from vjepa_fast.models.weights import trained
 from vjepa_fast.trainer import levjepa, optim
 from vjepa_fast.trainer.step import TrainStep, build_models
 
@@ -21,13 +23,26 @@ if TYPE_CHECKING:
 
 
 def take(cfg: Config, step: TrainStep | LevjepaStep, saved: Mapping[str, Any] | None) -> list[str]:
-    """Load what ``cfg.init`` names into the models of a run that begins; one line for each part.
+    """Load what ``cfg.init`` and ``cfg.target`` name into the models of a run that begins; one line for each part.
 
     Nothing is loaded where any of it is refused, nor into a run that goes on from ``saved``.
 
     Raises:
         CheckpointError: see `models.initial.find_parts`; or the optimiser's state is asked for and does not fit.
     """
+    lines = _weights(cfg, step, saved)
+    if saved is None and cfg.target.path is not None:
+        assert isinstance(step, TrainStep)
+        part = _frozen(cfg.target.path, step.target_encoder)
+        step.target_encoder.load_state_dict(part.state or {})
+        lines = [line for line in lines if not line.startswith("init: target_encoder")]
+        lines.append(f"target, frozen: {part.reason}")
+    if lines and isinstance(step, TrainStep) and step.low is not None:
+        step.low.refresh()
+    return lines
+
+
+def _weights(cfg: Config, step: TrainStep | LevjepaStep, saved: Mapping[str, Any] | None) -> list[str]:
     path = cfg.init.path
     if path is None:
         return []
@@ -47,15 +62,22 @@ def take(cfg: Config, step: TrainStep | LevjepaStep, saved: Mapping[str, Any] | 
         optim.load_moments(step.optimizer, moments, found.file)
         step.params = optim.parameters(step.optimizer)
         lines.append(f"optimizer: taken: the moments of AdamW in {found.file}")
-    if isinstance(step, TrainStep) and step.low is not None:
-        step.low.refresh()
     return [f"init: {line}" for line in lines]
+
+
+def _frozen(path: str, encoder: nn.Module) -> initial.Part:
+    """The encoder that was trained in a file, for the target of a run."""
+    assert isinstance(encoder, VisionTransformer)
+    found = initial.find_parts(path, encoder, None, "new")
+    name = trained(found.content)
+    return next(part for part in found.parts if part.name == name)
 
 
 def describe(cfg: Config) -> list[str]:
     """What `take` would say of ``cfg.init``, from shapes alone; one line on why where it would refuse it."""
-    if cfg.init.path is None:
+    if cfg.init.path is None and cfg.target.path is None:
         return []
+    key, lines = "target.path", []
     try:
         predictor: nn.Module | None = None
         with torch.device("meta"):
@@ -63,11 +85,16 @@ def describe(cfg: Config) -> list[str]:
                 encoder, _ = levjepa.build_models(cfg)
             else:
                 encoder, predictor, _ = build_models(cfg)
-        found = initial.find_parts(cfg.init.path, encoder, predictor, _wanted(cfg))
-        _moments(cfg, found)
+        if cfg.target.path is not None:
+            lines.append(f"target, frozen: {_frozen(cfg.target.path, encoder).reason}")
+        key = "init.path"
+        if cfg.init.path is not None:
+            found = initial.find_parts(cfg.init.path, encoder, predictor, _wanted(cfg))
+            _moments(cfg, found)
+            lines += [f"init: {part}" for part in found.parts if part.name != "target_encoder" or not lines]
     except UserError as error:
-        return [f"train would refuse init.path: {error}"]
-    return [f"init: {part}" for part in found.parts]
+        return [f"train would refuse {key}: {error}"]
+    return lines
 
 
 def _wanted(cfg: Config) -> str:

@@ -131,10 +131,10 @@ class TrainStep:
 
     def _build_target(self, cfg: Config) -> None:
         """What the target forward calls, and how: a copy of the weights in the computing dtype, compiled, captured."""
-        self.low = None
-        if not self.online and self.dtype != torch.float32:
-            self.low = models.LowCopy(self.target_encoder, self.dtype)
-        self.average = None if self.online else optim.Average(self.encoder, self.target_encoder, self.low)
+        lower = not self.online and self.dtype != torch.float32
+        self.low = models.LowCopy(self.target_encoder, self.dtype) if lower else None
+        averaged = cfg.target.mode == "ema"
+        self.average = optim.Average(self.encoder, self.target_encoder, self.low) if averaged else None
         target = self.encoder if self.online else self.low.copy if self.low else self.target_encoder
         assert isinstance(target, VisionTransformer)
         self.target = target
