@@ -15,7 +15,7 @@ import textwrap
 
 from vjepa_fast import config, models
 from vjepa_fast.metrics import flops
-from vjepa_fast.trainer.step import build_samplers
+from vjepa_fast.trainer.building import build_samplers
 
 FIXED = ("data.datasets=[]", "data.datasets_weights=null")
 

@@ -38,7 +38,7 @@ INSIDE = {
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": (
-        "digests ema names rope",
+        "digests ema names parts rope",
         "weights",
         "vit",
         "describe predictor timm_names reading",

@@ -401,7 +401,7 @@ def test_device_busy_is_of_the_time_without_the_profiler(monkeypatch):
 def test_public_cases_build(name):
     """On the meta device: their sizes need a GPU. The figures of others stand in rows of their own."""
     from vjepa_fast.models.vit import SIZES
-    from vjepa_fast.trainer.step import build_models
+    from vjepa_fast.trainer.building import build_models
 
     case = cases.public_case(name, device="cuda")
     cfg, size = case.cfg, SIZES[case.cfg.model.model_name]

@@ -8,7 +8,7 @@ import torch
 from vjepa_fast.config.schema import Config, DataConfig, MaskConfig, MasksConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.masks import STRATEGIES, MaskStrategy
-from vjepa_fast.trainer.step import build_samplers
+from vjepa_fast.trainer.building import build_samplers
 
 GRID, TOKENS = (4, 4, 4), 64
 SETTINGS = dict(crop_size=64, patch_size=16, tubelet_size=2, mean=(0.5,) * 3, std=(0.2,) * 3, compat="intended")

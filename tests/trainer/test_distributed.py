@@ -2,16 +2,10 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-from vjepa_fast import config as configs
 from vjepa_fast.config import schema
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError, UserError
@@ -20,8 +14,8 @@ from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import TrainStep
 
 from .conftest import batch, config
+from .ranks import launch
 
-ROOT = Path(__file__).parents[2]
 RUN = """
 import sys
 import torch
@@ -69,34 +63,6 @@ def micro_batches(rank):
     return [batch(0, seed=rank, first=3 * rank), batch(1, seed=rank, first=6 + 3 * rank, **image)]
 
 
-def launch(cfg, tmp_path, name, script=RUN):
-    cfg = dataclasses.replace(cfg, folder=str(tmp_path / name))
-    recipe = tmp_path / f"{name}.yaml"
-    recipe.write_text(configs.dump_yaml(cfg))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    outs = [tmp_path / f"{name}.{rank}.pt" for rank in range(2)]
-    processes = []
-    for rank, out in enumerate(outs):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", script, str(recipe), str(out)], env=env, text=True, stderr=subprocess.PIPE
-            )
-        )
-    results = [p.communicate(timeout=180)[1] for p in processes]
-    return cfg, [p.returncode for p in processes], results, outs
-
-
 @pytest.fixture
 def cfg(tmp_path):
     manifest = render_suite("motion8", tmp_path / "data", splits={"train": 16}, size=32, frames=8, seed=0)["train"]
@@ -116,7 +82,7 @@ def rows(folder):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(cfg, tmp_path):
-    two, codes, errors, outs = launch(cfg, tmp_path, "two")
+    two, codes, errors, outs = launch(cfg, tmp_path, "two", RUN)
     assert codes == [0, 0], errors
     one = train(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, batch_size=4)))
     a, b = rows(one.folder), rows(tmp_path / "two")

@@ -17,8 +17,9 @@ from vjepa_fast.errors import ConfigError
 from vjepa_fast.metrics import flops
 from vjepa_fast.reference import ReferenceStep, build_reference
 from vjepa_fast.trainer import prefetch
+from vjepa_fast.trainer.building import objective_fields
 from vjepa_fast.trainer.precision import resolve_dtype
-from vjepa_fast.trainer.step import TrainStep, objective_fields, resolve_device
+from vjepa_fast.trainer.step import TrainStep, resolve_device
 
 # Keys of the configuration that the reference takes under the same names.
 _MODEL_KEYS = (

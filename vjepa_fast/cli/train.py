@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
     overrides += scaled(args, args.config or RECIPE, overrides)
     if args.profile:  # torch's profiler logs a missing GPU as an error; read when torch is imported
         os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    if "WORLD_SIZE" in os.environ:  # frames of C++ for each lost connection; likewise
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if args.videos is None:
         return _train(args, _configured(args, overrides), overrides)
     from vjepa_fast.trainer.run_folder import nothing_left

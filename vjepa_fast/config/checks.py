@@ -76,7 +76,9 @@ def _conflicts(config: Config) -> Iterator[str]:
     if config.img_data is not None:
         yield from _stream("img_data", config.img_data, model.img_temporal_dim_size)
         yield from _images(config, config.img_data)
-    elif config.img_masks is not None:
+    if config.data.rank_ratio is not None:
+        yield "data.rank_ratio: is a key of img_data: the share of the batches that are images"
+    if config.img_data is None and config.img_masks is not None:
         yield "img_masks: needs img_data, which is not given"
     for section, masks in (("masks", config.masks), ("img_masks", config.img_masks)):
         for i, spec in enumerate(masks.specs if masks is not None else ()):

@@ -324,7 +324,8 @@ class _Translation:
         if ratio != 0.5:
             self.notes.append(
                 f"img_data.rank_ratio: {ratio:g} has no effect on the weight of images, which is that of videos here, "
-                "as at 0.5; it sets the images of a process alone"
+                "as at 0.5; it sets the images of a process alone; for the published split of processes set "
+                f"img_data.rank_ratio={ratio:g} and img_data.batch_size={self._value('img_data', 'batch_size', 1)}"
             )
         return images
 

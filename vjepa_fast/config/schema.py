@@ -54,6 +54,8 @@ class DataConfig:
     max_pixels: int = later(number(64_000_000, low=1))  # of one picture; a larger one is a bad sample, not decoded
     max_seconds: float = later(number(120.0, above=0))  # for reading one sample; a slower one is a bad sample
     max_clip_mb: int = later(number(2000, low=1))  # of one decoded clip at full size; a larger one is a bad sample
+    # of img_data: the share of a step's batches that are images, as published; None: each batch is of both
+    rank_ratio: float | None = later(number(None, above=0, below=1))
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,8 @@ class OptimizationConfig:
     betas: tuple[float, float] = number((0.9, 0.999), low=0, below=1)
     eps: float = number(1e-8, above=0)
     accumulate: int = number(1, low=1)  # micro-batches per optimiser step
+    # clips of data per optimiser step of all processes: accumulate follows from it and their number; 0: not given
+    global_batch: int = later(number(0, low=0))
     clip_grad: float | None = number(None, above=0)  # maximum gradient norm
     # of the learning rate after warmup; linear: from lr at step 0 to final_lr, no warmup (the published cooldown)
     schedule: str = later(choice("cosine", "cosine", "linear"))
@@ -232,6 +236,10 @@ class RuntimeConfig:
     save_every: int = number(500, low=1)  # steps
     keep_checkpoints: int = number(2, low=1)
     monitor_every: int = number(100, low=1)  # steps between collapse monitors
+    # of several processes: each has all weights, or they are cut over them (FSDP2), for what one cannot hold
+    parallel: str = later(choice("ddp", "ddp", "fsdp"))
+    # of several processes: seconds of silence, or without a step while others wait, after which one counts as gone
+    timeout: float = later(number(600.0, above=0))
     attention: str = registered("attention backend", "auto", "sdpa", "varlen", "xformers")
     pad_to_multiple: int = number(0, low=0)  # the former name of capacity_quantum; 0: not given
     # tokens; masks get room for a multiple of so many, so that shapes repeat. 0: room for their tokens, no more

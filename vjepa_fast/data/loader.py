@@ -59,6 +59,14 @@ class Batch:
     step: int
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which batches of an optimiser step one process reads: those numbered ``own`` of the ``of`` of all processes."""
+
+    own: tuple[int, ...]
+    of: int
+
+
 @dataclass
 class _Sample:
     dataset: int
@@ -84,6 +92,8 @@ class ClipLoader:
         start_step: step of the first batch.
         start_sample: first sample of the first batch of all processes; None: all batches before were as large.
         img: read the image stream.
+        share: the batches of an optimiser step that this process reads, one after another, each of them a step here.
+            None: one, the one of its rank. Empty: none, and it must not be iterated.
 
     Attributes:
         bad: ``BadSamples``. manifests: one per dataset. step: the next batch's.
@@ -102,6 +112,7 @@ class ClipLoader:
         start_step: int = 0,
         start_sample: int | None = None,
         img: bool = False,
+        share: Share | None = None,
     ):
         self.section = "img_data" if img else "data"
         data = cfg.img_data if img else cfg.data
@@ -110,9 +121,10 @@ class ClipLoader:
         check_stream(self.section, data)
         self.data, self.aug, self.img = data, cfg.data_aug, img
         self.levjepa = cfg.levjepa if cfg.method == "levjepa" else None
-        self.rank, self.world, self.step = rank, world, start_step
-        together = world * data.batch_size
-        self._before = (start_step * together if start_sample is None else start_sample) - start_step * together
+        self.share, self.step = share or Share((rank,), world), start_step
+        self._before = 0
+        regular = self.sample_at(start_step // max(1, len(self.share.own)))
+        self._before = 0 if start_sample is None else start_sample - regular
         self.manifests = [load_manifest(path) for path in data.datasets]
         for manifest in self.manifests:
             if img and manifest.kind != "image":
@@ -155,12 +167,13 @@ class ClipLoader:
         return batch
 
     def sample_at(self, step: int) -> int:
-        """The first sample of a step, of all processes: how many were taken before it."""
-        return self._before + step * self.world * self.data.batch_size
+        """The first sample of an optimiser step, of all processes: how many were taken before it."""
+        return self._before + step * self.share.of * self.data.batch_size
 
     def _first(self, step: int) -> int:
-        """The first sample of this process at a step."""
-        return self.sample_at(step) + self.rank * self.data.batch_size
+        """The first sample of this process at a step of its own."""
+        whole, part = divmod(step, len(self.share.own))
+        return self.sample_at(whole) + self.share.own[part] * self.data.batch_size
 
     def close(self) -> None:
         """Stop reading ahead. The loader cannot be used after it."""

@@ -15,6 +15,7 @@ import functools
 import json
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +40,16 @@ WAITED_US = 20  # an event that has already passed is asked in less: that is no 
 _SYNC_COPIES = ("cudaMemcpy", "cudaMemcpy2D", "cudaMemcpyToSymbol", "cudaMemcpyFromSymbol")
 
 
+def unheard(name: str) -> None:
+    """Nobody wants to know what a process does."""
+
+
+mark: Callable[[str], None] = unheard  # called with the name of each part of a step that begins
+
+
 def phase(name: str) -> AbstractContextManager[object]:
     """A context that marks what runs in it as that part of the step; free where no profiler runs."""
+    mark(name)
     if getattr(torch.autograd.profiler, "_is_profiler_enabled", True):
         return torch.profiler.record_function(f"step/{name}")
     return contextlib.nullcontext()

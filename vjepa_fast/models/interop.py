@@ -14,6 +14,7 @@ from torch import nn
 from vjepa_fast.errors import CheckpointError
 from vjepa_fast.models.build import encoder_arguments
 from vjepa_fast.models.describe import description
+from vjepa_fast.models.parts import load_whole
 from vjepa_fast.models.reading import Evidence, Reading, likely_architecture, read_encoder
 from vjepa_fast.models.vit import VisionTransformer, build_encoder
 from vjepa_fast.models.weights import (
@@ -74,7 +75,7 @@ def load_weights(module: nn.Module, state: dict[str, torch.Tensor], source: str 
         state = _adapt(state)
     if problems := misfit(module, state):
         raise CheckpointError(f"{source}: checkpoint of another architecture: {problems}{likely}")
-    module.load_state_dict(state)
+    load_whole(module, state)
 
 
 def misfit(module: nn.Module, state: dict[str, torch.Tensor]) -> str:

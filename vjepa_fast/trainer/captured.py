@@ -80,6 +80,8 @@ def choose(cfg: Config, device: torch.device, *, quantum: int | None, target_gra
     backend = attention.find(cfg.runtime.attention)
     if _check.debugging():
         common.append("VJEPA_FAST_DEBUG=1 looks at values")
+    if cfg.runtime.parallel == "fsdp":
+        common.append("runtime.parallel: fsdp gathers weights anew at each use")
     step = list(common)
     if quantum == 0:
         step.append("the lengths of masks are exact, so new at every step (runtime.capacity_quantum)")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vjepa_fast.errors import ConfigError
+from vjepa_fast.errors import ConfigError, TrainingError
+from vjepa_fast.files import first_line
+from vjepa_fast.trainer.peers import Watch, begin
 
 T = TypeVar("T")
 
@@ -26,6 +29,7 @@ class Distributed:
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0):
         self.rank, self.world, self.local_rank = rank, world, local_rank
+        self.watch: Watch | None = None
         self.control: dist.ProcessGroup | None = None  # gloo, for host-side decisions: the device is never waited for
         self.owns_group = False
 
@@ -40,17 +44,35 @@ class Distributed:
         return _env_int("WORLD_SIZE", 1)
 
     @classmethod
-    def from_env(cls, device_type: str) -> Distributed:
-        """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; join the group (nccl on CUDA, gloo elsewhere) if > 1."""
+    def from_env(cls, device_type: str, timeout: float = 600.0) -> Distributed:
+        """Read ``RANK``, ``WORLD_SIZE`` and ``LOCAL_RANK``; join the group (nccl on CUDA, gloo elsewhere) if > 1.
+
+        Within ``timeout`` seconds of another process's death all others end in a line that names it (`peers.Watch`).
+
+        Raises:
+            TrainingError: the processes do not come together.
+        """
         world = cls.world_from_env()
         self = cls(_env_int("RANK", 0), world, _env_int("LOCAL_RANK", 0))
         if world > 1:
             self.owns_group = not dist.is_initialized()
             if self.owns_group:
-                dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+                self._join("nccl" if device_type == "cuda" else "gloo", timeout)
             group = dist.new_group(backend="gloo")
             self.control = group if isinstance(group, dist.ProcessGroup) else None
+            self.watch = begin(self.rank, world, timeout)
         return self
+
+    def _join(self, backend: str, timeout: float) -> None:
+        """Wait for the others; a collective itself waits longer than the watch, which knows more."""
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=2 * timeout + 60))
+        except (dist.DistStoreError, dist.DistNetworkError, ValueError) as error:
+            where = ", ".join(f"{k}={os.environ.get(k)}" for k in ("MASTER_ADDR", "MASTER_PORT"))
+            raise TrainingError(
+                f"rank {self.rank} of {self.world}: the processes do not come together ({where}): {first_line(error)}; "
+                "start as many as WORLD_SIZE says, under torchrun, for example"
+            ) from None
 
     @property
     def main(self) -> bool:
@@ -94,6 +116,8 @@ class Distributed:
 
     def close(self) -> None:
         """Leave the process group that `from_env` joined."""
+        if self.watch is not None:
+            self.watch.stop()
         if self.owns_group and dist.is_initialized():
             dist.destroy_process_group()
             self.owns_group = False
@@ -104,8 +128,9 @@ class Gradients:
 
     A parameter without gradient here but with one elsewhere counts as zero here; one without gradient everywhere stays
     without, so that the optimiser treats it as in a single process. DDP's ``find_unused_parameters`` would do the same,
-    but it reads from the device which ones these are, and so waits at every step; and since steps differ (images, clips
-    of one frame) ``static_graph`` does not hold. So all parameters are tied to the loss, and the host counts.
+    but it reads from the device which ones these are, and so waits at every step. So all parameters are tied to the
+    loss, and the host counts. Where all steps are alike (no images, one length of clips, no micro-batches) DDP is told
+    so (``static_graph``).
 
     With ``in_place`` gradients keep their addresses, as CUDA graphs that add to them need, and are sent after the last
     backward pass, all at once.
@@ -114,9 +139,10 @@ class Gradients:
         params: what is trained, in the same order in every process.
         world: the processes.
         in_place: see above.
+        static: every step has one backward pass, through the same graph.
     """
 
-    def __init__(self, params: list[nn.Parameter], world: Distributed, *, in_place: bool = False):
+    def __init__(self, params: list[nn.Parameter], world: Distributed, *, in_place: bool = False, static: bool = False):
         self.params, self.world = params, world
         self.used: set[Tensor] = set()  # those that got a gradient in this step
         self.ddp: DistributedDataParallel | None = None
@@ -128,7 +154,7 @@ class Gradients:
         if in_place:
             self.views = self._views()
         elif world.world > 1:
-            self.ddp = DistributedDataParallel(_Tied(params), broadcast_buffers=False, gradient_as_bucket_view=True)
+            self.ddp = DistributedDataParallel(_Tied(params), gradient_as_bucket_view=True, static_graph=static)
 
     def _views(self) -> list[Tensor]:
         """For each parameter its part of one tensor per dtype, ``kept``."""

@@ -111,6 +111,7 @@ class LevjepaStep:
     ):
         self.cfg, self.device, self.dtype = cfg, torch.device(device), dtype
         self.world = world or Distributed()
+        self.sharded = False
         self.schedules = Schedules.from_config(cfg)
         torch.manual_seed(cfg.seed)
         encoder, projector = build_models(cfg)

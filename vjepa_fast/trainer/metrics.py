@@ -23,6 +23,7 @@ from vjepa_fast.errors import TrainingError, UserError
 from vjepa_fast.files import append_line, read_rows, write_bytes, write_json
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.flops import Work
+from vjepa_fast.trainer import peers
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import StepOutput
 
@@ -106,6 +107,7 @@ class Metrics:
             TrainingError: one of them is not finite; names the first such step, its terms and its samples.
         """
         p = self.pending
+        peers.mark("log")
         values = self.world.mean(torch.stack(p.values)).cpu()
         bad = ~torch.isfinite(values)
         if bad.any():
@@ -133,6 +135,7 @@ class Metrics:
         p = self.pending
         values = self.read().double()
         mean = values.mean(dim=0).tolist()
+        clips, work = self._together(p)
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         memory = hardware.peak_memory(self.device)
         row = {
@@ -145,10 +148,10 @@ class Metrics:
             "wd": out.weight_decay,
             "ema": out.momentum,
             "grad_norm": mean[-1],
-            "clips_per_s": round(p.clips / elapsed, 3),
-            "tokens_per_s": round(self.world.world * p.work.tokens / elapsed, 1),
+            "clips_per_s": round(clips / elapsed, 3),
+            "tokens_per_s": round(work.tokens / elapsed, 1),
             # of the steps since the last row, as the rates around it
-            "step_flops": round(self.world.world * p.work.flops / p.counted) if p.counted else None,
+            "step_flops": round(work.flops / p.counted) if p.counted else None,
             "mfu": round(p.work.flops / elapsed / self.peak, 4) if self.peak else None,
             "peak_memory_mb": None if memory is None else round(memory / 1e6, 1),
             "data_wait": round(self.data_wait / elapsed, 4),
@@ -163,6 +166,11 @@ class Metrics:
                 for name, value in flatten(row).items():
                     self.writer.add_scalar(name, value, row["step"])
         return row
+
+    def _together(self, p: Pending) -> tuple[float, Work]:
+        """Clips and work of all processes; with ``img_data.rank_ratio`` they read different numbers."""
+        parts = self.world.gather((p.clips, p.work))
+        return sum(clips for clips, _ in parts) / self.world.world, sum((work for _, work in parts), Work())
 
     def state_dict(self) -> dict[str, Any]:
         """The pending steps, so that the row of an interrupted interval comes out as in an uninterrupted run.

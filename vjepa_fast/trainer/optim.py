@@ -17,7 +17,9 @@ from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.metrics.profile import phase
 from vjepa_fast.models.ema import LowCopy
+from vjepa_fast.models.parts import is_cut, like, local
 from vjepa_fast.ops import _capture
+from vjepa_fast.trainer.sharding import norm
 from vjepa_fast.trainer.signals import weights_change
 
 # torch's batched kernels have no public names
@@ -64,7 +66,7 @@ class Average:
         ``momentum`` may be a 0-d tensor on their device.
         """
         pace = 1.0 - momentum
-        rest = [(target, source) for source, target in self.pairs.items() if source not in done]
+        rest = [(local(target), local(source)) for source, target in self.pairs.items() if source not in done]
         if rest:
             targets, sources = [t for t, _ in rest], [s for _, s in rest]
             _lerp(targets, sources, [pace.to(t.dtype) for t in targets] if isinstance(pace, Tensor) else pace)
@@ -177,10 +179,23 @@ class AdamW(torch.optim.AdamW):
             follow = [targets.get(p) for p in bucket.params]
             low = [None if t is None else lows.get(t) for t in follow]
             lists, rule = (bucket.params, grads, first, second), bucket.rule(momentum)
-            ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row)
+            if is_cut(grads[0]):
+                self._work_on_parts(lists, rule, follow, scale)
+            else:
+                ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row)
             done.update(bucket.params)
         if average is not None:
             average.follow(momentum if numbers is None else 1.0 - numbers[0, 3], done)
+
+    def _work_on_parts(
+        self, lists: tuple[list[Tensor], ...], rule: ops.Rule, follow: list[Tensor | None], scale: Tensor | None
+    ) -> None:
+        """The same on the own parts of tensors that are cut, some of which may be empty."""
+        targets = [None if t is None else local(t) for t in follow]
+        rows = [row for row in zip(*([local(t) for t in tensors] for tensors in lists), targets) if row[0].numel()]
+        if rows:
+            params, grads, first, second, targets = (list(column) for column in zip(*rows))
+            ops.adamw_ema_(params, grads, first, second, rule, targets=targets, scale=scale)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.AdamW`` has it."""
@@ -277,9 +292,22 @@ def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: ob
     """
     try:
         _check_state(optimizer, state)
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(_cut(optimizer, state))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: optimiser state does not fit this recipe ({error})") from None
+
+
+def _cut(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """The state with its moments cut as their parameters are."""
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+    order = [n for group in state["param_groups"] for n in group["params"]]
+    if not any(is_cut(p) for p in own):
+        return state
+    found: dict[int, Any] = dict(state["state"])
+    for p, n in zip(own, order):
+        if n in found:
+            found[n] = {key: like(x, p) if isinstance(x, Tensor) else x for key, x in found[n].items()}
+    return {**state, "state": found}
 
 
 def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
@@ -342,7 +370,7 @@ def load_moments(optimizer: torch.optim.Optimizer, state: Mapping[str, Any], pat
 
 def gradient_norm(params: Iterable[nn.Parameter]) -> Tensor:
     """L2 norm over all gradients, a 0-d tensor on their device (no sync)."""
-    return ops.total_norm([p.grad for p in params if p.grad is not None])
+    return norm([p.grad for p in params if p.grad is not None])
 
 
 def clip_scale(norm: Tensor, limit: float | None) -> Tensor | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.metrics.profile import phase
+from vjepa_fast.trainer import peers
 
 if TYPE_CHECKING:
     from vjepa_fast.data.loader import Batch, ClipGroup
@@ -58,8 +59,9 @@ class Prefetcher:
     """Gives the batches of a step, and gets those of the next one ready while the device is busy.
 
     Args:
-        streams: iterators over `data.Batch`, each read ``accumulate`` times a step.
+        streams: iterators over `data.Batch`.
         stage: makes a `Staged` of (batch, step); the method's ``stage``.
+        accumulate: how often a step reads a stream, of all or of each.
         ahead: None: on CUDA only. Elsewhere True stages on the spot (for tests).
 
     Attributes:
@@ -72,10 +74,11 @@ class Prefetcher:
         stage: Callable[[Batch, int], Staged],
         device: torch.device,
         *,
-        accumulate: int = 1,
+        accumulate: int | Sequence[int] = 1,
         ahead: bool | None = None,
     ):
-        self.streams, self.stage, self.device, self.accumulate = streams, stage, device, accumulate
+        self.streams, self.stage, self.device = streams, stage, device
+        self.times = [accumulate] * len(streams) if isinstance(accumulate, int) else accumulate
         self.ahead = device.type == "cuda" if ahead is None else ahead
         self.stream = None
         if self.ahead and device.type == "cuda":
@@ -90,6 +93,7 @@ class Prefetcher:
         Raises:
             What reading or drawing them raised, if early then now: the steps before are not disturbed.
         """
+        peers.mark("data", index)
         if self.next is None:
             return self._arrived(self._load(index))
         (expected, batches), self.next = self.next, None
@@ -123,7 +127,7 @@ class Prefetcher:
     def _load(self, index: int) -> list[Batch] | list[Staged]:
         began = time.perf_counter()
         with phase("data"):
-            batches = [next(s) for s in self.streams for _ in range(self.accumulate)]
+            batches = [next(s) for s, times in zip(self.streams, self.times, strict=True) for _ in range(times)]
         self.waited += time.perf_counter() - began
         if not self.ahead:
             return batches

@@ -43,6 +43,8 @@ def resolve(cfg: Config, device: torch.device) -> str:
 def objections(cfg: Config) -> list[str]:
     """Why blocks should not be compiled for CUDA on this machine; empty if they should."""
     reasons = []
+    if cfg.runtime.parallel == "fsdp":
+        reasons.append("runtime.parallel: fsdp has not been tried with it")
     if importlib.util.find_spec("triton") is None:
         reasons.append("the package triton is not installed")
     if not (os.environ.get("CC") or any(shutil.which(name) for name in ("cc", "gcc", "clang"))):

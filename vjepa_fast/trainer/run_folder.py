@@ -113,6 +113,13 @@ def begin(cfg: Config, found: dict[str, str], world: Distributed, *, anew: bool)
     world.agree(error)
 
 
+def list_bad(folder: Path, rank: int, samples: list[tuple[str, str]]) -> None:
+    """Write the (path, reason) of samples that the process of this rank could not read; the loader logged each."""
+    name = f"bad_samples.{rank}.jsonl" if rank else "bad_samples.jsonl"
+    lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in samples)
+    write_text(folder / name, "".join(line + "\n" for line in lines), parents=False)
+
+
 def set_aside(folder: Path) -> None:
     """Move an earlier run's files to the first free ``previous-N/`` of the folder."""
     present = [folder / name for name in RUN_FILES if (folder / name).exists()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -12,10 +13,15 @@ from typing import Any, NoReturn
 
 import torch
 
+from vjepa_fast.files import first_line
+
 _LAUNCHER = os.getppid()  # where torchrun started this process
 LOOK = 1.0  # seconds between looks whether it is there
 GRACE = 120.0  # seconds that a process without launcher has for its last step and checkpoint
 GRACE_S = 4.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
+
+
+_USR1 = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 
 
 class StepGivenUp(Exception):
@@ -23,7 +29,10 @@ class StepGivenUp(Exception):
 
 
 class StopRequest:
-    """SIGTERM and SIGINT ask for a stop after the step in hand; a second SIGINT interrupts at once.
+    """SIGTERM, SIGUSR1 and SIGINT ask for a stop after the step in hand; a second SIGINT interrupts at once.
+
+    SIGUSR1 is what SLURM sends before a job's time is over (``--signal=USR1@180``): after the checkpoint a handler that
+    was there before is called (submitit's, which submits the job again), or else the job is requeued by ``scontrol``.
 
     A process of torchrun whose launcher is gone asks itself to stop, and ends after ``GRACE`` seconds in any case.
 
@@ -32,16 +41,16 @@ class StopRequest:
     would be at another step.
     """
 
-    def __init__(self, *, impatient: bool = False, grace: float = GRACE_S) -> None:
+    def __init__(self, *, impatient: bool = False, grace: float = GRACE_S, main: bool = True) -> None:
         self.signal: int | None = None
         self.previous: dict[int, Any] = {}  # handlers to put back
         self.left = threading.Event()
         self.impatient, self.grace = impatient and hasattr(signal, "SIGALRM"), grace
-        self.in_step = False
+        self.in_step, self.main = False, main  # of several processes the main one requeues
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+            self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT, *_USR1)}
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 threading.Thread(target=self._follow_launcher, daemon=True).start()
             if self.impatient:
@@ -80,7 +89,22 @@ class StopRequest:
         say(f"stopped at step {step}, {kept}")
         if self.signal == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.signal in _USR1:
+            self._again(say)
         sys.exit(0)
+
+    def _again(self, say: Callable[[str], None]) -> None:
+        """Have the job started again, where a scheduler is there for it."""
+        before, job = self.previous.get(signal.SIGUSR1), os.environ.get("SLURM_JOB_ID")
+        if callable(before):
+            before(int(signal.SIGUSR1), None)
+        elif job and self.main:
+            try:
+                subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, text=True, timeout=60)
+                say(f"SLURM job {job} is requeued")
+            except (OSError, subprocess.SubprocessError) as error:
+                why = (getattr(error, "stderr", "") or "").strip() or first_line(error)
+                say(f"SLURM job {job} is not requeued ({why}); submit it again, it goes on from there")
 
     def _handle(self, number: int, _frame: object) -> None:
         if number == signal.SIGINT and self.signal is not None:

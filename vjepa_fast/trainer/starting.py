@@ -12,11 +12,13 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import CheckpointError, UserError
 from vjepa_fast.models import initial
 from vjepa_fast.models.interop import misfit
+from vjepa_fast.models.parts import load_whole
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.models.weights import trained
 from vjepa_fast.trainer import levjepa, optim
-from vjepa_fast.trainer.step import TrainStep, build_models
+from vjepa_fast.trainer.building import build_models
+from vjepa_fast.trainer.step import TrainStep
 
 if TYPE_CHECKING:
     from vjepa_fast.trainer.levjepa import LevjepaStep
@@ -34,7 +36,7 @@ def take(cfg: Config, step: TrainStep | LevjepaStep, saved: Mapping[str, Any] | 
     if saved is None and cfg.target.path is not None:
         assert isinstance(step, TrainStep)
         part = _frozen(cfg.target.path, step.target_encoder)
-        step.target_encoder.load_state_dict(part.state or {})
+        load_whole(step.target_encoder, part.state or {})
         lines = [line for line in lines if not line.startswith("init: target_encoder")]
         lines.append(f"target, frozen: {part.reason}")
     if lines and isinstance(step, TrainStep) and step.low is not None:
@@ -56,7 +58,7 @@ def _weights(cfg: Config, step: TrainStep | LevjepaStep, saved: Mapping[str, Any
         module = getattr(step, part.name, None)
         if part.state is not None and not (part.name == "target_encoder" and module is step.encoder):
             assert isinstance(module, nn.Module)
-            module.load_state_dict(part.state)
+            load_whole(module, part.state)
     lines = [str(part) for part in _as_the_run_has_them(step, found.parts)] + _heads(step, found.content)
     if moments is not None:
         optim.load_moments(step.optimizer, moments, found.file)

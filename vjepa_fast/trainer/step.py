@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast import masks, models, objectives, ops
-from vjepa_fast.config.schema import Config, DataConfig, MasksConfig
+from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.layers.block import choose_attention, use_attention, use_epilogues
 from vjepa_fast.layers.packed import Packed, Stream
@@ -27,7 +27,8 @@ from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.ops import _capture
-from vjepa_fast.trainer import capacity, captured, optim, precision, regional, scaling
+from vjepa_fast.trainer import capacity, captured, optim, precision, regional, scaling, sharding
+from vjepa_fast.trainer.building import build_models, build_samplers, reaches_target
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.graphs import Graphs
 from vjepa_fast.trainer.prefetch import Staged, to_device
@@ -35,7 +36,6 @@ from vjepa_fast.trainer.schedules import Schedules
 
 if TYPE_CHECKING:
     from vjepa_fast.data.loader import Batch, ClipGroup
-    from vjepa_fast.models.predictor import Predictor
 
 IMAGE_GROUPS = 8  # mask draws of images are keyed apart from those of the videos of the same step
 
@@ -110,13 +110,18 @@ class TrainStep:
         if cfg.runtime.fp8:
             precision.enable_fp8(self.device, dtype, encoder, predictor)
         use_attention(cfg.runtime.attention, self.device, dtype, encoder, predictor)
-        use_epilogues(cfg.runtime.epilogues, self.device, dtype, encoder, predictor)
+        self.sharded = sharding.wanted(cfg, self.world)
+        use_epilogues(False if self.sharded else cfg.runtime.epilogues, self.device, dtype, encoder, predictor)
         self.quantum = capacity.quantum(cfg, self.device, dtype, encoder, predictor)
         if self.online and cfg.compat != "published":
             self.target_encoder = self.encoder
         else:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.plan = plan.to(self.device)
+        if self.sharded:
+            models_of = [(m, m.blocks) for m in (self.encoder, self.target_encoder)]
+            models_of.append((self.predictor, self.predictor.predictor_blocks))
+            sharding.shard(self.world, self.device, dtype, *models_of)
         choice = cfg.model.mask_token_index or ("zero" if cfg.compat == "published" else "mask")
         self.shared_token = choice == "zero"
         self.wants_context, self.wants_target = "z_context" in self.plan.needs, "h" in self.plan.needs
@@ -131,7 +136,7 @@ class TrainStep:
 
     def _build_target(self, cfg: Config) -> None:
         """What the target forward calls, and how: a copy of the weights in the computing dtype, compiled, captured."""
-        lower = not self.online and self.dtype != torch.float32
+        lower = not self.online and self.dtype != torch.float32 and not self.sharded
         self.low = models.LowCopy(self.target_encoder, self.dtype) if lower else None
         averaged = cfg.target.mode == "ema"
         self.average = optim.Average(self.encoder, self.target_encoder, self.low) if averaged else None
@@ -141,9 +146,9 @@ class TrainStep:
         tokens = math.prod(self.encoder.built_grid)
         if not self.target_grad:  # what is measured for it has no backward
             choose_attention(self.device, self.dtype, cfg.data.batch_size, tokens, self.target)
-        steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1
+        self.steady = cfg.img_data is None and len(set(cfg.data.dataset_fpcs)) == 1  # all batches have one shape
         how = regional.resolve(cfg, self.device)
-        regional.compile_models(how, self.encoder, self.predictor, self.target, steady=steady)
+        regional.compile_models(how, self.encoder, self.predictor, self.target, steady=self.steady)
         choice = captured.choose(cfg, self.device, quantum=self.quantum, target_grad=self.target_grad, plan=self.plan)
         self.capture(captured.build(self, cfg, choice), target=choice.how == "target")
 
@@ -155,7 +160,12 @@ class TrainStep:
             forced = self.cfg.runtime.cuda_graphs == "target"
             self.target_clips: dict[Hashable, Tensor] = {}
             self.target_graphs = Graphs("the target's forward", self.device, forced=forced, shared=False)
-        self.gradients = Gradients(self.params, self.world, in_place=isinstance(graphs, captured.Part))
+        if self.sharded:
+            self.gradients = sharding.ShardedGradients(self.params, self.world)
+            return
+        static = self.steady and self.cfg.optimization.accumulate == 1
+        in_place = isinstance(graphs, captured.Part)
+        self.gradients = Gradients(self.params, self.world, in_place=in_place, static=static)
 
     @whole_step
     def __call__(
@@ -393,8 +403,11 @@ class TrainStep:
         return precision.autocast(self.device, self.dtype, cache)
 
     def state_dict(self) -> dict[str, Any]:
-        """The checkpoint's ``encoder predictor target_encoder heads opt scaler``, under the FAIR names."""
-        return {
+        """The checkpoint's ``encoder predictor target_encoder heads opt scaler``, under the FAIR names.
+
+        Of weights that are cut over the processes all must call it, and the first gets them whole.
+        """
+        state = {
             "encoder": interop.encoder_to_fair(self.encoder),
             "predictor": interop.to_fair(self.predictor.state_dict()),
             "target_encoder": interop.encoder_to_fair(self.target_encoder),
@@ -402,6 +415,7 @@ class TrainStep:
             "opt": self.optimizer.state_dict(),
             "scaler": scaling.FRESH if self.scaler is None else self.scaler.state_dict(),
         }
+        return sharding.whole(state, keep=self.world.main) if self.sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any], path: object = "checkpoint") -> None:
         """Take over the entries of `state_dict`; ``scaler`` may be missing.
@@ -437,64 +451,3 @@ def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
     if isinstance(mask, Stream):
         z = z[:, : sum(mask.lengths[: mask.batch])]  # of the first mask
     return monitors.collapse(state.h[0], z, levels, normalized=state.h_normalized)
-
-
-def objective_fields(cfg: Config) -> dict[str, dict[str, Any]]:
-    """``cfg.objectives`` with ``cfg.loss.context_warmup`` put into its term, where both are present."""
-    fields = {name: dict(values or {}) for name, values in cfg.objectives.items()}
-    if cfg.loss.context_warmup is not None and "context" in fields:
-        fields["context"]["warmup"] = list(cfg.loss.context_warmup)
-    return fields
-
-
-def build_models(cfg: Config) -> tuple[VisionTransformer, Predictor, objectives.ObjectivePlan]:
-    """(encoder, predictor, objectives) of a run, on torch's default device.
-
-    Raises:
-        ConfigError: sizes, terms or fields that cannot be used; a term that reads what this model does not compute.
-    """
-    encoder, predictor = models.build_from_config(cfg)
-    plan = objectives.build_objectives(
-        objective_fields(cfg),
-        levels=encoder.levels,
-        embed_dim=encoder.embed_dim,
-        compat=cfg.compat,
-        target_grad=cfg.target.mode == "online",
-        stop_gradient=cfg.target.stop_gradient,
-        seed=cfg.seed,
-        tubelet_size=cfg.data.tubelet_size,
-        patch_size=cfg.data.patch_size,
-    )
-    for name, term in plan.terms.items():
-        if "z_context" in term.needs and not cfg.model.predict_all:
-            raise ConfigError(f"objectives.{name}: needs predicted context tokens; set model.predict_all=true")
-    return encoder, predictor, plan
-
-
-def reaches_target(cfg: Config, plan: objectives.ObjectivePlan) -> bool:
-    """Whether the target takes part in the backward pass: an online one does if some term lets its gradient through."""
-    refusals = (term.refusal(plan.ctx, False) for term in plan.terms.values())
-    return cfg.target.mode == "online" and "h" in plan.needs and (not plan.stop_gradient or any(refusals))
-
-
-def build_samplers(cfg: Config) -> tuple[masks.MaskStrategy, masks.MaskStrategy]:
-    """Mask samplers (`masks.STRATEGIES`) for video and for images (the same masks unless ``img_masks`` is given)."""
-
-    def build(masks_cfg: MasksConfig, data: DataConfig, section: str) -> masks.MaskStrategy:
-        return masks.STRATEGIES.get_named(masks_cfg.strategy, f"{section}.strategy")(
-            masks_cfg,
-            crop_size=data.crop_size,
-            patch_size=data.patch_size,
-            tubelet_size=data.tubelet_size,
-            seed=cfg.seed,
-            mean=cfg.data_aug.mean,
-            std=cfg.data_aug.std,
-            compat=cfg.compat,
-            section=section,
-        )
-
-    video = build(cfg.masks, cfg.data, "masks")
-    if cfg.img_data is None and cfg.img_masks is None:
-        return video, video
-    section = "masks" if cfg.img_masks is None else "img_masks"
-    return video, build(cfg.img_masks or cfg.masks, cfg.img_data or cfg.data, section)

@@ -7,7 +7,6 @@ sample could not be read, and ``failure.json`` if a loss was not finite.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +17,13 @@ import torch
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
 from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.peers import mark, together
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.signals import StepGivenUp, StopRequest, process_settings_kept
@@ -65,7 +64,7 @@ class Trainer:
         self.device = resolve_device(run.device, local_rank)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        self.world = Distributed.from_env(self.device.type)
+        self.world = Distributed.from_env(self.device.type, run.timeout)
         self.folder, self.lock = Path(cfg.folder), lock or RunLock(cfg.folder)
         self.notes = self.lock.take(self.world)
         source, saved, notes = restore.find(self.folder, resume, self.world, fallback)
@@ -116,11 +115,12 @@ class Trainer:
             [iter(loader) for loader in self.loaders],
             self.step.stage,
             self.device,
-            accumulate=self.cfg.optimization.accumulate,
+            accumulate=[len(loader.share.own) for loader in self.loaders],
         )
         try:
             profiler = StepProfiler(profile if self.world.main else 0, self.folder, self.device)
-            stopper = StopRequest(impatient=self.world.world == 1 and self.device.type == "cpu")
+            alone = self.world.world == 1
+            stopper = StopRequest(impatient=alone and self.device.type == "cpu", main=self.world.main)
             with stopper as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
                 for note in [*self.notes, *banner.lines(self, end)]:
                     progress.note(note)
@@ -133,7 +133,7 @@ class Trainer:
                             self._save()
                         request.leave(progress.note, self.done, self.saved_path)
                     profiler.step()
-                    if self.world.world == 1:  # several processes agree during the next step
+                    if alone:  # several processes agree during the next step
                         out.stop = request.signal is not None
                     if self.done % run.log_every == 0 or self.done == end:
                         self.lock.check()
@@ -164,14 +164,15 @@ class Trainer:
         return out
 
     def _save(self) -> None:
+        mark("save")
         metrics = self.metrics.state_dict()  # raises on every process alike if a value is not finite
-        error = None
+        error, weights = None, self.step.state_dict() if self.world.main or self.step.sharded else {}
         if self.world.main:
             state = {
-                **self.step.state_dict(),
+                **weights,
                 "epoch": self.done // self.cfg.optimization.ipe,
                 "step": self.done,
-                "sampler": position(self.done * self.cfg.optimization.accumulate, self.loaders),
+                "sampler": position(self.cfg, self.done, self.loaders),
                 "rng": checkpoint.rng_state(self.device),
                 "metrics": metrics,
                 "config": configs.to_dict(self.cfg),
@@ -188,12 +189,9 @@ class Trainer:
     def _list_bad(self) -> None:
         """Write the list of samples that could not be read (the loader logged each), when there are new ones."""
         bad = [sample for loader in self.loaders for sample in loader.bad.samples]
-        if len(bad) == self.listed:
-            return
-        self.listed = len(bad)
-        name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
-        lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
-        write_text(self.folder / name, "".join(line + "\n" for line in lines), parents=False)
+        if len(bad) > self.listed:
+            run_folder.list_bad(self.folder, self.world.rank, bad)
+            self.listed = len(bad)
 
     def _result(self) -> TrainResult:
         if self.saved_path is None:
@@ -239,8 +237,11 @@ def train(
         UserError: configuration, data or folder cannot be used; another process trains in the folder.
     """
     with process_settings_kept(), run_folder.nothing_left(Path(cfg.folder)), RunLock(cfg.folder) as lock:
-        trainer = Trainer(cfg, resume=resume, device=device, fallback=fallback, lock=lock)
+        trainer = None
         try:
-            return trainer.run(max_steps, on_log, profile)
+            with together(lock.release):
+                trainer = Trainer(cfg, resume=resume, device=device, fallback=fallback, lock=lock)
+                return trainer.run(max_steps, on_log, profile)
         finally:
-            trainer.close()
+            if trainer is not None:
+                trainer.close()

@@ -14,7 +14,7 @@ from vjepa_fast.cli import main
 from vjepa_fast.data import ClipLoader, load_manifest
 from vjepa_fast.data.synthetic.write import write_video
 from vjepa_fast.study.sheet.read import CONTEXT, PREDICTED, read_sheet
-from vjepa_fast.trainer.step import build_samplers
+from vjepa_fast.trainer.building import build_samplers
 
 SETTINGS = ["data.crop_size=32", "data.patch_size=8", "data.batch_size=3", "data.dataset_fpcs=[8]"]
 

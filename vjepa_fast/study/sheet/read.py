@@ -20,7 +20,8 @@ from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import UserError
-from vjepa_fast.trainer.step import IMAGE_GROUPS, build_samplers
+from vjepa_fast.trainer.building import build_samplers
+from vjepa_fast.trainer.step import IMAGE_GROUPS
 
 NEITHER, CONTEXT, PREDICTED = 0, 1, 2
 
