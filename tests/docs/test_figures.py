@@ -41,8 +41,10 @@ def test_the_laptop_recipes():
             out.append(f"{100 * (own[recipe] - random):.1f}")
         return f"{out[0]}, {out[1]} and {out[2]}"
 
-    assert f"masked pixels stand {leads('laptop_pixels')} points above random init" in README
-    assert f"V-JEPA with a moving average {leads('laptop_vjepa')} (" in README
+    text = " ".join(README.split())
+    assert f"masked pixels stand {leads('laptop_pixels')} points above random init" in text
+    assert f"V-JEPA with a moving average {leads('laptop_vjepa')}, and" in text
+    assert f"is the encoder of those masked pixels, frozen, {leads('laptop_frozen')} (" in text
 
 
 def test_steps_on_an_h100():
