@@ -3,6 +3,8 @@
 It truncates instead (Triton 3.6 to 3.9), and multiplies matrices of bfloat16 as if their bits were numbers, which is
 mended too. Other arithmetic on bfloat16 blocks is wrong there as well, so the kernels convert to float32 right after a
 load, which is what they want anyway. Ranges end at Triton's own numbers, which Triton 3.6 with NumPy from 2.4 refuses.
+
+Two things that it does anew for every function and every value are done once, for a sixth of the time of a kernel.
 """
 
 from __future__ import annotations
@@ -52,8 +54,52 @@ def use_interpreter() -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = indexable
+    interpreter._get_np_dtype = _by_name(interpreter._get_np_dtype)
+    interpreter._patch_lang = _once_a_launch(interpreter, interpreter._patch_lang)
     InterpreterBuilder.cast_impl = cast_impl
     InterpreterBuilder.create_dot = create_dot
     InterpreterBuilder.create_fp_to_fp = create_fp_to_fp
     for name in ("create_fp_trunc", "create_fp_ext"):
         setattr(InterpreterBuilder, name, cast_impl)
+
+
+def _once_a_launch(interpreter, patch):
+    """``patch`` puts the interpreter's functions into Triton's language; a function that a kernel calls finds them."""
+    import triton.language as tl
+
+    patched: set[int] = set()  # languages, while a kernel runs
+
+    def patch_lang(fn):
+        languages = {id(value) for value in fn.__globals__.values() if value is tl or value is tl.core}
+        if languages <= patched:
+            return interpreter._LangPatchScope()
+        outermost, scope = not patched, patch(fn)
+        restore = scope.restore
+        patched.update(languages)
+
+        def restored():
+            patched.clear()
+            restore()
+
+        if outermost:
+            scope.restore = restored
+        return scope
+
+    return patch_lang
+
+
+def _by_name(np_dtype):
+    """``np_dtype`` of scalar types is looked up: it makes a table of all of them whenever it is asked."""
+    import triton.language as tl
+
+    known = {}
+
+    def found(dtype):
+        element = dtype.element_ty if isinstance(dtype, tl.block_type) else dtype
+        if isinstance(element, tl.pointer_type):
+            return np_dtype(dtype)
+        if element.name not in known:
+            known[element.name] = np_dtype(element)
+        return known[element.name]
+
+    return found

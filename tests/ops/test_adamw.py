@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.ops.parity import BACKENDS, KERNELS, device_for
+from tests.ops.parity import BACKENDS, KERNELS, crossed, device_for
 from vjepa_fast import ops
 from vjepa_fast.ops import _cpp
 
@@ -52,10 +52,10 @@ def close(new, old, want, ulps):
     assert worst <= 1, f"{float(worst * ulps):.1f} units in the last place"
 
 
-@pytest.mark.parametrize("follow", [0.00075, 0.75, 1.0, 0.0])
-@pytest.mark.parametrize("scale", [None, 0.3])
-@pytest.mark.parametrize("decay", [0.0, 0.05])
-@pytest.mark.parametrize("backend", [*BACKENDS, "formula"])
+@pytest.mark.parametrize(
+    ("backend", "decay", "scale", "follow"),
+    crossed([*BACKENDS, "formula"], (0.0, 0.05), (None, 0.3), (0.00075, 0.75, 1.0, 0.0)),
+)
 def test_steps_as_torch_makes_them(backend, decay, scale, follow, monkeypatch):
     if backend == "formula":  # eager code where torch has no fused kernel
         backend = "eager"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.draws import given, settings, st
-from tests.ops.parity import BACKENDS, KERNELS, assert_parity, device_for, run
+from tests.ops.parity import BACKENDS, KERNELS, assert_parity, crossed, device_for, run
 from vjepa_fast import ops
 from vjepa_fast.objectives import OBJECTIVES
 from vjepa_fast.objectives.terms.spectral import weighted_dft
@@ -58,11 +58,17 @@ def test_every_function_is_lowered_everywhere():
     assert all(latent.function(k).everywhere for k in latent.functions())
 
 
-@pytest.mark.parametrize("backend", KERNELS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("key", "p"), [("l1", 1.0), ("square", 2.0), ("power", 1.5)])
-@pytest.mark.parametrize(("target", "skip"), [("same", False), ("same", True), ("next", True), ("step", True)])
-def test_token(backend, dtype, key, p, target, skip):
+@pytest.mark.parametrize(
+    ("backend", "dtype", "function", "place"),
+    crossed(
+        KERNELS,
+        (torch.float32, torch.bfloat16),
+        (("l1", 1.0), ("square", 2.0), ("power", 1.5)),
+        (("same", False), ("same", True), ("next", True), ("step", True)),
+    ),
+)
+def test_token(backend, dtype, function, place):
+    target, skip = place
     idx = tokens(2, 5, GRID)
     after, _ = neighbours(idx, GRID)
     z, h = features(2, 5, 6, 24)
@@ -72,7 +78,7 @@ def test_token(backend, dtype, key, p, target, skip):
             z,
             h,
             idx,
-            latent.RowCall(key, p),
+            latent.RowCall(*function),
             target=target,
             places=2,
             levels=2,
