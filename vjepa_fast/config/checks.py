@@ -92,7 +92,10 @@ def _conflicts(config: Config) -> Iterator[str]:
                 yield text
     if target.stop_gradient is False and target.mode != "online":
         yield "target.stop_gradient: false needs target.mode: online; no gradient passes through an EMA target"
-    runtime = config.runtime
+    runtime, monitor = config.runtime, config.monitor
+    if (monitor.train is None) != (monitor.val is None):
+        there, missing = ("val", "train") if monitor.train is None else ("train", "val")
+        yield f"monitor.{missing}: not given, and monitor.{there} is; name both manifests, or neither (rendered clips)"
     if runtime.pad_to_multiple and runtime.capacity_quantum not in ("auto", runtime.pad_to_multiple):
         yield (
             f"runtime.pad_to_multiple: {runtime.pad_to_multiple} is given, and so is runtime.capacity_quantum, its new "

@@ -17,7 +17,7 @@ from vjepa_fast.layers.block import use_attention, use_epilogues
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
-from vjepa_fast.trainer import capacity, captured, levjepa, optim, precision, starting
+from vjepa_fast.trainer import capacity, captured, levjepa, loggers, optim, precision, starting
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import IMAGE_GROUPS, build_models, build_samplers, reaches_target, resolve_device
 
@@ -43,6 +43,7 @@ def check(cfg: Config) -> Checked:
         ConfigError: names the key, its value, what is accepted and what to do.
     """
     configs.from_dict(configs.to_dict(cfg))
+    loggers.check(cfg)
     device = resolve_device(cfg.runtime.device, Distributed.local_rank_from_env())
     dtype = precision.resolve_dtype(cfg.runtime.dtype, device)
     if cfg.method == "levjepa":
