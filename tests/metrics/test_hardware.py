@@ -62,7 +62,7 @@ def test_rows(tmp_path, monkeypatch, peak):
     clock = iter([10.0, 14.0, 14.0, 16.0, 16.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     world = Distributed()
-    m = Metrics(tmp_path, world=world, ipe=3, tensorboard=False, peak=peak)
+    m = Metrics(tmp_path, world=world, ipe=3, peak=peak)
     for step in (1, 2):
         m.record(step, output(1.0, work=Work(tokens=600, flops=10**12)))
     row = m.flush(output(1.0))

@@ -27,7 +27,7 @@ def output(loss, ld=1.0, paths=("a.mp4",), **kw):
 
 
 def metrics(folder, **kw):
-    return Metrics(folder, world=Distributed(), ipe=3, tensorboard=False, **kw)
+    return Metrics(folder, world=Distributed(), ipe=3, **kw)
 
 
 def rows(folder):

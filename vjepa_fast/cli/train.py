@@ -14,6 +14,7 @@ from vjepa_fast.errors import UserError
 
 if TYPE_CHECKING:
     from vjepa_fast.config import Config
+    from vjepa_fast.trainer.watch import MakeProbe
 
 HELP = "pretrain an encoder from a recipe, a YAML file or a run folder"
 
@@ -104,8 +105,18 @@ def _train(args: argparse.Namespace, cfg: Config, overrides: list[str]) -> int:
             max_steps=args.max_steps,
             profile=args.profile,
             fallback=not args.no_fallback,
+            probe=_probe(cfg),
         )
     print(f"step {result.step}: {result.folder}")
     if result.checkpoint is not None:
         print(f"checkpoint: {result.checkpoint}")
     return 0
+
+
+def _probe(cfg: Config) -> MakeProbe | None:
+    """What ``monitor.probe`` needs: the trainer does not know evaluation."""
+    if cfg.monitor.probe is None:
+        return None
+    from vjepa_fast.evaluation import quick_probe
+
+    return quick_probe

@@ -98,7 +98,10 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield "target.path: target.mode: frozen needs it: a run folder or file whose encoder is the target"
     if target.mode != "frozen" and target.path is not None:
         yield f"target.path: has no effect under target.mode: {target.mode}; set target.mode: frozen or take it out"
-    runtime = config.runtime
+    runtime, monitor = config.runtime, config.monitor
+    if (monitor.train is None) != (monitor.val is None):
+        there, missing = ("val", "train") if monitor.train is None else ("train", "val")
+        yield f"monitor.{missing}: not given, and monitor.{there} is; name both manifests, or neither (rendered clips)"
     if runtime.pad_to_multiple and runtime.capacity_quantum not in ("auto", runtime.pad_to_multiple):
         yield (
             f"runtime.pad_to_multiple: {runtime.pad_to_multiple} is given, and so is runtime.capacity_quantum, its new "

@@ -223,6 +223,21 @@ def _device(default: str) -> Any:
 
 
 @dataclass(frozen=True)
+class MonitorConfig:
+    """A quick probe of the frozen target encoder while training, into the rows of metrics; it changes nothing else.
+
+    The data are those of ``train`` and ``val``, or without them clips of ``suite`` rendered in memory.
+    """
+
+    probe: str | None = choice(None, None, "knn", "linear")  # None: off
+    every: int = number(500, low=1)  # steps
+    train: str | None = None  # manifest that the probe is fitted on
+    val: str | None = None  # manifest that its accuracy is measured on
+    suite: str = registered("synthetic suite", "motion8", "objects")
+    clips: int = number(256, low=4)  # of each part at most, as many of every class
+
+
+@dataclass(frozen=True)
 class RuntimeConfig:
     """Device, precision, logging and checkpoints."""
 
@@ -251,6 +266,7 @@ class RuntimeConfig:
     # blocks whose passes over memory are merged (CUDA, 16 bits), and who makes their products; auto: the fastest
     epilogues: bool | str = later(choice("auto", False, "auto", "triton", "quack", "torch"))
     tensorboard: bool = True
+    logger: str | None = later(choice(None, None, "tensorboard", "wandb", "mlflow"))  # gets the rows of metrics too
     peak_tflops: float | None = number(None, above=0)  # of the device, for MFU; None: by name, a CPU is measured
 
 
@@ -272,6 +288,7 @@ class Config:
     init: InitConfig = later(field(default_factory=InitConfig))
     optimization: OptimizationConfig = field(default_factory=OptimizationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    monitor: MonitorConfig = later(field(default_factory=MonitorConfig))
     img_data: DataConfig | None = None  # a second stream of still images
     img_masks: MasksConfig | None = None
     compat: str = choice("intended", "intended", "published")

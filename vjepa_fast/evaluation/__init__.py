@@ -23,6 +23,7 @@ from vjepa_fast.evaluation.probes.probe import PROBES, ProbeResult, split_valida
 from vjepa_fast.evaluation.probes.published import published_probe
 from vjepa_fast.evaluation.readout import Choice, Readout
 from vjepa_fast.evaluation.run.geometry import checkpoint_geometry, geometry_rows
+from vjepa_fast.evaluation.run.quick import quick_probe
 from vjepa_fast.evaluation.run.rows import Row, against, episode_rows, fewshot_rows, probe_rows, readout_rows
 from vjepa_fast.evaluation.tasks import TASKS, Task, get_task
 
@@ -69,6 +70,7 @@ __all__ = [
     "probe_rows",
     "prototype_episodes",
     "published_probe",
+    "quick_probe",
     "random_encoder",
     "readout_rows",
     "sample_episodes",

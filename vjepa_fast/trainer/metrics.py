@@ -1,7 +1,7 @@
 """Metrics without a wait per step: values stay on the device and are read once per log interval.
 
-Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), TensorBoard
-events under ``tensorboard/``, and ``failure.json`` when a loss was not finite.
+Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), and
+``failure.json`` when a loss was not finite. TensorBoard and others get the rows as ``loggers.Sink``.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +25,8 @@ from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.flops import Work
 from vjepa_fast.trainer import peers
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.loggers import Sink
 from vjepa_fast.trainer.step import StepOutput
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 _log = logging.getLogger("vjepa_fast")
 MAX_NAMED = 16  # sample paths in an error message; all are in failure.json
@@ -56,7 +54,7 @@ class Metrics:
         world: rows are means over its processes and written by the first.
         ipe: steps per epoch.
         resume_step: the step of the checkpoint that the run goes on from.
-        tensorboard: also write TensorBoard events.
+        sinks: where rows go besides; those of the first process count.
         device: whose memory the rows report.
         peak: FLOP/s per process, for MFU; None: not known.
     """
@@ -68,7 +66,7 @@ class Metrics:
         world: Distributed,
         ipe: int,
         resume_step: int = 0,
-        tensorboard: bool = True,
+        sinks: Sequence[Sink] = (),
         device: torch.device | str = "cpu",
         peak: float | None = None,
     ):
@@ -79,11 +77,9 @@ class Metrics:
         self.pending = Pending()
         self.data_wait = 0.0
         self.since = time.perf_counter()
-        self.writer = None
+        self.sinks = list(sinks)
         if world.main:
             self.last_row = truncate_rows(self.path, resume_step)
-            if tensorboard:
-                self.writer = _summary_writer(folder / "tensorboard", resume_step)
 
     def record(self, step: int, out: StepOutput) -> None:
         """Take the output of the step that brought the count of finished steps to ``step``. Does not wait."""
@@ -162,9 +158,8 @@ class Metrics:
         if self.world.main:
             hint = "free space and start again, training resumes from the last checkpoint"
             append_line(self.path, json.dumps(row), hint)
-            if self.writer is not None:
-                for name, value in flatten(row).items():
-                    self.writer.add_scalar(name, value, row["step"])
+            for sink in self.sinks:
+                sink.log(row["step"], flatten(row))
         return row
 
     def _together(self, p: Pending) -> tuple[float, Work]:
@@ -200,9 +195,9 @@ class Metrics:
         )
 
     def close(self) -> None:
-        """Close the TensorBoard file."""
-        if self.writer is not None:
-            self.writer.close()
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
 
 
 def _read(values: dict[str, Tensor]) -> dict[str, float]:
@@ -248,14 +243,3 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         elif key != "step" and value is not None and math.isfinite(value):
             out[prefix + key] = value
     return out
-
-
-def _summary_writer(folder: Path, purge_step: int) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            f"runtime.tensorboard: tensorboard cannot be imported ({error}); install it or "
-            "--set runtime.tensorboard=false"
-        ) from None
-    return SummaryWriter(str(folder), purge_step=purge_step + 1 if purge_step else None)

@@ -17,7 +17,18 @@ from vjepa_fast.layers.block import use_attention, use_epilogues
 from vjepa_fast.models.predictor import Predictor
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import ObjectivePlan
-from vjepa_fast.trainer import capacity, captured, levjepa, optim, passes, precision, sharding, starting, streams
+from vjepa_fast.trainer import (
+    capacity,
+    captured,
+    levjepa,
+    loggers,
+    optim,
+    passes,
+    precision,
+    sharding,
+    starting,
+    streams,
+)
 from vjepa_fast.trainer.building import build_models, build_samplers, reaches_target
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.step import IMAGE_GROUPS, resolve_device
@@ -47,6 +58,7 @@ def check(cfg: Config) -> Checked:
     sharding.check(cfg)
     world = Distributed.world_from_env()
     streams.shares(passes.micro_batches(cfg, world), 0, world)
+    loggers.check(cfg)
     device = resolve_device(cfg.runtime.device, Distributed.local_rank_from_env())
     dtype = precision.resolve_dtype(cfg.runtime.dtype, device)
     if cfg.method == "levjepa":

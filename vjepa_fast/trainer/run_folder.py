@@ -8,10 +8,10 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,9 +23,12 @@ from vjepa_fast.files import write_text
 from vjepa_fast.trainer import checkpoint
 from vjepa_fast.trainer.distributed import Distributed
 
+if TYPE_CHECKING:
+    from vjepa_fast.data.loader import ClipLoader
+
 RUN_FILES = (
     "checkpoints", "metrics.jsonl", "config.yaml", "versions.json", "tensorboard", "failure.json",
-    "bad_samples.jsonl"
+    "bad_samples.jsonl", "logger.json", "wandb", "mlruns"
 )  # fmt: skip
 
 
@@ -113,11 +116,16 @@ def begin(cfg: Config, found: dict[str, str], world: Distributed, *, anew: bool)
     world.agree(error)
 
 
-def list_bad(folder: Path, rank: int, samples: list[tuple[str, str]]) -> None:
-    """Write the (path, reason) of samples that the process of this rank could not read; the loader logged each."""
-    name = f"bad_samples.{rank}.jsonl" if rank else "bad_samples.jsonl"
-    lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in samples)
-    write_text(folder / name, "".join(line + "\n" for line in lines), parents=False)
+def list_bad(folder: Path, loaders: Sequence[ClipLoader], world: Distributed, listed: int) -> int:
+    """Write the list of samples that could not be read (the loader logged each), where it is longer than ``listed``;
+    returns its length.
+    """
+    bad = [sample for loader in loaders for sample in loader.bad.samples]
+    if len(bad) != listed:
+        name = "bad_samples.jsonl" if world.main else f"bad_samples.{world.rank}.jsonl"
+        lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
+        write_text(folder / name, "".join(line + "\n" for line in lines), parents=False)
+    return len(bad)
 
 
 def set_aside(folder: Path) -> None:

@@ -45,7 +45,10 @@ def check(cfg: Config) -> None:
     if cfg.optimization.name != "adamw":
         reasons.append(f"optimization.name: {cfg.optimization.name} works on whole matrices")
     if cfg.target.mode != "ema":
-        reasons.append("target.mode: online sends a step through the encoder twice")
+        why = "sends a step through the encoder twice" if cfg.target.mode == "online" else "is not supported"
+        reasons.append(f"target.mode: {cfg.target.mode} {why}")
+    if cfg.monitor.probe is not None:
+        reasons.append("monitor.probe reads the encoder in one process alone")
     if len(set(cfg.data.dataset_fpcs)) > 1:
         reasons.append(
             "data.dataset_fpcs: batches of several clip lengths differ between processes, which gather together"

@@ -1,7 +1,7 @@
 """The training loop: data in, steps made, rows and checkpoints out. It knows no objective by name.
 
-A run folder holds ``config.yaml versions.json metrics.jsonl tensorboard/ checkpoints/``, ``bad_samples.jsonl`` if a
-sample could not be read, and ``failure.json`` if a loss was not finite.
+A run folder holds ``config.yaml versions.json metrics.jsonl tensorboard/ checkpoints/``, what ``runtime.logger``
+writes, ``bad_samples.jsonl`` if a sample could not be read, and ``failure.json`` if a loss was not finite.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
 from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
 from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.loggers import open_sinks
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
 from vjepa_fast.trainer.peers import mark, together
@@ -29,6 +30,7 @@ from vjepa_fast.trainer.progress import Progress
 from vjepa_fast.trainer.signals import StepGivenUp, StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, resolve_device
 from vjepa_fast.trainer.streams import open_streams, position
+from vjepa_fast.trainer.watch import MakeProbe, Watch
 from vjepa_fast.trainer.writer import RunLock
 
 
@@ -53,6 +55,7 @@ class Trainer:
         device: str | None = None,
         fallback: bool = True,
         lock: RunLock | None = None,
+        probe: MakeProbe | None = None,
     ):
         if device is not None:
             cfg = dataclasses.replace(cfg, runtime=dataclasses.replace(cfg.runtime, device=device))
@@ -93,12 +96,13 @@ class Trainer:
             world=self.world,
             ipe=cfg.optimization.ipe,
             resume_step=self.done,
-            tensorboard=run.tensorboard,
+            sinks=open_sinks(cfg, self.world, self.done),
             device=self.device,
             peak=peak.flops,
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
+        self.watch = Watch(cfg, probe, self.world, self.device)
         self.saved_path = source if saved is not None else None
         self.listed = 0  # unreadable samples in the list so far
 
@@ -138,7 +142,7 @@ class Trainer:
                     if self.done % run.log_every == 0 or self.done == end:
                         self.lock.check()
                         row = self.metrics.flush(out)
-                        self._list_bad()
+                        self.listed = run_folder.list_bad(self.folder, self.loaders, self.world, self.listed)
                         progress.log(row)
                         if on_log is not None:
                             on_log(row)
@@ -160,6 +164,7 @@ class Trainer:
         if self.done < end:
             feed.advance(self.done)
         self.metrics.data_wait, feed.waited = self.metrics.data_wait + feed.waited, 0.0
+        out.monitors.update(self.watch(self.step, self.done, self.metrics))
         self.metrics.record(self.done, out)
         return out
 
@@ -186,13 +191,6 @@ class Trainer:
         self.world.agree(error)
         self.saved_path = checkpoint.path_of(self.folder, self.done)
 
-    def _list_bad(self) -> None:
-        """Write the list of samples that could not be read (the loader logged each), when there are new ones."""
-        bad = [sample for loader in self.loaders for sample in loader.bad.samples]
-        if len(bad) > self.listed:
-            run_folder.list_bad(self.folder, self.world.rank, bad)
-            self.listed = len(bad)
-
     def _result(self) -> TrainResult:
         if self.saved_path is None:
             raise TrainingError("no step was made: optimization.epochs * optimization.ipe or max_steps is 0")
@@ -215,6 +213,7 @@ def train(
     on_log: Callable[[dict[str, Any]], None] | None = None,
     profile: int = 0,
     fallback: bool = True,
+    probe: MakeProbe | None = None,
 ) -> TrainResult:
     """Train, or go on training, as ``cfg`` says, in ``cfg.folder``.
 
@@ -227,6 +226,7 @@ def train(
         on_log: called with each row of metrics.jsonl.
         profile: so many steps, after two, go into ``profile/`` of the folder (metrics/profile.py).
         fallback: take the checkpoint before where the newest of a folder is damaged; False: raise.
+        probe: what makes the probe of ``monitor.probe``: ``evaluation.quick_probe``.
 
     On SIGTERM the step in hand is finished, a checkpoint written, and the process exits 0; on SIGINT likewise, then
     KeyboardInterrupt. After a kill the run goes on with the losses that an uninterrupted one has, bit for bit on a CPU.
@@ -240,7 +240,7 @@ def train(
         trainer = None
         try:
             with together(lock.release):
-                trainer = Trainer(cfg, resume=resume, device=device, fallback=fallback, lock=lock)
+                trainer = Trainer(cfg, resume=resume, device=device, fallback=fallback, lock=lock, probe=probe)
                 return trainer.run(max_steps, on_log, profile)
         finally:
             if trainer is not None:

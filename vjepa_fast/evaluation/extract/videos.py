@@ -80,7 +80,7 @@ class VideoFeatures:
             "versions": {"vjepa_fast": __version__, "torch": str(torch.__version__)},
         }
         metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in texts.items()}}
-        files.write_bytes(path, save(tensors, metadata), _HINT)
+        files.write_bytes(os.fspath(path), save(tensors, metadata), _HINT)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> VideoFeatures:
