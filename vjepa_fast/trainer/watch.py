@@ -61,8 +61,8 @@ class Watch:
         world.agree(error)
 
     def __call__(self, models: Models, done: int, metrics: Metrics) -> dict[str, Tensor]:
-        """Figures of the encoder that is trained after ``done`` steps; none where it is not their time. The rates of ``metrics`` leave
-        the time out that this takes.
+        """Figures of the encoder that is trained after ``done`` steps; none where it is not their time. The rates of
+        ``metrics`` leave the time out that this takes.
         """
         if self.probe is None or done % self.every:
             return {}
