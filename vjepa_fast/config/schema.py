@@ -200,6 +200,8 @@ class OptimizationConfig:
     eps: float = number(1e-8, above=0)
     accumulate: int = number(1, low=1)  # micro-batches per optimiser step
     clip_grad: float | None = number(None, above=0)  # maximum gradient norm
+    on_nonfinite: str = later(choice("stop", "stop", "skip"))  # steps whose loss or gradients are not finite
+    max_skips: int = later(number(10, low=1))  # under skip, steps in a row after which the run stops all the same
     # of the learning rate after warmup; linear: from lr at step 0 to final_lr, no warmup (the published cooldown)
     schedule: str = later(choice("cosine", "cosine", "linear"))
     name: str = choice("adamw", "adamw", "muon")  # muon: for the matrices of the blocks; changes the maths
@@ -227,6 +229,8 @@ class RuntimeConfig:
     log_every: int = number(10, low=1)  # steps
     save_every: int = number(500, low=1)  # steps
     keep_checkpoints: int = number(2, low=1)
+    # checkpoints are written while training goes on, from a copy in memory; auto: where half the free memory holds it
+    async_save: bool | str = later(choice("auto", True, False, "auto"))
     monitor_every: int = number(100, low=1)  # steps between collapse monitors
     attention: str = registered("attention backend", "auto", "sdpa", "varlen", "xformers")
     pad_to_multiple: int = number(0, low=0)  # the former name of capacity_quantum; 0: not given

@@ -107,11 +107,12 @@ class AdamW(torch.optim.AdamW):
         momentum: float = 1.0,
         scale: Tensor | None = None,
         on_device: bool = False,
+        go: Tensor | None = None,
     ) -> None:
         """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
 
         ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
-        ``on_device``: the numbers of the step are put there and read there, see `work`.
+        ``on_device``: the numbers of the step are put there and read there, see `work`. ``go``: see `work`.
         """
         if closure is not None:
             raise ValueError("AdamW.step: a closure is not supported")
@@ -121,7 +122,7 @@ class AdamW(torch.optim.AdamW):
             rows = torch.tensor([b.rule(momentum).changing for b in buckets], dtype=torch.float64, device="cpu")
             numbers = _capture.constant(rows, buckets[0].params[0].device)
         self.count(buckets)
-        self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers)
+        self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers, go=go)
 
     @property
     def counted(self) -> list[Tensor]:
@@ -157,6 +158,7 @@ class AdamW(torch.optim.AdamW):
         momentum: float,
         scale: Tensor | None,
         numbers: Tensor | None,
+        go: Tensor | None = None,
     ) -> None:
         """What the device does in a step.
 
@@ -167,6 +169,7 @@ class AdamW(torch.optim.AdamW):
             scale: see `step`.
             numbers: float64 [buckets, 4] on the parameters' device, `ops.Rule.changing` of each bucket: with these no
                 other number of the step is read, and the work can be captured. ``momentum`` is then in each row.
+            go: bool [] there; where it is false nothing changes.
         """
         targets, lows = (average.pairs, average.lows) if average is not None else ({}, {})
         done: set[Tensor] = set()
@@ -177,10 +180,11 @@ class AdamW(torch.optim.AdamW):
             follow = [targets.get(p) for p in bucket.params]
             low = [None if t is None else lows.get(t) for t in follow]
             lists, rule = (bucket.params, grads, first, second), bucket.rule(momentum)
-            ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row)
+            ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row, go=go)
             done.update(bucket.params)
         if average is not None:
-            average.follow(momentum if numbers is None else 1.0 - numbers[0, 3], done)
+            pace = momentum if numbers is None else 1.0 - numbers[0, 3]
+            average.follow(pace if go is None else torch.where(go, pace, 1.0), done)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.AdamW`` has it."""
@@ -359,19 +363,27 @@ def update(
     *,
     on_device: bool = False,
     factor: float | None = None,
+    go: Tensor | None = None,
 ) -> None:
     """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow.
 
     ``factor``: AdamW multiplies gradients by it first; ``norm`` is that afterwards.
     ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
+    ``go``: bool [] on the device; where it is false nothing changes. On CUDA AdamW does so without a wait, and its
+    count of steps goes on; Muon waits.
     """
+    waits = not isinstance(optimizer, AdamW)
+    if go is not None and (waits or go.device.type == "cpu"):
+        if not go:
+            return
+        go = None
     weights_change()
     scale = clip_scale(norm, limit)
     if factor is not None:
         scale = torch.full_like(norm, factor) if scale is None else scale * factor
     if isinstance(optimizer, AdamW):
         with phase("optimiser"):  # and the average, in the same pass
-            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device)
+            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device, go=go)
         return
     with phase("optimiser"):
         if limit is not None:

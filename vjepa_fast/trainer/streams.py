@@ -5,14 +5,17 @@ The decoder is the same in all processes of a run.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.decoders.api import AUTO
 from vjepa_fast.data.fastest import fastest, usable
 from vjepa_fast.data.loader import ClipLoader
+from vjepa_fast.files import write_text
 from vjepa_fast.trainer.distributed import Distributed
 
 
@@ -58,6 +61,18 @@ def _auto(cfg: Config, world: Distributed, img: bool, key: str, saved: dict[str,
 def position(step: int, loaders: Sequence[ClipLoader]) -> dict[str, Any]:
     """The entry ``sampler``: the first data step still to be drawn, and the sample at which each stream goes on."""
     return {"start_step": step, "start_samples": [loader.sample_at(step) for loader in loaders]}
+
+
+def list_bad(folder: Path, loaders: Sequence[ClipLoader], world: Distributed, listed: int) -> int:
+    """Write the list of samples that could not be read (the loader logged each) where there are more than ``listed``;
+    returns how many there are.
+    """
+    bad = [sample for loader in loaders for sample in loader.bad.samples]
+    if len(bad) != listed:
+        name = "bad_samples.jsonl" if world.main else f"bad_samples.{world.rank}.jsonl"
+        lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
+        write_text(folder / name, "".join(line + "\n" for line in lines), parents=False)
+    return len(bad)
 
 
 def _samples(saved: Mapping[str, Any] | None, world: int) -> tuple[int | None, int | None]:

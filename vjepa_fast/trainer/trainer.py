@@ -7,7 +7,6 @@ sample could not be read, and ``failure.json`` if a loss was not finite.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +17,20 @@ import torch
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.files import write_text
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
 from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
+from vjepa_fast.trainer.bundle import write_bundle
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.nonfinite import NonFiniteError
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
+from vjepa_fast.trainer.saving import Saver
 from vjepa_fast.trainer.signals import StepGivenUp, StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, resolve_device
-from vjepa_fast.trainer.streams import open_streams, position
+from vjepa_fast.trainer.streams import list_bad, open_streams, position
 from vjepa_fast.trainer.writer import RunLock
 
 
@@ -97,10 +98,11 @@ class Trainer:
             tensorboard=run.tensorboard,
             device=self.device,
             peak=peak.flops,
+            max_skips=cfg.optimization.max_skips if cfg.optimization.on_nonfinite == "skip" else None,
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
-        self.saved_path = source if saved is not None else None
+        self.saver = Saver(self.folder, self.world, self.lock, run, source if saved is not None else None)
         self.listed = 0  # unreadable samples in the list so far
 
     def run(
@@ -122,33 +124,42 @@ class Trainer:
             profiler = StepProfiler(profile if self.world.main else 0, self.folder, self.device)
             stopper = StopRequest(impatient=self.world.world == 1 and self.device.type == "cpu")
             with stopper as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
+                self.saver.say = progress.note
                 for note in [*self.notes, *banner.lines(self, end)]:
                     progress.note(note)
                 while self.done < end:
                     try:
                         with request.step():
-                            out = self._one(feed, end, stop=request.signal is not None)
+                            out = self._one(feed, end, stop=request.signal is not None or self.saver.failed)
                     except StepGivenUp:
                         if self.done:
-                            self._save()
-                        request.leave(progress.note, self.done, self.saved_path)
+                            self._save(wait=True)
+                        request.leave(progress.note, self.done, self.saver.path)
                     profiler.step()
                     if self.world.world == 1:  # several processes agree during the next step
                         out.stop = request.signal is not None
+                    self.saver.look()
                     if self.done % run.log_every == 0 or self.done == end:
                         self.lock.check()
-                        row = self.metrics.flush(out)
-                        self._list_bad()
-                        progress.log(row)
-                        if on_log is not None:
-                            on_log(row)
+                        if row := self.metrics.flush(out):
+                            progress.log(row)
+                            if on_log is not None:
+                                on_log(row)
+                        self.listed = list_bad(self.folder, self.loaders, self.world, self.listed)
                     else:
                         progress.advance(self.done)
                     if self.done % run.save_every == 0 or self.done == end or out.stop:
-                        self._save()
+                        self._save(wait=self.done == end or out.stop)
                     if out.stop:
-                        request.leave(progress.note, self.done, self.saved_path)
+                        request.leave(progress.note, self.done, self.saver.path)
+        except NonFiniteError as error:
+            write_bundle(self, error)
+            raise
+        except KeyboardInterrupt:  # a second one
+            self.saver.close(at_once=True)
+            raise
         finally:
+            self.saver.close()
             self.metrics.close()
         return self._result()
 
@@ -159,13 +170,14 @@ class Trainer:
         self.done += 1
         if self.done < end:
             feed.advance(self.done)
-        self.metrics.data_wait, feed.waited = self.metrics.data_wait + feed.waited, 0.0
+        self.metrics.waited(data=feed.waited, save=self.saver.waited)
+        feed.waited = self.saver.waited = 0.0
         self.metrics.record(self.done, out)
         return out
 
-    def _save(self) -> None:
+    def _save(self, *, wait: bool) -> None:
         metrics = self.metrics.state_dict()  # raises on every process alike if a value is not finite
-        error = None
+        state = None
         if self.world.main:
             state = {
                 **self.step.state_dict(),
@@ -177,28 +189,12 @@ class Trainer:
                 "config": configs.to_dict(self.cfg),
                 "versions": self.versions,
             }
-            try:
-                self.lock.check()
-                checkpoint.save(self.folder, state, self.cfg.runtime.keep_checkpoints)
-            except Exception as e:
-                error = e
-        self.world.agree(error)
-        self.saved_path = checkpoint.path_of(self.folder, self.done)
-
-    def _list_bad(self) -> None:
-        """Write the list of samples that could not be read (the loader logged each), when there are new ones."""
-        bad = [sample for loader in self.loaders for sample in loader.bad.samples]
-        if len(bad) == self.listed:
-            return
-        self.listed = len(bad)
-        name = "bad_samples.jsonl" if self.world.main else f"bad_samples.{self.world.rank}.jsonl"
-        lines = (json.dumps({"path": str(path), "reason": str(reason)}) for path, reason in bad)
-        write_text(self.folder / name, "".join(line + "\n" for line in lines), parents=False)
+        self.saver.save(self.done, state, wait=wait)
 
     def _result(self) -> TrainResult:
-        if self.saved_path is None:
+        if self.saver.path is None:
             raise TrainingError("no step was made: optimization.epochs * optimization.ipe or max_steps is 0")
-        return TrainResult(self.folder, self.done, self.metrics.last_row, self.saved_path)
+        return TrainResult(self.folder, self.done, self.metrics.last_row, self.saver.path)
 
     def close(self) -> None:
         """Stop the loaders, leave the process group, give the folder back."""
