@@ -50,7 +50,7 @@ def _chunk(
 def _step(
     rows_ptr,  # int64 [tensors, 7]: addresses of parameter, gradient, both averages, target, its copy; elements
     chunks_ptr,  # int32 [programs, 2]: tensor, and which BLOCK of it
-    scale_ptr,  # float32 [], not read unless SCALED
+    scale_ptr,  # float32 [], not read unless SCALED; below 0: nothing is to change
     numbers_ptr,  # float64 [4]: keep, pace, root, follow; they change from step to step, a captured launch does not
     gain1,
     beta2,
@@ -76,6 +76,7 @@ def _step(
     scale = 1.0
     if SCALED:
         scale = tl.load(scale_ptr)
+        n = tl.where(scale < 0, 0, n)
     at = first + tl.arange(0, BLOCK)
     inside = at < n
     keep, pace = tl.load(numbers_ptr).to(tl.float32), tl.load(numbers_ptr + 1).to(tl.float32)

@@ -58,12 +58,29 @@ def test_steps_on_an_h100():
 def test_kills_and_mutations():
     found = json.loads((ROOT / "tests" / "faults" / "results.json").read_text(encoding="utf-8"))
     page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
-    assert f"`{found['command']}` wrote `tests/faults/results.json`" in page
-    assert f"Of {found['kills']} kills {found['kills_during_a_save']} came while a checkpoint was being written" in page
-    assert f"none of {found['runs']} runs differed" in page and found["runs_that_differ"] == 0
-    outcomes = found["outcomes"]
-    text = f"Of {found['mutations']} mutated checkpoints {outcomes['refused']} were refused in one line each"
-    assert f"{text}, {outcomes['read']} read" in page and not found["strange"]
+    kills, mutations = found["kills"], found["mutations"]
+    for part in (kills, mutations):
+        assert f"`{part['command']}`" in page
+    assert f"Of {kills['kills']} kills {kills['kills_during_a_save']} came while a checkpoint was being written" in page
+    assert f"none of {kills['runs']} runs differed" in page and kills["runs_that_differ"] == 0
+    for name, counts in kills["settings"].items():
+        assert (
+            f"| {name} | {counts['kills']} | {counts['kills_during_a_save']} | {counts['runs_that_differ']} |" in page
+        )
+    outcomes = mutations["outcomes"]
+    text = f"Of {mutations['mutations']} mutated checkpoints {outcomes['refused']} were refused in one line each"
+    assert f"{text}, {outcomes['read']} read" in page and not mutations["strange"]
+
+
+def test_saving():
+    found = result("saving")
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    assert f"`{found['command']}` wrote `benchmarks/results/saving.json`" in page
+    share, every = found["of_a_step"], found["steps_between_saves_for_5_percent"]
+    assert f"a checkpoint of {found['checkpoint_mb']:.0f} MB" in page
+    for name, words in (("waiting", "waits for it"), ("beside_stands", "stands still"), ("beside", "all of the save")):
+        seconds = found["times"][name]["processor_s"]
+        assert f"| {words} | {seconds:.2f} | {100 * share[name]:.0f} % | {every[name]} |" in page
 
 
 def study_rows():

@@ -17,7 +17,7 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.data.synthetic import render_suite
 
 ROOT = Path(__file__).parents[2]
-VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait")
+VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait", "save_wait")
 
 
 @pytest.fixture(scope="session")

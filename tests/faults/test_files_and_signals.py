@@ -1,6 +1,7 @@
 """Damaged rows, full and read-only folders, every system call of a save failing once, Ctrl-C while modules load."""
 
 import errno
+import io
 import logging
 import os
 import signal
@@ -10,15 +11,19 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.trainer.test_checkpoint import state
 from vjepa_fast import config as configs
 from vjepa_fast import files
 from vjepa_fast.cli import main
+from vjepa_fast.config import schema
 from vjepa_fast.errors import UserError
 from vjepa_fast.study.records import read_metrics
-from vjepa_fast.trainer import checkpoint, train
+from vjepa_fast.trainer import checkpoint, saving, train
+from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import truncate_rows
+from vjepa_fast.trainer.writer import RunLock
 
 from .conftest import ROOT, replaced, rows, start, tiny, wait_for
 
@@ -115,6 +120,81 @@ def test_every_call_of_a_save_fails_once(tmp_path, monkeypatch, number):
     assert failed >= 3
 
 
+class Faulty(io.FileIO):
+    """A file whose write number ``at`` goes wrong as ``kind`` says: the error of that number; ``full``, a part of it is
+    written, and then ENOSPC for good; ``short``: every write takes a part alone, which is no error.
+    """
+
+    kind, at, count = "short", 0, 0
+
+    def write(self, data):
+        kind = type(self)
+        kind.count += 1
+        data = memoryview(data).cast("B")
+        if kind.kind == "short":
+            return super().write(data[: max(1, len(data) // 2)])
+        if kind.count <= kind.at:
+            return super().write(data)
+        if kind.count == kind.at + 1 and kind.kind == "full":
+            return super().write(data[: len(data) // 2])
+        if kind.count == kind.at + 1 or kind.kind == "full":
+            number = errno.ENOSPC if kind.kind == "full" else kind.kind
+            raise OSError(number, os.strerror(number))
+        return super().write(data)
+
+
+def writes_fail(patch, kind, at):
+    Faulty.kind, Faulty.at, Faulty.count = kind, at, 0
+
+    def faulty_open(path, mode="r", **options):
+        assert mode == "wb"
+        return io.BufferedWriter(Faulty(os.fspath(path), "wb"))
+
+    patch.setattr(files, "open", faulty_open, raising=False)
+
+
+def several(step):
+    """A checkpoint of more than one write."""
+    content = state(step)
+    content["encoder"] |= {f"w{n}": torch.full((5000,), float(n)) for n in range(3)}
+    return content
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EIO, "full"])
+def test_every_write_of_a_save_fails_once(tmp_path, monkeypatch, kind, background):
+    """In the thread of a save too: one line, the checkpoint before stands, nothing is left, the next save succeeds."""
+    checkpoint.save(tmp_path, several(2))
+    run = schema.RuntimeConfig(async_save=background, keep_checkpoints=2)
+    saver = saving.Saver(tmp_path, Distributed(), RunLock(tmp_path), run)
+    failed = 0
+    for at in range(100):
+        with monkeypatch.context() as patch:
+            writes_fail(patch, kind, at)
+            try:
+                saver.save(3, several(3))
+                saver.settle()
+            except UserError as error:
+                failed += 1
+                assert "\n" not in str(error) and "step-00000003.pt: cannot be written" in str(error)  # noqa: PT017
+                assert os.strerror(errno.EIO if kind == errno.EIO else errno.ENOSPC) in str(error)  # noqa: PT017
+                assert os.listdir(tmp_path / "checkpoints") == ["step-00000002.pt"]
+        assert checkpoint.load(tmp_path)["step"] == (2 if Faulty.count > at else 3)
+        if Faulty.count <= at:
+            break
+    assert failed >= 5 and failed == at
+    saver.save(4, several(4))
+    saver.settle()
+    assert checkpoint.load(tmp_path)["step"] == 4
+
+
+def test_writes_that_take_a_part_alone_make_a_whole_file(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        writes_fail(patch, "short", 0)
+        checkpoint.save(tmp_path, several(2))
+    assert Faulty.count > 20 and checkpoint.load(tmp_path)["encoder"]["w2"][4999] == 2
+
+
 FULL = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -139,7 +219,7 @@ def test_a_disk_that_fills_up_ends_with_one_line_and_all_that_was_written(cfg, m
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "cannot be written" in last
-    assert checkpoint.load(cfg.folder)["step"] == 2 and [r["step"] for r in rows(cfg.folder)] == [1, 2, 3, 4]
+    assert checkpoint.load(cfg.folder)["step"] == 2 and [r["step"] for r in rows(cfg.folder)][:4] == [1, 2, 3, 4]
     result = train(cfg)
     assert rows(result.folder) == rows(train(tiny(manifest, tmp_path / "whole")).folder)
 

@@ -111,6 +111,32 @@ def test_numbers_from_the_device(backend):
         ops.adamw_ema_(*(copies(ours)[k] for k in (0, 0, 1, 2)), rule, numbers=numbers.float())
 
 
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_changes_unless_it_may_go(backend, numbered, scale):
+    if backend == "cpp" and numbered:
+        pytest.skip("cpp reads the numbers on the host")
+    device, gen = device_for(backend), torch.Generator().manual_seed(0)
+    ours, grads = lists(gen, device), random(gen, device)
+    rule, found = ops.Rule(1e-2, 0.9, 0.99, 1e-8, 0.05, 2, 0.3), []
+    given: dict = {"scale": None if scale is None else torch.tensor(scale, device=device)}
+    if numbered:
+        given["numbers"] = torch.tensor(rule.changing, dtype=torch.float64, device=device)
+    for go in (None, True, False):
+        params, exp_avgs, squares, targets, lows = state = copies(ours)
+        theirs = [torch.full_like(g, float("nan")) if go is False else g.clone() for g in grads]
+        with ops.use_backend(backend):
+            flag = None if go is None else torch.tensor(go, device=device)
+            ops.adamw_ema_(params, theirs, exp_avgs, squares, rule, targets=targets, lows=lows, go=flag, **given)
+        found.append([x for values in state for x in values if x is not None])
+    before = [x for values in ours for x in values if x is not None]
+    rtol = 1e-6 if backend == "triton" else 0  # another build of its kernel, with a scale
+    for free, going, staying, old in zip(*found, before):
+        torch.testing.assert_close(going, free, rtol=rtol, atol=rtol)
+        assert torch.equal(staying, old) and (not old.numel() or not torch.equal(going, old))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_exact_at_both_ends_and_the_same_bits_again(backend):
     device = device_for(backend)

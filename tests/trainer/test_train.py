@@ -25,7 +25,7 @@ from vjepa_fast.trainer.step import TrainStep
 from .conftest import config
 
 MASK = schema.MaskConfig()
-VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait")
+VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait", "save_wait")
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,8 @@ def _conflicts(config: Config) -> Iterator[str]:
         other = "method: levjepa" if config.method == "levjepa" else "optimization.name: muon"
         if config.method == "levjepa" or config.optimization.name == "muon":
             yield f"runtime.dtype: float16 is not supported with {other}; use bfloat16 or float32"
+    if config.method == "levjepa" and config.optimization.on_nonfinite == "skip":
+        yield "optimization.on_nonfinite: skip is not supported under method: levjepa, whose projector keeps statistics"
     untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
     if config.runtime.compile is True and untruncated:
         yield (

@@ -208,6 +208,8 @@ class OptimizationConfig:
     # clips of data per optimiser step of all processes: accumulate follows from it and their number; 0: not given
     global_batch: int = later(number(0, low=0))
     clip_grad: float | None = number(None, above=0)  # maximum gradient norm
+    on_nonfinite: str = later(choice("stop", "stop", "skip"))  # steps whose loss or gradients are not finite
+    max_skips: int = later(number(10, low=1))  # under skip, steps in a row after which the run stops all the same
     # of the learning rate after warmup; linear: from lr at step 0 to final_lr, no warmup (the published cooldown)
     schedule: str = later(choice("cosine", "cosine", "linear"))
     name: str = choice("adamw", "adamw", "muon")  # muon: for the matrices of the blocks; changes the maths
@@ -250,6 +252,8 @@ class RuntimeConfig:
     log_every: int = number(10, low=1)  # steps
     save_every: int = number(500, low=1)  # steps
     keep_checkpoints: int = number(2, low=1)
+    # checkpoints are written while training goes on, from a copy in memory; auto: where half the free memory holds it
+    async_save: bool | str = later(choice("auto", True, False, "auto"))
     monitor_every: int = number(100, low=1)  # steps between collapse monitors
     # of several processes: each has all weights, or they are cut over them (FSDP2), for what one cannot hold
     parallel: str = later(choice("ddp", "ddp", "fsdp"))

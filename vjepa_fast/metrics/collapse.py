@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
 from vjepa_fast.layers import channels
+from vjepa_fast.layers.packed import Packed, Stream
 from vjepa_fast.metrics import geometry
 from vjepa_fast.ops import target_norm
 
@@ -67,6 +69,23 @@ def collapse(
         "target_var": every.var(dim=0, unbiased=False).mean(),
         **_by_part(some, _some(z_BKD), levels),
     }
+
+
+class Seen(Protocol):
+    """The first entries are looked at: target ``h`` [B,N,D], student ``z``, and the mask that kept its tokens."""
+
+    h: list[torch.Tensor]
+    z: list[list[torch.Tensor]]
+    masks_enc: list[list[torch.Tensor | Packed]]
+    h_normalized: bool
+
+
+def of_state(state: Seen, levels: int) -> dict[str, torch.Tensor]:
+    """`collapse` of the first clips of a step under their first mask."""
+    z, mask = state.z[0][0], state.masks_enc[0][0]
+    if isinstance(mask, Stream):
+        z = z[:, : sum(mask.lengths[: mask.batch])]  # of the first mask
+    return collapse(state.h[0], z, levels, normalized=state.h_normalized)
 
 
 def _by_part(h: torch.Tensor, z: torch.Tensor, levels: int) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import functools
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -89,9 +90,30 @@ def _measured(dtype: torch.dtype, threads: int) -> float:
 
 def resident(field: str) -> int | None:
     """Bytes of a field of /proc/self/status (VmRSS: resident now, VmHWM: at most); None where there is no such file."""
+    return _field("/proc/self/status", field)
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can still have without swapping, by the machine and by its control group; None where
+    neither says.
+    """
+    found = [_field("/proc/meminfo", "MemAvailable:"), _limit(Path("/sys/fs/cgroup"))]
+    return min((x for x in found if x is not None), default=None)
+
+
+def _limit(group: Path) -> int | None:
+    """What a control group (version 2) has left; files that can be dropped from memory count as free."""
     try:
-        with open("/proc/self/status", encoding="ascii", errors="ignore") as f:
-            return next(1024 * int(line.split()[1]) for line in f if line.startswith(field))
+        limit, used = int((group / "memory.max").read_text()), int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # "max"
+        return None
+    return max(0, limit - used + (_field(str(group / "memory.stat"), "inactive_file", 1) or 0))
+
+
+def _field(path: str, name: str, unit: int = 1024) -> int | None:
+    try:
+        with open(path, encoding="ascii", errors="ignore") as f:
+            return next(unit * int(line.split()[1]) for line in f if line.startswith(name))
     except (OSError, StopIteration):
         return None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +28,13 @@ class DamagedError(CheckpointError):
     """A checkpoint that is not, or cannot be, what was written. An earlier one may be whole."""
 
 
-def digests_of(state: Mapping[str, Any]) -> dict[str, str]:
-    """The entry `ENTRY` of a checkpoint that holds ``state``."""
+def digests_of(state: Mapping[str, Any], look: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """The entry `ENTRY` of a checkpoint that holds ``state``; ``look`` is called before each tensor, and may raise."""
+
+    def of(tensor: Tensor) -> str:
+        look()
+        return tensor_digest(tensor)
+
     out: dict[str, str] = {}
     tensors: list[tuple[str, Tensor]] = []
     for entry, value in state.items():
@@ -39,7 +44,7 @@ def digests_of(state: Mapping[str, Any]) -> dict[str, str]:
         _walk(value, entry, tensors, plain)
         out[entry] = hashlib.sha256(repr(plain).encode(errors="surrogatepass")).hexdigest()[:_DIGITS]
     with ThreadPoolExecutor(max(1, min(4, torch.get_num_threads()))) as pool:  # hashing lets go of the interpreter
-        out.update(zip([name for name, _ in tensors], pool.map(tensor_digest, [t for _, t in tensors])))
+        out.update(zip([name for name, _ in tensors], pool.map(of, [t for _, t in tensors])))
     return out
 
 

@@ -61,6 +61,7 @@ def adamw_ema_(
     lows: Sequence[Tensor | None] | None = None,
     scale: Tensor | None = None,
     numbers: Tensor | None = None,
+    go: Tensor | None = None,
 ) -> None:
     """One step of AdamW (arXiv:1711.05101), then ``target <- lerp(target, param, follow)``, all in place.
 
@@ -73,6 +74,7 @@ def adamw_ema_(
             product in the gradients, the others do not touch them.
         numbers: float64 [4] on their device, `Rule.changing` of the step. Then of ``rule`` only betas and eps are read,
             and the work is the same at every step: it can be part of a captured CUDA graph.
+        go: bool [] on their device; where it is false nothing changes, whatever the gradients hold.
 
     Raises:
         ValueError: lists of different lengths, tensors of different shapes, or a copy without its target.
@@ -99,12 +101,19 @@ def adamw_ema_(
         ok = numbers.shape == (4,) and numbers.dtype == torch.float64
         _check.require(ok, "adamw_ema_", "numbers", "float64 [4]", numbers)
     if n:
-        _backend.call("adamw_ema", lists, rule, scale, numbers)
+        _backend.call("adamw_ema", lists, rule, scale, numbers, go)
 
 
 @_backend.register("adamw_ema", "eager")
-def _eager(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | None) -> None:
+def _eager(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | None, go: Tensor | None) -> None:
     """PyTorch's own kernels: its fused AdamW where it has one for the device, else its formula tensor by tensor."""
+    if go is not None:
+        changing = [x for values in (lists[0], *lists[2:]) for x in values if x is not None]
+        before = [x.clone() for x in changing]
+        _eager(lists, rule, scale, numbers, None)
+        for x, old in zip(changing, before):
+            torch.where(go, x, old, out=x)
+        return
     params, grads, exp_avgs, exp_avg_sqs, targets, lows = lists
     keep, pace, root, follow = rule.changing if numbers is None else numbers.to(params[0].dtype).unbind()
     if scale is not None:
@@ -138,7 +147,7 @@ def _objections(backend: str, *args: Any) -> list[str]:
     reasons = machine(*(args[0][0] if args else ()))
     if reasons or not args:
         return reasons
-    lists, _, scale, numbers = args
+    lists, _, scale, numbers, go = args
     wide = [x for values in lists[:5] for x in values if x is not None]
     narrow = [x for x in lists[5] if x is not None]
     if {x.dtype for x in wide} != {torch.float32}:
@@ -147,7 +156,7 @@ def _objections(backend: str, *args: Any) -> list[str]:
         reasons.append(f"{backend} keeps copies in bfloat16 only")
     if not all(x.is_contiguous() for x in (*wide, *narrow)):
         reasons.append(f"{backend} supports contiguous tensors only")
-    if len({x.device for x in (*wide, *narrow, *(x for x in (scale, numbers) if x is not None))}) > 1:
+    if len({x.device for x in (*wide, *narrow, *(x for x in (scale, numbers, go) if x is not None))}) > 1:
         reasons.append(f"{backend} supports tensors on one device")
     if backend == "cpp" and numbers is not None:
         reasons.append("cpp reads the numbers of a step on the host")
@@ -161,7 +170,9 @@ def _addresses(lists: Lists) -> list[tuple[int, ...]]:
 
 
 @_backend.register("adamw_ema", "cpp", functools.partial(_objections, "cpp"))
-def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: None) -> None:
+def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: None, go: Tensor | None) -> None:
+    if go is not None and not go:
+        return
     rows = torch.tensor(_addresses(lists), dtype=torch.int64, device="cpu")
     *constants, _, follow = rule  # lr, betas, eps, weight decay
     factor = torch.empty(0, device="cpu") if scale is None else scale.float()
@@ -169,8 +180,10 @@ def _cpp_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: None) ->
 
 
 @_backend.register("adamw_ema", "triton", functools.partial(_objections, "triton"))
-def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | None) -> None:
+def _triton_adamw(lists: Lists, rule: Rule, scale: Tensor | None, numbers: Tensor | None, go: Tensor | None) -> None:
     first = lists[0][0]
+    if go is not None:  # to the kernel a scale below 0 says so
+        scale = torch.where(go, 1.0 if scale is None else scale, -1.0)
     if numbers is None:
         numbers = _capture.constant(torch.tensor(rule.changing, dtype=torch.float64, device="cpu"), first.device)
     tables = _capture.constant, not _capture.capturing(first.device)

@@ -16,9 +16,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -60,9 +60,22 @@ def latest(folder: str | Path) -> Path | None:
     return found[-1] if found else None
 
 
-def save(folder: str | Path, state: Mapping[str, Any], keep: int = 2) -> Path:
+class _Watched:
+    """An open file that calls ``look`` before each write."""
+
+    def __init__(self, file: IO[bytes], look: Callable[[], None]):
+        self.file, self.look, self.flush = file, look, file.flush
+
+    def write(self, data: bytes) -> int:
+        self.look()
+        return self.file.write(data)
+
+
+def save(folder: str | Path, state: Mapping[str, Any], keep: int = 2, look: Callable[[], None] = lambda: None) -> Path:
     """Write ``state`` (all of `KEYS`) with its digests as the checkpoint of its step, then remove all but the newest
     ``keep``. The run folder must be there, ``checkpoints/`` is made.
+
+    ``look`` is called again and again; where it raises, the save is given up and nothing is left of it.
 
     Raises:
         TrainingError: a weight or a moment of the optimiser is not finite; nothing is written.
@@ -77,7 +90,8 @@ def save(folder: str | Path, state: Mapping[str, Any], keep: int = 2) -> Path:
         )
     path = path_of(folder, state["step"])
     with atomic_file(path, "wb", FREE, parents=False) as f:
-        torch.save({**state, digests.ENTRY: digests.digests_of(state)}, f)
+        torch.save({**state, digests.ENTRY: digests.digests_of(state, look)}, _Watched(f, look))
+    look()
     for old in all_in(folder)[: -max(1, keep)]:
         old.unlink(missing_ok=True)
     return path

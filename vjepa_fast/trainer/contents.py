@@ -81,6 +81,7 @@ def _rows(value: Any) -> bool:
         and _tensors(monitors)
         and isinstance(monitors, Mapping)
         and all(v.numel() == 1 for v in monitors.values())
+        and _count(value.get("skipped", 0))
     )
 
 

@@ -30,7 +30,7 @@ from vjepa_fast.models.levjepa import Projector, draw_kept
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.objectives import levjepa as losses
 from vjepa_fast.objectives.epps_pulley import draw
-from vjepa_fast.trainer import optim, precision, regional
+from vjepa_fast.trainer import nonfinite, optim, precision, regional
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.prefetch import Staged, to_device
 from vjepa_fast.trainer.schedules import Schedules
@@ -123,6 +123,7 @@ class LevjepaStep:
         self.params = optim.parameters(self.optimizer)
         self.average = optim.Average(self.encoder, self.target_encoder)
         self.gradients = Gradients(self.params, self.world)
+        self.guard = nonfinite.Guard(cfg.optimization, self.world)
         self.draws_on = torch.device("cpu") if self.device.type == "meta" else self.device
         self.stack = flops.Stack.of(self.encoder.blocks)
         if regional.resolve(cfg, self.device) == "blocks":
@@ -163,7 +164,8 @@ class LevjepaStep:
         average, momentum = (None, 1.0) if due is None else (self.average, due)
         with phase("optimiser"):
             norm = optim.gradient_norm(self.params)
-        optim.update(self.optimizer, average, momentum, norm, self.cfg.optimization.clip_grad)
+        go = self.guard.go(rows, norm)
+        optim.update(self.optimizer, average, momentum, norm, self.cfg.optimization.clip_grad, go=go)
         loss, agree, spread = torch.stack(rows).mean(0).unbind()
         groups = [g for b in micro for g in b.groups]
         return StepOutput(

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vjepa_fast.errors import TrainingError, UserError
+from vjepa_fast.errors import UserError
 from vjepa_fast.files import append_line, read_rows, write_bytes, write_json
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.flops import Work
 from vjepa_fast.trainer import peers
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.loggers import Sink
+from vjepa_fast.trainer.nonfinite import NonFiniteError, Skips
 from vjepa_fast.trainer.step import StepOutput
 
 _log = logging.getLogger("vjepa_fast")
@@ -57,6 +58,7 @@ class Metrics:
         sinks: where rows go besides; those of the first process count.
         device: whose memory the rows report.
         peak: FLOP/s per process, for MFU; None: not known.
+        max_skips: steps that are not finite were skipped, and so many in a row are no error; None: each is an error.
     """
 
     def __init__(
@@ -69,17 +71,25 @@ class Metrics:
         sinks: Sequence[Sink] = (),
         device: torch.device | str = "cpu",
         peak: float | None = None,
+        max_skips: int | None = None,
     ):
         self.folder, self.world, self.ipe = folder, world, ipe
         self.device, self.peak = torch.device(device), peak
         self.path = folder / "metrics.jsonl"
         self.last_row: dict[str, Any] = {}
         self.pending = Pending()
-        self.data_wait = 0.0
+        self.data_wait = self.save_wait = 0.0  # seconds of the interval
         self.since = time.perf_counter()
         self.sinks = list(sinks)
+        self.skips = None if max_skips is None else Skips(max_skips)
+        self.writer = None
         if world.main:
             self.last_row = truncate_rows(self.path, resume_step)
+
+    def waited(self, *, data: float, save: float) -> None:
+        """Seconds that the host waited for clips, and training for checkpoints."""
+        self.data_wait += data
+        self.save_wait += save
 
     def record(self, step: int, out: StepOutput) -> None:
         """Take the output of the step that brought the count of finished steps to ``step``. Does not wait."""
@@ -100,36 +110,61 @@ class Metrics:
         """The pending values ``[n, 2 + terms]`` on the CPU (the one wait), averaged over processes and checked.
 
         Raises:
-            TrainingError: one of them is not finite; names the first such step, its terms and its samples.
+            TrainingError: one of them is not finite, and the step was not skipped, or too many in a row were; names the
+                first such step, its terms and its samples.
         """
-        p = self.pending
         peers.mark("log")
-        values = self.world.mean(torch.stack(p.values)).cpu()
+        values = self.world.mean(torch.stack(self.pending.values)).cpu()
         bad = ~torch.isfinite(values)
+        if self.skips is not None:
+            skipped = self.skips.of(values)
+            if (row := self.skips.too_many(skipped)) is not None:
+                self._fail(values, row, too_many=True)
+            bad &= ~skipped[:, None]
         if bad.any():
-            row = int(bad.any(dim=1).nonzero()[0])
-            names = ["loss", *p.terms, "grad_norm"]
-            found = {n: v for n, v, b in zip(names, values[row].tolist(), bad[row].tolist()) if b}
-            self._fail(p.steps[row], found, row)
+            self._fail(values, int(bad.any(dim=1).nonzero()[0]))
         return values
 
-    def _fail(self, step: int, found: dict[str, float], row: int) -> None:
-        paths = [p for part in self.world.gather(self.pending.paths[row]) for p in part]
+    def _fail(self, values: Tensor, row: int, *, too_many: bool = False) -> None:
+        p, step = self.pending, self.pending.steps[row]
+        names = ["loss", *p.terms, "grad_norm"]
+        found = {n: str(v) for n, v in zip(names, values[row].tolist()) if not math.isfinite(v)}
+        paths = [path for part in self.world.gather(p.paths[row]) for path in part]
         named = ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else "")
-        report = {"step": step, "values": {k: str(v) for k, v in found.items()}, "samples": paths}
         if self.world.main:
             with contextlib.suppress(UserError):  # the loss is the news, not the disk
+                report = {"step": step, "values": found, "samples": paths}
                 write_json(self.folder / "failure.json", report, parents=False)
+        where = self.world.gather(not bool(torch.isfinite(p.values[row][:-1]).all()))  # the norm is that of all
         terms = ", ".join(f"{k}={v}" for k, v in found.items())
-        raise TrainingError(
-            f"step {step}: not finite: {terms}; samples: {named}; no checkpoint was written since; "
-            "lower optimization.lr, set optimization.clip_grad or check these samples"
+        limit = self.skips.limit if self.skips is not None else 0
+        what = (
+            f"more than {limit} steps in a row were skipped (optimization.max_skips); samples: {named}"
+            if too_many
+            else f"samples: {named}; no checkpoint was written since"
+        )
+        text = f"step {step}: not finite: {terms}; {what}; "
+        raise NonFiniteError(
+            text + "lower optimization.lr, set optimization.clip_grad or check these samples",
+            step,
+            found,
+            here=where[self.world.rank] if any(where) else self.world.main,
+            last=bool(Skips.of(values[row:]).all()),
         )
 
     def flush(self, out: StepOutput) -> dict[str, Any]:
-        """Write the row of the pending steps, the last of which gave ``out``; returns it."""
+        """Write the row of the pending steps, the last of which gave ``out``; returns it. Where all were skipped they
+        wait for the next row, and this is empty.
+        """
         p = self.pending
         values = self.read().double()
+        own: dict[str, Any] = {}
+        if self.skips is not None:
+            skipped = self.skips.of(values)
+            if skipped.all():
+                return {}
+            values, own["skipped"] = values[~skipped], int(skipped.sum())
+            self.skips.before = self.skips.after(skipped)
         mean = values.mean(dim=0).tolist()
         clips, work = self._together(p)
         elapsed = max(time.perf_counter() - self.since, 1e-9)
@@ -151,9 +186,11 @@ class Metrics:
             "mfu": round(p.work.flops / elapsed / self.peak, 4) if self.peak else None,
             "peak_memory_mb": None if memory is None else round(memory / 1e6, 1),
             "data_wait": round(self.data_wait / elapsed, 4),
+            "save_wait": round(self.save_wait / elapsed, 4),
             "monitors": {k: v if math.isfinite(v) else None for k, v in _read(p.monitors).items()},
+            **own,
         }
-        self.pending, self.data_wait, self.since = Pending(), 0.0, time.perf_counter()
+        self.pending, self.data_wait, self.save_wait, self.since = Pending(), 0.0, 0.0, time.perf_counter()
         self.last_row = row
         if self.world.main:
             hint = "free space and start again, training resumes from the last checkpoint"
@@ -175,17 +212,21 @@ class Metrics:
         """
         p = self.pending
         if not p.values:
-            return {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}}
+            none = {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}}
+            return none if self.skips is None else {**none, "skipped": self.skips.before}
         return {
             "steps": list(p.steps),
             "terms": list(p.terms),
             "values": self.read(),
             "monitors": {k: torch.tensor(v) for k, v in _read(p.monitors).items()},
+            **({} if self.skips is None else {"skipped": self.skips.before}),
         }
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over what `state_dict` returned."""
         n = len(state["steps"])
+        if self.skips is not None:
+            self.skips.before = int(state.get("skipped", 0))
         self.pending = Pending(
             values=list(state["values"].to(device)),
             steps=list(state["steps"]),

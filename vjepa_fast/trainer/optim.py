@@ -109,11 +109,12 @@ class AdamW(torch.optim.AdamW):
         momentum: float = 1.0,
         scale: Tensor | None = None,
         on_device: bool = False,
+        go: Tensor | None = None,
     ) -> None:
         """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
 
         ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
-        ``on_device``: the numbers of the step are put there and read there, see `work`.
+        ``on_device``: the numbers of the step are put there and read there, see `work`. ``go``: see `work`.
         """
         if closure is not None:
             raise ValueError("AdamW.step: a closure is not supported")
@@ -123,7 +124,7 @@ class AdamW(torch.optim.AdamW):
             rows = torch.tensor([b.rule(momentum).changing for b in buckets], dtype=torch.float64, device="cpu")
             numbers = _capture.constant(rows, buckets[0].params[0].device)
         self.count(buckets)
-        self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers)
+        self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers, go=go)
 
     @property
     def counted(self) -> list[Tensor]:
@@ -159,6 +160,7 @@ class AdamW(torch.optim.AdamW):
         momentum: float,
         scale: Tensor | None,
         numbers: Tensor | None,
+        go: Tensor | None = None,
     ) -> None:
         """What the device does in a step.
 
@@ -169,6 +171,7 @@ class AdamW(torch.optim.AdamW):
             scale: see `step`.
             numbers: float64 [buckets, 4] on the parameters' device, `ops.Rule.changing` of each bucket: with these no
                 other number of the step is read, and the work can be captured. ``momentum`` is then in each row.
+            go: bool [] there; where it is false nothing changes.
         """
         targets, lows = (average.pairs, average.lows) if average is not None else ({}, {})
         done: set[Tensor] = set()
@@ -180,22 +183,28 @@ class AdamW(torch.optim.AdamW):
             low = [None if t is None else lows.get(t) for t in follow]
             lists, rule = (bucket.params, grads, first, second), bucket.rule(momentum)
             if is_cut(grads[0]):
-                self._work_on_parts(lists, rule, follow, scale)
+                self._work_on_parts(lists, rule, follow, scale, go)
             else:
-                ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row)
+                ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row, go=go)
             done.update(bucket.params)
         if average is not None:
-            average.follow(momentum if numbers is None else 1.0 - numbers[0, 3], done)
+            pace = momentum if numbers is None else 1.0 - numbers[0, 3]
+            average.follow(pace if go is None else torch.where(go, pace, 1.0), done)
 
     def _work_on_parts(
-        self, lists: tuple[list[Tensor], ...], rule: ops.Rule, follow: list[Tensor | None], scale: Tensor | None
+        self,
+        lists: tuple[list[Tensor], ...],
+        rule: ops.Rule,
+        follow: list[Tensor | None],
+        scale: Tensor | None,
+        go: Tensor | None,
     ) -> None:
         """The same on the own parts of tensors that are cut, some of which may be empty."""
         targets = [None if t is None else local(t) for t in follow]
         rows = [row for row in zip(*([local(t) for t in tensors] for tensors in lists), targets) if row[0].numel()]
         if rows:
             params, grads, first, second, targets = (list(column) for column in zip(*rows))
-            ops.adamw_ema_(params, grads, first, second, rule, targets=targets, scale=scale)
+            ops.adamw_ema_(params, grads, first, second, rule, targets=targets, scale=scale, go=go)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim.AdamW`` has it."""
@@ -387,19 +396,27 @@ def update(
     *,
     on_device: bool = False,
     factor: float | None = None,
+    go: Tensor | None = None,
 ) -> None:
     """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow.
 
     ``factor``: AdamW multiplies gradients by it first; ``norm`` is that afterwards.
     ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
+    ``go``: bool [] on the device; where it is false nothing changes. On CUDA AdamW does so without a wait, and its
+    count of steps goes on; Muon waits.
     """
+    waits = not isinstance(optimizer, AdamW)
+    if go is not None and (waits or go.device.type == "cpu"):
+        if not go:
+            return
+        go = None
     weights_change()
     scale = clip_scale(norm, limit)
     if factor is not None:
         scale = torch.full_like(norm, factor) if scale is None else scale * factor
     if isinstance(optimizer, AdamW):
         with phase("optimiser"):  # and the average, in the same pass
-            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device)
+            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device, go=go)
         return
     with phase("optimiser"):
         if limit is not None:

@@ -147,6 +147,10 @@ def summary(row: dict[str, Any]) -> str:
         parts.append(f"MFU {100 * row['mfu']:.0f} %")
     if row["data_wait"] > 0.1:
         parts.append(f"waiting for data {100 * row['data_wait']:.0f} %")
+    if row.get("save_wait", 0.0) > 0.1:
+        parts.append(f"waiting for checkpoints {100 * row['save_wait']:.0f} %")
+    if row.get("skipped"):
+        parts.append(f"skipped {row['skipped']}")
     # levels and halves (rankme/level0) are in the row and in TensorBoard, a line has no room for them
     parts += [f"{k} {v:.2f}" for k, v in row["monitors"].items() if v is not None and "/" not in k]
     return "  ".join(parts)

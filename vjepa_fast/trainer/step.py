@@ -27,7 +27,7 @@ from vjepa_fast.metrics.profile import phase, whole_step
 from vjepa_fast.models import interop
 from vjepa_fast.models.vit import VisionTransformer
 from vjepa_fast.ops import _capture
-from vjepa_fast.trainer import capacity, captured, optim, precision, regional, scaling, sharding
+from vjepa_fast.trainer import capacity, captured, nonfinite, optim, precision, regional, scaling, sharding
 from vjepa_fast.trainer.building import build_models, build_samplers, reaches_target
 from vjepa_fast.trainer.distributed import Distributed, Gradients
 from vjepa_fast.trainer.graphs import Graphs
@@ -130,6 +130,7 @@ class TrainStep:
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
         self.scaler = scaling.Scaler() if dtype == torch.float16 else None
+        self.guard = nonfinite.Guard(cfg.optimization, self.world)
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         self._build_target(cfg)
@@ -216,16 +217,21 @@ class TrainStep:
         )
 
     def _update(self, made: _Made, momentum: float) -> None:
-        """Change the weights by the gradients; not where float16 overflowed."""
+        """Change the weights by the gradients; not where float16 overflowed, or what is not finite is skipped."""
         with phase("optimiser"):
             made.norm = optim.gradient_norm(self.params)
-        limit, on_device, factor = self.cfg.optimization.clip_grad, self.captured is not None, None
+        cfg, on_device, factor = self.cfg.optimization, self.captured is not None, None
+        go = self.guard.go(made.rows, made.norm if self.scaler is None else None)
         if self.scaler is not None:
+            if go is not None and not go:
+                return
             made.norm, factor = self.scaler.down(made.norm)
-            if factor is None and self.average and self.cfg.compat == "published":
-                self.average.follow(momentum)
-        if self.scaler is None or factor is not None:
-            optim.update(self.optimizer, self.average, momentum, made.norm, limit, on_device=on_device, factor=factor)
+            if factor is None:
+                if self.average and self.cfg.compat == "published":
+                    self.average.follow(momentum)
+                return
+        given = {"on_device": on_device, "factor": factor, "go": go}
+        optim.update(self.optimizer, self.average, momentum, made.norm, cfg.clip_grad, **given)
 
     def _backward_with_room(
         self, micro: Sequence[Batch | Staged], index: int, weights: Sequence[Mapping[str, float]], monitor: bool
@@ -260,7 +266,7 @@ class TrainStep:
             if monitor and last:
                 if not state.has("h"):
                     state.h = [self._target(state.clips[0], 0)]
-                made.monitors = _monitors(state, self.encoder.levels)
+                made.monitors = monitors.of_state(state, self.encoder.levels)
             del state  # features that the backward pass does not ask for are free from here on
             with phase("backward"):
                 total = out.total if self.scaler is None else self.scaler.up(out.total)
@@ -444,10 +450,3 @@ class _Made:
     norm: Tensor = field(default_factory=lambda: torch.zeros(()))
     work: flops.Work = flops.Work()
     monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-
-def _monitors(state: objectives.LatentState, levels: int) -> dict[str, Tensor]:
-    z, mask = state.z[0][0], state.masks_enc[0][0]
-    if isinstance(mask, Stream):
-        z = z[:, : sum(mask.lengths[: mask.batch])]  # of the first mask
-    return monitors.collapse(state.h[0], z, levels, normalized=state.h_normalized)

@@ -20,13 +20,16 @@ from vjepa_fast.errors import TrainingError
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
 from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
+from vjepa_fast.trainer.bundle import write_bundle
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.loggers import open_sinks
 from vjepa_fast.trainer.methods import METHODS
 from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.nonfinite import NonFiniteError
 from vjepa_fast.trainer.peers import mark, together
 from vjepa_fast.trainer.prefetch import Prefetcher
 from vjepa_fast.trainer.progress import Progress
+from vjepa_fast.trainer.saving import Saver
 from vjepa_fast.trainer.signals import StepGivenUp, StopRequest, process_settings_kept
 from vjepa_fast.trainer.step import StepOutput, resolve_device
 from vjepa_fast.trainer.streams import open_streams, position
@@ -63,8 +66,7 @@ class Trainer:
         self.cfg, run = cfg, cfg.runtime
         if run.threads:
             torch.set_num_threads(run.threads)
-        local_rank = Distributed.local_rank_from_env()
-        self.device = resolve_device(run.device, local_rank)
+        self.device = resolve_device(run.device, Distributed.local_rank_from_env())
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.world = Distributed.from_env(self.device.type, run.timeout)
@@ -99,20 +101,20 @@ class Trainer:
             sinks=open_sinks(cfg, self.world, self.done),
             device=self.device,
             peak=peak.flops,
+            max_skips=cfg.optimization.max_skips if cfg.optimization.on_nonfinite == "skip" else None,
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
         self.watch = Watch(cfg, probe, self.world, self.device)
-        self.saved_path = source if saved is not None else None
+        self.saver = Saver(self.folder, self.world, self.lock, run, source if saved is not None else None)
         self.listed = 0  # unreadable samples in the list so far
 
     def run(
         self, max_steps: int | None = None, on_log: Callable[[dict[str, Any]], None] | None = None, profile: int = 0
     ) -> TrainResult:
         """Make the steps that are left, see `train`."""
-        total = self.step.schedules.total_steps
+        total, run = self.step.schedules.total_steps, self.cfg.runtime
         end = total if max_steps is None else min(total, max_steps)
-        run = self.cfg.runtime
         if self.done >= end:
             return self._result()
         feed = Prefetcher(
@@ -126,33 +128,41 @@ class Trainer:
             alone = self.world.world == 1
             stopper = StopRequest(impatient=alone and self.device.type == "cpu", main=self.world.main)
             with stopper as request, Progress(end, self.done, enabled=self.world.main) as progress, profiler:
+                self.saver.say = progress.note
                 for note in [*self.notes, *banner.lines(self, end)]:
                     progress.note(note)
                 while self.done < end:
                     try:
                         with request.step():
-                            out = self._one(feed, end, stop=request.signal is not None)
+                            out = self._one(feed, end, stop=request.signal is not None or self.saver.failed)
                     except StepGivenUp:
                         if self.done:
-                            self._save()
-                        request.leave(progress.note, self.done, self.saved_path)
+                            self._save(wait=True)
+                        request.leave(progress.note, self.done, self.saver.path)
                     profiler.step()
-                    if alone:  # several processes agree during the next step
-                        out.stop = request.signal is not None
+                    # several processes agree during the next step
+                    out.stop = request.signal is not None if alone else out.stop
+                    self.saver.look()
                     if self.done % run.log_every == 0 or self.done == end:
                         self.lock.check()
-                        row = self.metrics.flush(out)
+                        if row := self.metrics.flush(out):
+                            for tell in filter(None, (progress.log, on_log)):
+                                tell(row)
                         self.listed = run_folder.list_bad(self.folder, self.loaders, self.world, self.listed)
-                        progress.log(row)
-                        if on_log is not None:
-                            on_log(row)
                     else:
                         progress.advance(self.done)
                     if self.done % run.save_every == 0 or self.done == end or out.stop:
-                        self._save()
+                        self._save(wait=self.done == end or out.stop)
                     if out.stop:
-                        request.leave(progress.note, self.done, self.saved_path)
+                        request.leave(progress.note, self.done, self.saver.path)
+        except NonFiniteError as error:
+            write_bundle(self, error)
+            raise
+        except KeyboardInterrupt:  # a second one
+            self.saver.close(at_once=True)
+            raise
         finally:
+            self.saver.close()
             self.metrics.close()
         return self._result()
 
@@ -163,38 +173,31 @@ class Trainer:
         self.done += 1
         if self.done < end:
             feed.advance(self.done)
-        self.metrics.data_wait, feed.waited = self.metrics.data_wait + feed.waited, 0.0
+        self.metrics.waited(data=feed.waited, save=self.saver.waited)
+        feed.waited = self.saver.waited = 0.0
         out.monitors.update(self.watch(self.step, self.done, self.metrics))
         self.metrics.record(self.done, out)
         return out
 
-    def _save(self) -> None:
+    def _save(self, *, wait: bool) -> None:
         mark("save")
         metrics = self.metrics.state_dict()  # raises on every process alike if a value is not finite
-        error, weights = None, self.step.state_dict() if self.world.main or self.step.sharded else {}
-        if self.world.main:
-            state = {
-                **weights,
-                "epoch": self.done // self.cfg.optimization.ipe,
-                "step": self.done,
-                "sampler": position(self.cfg, self.done, self.loaders),
-                "rng": checkpoint.rng_state(self.device),
-                "metrics": metrics,
-                "config": configs.to_dict(self.cfg),
-                "versions": self.versions,
-            }
-            try:
-                self.lock.check()
-                checkpoint.save(self.folder, state, self.cfg.runtime.keep_checkpoints)
-            except Exception as e:
-                error = e
-        self.world.agree(error)
-        self.saved_path = checkpoint.path_of(self.folder, self.done)
+        weights = self.step.state_dict() if self.world.main or self.step.sharded else {}
+        others = {
+            "epoch": self.done // self.cfg.optimization.ipe,
+            "step": self.done,
+            "sampler": position(self.cfg, self.done, self.loaders),
+            "rng": checkpoint.rng_state(self.device),
+            "metrics": metrics,
+            "config": configs.to_dict(self.cfg),
+            "versions": self.versions,
+        }
+        self.saver.save(self.done, {**weights, **others} if self.world.main else None, wait=wait)
 
     def _result(self) -> TrainResult:
-        if self.saved_path is None:
+        if self.saver.path is None:
             raise TrainingError("no step was made: optimization.epochs * optimization.ipe or max_steps is 0")
-        return TrainResult(self.folder, self.done, self.metrics.last_row, self.saved_path)
+        return TrainResult(self.folder, self.done, self.metrics.last_row, self.saver.path)
 
     def close(self) -> None:
         """Stop the loaders, leave the process group, give the folder back."""
@@ -225,7 +228,7 @@ def train(
         max_steps: stop at this count of optimiser steps; schedules stay those of the whole run.
         on_log: called with each row of metrics.jsonl.
         profile: so many steps, after two, go into ``profile/`` of the folder (metrics/profile.py).
-        fallback: take the checkpoint before where the newest of a folder is damaged; False: raise.
+        fallback: take the checkpoint before where the newest is damaged; False: raise.
         probe: what makes the probe of ``monitor.probe``: ``evaluation.quick_probe``.
 
     On SIGTERM the step in hand is finished, a checkpoint written, and the process exits 0; on SIGINT likewise, then

@@ -1,0 +1,107 @@
+"""Steps whose loss or gradients are not finite: ``optimization.on_nonfinite`` stops the run or skips the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vjepa_fast.config.schema import OptimizationConfig
+from vjepa_fast.errors import TrainingError
+from vjepa_fast.trainer.distributed import Distributed
+
+
+def finite(cfg: OptimizationConfig, world: Distributed, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
+    """Whether a step may change weights: bool [] on the device, the same in all processes, and nobody waits for it.
+
+    Args:
+        cfg: None is returned, and nothing computed, unless it asks for a skip.
+        world: the processes; each has losses of its own, gradients are the same in all.
+        losses: of the step's batches, each [] or [n] with the loss first.
+        norm: of the gradients []; None: it is looked at elsewhere.
+    """
+    if cfg.on_nonfinite != "skip":
+        return None
+    loss = world.mean(torch.stack([x.detach().reshape(-1)[0].float() for x in losses]).mean())
+    return torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
+
+
+class Guard:
+    """Decides before each update whether weights may change.
+
+    Under ``on_nonfinite: skip`` they may not where loss or gradients are not finite. Under ``stop`` the run ends when
+    that is read; on a CPU, where looking costs nothing, no step from the failed one on changes weights until then.
+
+    Attributes:
+        failed: a step was not finite, and weights are those before it.
+    """
+
+    def __init__(self, cfg: OptimizationConfig, world: Distributed):
+        self.cfg, self.world = cfg, world
+        self.failed = False
+
+    def go(self, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
+        """As `finite`; None where nobody looks."""
+        if self.cfg.on_nonfinite == "skip":
+            return finite(self.cfg, self.world, losses, norm)
+        seen = [] if norm is None else [norm]  # the same in all processes; a loss is not
+        if self.world.world == 1:
+            seen += [x.detach().reshape(-1)[0] for x in losses]
+        if not seen or any(x.device.type != "cpu" for x in seen):
+            return None
+        self.failed = self.failed or not all(bool(torch.isfinite(x)) for x in seen)
+        return torch.tensor(not self.failed, device="cpu")
+
+
+class NonFiniteError(TrainingError):
+    """A loss, term or gradient norm that is not finite.
+
+    Attributes:
+        step: optimiser steps made, this one included.
+        values: those that are not finite, by name.
+        here: values of this process are among them; where they are of none, of the first.
+        last: no later step changed weights, as far as rows tell.
+    """
+
+    def __init__(self, text: str, step: int, values: Mapping[str, str], *, here: bool = True, last: bool = False):
+        super().__init__(text)
+        self.step, self.values, self.here, self.last = step, dict(values), here, last
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TrainingError, (str(self),)
+
+
+class Skips:
+    """Counts skipped steps, on the host, when rows are read.
+
+    Args:
+        limit: steps in a row after which the run stops.
+
+    Attributes:
+        before: skipped in a row up to the last row that was written.
+    """
+
+    def __init__(self, limit: int, before: int = 0):
+        self.limit, self.before = limit, before
+
+    @staticmethod
+    def of(values: Tensor) -> Tensor:
+        """Which rows ``[loss, *terms, grad_norm]`` of [n, 2 + terms] are of skipped steps: bool [n]."""
+        return ~(torch.isfinite(values[:, 0]) & torch.isfinite(values[:, -1]))
+
+    def too_many(self, skipped: Tensor) -> int | None:
+        """The first row with which more than ``limit`` steps in a row were skipped."""
+        count = self.before
+        for row, is_skipped in enumerate(skipped.tolist()):
+            count = count + 1 if is_skipped else 0
+            if count > self.limit:
+                return row
+        return None
+
+    def after(self, skipped: Tensor) -> int:
+        """``before`` once the row of these steps is written."""
+        count = self.before
+        for is_skipped in skipped.tolist():
+            count = count + 1 if is_skipped else 0
+        return count
