@@ -213,6 +213,8 @@ def test_kill_at_a_random_step_and_resume(cfg, tmp_path):
     killed = tmp_path / "killed"
     process = start(cfg, killed, pause=0.05)
     wait_for_rows(process, killed, step)
+    while checkpoint.latest(killed) is None and process.poll() is None:  # it is written beside the steps
+        time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = len(rows(killed))
