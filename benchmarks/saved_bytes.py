@@ -183,11 +183,11 @@ def _through(blocks: nn.ModuleList, x: Tensor, *args: Any) -> Tensor:
     return x
 
 
-def rows(batch: int) -> list[dict[str, Any]]:
+def rows(batch: int, ways: Sequence[str] = WAYS) -> list[dict[str, Any]]:
     cfg = config.load(RECIPE, ["model.use_activation_checkpointing=false", f"data.batch_size={batch}"])
     found = []
     with on_gpu():
-        for way in WAYS:
+        for way in ways:
             lengths = LENGTHS[batch]
             parts = theirs(cfg, batch, lengths) if way == "reference" else ours(cfg, way == "fused", batch, lengths)
             m = cfg.model
@@ -215,9 +215,12 @@ def table(found: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=int, action="append", choices=LENGTHS, help="default all")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=WAYS, help="default all; of_reference is of the first"
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the rows as JSON")
     args = parser.parse_args()
-    found = [row for batch in args.batch or LENGTHS for row in rows(batch)]
+    found = [row for batch in args.batch or LENGTHS for row in rows(batch, args.ways)]
     if args.json:
         files.write_json(args.json, found)
     print(table(found))

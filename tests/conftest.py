@@ -41,3 +41,17 @@ def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
         "motion8": render_suite("motion8", folder / "motion8", splits=splits, size=64, frames=16),
         "objects": render_suite(objects, folder / "objects", splits=splits, size=64),
     }
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their file run in one process (``--dist loadgroup``), so that it is made once."""
+    for item in items:
+        shared = [
+            definition
+            for definitions in getattr(getattr(item, "_fixtureinfo", None), "name2fixturedefs", {}).values()
+            for definition in definitions
+            if definition.scope in ("module", "session") and definition.baseid == item.nodeid.split("::")[0]
+        ]
+        if shared and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(shared[0].baseid))

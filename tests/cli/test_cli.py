@@ -245,6 +245,21 @@ def test_closed_pipe_is_no_error():
     assert "Traceback" not in done.stderr and done.stdout.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["2024-01-01", "001", "a #2", "a: b", "null", "[x]", "\u00e9 \U0001f3ac", "a\u2028b"])
+def test_a_run_folder_may_have_any_name(name, tmp_path, monkeypatch):
+    """It is no YAML, whatever it looks like: for a new run, and for one that goes on."""
+    from vjepa_fast.cli import train
+
+    folders = []
+    monkeypatch.setattr(train, "_train", lambda args, cfg, overrides: folders.append(cfg.folder) or 0)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "synthetic_small", "--folder", name]) == 0
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "config.yaml").write_text(config.dump_yaml(config.load("synthetic_small")), encoding="utf-8")
+    assert cli.main(["train", name]) == 0
+    assert folders == [name, name]
+
+
 def test_missing_manifest_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "mixed_4gpu_baseline", "--folder", "run", "--device", "cpu"]) == 2

@@ -2,16 +2,12 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from vjepa_fast import cli, config, trainer
 from vjepa_fast.data.synthetic import render_suite
 
-ROOT = Path(__file__).parents[2]
 RUNS = [name for name in config.list_recipes() if name.startswith(("mixed_", "ucf101_", "synth_"))]
 SMALL = [
     "model.model_name=vit_tiny",
@@ -67,7 +63,19 @@ def test_builds_at_full_size(name):
     assert set(plan.terms) == set(config.load(name).objectives)
 
 
-@pytest.mark.parametrize("name", RUNS)
+def alike():
+    """One run for each way to choose data, terms of the loss and masks; what numbers they have is checked above."""
+    found = {}
+    for name in RUNS:
+        cfg = config.load(name)
+        terms = {term: {k: v for k, v in of.items() if not isinstance(v, float)} for term, of in cfg.objectives.items()}
+        masks = cfg.masks.strategy, [spec.motion_guided for spec in cfg.masks.specs]
+        found.setdefault(repr((terms, masks, cfg.target.mode, cfg.target.stop_gradient)), name)
+        found.setdefault((name.split("_")[0], cfg.img_data is None), name)
+    return sorted(set(found.values()))
+
+
+@pytest.mark.parametrize("name", alike())
 def test_takes_one_step(name, manifests, tmp_path):
     cfg = small(name, manifests, tmp_path / "run")
     result = trainer.train(cfg, max_steps=1)
@@ -145,21 +153,14 @@ optimization:
 """
 
 
-def test_published_file_trains_from_the_command_line(manifests, tmp_path):
+def test_published_file_trains_from_the_command_line(manifests, tmp_path, caplog):
     path, folder = tmp_path / "published.yaml", tmp_path / "run"
     path.write_text(
         PUBLISHED_FILE.format(folder=folder, videos=manifests["ucf101.csv"], images=manifests["imagenet100.csv"])
     )
     overrides = ["--set", "model.depth=4", "--set", "runtime.log_every=1", "--set", "runtime.tensorboard=false"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vjepa_fast", "train", path, "--device", "cpu", *overrides],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "keys without effect here: nodes" in done.stderr
+    assert cli.main(["train", str(path), "--device", "cpu", *overrides]) == 0
+    assert "keys without effect here: nodes" in caplog.text
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
     assert set(rows[0]["terms"]) == {"pred", "context", "hw", "fwm_static", "fwm_orth", "ld"}
@@ -190,25 +191,3 @@ def test_folder_that_cannot_be_made(manifests, tmp_path, capsys):
     assert cli.main(small_train(manifests, folder)) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {folder}") and err.count("\n") == 1
-
-
-def test_disk_that_fills_up(manifests, tmp_path):
-    """A limit on the size of a file stands in for the full disk: writes of the checkpoint fail in the same way."""
-    resource = pytest.importorskip("resource", reason="limits are POSIX")
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    folder = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-m", "vjepa_fast", *small_train(manifests, folder)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=300,
-        preexec_fn=limit,
-    )
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 2 and len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
-    assert str(folder) in errors[0]
-    assert list((folder / "checkpoints").glob("*")) == []

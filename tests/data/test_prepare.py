@@ -366,6 +366,15 @@ def test_of_several_files_of_a_name_the_folders_decide(tmp_path):
     assert path is None
     assert problem.startswith("2 files have this name: ")
     assert files.find("z.mp4") == (None, f"not below {tmp_path}")
+    for name in ("d/z.mp4", "deep/f/w.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    files = Files(tmp_path)
+    for name, within in (("c/z.mp4", ""), ("z.mp4", "c"), ("x/A B/z", "")):  # of another class, whose folder is there
+        path, problem = files.find(name, within)
+        assert path is None and problem.endswith(f"a file of this name is {tmp_path / 'd/z.mp4'}")
+    assert files.find("elsewhere/z.mp4") == (str(tmp_path / "d/z.mp4"), "")  # the download has other folders
+    assert files.find("deep/w.mp4") == (str(tmp_path / "deep/f/w.mp4"), "")
     assert files.find("/")[0] is None
 
 

@@ -220,6 +220,13 @@ def test_a_second_run_makes_only_what_is_missing(source, tmp_path, monkeypatch):
     os.utime(source / "a" / "one.mp4", (now, now))  # a newer source is copied again
     go(source, tmp_path / "out")
     assert made[5:] == ["one.mp4"]
+    os.utime(source / "b" / "three.mp4", (1, 1))  # another file put there, older than the copy of the first
+    go(source, tmp_path / "out")
+    assert made[6:] == ["three.mp4"]
+    (folder / "sources.json").unlink()  # what an earlier version wrote has none: the times are compared
+    os.utime(source / "a" / "one.mp4", (1, 1))
+    go(source, tmp_path / "out")
+    assert len(made) == 7
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in source.rglob("*") if path.is_file()}
     assert after.keys() == before.keys()
     assert all(after[path][1] == before[path][1] for path in before)
@@ -233,7 +240,8 @@ def test_a_film_that_breaks_midway_is_quarantined_and_leaves_nothing(source, tmp
     report = go(source, tmp_path / "out")
     assert (report.parts["train"]["samples"], report.bad) == (3, 1)
     assert "four.mp4" in (tmp_path / "out" / "quarantine.jsonl").read_text()
-    assert len([p for p in (tmp_path / "out" / "h264-5fps-16px-q20").rglob("*") if p.is_file()]) == 3
+    left = {p.name for p in (tmp_path / "out" / "h264-5fps-16px-q20").rglob("*") if p.is_file()}
+    assert left == {"one.mp4", "two.mp4", "three.mp4", "sources.json"}
 
 
 def test_files_that_differ_in_their_suffix_alone_have_two_copies(source, tmp_path, films):

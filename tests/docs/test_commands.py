@@ -75,6 +75,8 @@ SMALL = {
     "python benchmarks/bench_data.py": "--seconds 0.01 --only MJPEG",
     "python benchmarks/data_reading.py": "--clips 2 --size 32 --frames 4 --steps 1",
     "python benchmarks/mask_tokens.py": "--batch 2 --steps 2",
+    "python benchmarks/frame_starts.py": "--only mpeg4",
+    "python benchmarks/saved_bytes.py": "--batch 8 --ways fused",
     "python docs/tables.py": "--check",
     "python benchmarks/plot_step.py": "--page performance.md --png step.png",
 }

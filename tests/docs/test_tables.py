@@ -24,6 +24,13 @@ def test_tables_are_up_to_date(page):
     assert tables.updated(text) == text, "run python docs/tables.py"
 
 
+@pytest.mark.parametrize("kind", tables.BY_NAME)
+def test_the_order_of_imports_does_not_show(kind, monkeypatch):
+    made = tables.table(kind)
+    monkeypatch.setattr(tables, "registry_of", lambda kind: dict(list(registry.registry_of(kind).items())[::-1]))
+    assert tables.table(kind) == made
+
+
 def test_a_table_that_is_old_is_seen():
     old = "# A\n<!-- table: decoder -->\n| name |\n<!-- end -->\nb\n"
     assert "| `pyav` |" in tables.updated(old)

@@ -1,5 +1,6 @@
 """Collapse figures of the training log: per level, per half, without a wait of their own."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from vjepa_fast import ops
+from vjepa_fast.metrics import collapse as module
 from vjepa_fast.metrics import geometry
 from vjepa_fast.metrics.collapse import PART_ROWS, STD_LIMIT, CollapseWatch, _some, collapse
 from vjepa_fast.trainer.progress import Progress, summary
@@ -125,6 +127,11 @@ def test_committed_runs_collapse_and_are_remedied():
     """What docs/training.md shows: one run falls under a limit and is warned of, those with a remedy are not."""
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "collapse_remedy.json"
     first, *others = json.loads(path.read_text())["runs"]
+    ends = [(f"{made['target_std'][-1]:.2f}", f"{made['rankme'][-1]:.1f}") for made in (first, *others)]
+    (std, rankme), stds, rankmes = ends[0], *(sorted(column, key=float) for column in zip(*ends[1:]))
+    said = f"the run that collapsed ended at {std} with RankMe {rankme}, those with a remedy "
+    said += f"at {stds[0]} to {stds[-1]} with RankMe {rankmes[0]} to {rankmes[-1]}."
+    assert said in " ".join(inspect.getsource(module).split()).replace(" # ", " ")
     assert len(others) == 3 and min(first["target_std"]) < STD_LIMIT and len(first["warned"]) == 1
     for made in (first, *others):
         watch = CollapseWatch()

@@ -7,10 +7,11 @@ import shutil
 import numpy as np
 import pytest
 
+from vjepa_fast import config
 from vjepa_fast.data import load_manifest
 from vjepa_fast.data.synthetic.write import write_video
 from vjepa_fast.errors import DataError
-from vjepa_fast.trainer.own_videos import choose_pace, made_from, prepare_videos
+from vjepa_fast.trainer.own_videos import Prepared, choose_pace, made_from, prepare_videos
 
 
 @pytest.fixture
@@ -70,3 +71,10 @@ def test_the_pace_is_that_at_which_nearly_all_are_long_enough():
     assert choose_pace([long] * 8 + [short] * 2) == (16, {"frame_sample_rate": 2})
     assert choose_pace([shorter] * 10) == (16, {"frame_sample_rate": 1})
     assert choose_pace([shortest] * 10) == (8, {"frame_sample_rate": 1})
+
+
+def test_a_folder_of_any_name_is_trained_on(tmp_path):
+    """Its path goes to the recipe as YAML."""
+    for name in ("2024-01-01", "a #2: b", "\U0001f3ac", 'it\'s "it"'):
+        found = Prepared(str(tmp_path / name / "train.csv"), 1, 0.1, 16, {"fps": 8})
+        assert config.load("own_videos", found.overrides).data.datasets == (str(tmp_path / name / "train.csv"),)

@@ -51,6 +51,7 @@ def configured(args: argparse.Namespace, overrides: Sequence[str]) -> Config:
         UserError: no video can be read, or the run folder is of other videos.
     """
     from vjepa_fast import config
+    from vjepa_fast.config.given import folder_override
     from vjepa_fast.errors import UserError
     from vjepa_fast.trainer.own_videos import made_from
 
@@ -62,9 +63,9 @@ def configured(args: argparse.Namespace, overrides: Sequence[str]) -> Config:
                 f"{folder}: holds a run on {before or 'other data'}; name another folder with --out, or start over "
                 "in it with --no-resume"
             )
-        return config.load(folder, [*overrides, f"folder={folder}"])
+        return config.load(folder, [*overrides, folder_override(folder)])
     prepared = _prepare(args.videos, folder)
-    own = [*overrides, f"folder={folder}"]
+    own = [*overrides, folder_override(folder)]
     if recipe != RECIPE:
         frames = config.load(recipe, overrides).data.dataset_fpcs[0]
         return config.load(recipe, [*prepared.overrides, f"data.dataset_fpcs=[{frames}]", *own])

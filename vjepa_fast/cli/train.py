@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vjepa_fast.cli._arguments import add_overrides, at_least, positive
 from vjepa_fast.cli._train_flags import add_short_flags, scaled, short_overrides
 from vjepa_fast.cli._train_videos import RECIPE, add_videos, configured, folder_of
-from vjepa_fast.config.given import Given, blamed
+from vjepa_fast.config.given import Given, blamed, folder_override
 from vjepa_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _configured(args: argparse.Namespace, overrides: list[str]) -> Config:
     cfg = config.load(args.config, overrides)
     # a run folder that was moved goes on where it lies now
     folder = args.folder or (args.config if os.path.isdir(args.config) else None)
-    return cfg if folder is None else config.load(args.config, [*overrides, f"folder={folder}"])
+    return cfg if folder is None else config.load(args.config, [*overrides, folder_override(folder)])
 
 
 def _train(args: argparse.Namespace, cfg: Config, overrides: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -19,6 +20,16 @@ class Given(str):
         made = super().__new__(cls, text)
         made.flag = flag
         return made
+
+
+def quoted(text: str) -> str:
+    """Text as a value of an override, which is YAML: a folder may be called ``2024-01-01`` or ``a #2``."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in json.dumps(text, ensure_ascii=False))
+
+
+def folder_override(folder: object, flag: str = "") -> Given:
+    """The override of ``folder``, whatever it is called."""
+    return Given(f"folder={quoted(str(folder))}", flag or f"--folder {folder}")
 
 
 def flag_of(override: str) -> str:

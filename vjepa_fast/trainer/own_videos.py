@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vjepa_fast.config.given import quoted
 from vjepa_fast.data.manifests.check import check_manifest, keep_indices
 from vjepa_fast.data.manifests.clean import write_clean
 from vjepa_fast.data.manifests.manifest import load_manifest
@@ -53,8 +54,9 @@ class Prepared:
     def overrides(self) -> list[str]:
         """What a recipe needs to train on them."""
         pace = dict.fromkeys(("fps", "frame_sample_rate", "duration")) | self.pace
-        values = {"datasets": [os.path.abspath(self.manifest)], "datasets_weights": None, **pace}
-        return [f"data.{key}={json.dumps(value)}" for key, value in values.items()]
+        values = {"datasets_weights": None, **pace}
+        rest = [f"data.{key}={json.dumps(value)}" for key, value in values.items()]
+        return [f"data.datasets=[{quoted(os.path.abspath(self.manifest))}]", *rest]
 
 
 def made_from(out: Path) -> str | None:
@@ -74,7 +76,7 @@ def prepare_videos(
     Clips are read at 8 frames a second, or at shorter steps where many videos are shorter than two seconds.
 
     Raises:
-        DataError: there is no video that can be read; ``out`` is then as before.
+        DataError: there is no video that can be read; an ``out`` that was not there is then not there.
     """
     folder, there = Path(folder).expanduser(), out.exists()
     if not folder.is_dir():

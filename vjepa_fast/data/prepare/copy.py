@@ -119,12 +119,24 @@ class CopyTask:
     target: Path
 
 
-def is_made(task: CopyTask) -> bool:
-    """Whether the copy is there, and not older than its source."""
+def is_made(task: CopyTask, source: list[int] | None) -> bool:
+    """Whether the copy is there, and of its source as that is now.
+
+    Args:
+        task: which.
+        source: `state` of the source when it was copied; None: not known, so the copy must not be older than it.
+    """
     try:
-        return os.stat(task.target).st_mtime_ns >= os.stat(task.source).st_mtime_ns
+        made, now = os.stat(task.target).st_mtime_ns, state(task.source)
     except OSError:
         return False
+    return made >= now[1] if source is None else source == now
+
+
+def state(path: str | os.PathLike[str]) -> list[int]:
+    """Size and time of change of a file, in bytes and nanoseconds."""
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns]
 
 
 def make_copy(task: CopyTask, form: CopyForm, options: ReadOptions) -> Facts:

@@ -50,12 +50,17 @@ class Files:
         self.media: dict[str, list[str]] = {}
         self._stems: dict[str, list[str]] = {}
         self._ids: dict[str, list[str]] = {}
+        self._folders: set[str] = set()  # names of those that hold media, at any depth
+        known = ""
         for path in visible(os.path.abspath(root)):
             name, suffix = os.path.basename(path), suffix_of(path)
             if suffix in _LIST_SUFFIXES:
                 self.lists.setdefault(name, []).append(Path(path))
             elif suffix in MEDIA_SUFFIXES:
                 self.media.setdefault(name, []).append(path)
+                if os.path.dirname(path) != known:
+                    known = os.path.dirname(path)
+                    self._folders |= self._above(path)
                 stem = name[: -len(suffix)]
                 self._stems.setdefault(stem, []).append(path)
                 if match := _TIMED.fullmatch(stem):
@@ -65,7 +70,8 @@ class Files:
         """The file that a list calls ``name``, or (None, why there is none).
 
         ``name`` is a path or a part of one, with or without suffix; a Kinetics clip is also found by its YouTube id. Of
-        several files with its last part the one is meant that has most of its folders, or is in a folder ``within``.
+        several files with its last part the one is meant that has most of its folders, or is in a folder ``within``;
+        a single one elsewhere, where there is a folder of that name, is not.
         """
         if os.path.isabs(name) and os.path.isfile(name):
             return name, ""
@@ -81,7 +87,15 @@ class Files:
             return None, f"not below {self.root}"
         if len(hits) > 1:
             return None, f"{len(hits)} files have this name: {hits[0]}, {hits[1]}"
+        wanted = {_plain(folder) for folder in (*folders[-1:], *([within] if within else []))} & self._folders
+        if wanted and not wanted & self._above(hits[0]):
+            return None, f"not in {folders[-1] if folders else within}; a file of this name is {hits[0]}"
         return hits[0], ""
+
+    def _above(self, path: str) -> set[str]:
+        """Names of the folders below the root that a file is in."""
+        below = os.path.relpath(os.path.dirname(path), os.path.abspath(self.root))
+        return {_plain(folder) for folder in below.split(os.sep)}
 
     def _named(self, last: str) -> list[str]:
         suffix = suffix_of(last)

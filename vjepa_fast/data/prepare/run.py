@@ -6,7 +6,7 @@ OUT/train.info.jsonl     one object per line of the list: codec, width, height, 
 OUT/classes.json         class names in the order of the labels (<part>_classes.json where parts have their own)
 OUT/quarantine.jsonl     what is missing or cannot be used, with the reason and the line of the list
 OUT/prepare.json         the numbers of the report
-OUT/h264-8fps-256px-q20  copies, one folder for each form
+OUT/h264-8fps-256px-q20  copies, one folder for each form; sources.json there: size and time of what was copied
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.manifests.manifest import quoted
 from vjepa_fast.data.media import ReadOptions, is_image_path
 from vjepa_fast.data.prepare.api import DATA_SETS, Listed, Listing, Request
-from vjepa_fast.data.prepare.copy import CopyForm, CopyTask, is_made, make_copy
+from vjepa_fast.data.prepare.copy import CopyForm, CopyTask, is_made, make_copy, state
 from vjepa_fast.data.prepare.inspect import Facts, inspect
 from vjepa_fast.data.processes import each
 from vjepa_fast.errors import DataError
 from vjepa_fast.files import write_bytes, write_json, write_text
 
 _HINT = "choose another folder with --out"
+_STATES = "sources.json"  # beside the copies of one form
 _SPARE = 0.95  # share of the free disk that copies may take
 _COLUMNS = ("codec", "width", "height", "frames", "fps", "constant", "gop", "bytes")  # of the info files
 Progress = Callable[[str, int, int], None]  # what is done, how many are done, how many there are
@@ -186,7 +187,8 @@ class _Work:
             raise DataError(f"{images[0]}: is an image, and images are not copied; leave --convert out")
         folder = request.out / form.folder
         tasks = [CopyTask(path, target) for path, target in _targets(paths, request, folder, form.suffix).items()]
-        made = [task for task in tasks if is_made(task)]
+        known = _states(folder)
+        made = [task for task in tasks if is_made(task, known.get(_name(str(task.target), folder)))]
         seen = self.look_at([str(task.target) for task in made])
         copies = {t.source: (str(t.target), seen[str(t.target)]) for t in made if not seen[str(t.target)].problem}
         waiting = [task for task in tasks if task.source not in copies]
@@ -194,11 +196,13 @@ class _Work:
         reasons = {path: form.objection(path, facts) for path, facts in sources.items()}
         bad = {path: (path, Facts(problem=reason)) for path, reason in reasons.items() if reason}
         waiting = [task for task in waiting if task.source not in bad]
+        known |= {_name(str(task.target), folder): state(task.source) for task in waiting}
         self._check_room(folder, sum(form.estimate(sources[task.source]) for task in waiting), len(waiting))
         for task, facts in each(partial(make_copy, form=form, options=self.options), waiting, self.workers):
             target = str(task.target)
             copies[task.source] = target, _kept(target, facts or _crashed(task.source))
             self.progress("copying", len(copies) + len(bad), len(tasks))
+        write_json(folder / _STATES, known)
         return copies | bad
 
     def _check_room(self, folder: Path, need: int, copies: int) -> None:
@@ -210,6 +214,15 @@ class _Work:
                 f"{folder}: the copies of {copies} videos take about {need / 1e9:.1f} GB, but {free / 1e9:.1f} GB "
                 "are free; choose another disk with --out, a lower --fps or a smaller --short-side"
             )
+
+
+def _states(folder: Path) -> dict[str, list[int]]:
+    """Copy -> size and time of its source when it was made, as far as they were written down."""
+    try:
+        found = json.loads((folder / _STATES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _kept(path: str, facts: Facts) -> Facts:
