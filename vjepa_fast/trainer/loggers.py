@@ -129,7 +129,7 @@ class Wandb:
 class MLflow:
     """A run of MLflow, in files in ``mlruns/`` of the run folder, or at the ``MLFLOW_TRACKING_URI``.
 
-    MLflow 3 wants to be told that files are meant: ``MLFLOW_ALLOW_FILE_STORE`` is set for this process, unless it is set.
+    MLflow 3 wants to be told that files are meant: ``MLFLOW_ALLOW_FILE_STORE`` is set for the process, unless it is.
 
     The experiment is that of ``MLFLOW_EXPERIMENT_NAME``, else ``vjepa_fast``.
     """

@@ -86,6 +86,7 @@ class Trainer:
             )
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
         # before the first write: a missing manifest leaves no folder behind
+        self.watch = Watch(cfg, probe, self.world, self.device)
         self.loaders, decoders, notes = open_streams(cfg, self.world, self.done, saved)
         self.notes += notes
         self.versions = {**run_folder.versions(self.device, dtype), "peak": peak.label, **decoders}
@@ -101,7 +102,6 @@ class Trainer:
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
-        self.watch = Watch(cfg, probe, self.world, self.device)
         self.saved_path = source if saved is not None else None
         self.listed = 0  # unreadable samples in the list so far
 
