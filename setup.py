@@ -6,11 +6,15 @@ every torch from 2.11 on.
 
 VJEPA_FAST_BUILD=auto (default): build where a compiler is found, else install without. 0: do not build. 1: fail where
 it cannot be built. CXX names the compiler.
+
+VJEPA_FAST_REPOSITORY=https://...: where links of README.md lead on the package page; the default is ``Repository`` in
+``[project.urls]`` of pyproject.toml. With neither, links into the repository become plain text there.
 """
 
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -70,6 +74,33 @@ def write_ninja(folder, compiler, sources, target):
         n.build([str(target)], "link", objects, implicit=[str(stub)], variables={"stubdir": str(stub.parent)})
 
 
+def repository():
+    """The address of the repository, without a slash at its end; empty where none is given."""
+    found = re.search(
+        r'^\[project\.urls\][^\[]*^Repository *= *"(.+?)"', pathlib.Path("pyproject.toml").read_text(), re.M
+    )
+    return os.environ.get("VJEPA_FAST_REPOSITORY", found[1] if found else "").rstrip("/")
+
+
+def page(text, address):
+    """README.md for the package page: links and images of the repository by their whole address, or without one as
+    plain text, and without images.
+    """
+
+    def absolute(match):
+        bang, words, link = match.groups()
+        if re.match(r"[a-z][a-z+.-]*:|#", link):
+            return match[0]
+        if address:
+            return f"{bang}[{words}]({address}/{'raw' if bang else 'blob'}/HEAD/{link})"
+        return "" if bang else words
+
+    parts = re.split(r"(^```.*?^```$)", text, flags=re.M | re.S)  # every second one is code
+    plain = [re.sub(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)", absolute, part) for part in parts[::2]]
+    code = [part.replace("<this repository>", address or "<this repository>") for part in parts[1::2]]
+    return "".join(piece for pair in zip(plain, [*code, ""]) for piece in pair)
+
+
 class BuildExt(build_ext):
     def get_ext_filename(self, fullname):  # no Python ABI in it, so a plain name
         return os.path.join(*fullname.split(".")) + ".so"
@@ -111,6 +142,8 @@ sources = sorted(str(p) for p in pathlib.Path("csrc").glob("*.cpp"))
 want = MODE != "0" and sys.platform == "linux"
 kernels = ["vjepa_fast.kernels"] + [f"vjepa_fast.kernels.{p}" for p in find_packages("kernels")]
 setup(
+    long_description=page(pathlib.Path("README.md").read_text(encoding="utf-8"), repository()),
+    long_description_content_type="text/markdown",
     packages=find_packages(include=["vjepa_fast", "vjepa_fast.*"]) + kernels,
     package_dir={"vjepa_fast": "vjepa_fast", "vjepa_fast.kernels": "kernels"},
     ext_modules=[Extension("vjepa_fast._C", sources, language="c++")] if want and sources else [],

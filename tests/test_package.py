@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -42,9 +43,9 @@ def tree(tmp_path_factory):
     return tree
 
 
-def build(tree, out, *, mode="auto", cxx=None, command="bdist_wheel"):
-    env = {k: v for k, v in os.environ.items() if k != "CXX"}
-    env.update(VJEPA_FAST_BUILD=mode, **({"CXX": cxx} if cxx else {}))
+def build(tree, out, *, mode="auto", cxx=None, command="bdist_wheel", **more):
+    env = {k: v for k, v in os.environ.items() if k not in ("CXX", "VJEPA_FAST_REPOSITORY")}
+    env.update(VJEPA_FAST_BUILD=mode, **({"CXX": cxx} if cxx else {}), **more)
     shutil.rmtree(tree / "build", ignore_errors=True)
     done = subprocess.run(
         [sys.executable, "setup.py", command, "--dist-dir", str(out)],
@@ -132,9 +133,39 @@ def test_unknown_build_mode_is_refused(tree, tmp_path):
     assert done.returncode != 0 and "VJEPA_FAST_BUILD='yes': expected auto, 0 or 1" in done.stderr
 
 
+LINK = re.compile(r"(!?)\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)\)")
+
+
 def test_source_archive_can_build_the_extension(tree, tmp_path):
-    done, archive = build(tree, tmp_path / "dist", command="sdist")
+    (tree / "tests" / "goldens").mkdir(parents=True)
+    (tree / "tests" / "goldens" / "large.pt").write_bytes(bytes(10))
+    (tree / "tests" / "test_some.py").write_text("")
+    address = "https://example.org/some/where"
+    done, archive = build(tree, tmp_path / "dist", command="sdist", VJEPA_FAST_REPOSITORY=address)
     assert done.returncode == 0, done.stderr
     with tarfile.open(archive) as opened:
         files = {f.split("/", 1)[-1] for f in opened.getnames()}
+        opened.extractall(tmp_path, filter="data")
     assert {f"csrc/{p.name}" for p in (ROOT / "csrc").iterdir()} | {"setup.py", "kernels/__init__.py"} <= files
+    assert "tests/test_some.py" in files and not any(f.startswith("tests/goldens") for f in files)
+    unpacked = tmp_path / f"vjepa_fast-{vjepa_fast.__version__}"
+    about = (unpacked / "PKG-INFO").read_text(encoding="utf-8")
+    links = LINK.findall(about)
+    own = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [link.replace(f"{address}/blob/HEAD/", "").replace(f"{address}/raw/HEAD/", "") for _, link in links] == [
+        link for _, link in own
+    ]
+    assert all(link.startswith("https://") for _, link in links)
+    assert {bang for bang, link in links if "/raw/HEAD/" in link} == {"!"}
+    assert f"git clone {address} &&" in about and "Description-Content-Type: text/markdown" in about
+    assert all((ROOT / link.split("/HEAD/")[1].partition("#")[0]).exists() for _, link in links if "/HEAD/" in link)
+    done, wheel = build(unpacked, tmp_path / "wheels", mode="0")  # and what is made of the archive is a whole package
+    assert done.returncode == 0, done.stderr
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = "import vjepa_fast.kernels; from vjepa_fast import config; print(config.__file__, config.load('own_videos'))"
+    where = python(code, path=tmp_path / "site", cwd="/")
+    assert where.stdout.startswith(str(tmp_path)), where.stderr
+    (about,) = (path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*.dist-info/METADATA"))
+    links = [link for _, link in LINK.findall(about)]  # no address is known
+    assert links and all(link.startswith("https:") for link in links) and "report.png" not in about
+    assert "what is in the file" in about

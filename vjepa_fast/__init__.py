@@ -3,6 +3,8 @@
 Importing the package costs milliseconds: torch comes with the first use of a submodule or of a name below.
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
 
 _SUBMODULES = (
@@ -49,7 +51,7 @@ del _source_tree
 from vjepa_fast import _moved  # noqa: E402, F401 (names of 0.1.0)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     import importlib
 
     if name in _SUBMODULES:

@@ -63,7 +63,6 @@ class Jepa(nn.Module):
             h_normalized=False,  # the losses normalise it as they read it
             z=[z],
             z_pred=[z_pred],
-            z_context=[z_context] if context else None,
             masks_enc=[enc],
             masks_pred=[pred],
             step=step,
@@ -71,6 +70,8 @@ class Jepa(nn.Module):
             epoch=self.schedules.epoch(step),
             epochs=self.schedules.epochs,
         )
+        if context:
+            state.z_context = [z_context]
         return self.plan(state).total
 
     def parameter_groups(self) -> list[dict]:

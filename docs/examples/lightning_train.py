@@ -52,7 +52,7 @@ class LightningJepa(lightning.LightningModule):
         clip, step, first_sample = batch
         loss = self.model(clip, step, first_sample)
         self.log("loss", loss, prog_bar=True)
-        self.losses.append(float(loss))
+        self.losses.append(loss.item())
         return loss
 
     def on_train_batch_end(self, outputs, batch, batch_idx):

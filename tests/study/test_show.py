@@ -36,13 +36,15 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.tags, self.sources, self.ids, self.text = [], [], [], ""
+        self.tags, self.sources, self.alts, self.ids, self.text = [], [], [], [], ""
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         self.tags.append(tag)
-        self.sources += [given[key] for key in ("src", "href") if key in given]
+        found = [given[key] for key in ("src", "href") if key in given]
+        self.sources += found
+        self.alts += [given.get("alt", "")] * len(found)
         self.ids += [given["id"]] if "id" in given else []
 
     def handle_data(self, data):
@@ -69,11 +71,15 @@ def test_the_page_of_a_run(run, capsys):
     assert cli.main(["show", str(run / "run"), "--out", str(out), "--clips", "2", "--device", "cpu"]) == 0
     assert "3 rows, 2 clips, 2 with nearest ones" in capsys.readouterr().out
     page = Page(out)
-    assert page.ids == ["curves", "masks", "maps", "nearest"]
+    assert page.ids == ["curves", "masks", "maps", "attention", "nearest"]
     assert page.sources and all(re.match(r"data:image/(png|svg\+xml);base64,", source) for source in page.sources)
     assert "script" not in page.tags and "<script>alert(1)<-script> & co.mp4" in page.text
     assert "random init" in page.text and "3 steps of 3 clips" in page.text
     assert page.tags.count("figure") == 2 + 2 * (1 + 4)
+    attention = page.text.split("Where the attention comes from")[1].split("Nearest clips")[0]
+    assert attention.count("trained") == attention.count("frames") == 2 and attention.count("random init") == 2
+    strips = [page.sources[i] for i, alt in enumerate(page.alts) if alt.startswith("trained of")]
+    assert len(strips) == len(set(strips)) == 4
 
 
 def test_a_video_by_the_encoder_of_a_run(run, capsys):
@@ -82,7 +88,7 @@ def test_a_video_by_the_encoder_of_a_run(run, capsys):
     argv = ["show", str(video), "--encoder", str(run / "run"), "--out", str(out), "--clips", "1", "--device", "cpu"]
     assert cli.main(argv) == 0
     page = Page(out)
-    assert page.ids == ["curves", "masks", "maps", "nearest"] and page.text.count("film 3.mp4") >= 3
+    assert page.ids == ["curves", "masks", "maps", "attention", "nearest"] and page.text.count("film 3.mp4") >= 3
     assert "film 3.mp4" not in page.text.split("Nearest clips")[1].split("+")[-1], "not nearest to itself"
 
 

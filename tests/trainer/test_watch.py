@@ -102,7 +102,7 @@ def test_it_is_off_by_default_and_asked_for_without_one_is_refused(cfg, tmp_path
     assert configs.Config().monitor.probe is None and "monitor" not in configs.to_dict(configs.Config())
     with pytest.raises(ConfigError, match="monitor.probe: this program passes no probe to the trainer"):
         train(watched(cfg, tmp_path / "run"))
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="monitor.val: not given, and monitor.train is"):
         configs.from_dict({"monitor": {"train": "train.csv"}})
 

@@ -6,7 +6,7 @@ import argparse
 
 from vjepa_fast.cli._arguments import add_device, at_least, device_of, positive, writable_file
 
-HELP = "write a page of a run: curves, masks on your videos, feature maps, nearest clips"
+HELP = "write a page of a run: curves, masks on your videos, maps of features and attention, nearest clips"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

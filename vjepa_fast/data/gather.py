@@ -40,7 +40,7 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
     paths: list[str] = []
     labels: list[np.ndarray] = []
     labelled, left_out = bool(names), 0
-    for name in map(os.fspath, names):
+    for name in [os.fspath(name) for name in names]:
         media = suffix_of(name) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
         if os.path.isdir(name):
             found, images = _below(name)

@@ -89,6 +89,7 @@ class Trainer:
             )
         peak = hardware.peak(self.device, dtype, run.peak_tflops)
         # before the first write: a missing manifest leaves no folder behind
+        self.watch = Watch(cfg, probe, self.world, self.device)
         self.loaders, decoders, notes = open_streams(cfg, self.world, self.done, saved)
         self.notes += notes
         self.versions = {**run_folder.versions(self.device, dtype), "peak": peak.label, **decoders}
@@ -105,7 +106,6 @@ class Trainer:
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
-        self.watch = Watch(cfg, probe, self.world, self.device)
         self.saver = Saver(self.folder, self.world, self.lock, run, source if saved is not None else None)
         self.listed = 0  # unreadable samples in the list so far
 

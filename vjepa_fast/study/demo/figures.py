@@ -174,6 +174,21 @@ def masked(frames: np.ndarray, predicted: np.ndarray, size: int = 96) -> np.ndar
     return np.where(edge, 255, out).astype(np.uint8)
 
 
+def overlay(frames: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Frames uint8 ``[T, S, S, 3]`` in grey under the share of each token as heat, float ``[T, H, W]`` adding up to 1:
+    0 is dark, twice the mean or more is bright.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    size = frames.shape[1:3]
+    level = np.clip(share * share.size / 2, 0, 1).astype(np.float32)
+    wide = [np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC)) for x in level]
+    heat = 255 * colormaps["magma"](np.clip(np.stack(wide), 0, 1))[..., :3]
+    grey = frames.mean(-1, keepdims=True)
+    return (0.4 * grey + 0.6 * heat).astype(np.uint8)
+
+
 def strips(picture: ClipPicture) -> dict[str, str]:
     """Data URIs: the frames, the motion map, and both masks over the frames."""
     from matplotlib import colormaps

@@ -36,6 +36,13 @@ def write_page(shown: Shown, path: str | Path) -> None:
             (_name(m.path), {k: figures.strip(v, SIDE) for k, v in {"frames": m.frames, **m.maps}.items()})
             for m in shown.maps
         ],
+        "attention": [
+            (
+                _name(m.path),
+                {"frames": figures.strip(m.frames, SIDE)} | {k: _over(m.frames, v) for k, v in m.rollouts.items()},
+            )
+            for m in shown.maps
+        ],
         "near": [_near(near) for near in shown.near],
         "notes": [printable(note) for note in shown.notes],
     }
@@ -51,6 +58,10 @@ def _masked(clip: ShownClip) -> dict[str, Any]:
 
 def _strip(frames: np.ndarray) -> str:
     return png(np.asarray(draw.strip(frames, SIDE)))
+
+
+def _over(frames: np.ndarray, rollout: np.ndarray) -> str:
+    return figures.strip(figures.overlay(frames, rollout), SIDE)
 
 
 def _near(near: Near) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a page shows of a run and of videos: its rows, clips under their masks, feature maps, nearest clips.
+"""What a page shows of a run and of videos: rows, masks on clips, maps of features and attention, nearest clips.
 
 Legend: F frames, S crop size, (T, H, W) the grid of tokens.
 """
@@ -38,11 +38,14 @@ NEAREST = 4  # clips shown beside each
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A clip of ``path``: frames uint8 ``[T, S, S, 3]``, one per token time, its maps by encoder ``[T, h, w, 3]``."""
+    """A clip of ``path``: frames uint8 ``[T, S, S, 3]``, one per token time; by encoder its maps ``[T, h, w, 3]`` and
+    its attention rollout ``[T, H, W]``.
+    """
 
     path: str
     frames: np.ndarray
     maps: dict[str, np.ndarray]
+    rollouts: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,11 +191,12 @@ def _map(
     tubelet = clip.shape[1] // first.grid((1, *clip.shape))[0]
     patch = clip.shape[-1] // first.grid((1, *clip.shape))[2]
     frames = clip[:, ::tubelet].permute(1, 2, 3, 0).numpy()
-    maps = {}
+    maps, rollouts = {}, {}
     for name, net in nets.items():
         z, grid = dense_tokens(net, clip[None].to(device), patch)
         maps[name] = pca_rgb(z.float().cpu().numpy(), grid)
-    return Map(path, frames, maps)
+        rollouts[name] = models.attention_rollout(net, clip[None].to(device))[0].cpu().numpy()
+    return Map(path, frames, maps, rollouts)
 
 
 def _nearest(
