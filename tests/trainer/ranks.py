@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 
 from vjepa_fast import config as configs
+from vjepa_fast.data.synthetic import render_suite
+
+from .conftest import config
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +23,20 @@ def environment(rank, world, port):
     """What torchrun sets."""
     numbers = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(n) for name, n in numbers.items()}}
+
+
+def small(folder, clips=16, **sections):
+    """A run of clips that are quick to read, by a model that is quick to train; no peak is measured."""
+    manifest = render_suite(
+        "motion8", folder / "data", splits={"train": clips}, size=32, frames=4, seed=0, form="rows"
+    )["train"]
+    model = {"embed_dim": 24, "depth": 2, "num_heads": 2, "pred_embed_dim": 24, "pred_depth": 1, "pred_num_heads": 2}
+    own = {
+        "data": {"datasets": (manifest,), "batch_size": 2},
+        "model": {**model, "levels": 2},
+        "runtime": {"peak_tflops": 1.0, "threads": 1},
+    }
+    return config(folder / "run", **{name: own.get(name, {}) | sections.get(name, {}) for name in {**own, **sections}})
 
 
 def free_port():

@@ -8,12 +8,10 @@ import torch
 from PIL import Image
 
 from vjepa_fast.data.loader import ClipLoader
-from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.trainer import passes, streams
 
-from .conftest import config
-from .ranks import launch_all
+from .ranks import launch_all, small
 
 STEPS = 20
 # In float64, so that what is left is no rounding: the order of a sum differs, and AdamW's quotient of tiny gradients
@@ -47,10 +45,9 @@ trainer.close()
 
 @pytest.fixture
 def cfg(tmp_path):
-    manifest = render_suite("motion8", tmp_path / "data", splits={"train": 24}, size=32, frames=8, seed=0)["train"]
-    return config(
-        tmp_path / "one",
-        data={"datasets": (manifest,), "batch_size": 2},
+    return small(
+        tmp_path,
+        clips=24,
         optimization={"epochs": 2, "ipe": STEPS // 2, "global_batch": 8},
         objectives={"pred": {}, "context": {"warmup": [0, 0]}, "sigreg": {"num_slices": 16}, "ld": {"hidden_dim": 8}},
     )

@@ -9,12 +9,10 @@ import time
 import pytest
 
 from vjepa_fast import config as configs
-from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.trainer import peers
 from vjepa_fast.trainer.peers import Seen, Sign, verdict
 
-from .conftest import config
-from .ranks import ROOT, environment, free_port
+from .ranks import ROOT, environment, free_port, small
 
 TIMEOUT = 25.0  # seconds; a part of a step takes less, however busy the machine
 
@@ -32,6 +30,11 @@ def test_nobody_is_named_while_all_go_on():
 def test_who_is_silent_is_gone():
     line = verdict({0: seen(step=3), 1: seen(heard=94.0, step=3, doing="backward")}, 100.0, 5.0)
     assert line.startswith("rank 1 (pid 7 on here) is gone: no sign of it for 6 s, last at step 3, backward")
+
+
+def test_the_longest_silence_is_named():
+    slow = {0: seen(heard=99.0), 1: seen(heard=95.0), 2: seen(heard=80.0), 3: seen(heard=95.5)}
+    assert verdict(slow, 100.0, 600.0, lost=True).startswith("rank 2")
 
 
 def test_a_lost_connection_shortens_the_wait():
@@ -71,10 +74,8 @@ def test_what_is_an_error_of_a_connection(error, kind):
 
 
 def run(tmp_path, **runtime):
-    manifest = render_suite("motion8", tmp_path / "data", splits={"train": 16}, size=32, frames=8, seed=0)["train"]
-    cfg = config(
-        tmp_path / "run",
-        data={"datasets": (manifest,), "batch_size": 2},
+    cfg = small(
+        tmp_path,
         optimization={"epochs": 1000, "ipe": 100},
         runtime={"timeout": TIMEOUT, "save_every": 5, "log_every": 5, **runtime},
     )

@@ -6,12 +6,11 @@ import json
 import pytest
 import torch
 
-from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.trainer import checkpoint, sharding
 
 from .conftest import config
-from .ranks import launch_all
+from .ranks import launch_all, small
 
 # runs to the step in the third argument, and says what it holds
 RUN = """
@@ -44,11 +43,9 @@ def script(end):
 
 @pytest.fixture
 def cfg(tmp_path):
-    manifest = render_suite("motion8", tmp_path / "data", splits={"train": 16}, size=32, frames=8, seed=0)["train"]
     # an epsilon as of SGD: Adam's own blows the rounding of tiny gradients up to whole steps
-    return config(
-        tmp_path / "one",
-        data={"datasets": (manifest,), "batch_size": 2},
+    return small(
+        tmp_path,
         optimization={"epochs": 2, "ipe": 4, "global_batch": 4, "eps": 1e-3, "clip_grad": 0.5},
         runtime={"save_every": 4},
     )

@@ -200,10 +200,10 @@ class AdamW(torch.optim.AdamW):
         go: Tensor | None,
     ) -> None:
         """The same on the own parts of tensors that are cut, some of which may be empty."""
-        targets = [None if t is None else local(t) for t in follow]
-        rows = [row for row in zip(*([local(t) for t in tensors] for tensors in lists), targets) if row[0].numel()]
-        if rows:
-            params, grads, first, second, targets = (list(column) for column in zip(*rows))
+        held = [n for n, p in enumerate(lists[0]) if local(p).numel()]
+        params, grads, first, second = ([local(tensors[n]) for n in held] for tensors in lists)
+        targets = [None if (t := follow[n]) is None else local(t) for n in held]
+        if held:
             ops.adamw_ema_(params, grads, first, second, rule, targets=targets, scale=scale, go=go)
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from vjepa_fast.metrics import profile
 BEAT = 1.0  # seconds between two signs of life
 SHORT = 4.0  # of silence, once some process has lost its connection to another
 PATIENCE = 15.0  # for a verdict after that; then the error of the connection is all there is to say
+FAREWELL = 10.0  # that the first process, which may have the store, waits for the others to be done
 WAITS = ("backward", "log", "save", "start")  # in these a process may wait for the others
 GOES_ON = "the run ends; the same command goes on from its last checkpoint"
 
@@ -78,11 +79,10 @@ def verdict(seen: dict[int, Seen], now: float, timeout: float, lost: bool = Fals
         if s.sign.failed and now - s.moved > SHORT:  # where all fail alike each says so itself
             return f"{s.sign.name(rank)} failed {s.sign.place}: {s.sign.failed}"
     silence = min(SHORT, timeout) if lost or any(s.sign.lost for s in working.values()) else timeout
-    for rank, s in working.items():
-        if now - s.heard > silence:
-            return (
-                f"{s.sign.name(rank)} is gone: no sign of it for {now - s.heard:.0f} s, last {s.sign.place}; {GOES_ON}"
-            )
+    if silent := [(s.heard, rank) for rank, s in working.items() if now - s.heard > silence]:
+        heard, rank = min(silent)  # others may be slow
+        last = seen[rank].sign
+        return f"{last.name(rank)} is gone: no sign of it for {now - heard:.0f} s, last {last.place}; {GOES_ON}"
     if not working or min(now - s.moved for s in working.values()) <= timeout:
         return ""
     rank, s = min(working.items(), key=lambda x: (x[1].sign.step, x[1].sign.doing in WAITS, x[1].sign.marks, x[0]))
@@ -127,6 +127,13 @@ class Watch:
         self.stopped.set()
         with suppress(RuntimeError):
             self._say()
+            until = time.monotonic() + FAREWELL
+            while self.own.left and self.rank == 0 and time.monotonic() < until:  # the store may end with this process
+                for rank in range(self.world):
+                    self._hear(rank)
+                if all(s.sign.left or s.sign.failed for s in self.seen.values()):
+                    break
+                time.sleep(self.period / 10)
 
     def mark(self, doing: str, step: int | None = None) -> None:
         """The main thread begins something else."""
@@ -148,10 +155,15 @@ class Watch:
                 if self.store.check(["verdict"]):
                     self.found = self.found or self.store.get("verdict").decode()
             except RuntimeError as error:  # who has the store is gone
-                if not self.stopped.is_set():
+                if not (self.stopped.is_set() or self._first_left):
                     self.found = self.found or self._without_store(first_line(error))
                 return
             self.answered = time.monotonic()
+
+    @property
+    def _first_left(self) -> bool:
+        """The process that may have the store has done its part."""
+        return 0 in self.seen and self.seen[0].sign.left
 
     def _without_store(self, why: str) -> str:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -173,7 +185,7 @@ class Watch:
     def _judge(self) -> None:
         while not self.stopped.wait(self.period):
             now = time.monotonic()
-            if now - self.answered > self.timeout and not self.found:
+            if now - self.answered > self.timeout and not self.found and not self._first_left:
                 self.found = self._without_store(f"no answer for {now - self.answered:.0f} s")
             seen = dict(self.seen)
             if self.rank:  # whether the first one is stuck, or waits for a third, it alone can see

@@ -119,9 +119,9 @@ class TrainStep:
             self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.plan = plan.to(self.device)
         if self.sharded:
-            models_of = [(m, m.blocks) for m in (self.encoder, self.target_encoder)]
-            models_of.append((self.predictor, self.predictor.predictor_blocks))
-            sharding.shard(self.world, self.device, dtype, *models_of)
+            encoders = ((m, m.blocks) for m in (self.encoder, self.target_encoder))
+            cut = self.predictor, self.predictor.predictor_blocks
+            sharding.shard(self.world, self.device, dtype, *encoders, cut)
         choice = cfg.model.mask_token_index or ("zero" if cfg.compat == "published" else "mask")
         self.shared_token = choice == "zero"
         self.wants_context, self.wants_target = "z_context" in self.plan.needs, "h" in self.plan.needs
