@@ -31,7 +31,7 @@ install: $(STAMP)  ## create .venv, build and install the package
 test: install  ## run the tests (ARGS="-k name" passes on to pytest)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
-faults: install  ## kill runs at random and damage their checkpoints, some ten minutes (tests/faults/results.json)
+faults: install  ## 50 kills of runs in five settings, 500 damaged checkpoints (tests/faults/results.json)
 	OMP_NUM_THREADS=1 $(PY) tests/faults/kill.py $(ARGS)
 
 demo: install  ## videos, pretraining, evaluation, report in runs/demo

@@ -148,8 +148,38 @@ def test_a_gradient_is_named_by_the_module_that_makes_it(nan_weight, monkeypatch
     monkeypatch.setattr(replay, "take_weights", with_plant)
     found = replay.replay(content, cfg, "float32")
     assert found.fails and found.forward is None and math.isfinite(found.values["loss"])
-    assert found.backward is not None and found.backward.module.startswith("encoder.blocks.1")
+    assert found.backward is not None and found.backward.module == "encoder.blocks.1"
+    assert all(s.bad == 0 for s in found.backward.inputs) and found.backward.outputs[0].bad > 0
     assert "backward: first not finite at encoder.blocks.1" in "\n".join(replay.report(content, found))
+
+
+class Chain(nn.Module):
+    """A module whose gradient overflows between two that are fine, or a parameter whose gradient does."""
+
+    def __init__(self, steep):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3)
+        self.steep = steep
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.third(self.second(Steep.apply(x)) if self.steep else self.second(x))
+
+
+def test_of_modules_side_by_side_the_one_that_makes_it_is_named():
+    chain, x = Chain(steep=False), torch.ones(2, 3)
+    chain.second.register_full_backward_hook(lambda m, gi, go: (gi[0] * math.inf,))
+    with replay.Watch({"chain": chain}) as watch:
+        chain(x).sum().backward()
+    assert watch.backward is not None and watch.backward.module == "chain.second" and watch.forward is None
+    chain = Chain(steep=True)
+    with replay.Watch({"chain": chain}) as watch:
+        chain(x).sum().backward()
+    assert watch.backward is not None and watch.backward.module == "chain"  # between its modules
+    chain = Chain(steep=False)
+    with replay.Watch({"chain": chain}) as watch:
+        chain(x).sum().backward()
+    assert watch.backward is None
 
 
 def test_the_step_is_that_of_the_run(manifest, tmp_path):

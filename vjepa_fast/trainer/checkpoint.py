@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 
@@ -90,7 +90,7 @@ def save(folder: str | Path, state: Mapping[str, Any], keep: int = 2, look: Call
         )
     path = path_of(folder, state["step"])
     with atomic_file(path, "wb", FREE, parents=False) as f:
-        torch.save({**state, digests.ENTRY: digests.digests_of(state, look)}, _Watched(f, look))
+        torch.save({**state, digests.ENTRY: digests.digests_of(state, look)}, cast("IO[bytes]", _Watched(f, look)))
     look()
     for old in all_in(folder)[: -max(1, keep)]:
         old.unlink(missing_ok=True)

@@ -87,6 +87,9 @@ class Watch:
         self.forward: Finding | None = None
         self.backward: Finding | None = None
         self.grads: dict[str, dict[str, list[Stats]]] = {}  # by module and side, as they come
+        self.around: tuple[Finding, int] | None = (
+            None  # a module in which, unless the next event is more exact; address
+        )
         self.handles: list[Any] = []
         seen: set[nn.Module] = set()
         for root, module in modules.items():
@@ -107,6 +110,8 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
+        if self.around is not None:
+            self._settle(self.around[0])
 
     def _before(self, where: str) -> Any:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -129,18 +134,35 @@ class Watch:
         return hook
 
     def _gradient(self, where: str, side: str, grad: Tensor) -> None:
+        """Of what goes in, or comes out. Gradients come from the last module to the first; that of a tensor first as of
+        what came out of one module, then as of what went into the next.
+        """
         if self.backward is not None:
             return
-        stats = Stats.of(grad)
+        stats, same = Stats.of(grad), grad.data_ptr()
         self.grads.setdefault(where, {"in": [], "out": []})[side].append(stats)
-        got = self.grads[where]["out"]
-        if side == "in" and stats.bad and got and not any(s.bad for s in got):
-            self.backward = Finding(where, tuple(got), (stats,))
+        if side == "in" and stats.bad and self._sound(where):
+            self._settle(Finding(where, tuple(self.grads[where]["out"]), (stats,)))
+        elif self.around is not None and same != self.around[1]:
+            self._settle(self.around[0])
+        elif side == "out" and stats.bad and self.around is None:
+            parts = where.split(".")
+            outer = [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
+            if found := next(filter(self._sound, outer), ""):
+                self.around = Finding(found, tuple(self.grads[found]["out"]), (stats,)), same
+
+    def _sound(self, where: str) -> bool:
+        """Whether gradients of what comes out of a module have come, and are finite."""
+        got = self.grads.get(where, {"out": []})["out"]
+        return bool(got) and not any(s.bad for s in got)
+
+    def _settle(self, finding: Finding) -> None:
+        self.backward = self.backward or finding
 
     def _parameter(self, where: str) -> Any:
         def hook(grad: Tensor) -> None:
             if self.backward is None and not torch.isfinite(grad).all():
-                self.backward = Finding(where, (), (Stats.of(grad),))
+                self._settle(self.around[0] if self.around else Finding(where, (), (Stats.of(grad),)))
 
         return hook
 

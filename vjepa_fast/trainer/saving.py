@@ -182,7 +182,7 @@ class Saver:
         if self.background == "auto":
             size, free = size_of(state), hardware.free_memory()
             self.background = free is None or size <= SHARE * free
-            if not self.background:
+            if free is not None and not self.background:
                 self.say(
                     f"runtime.async_save: auto leaves it off: a copy of the state takes {size / 1e6:.0f} MB, "
                     f"{free / 1e6:.0f} MB are free; training stands still while a checkpoint is written"

@@ -230,7 +230,7 @@ class TrainStep:
                 if self.average and self.cfg.compat == "published":
                     self.average.follow(momentum)
                 return
-        given = {"on_device": on_device, "factor": factor, "go": go}
+        given: dict[str, Any] = {"on_device": on_device, "factor": factor, "go": go}
         optim.update(self.optimizer, self.average, momentum, made.norm, cfg.clip_grad, **given)
 
     def _backward_with_room(
