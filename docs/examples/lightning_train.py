@@ -45,7 +45,7 @@ class LightningJepa(lightning.LightningModule):
     def on_train_batch_start(self, batch, batch_idx):
         """Learning rate and weight decay are functions of the step."""
         schedules, step = self.model.schedules, self.global_step
-        set_schedule(self.optimizers(use_pl_optimizer=False), schedules.lr(step), schedules.weight_decay(step))
+        set_schedule(self.trainer.optimizers[0], schedules.lr(step), schedules.weight_decay(step))
 
     def training_step(self, batch, batch_idx):
         """The loss of a batch."""

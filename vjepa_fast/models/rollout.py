@@ -8,7 +8,7 @@ Legend: B clips, K tokens (N of the grid (T,H,W), and a class token where there 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def attention_rollout(encoder: VisionTransformer, clip: Tensor) -> Tensor:
     seen: list[tuple[nn.Module, Tensor, Any]] = []
 
     def keep(block: nn.Module, args: tuple[Any, ...]) -> None:
-        x, rope, lengths = (*args, None)[:3]
+        x, rope, lengths = cast("tuple[Tensor, Tensor | None, Any]", (*args, None)[:3])
         seen.append((block, rotated(block, x, rope), lengths))
 
     hooks = [block.register_forward_pre_hook(keep) for block in encoder.blocks]

@@ -92,16 +92,16 @@ def _content(trainer: Trainer, error: NonFiniteError) -> dict[str, Any]:
 
 def _batches(trainer: Trainer, index: int) -> Sequence[Any]:
     """The batches of a step, read again: they are a function of it."""
-    accumulate = trainer.cfg.optimization.accumulate
     loaders: list[ClipLoader] = []
     for loader in trainer.loaders:
         data = dataclasses.replace(loader.data, num_workers=0)
         cfg = dataclasses.replace(trainer.cfg, **{loader.section: data})
-        at = {"start_step": index * accumulate, "start_sample": loader.sample_at(index * accumulate)}
-        loaders.append(ClipLoader(cfg, rank=trainer.world.rank, world=trainer.world.world, img=loader.img, **at))
+        start, first = index * len(loader.share.own), loader.sample_at(index)
+        loaders.append(ClipLoader(cfg, start_step=start, start_sample=first, img=loader.img, share=loader.share))
     try:
         streams = [iter(loader) for loader in loaders]
-        return Prefetcher(streams, trainer.step.stage, trainer.device, accumulate=accumulate, ahead=False).take(index)
+        times = [len(loader.share.own) for loader in loaders]
+        return Prefetcher(streams, trainer.step.stage, trainer.device, accumulate=times, ahead=False).take(index)
     finally:
         for loader in loaders:
             loader.close()

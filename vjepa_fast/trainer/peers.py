@@ -100,7 +100,12 @@ class Watch:
     """
 
     def __init__(
-        self, rank: int, world: int, timeout: float, store: dist.Store, end: Callable[[str], None] | None = None
+        self,
+        rank: int,
+        world: int,
+        timeout: float,
+        store: dist.Store,  # pyright: ignore[reportPrivateImportUsage]
+        end: Callable[[str], None] | None = None,
     ):
         self.rank, self.world, self.timeout, self.store = rank, world, timeout, store
         self.own = Sign(socket.gethostname(), os.getpid())
@@ -270,8 +275,9 @@ def begin(rank: int, world: int, timeout: float) -> Watch | None:
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
     if not host or not port.isdigit():
         return None
-    store = dist.TCPStore(host, int(port), is_master=False, timeout=timedelta(seconds=timeout), wait_for_workers=False)
+    wait = timedelta(seconds=timeout)
+    store = dist.TCPStore(host, int(port), is_master=False, timeout=wait, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
     run = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    watch = Watch(rank, world, timeout, dist.PrefixStore(f"vjepa_fast/peers/{run}", store))
+    watch = Watch(rank, world, timeout, dist.PrefixStore(f"vjepa_fast/peers/{run}", store))  # pyright: ignore[reportPrivateImportUsage]
     watch.start()
     return watch

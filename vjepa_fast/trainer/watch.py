@@ -29,8 +29,15 @@ MakeProbe: TypeAlias = Callable[[Config, torch.device], Probe]  # by a configura
 class Models(Protocol):
     """What a step has."""
 
-    encoder: nn.Module
-    target_encoder: nn.Module
+    @property
+    def encoder(self) -> nn.Module:
+        """The student."""
+        ...
+
+    @property
+    def target_encoder(self) -> nn.Module:
+        """Its target."""
+        ...
 
 
 class Watch:
