@@ -26,6 +26,14 @@ def manifest(tmp_path_factory):
     return render_suite("motion8", folder, splits={"train": 8}, size=32, frames=8, seed=0)["train"]
 
 
+@pytest.fixture(scope="session")
+def undisturbed(manifest, tmp_path_factory):
+    """Rows of the run of `tiny` that nothing happens to."""
+    from vjepa_fast.trainer import train
+
+    return rows(train(tiny(manifest, tmp_path_factory.mktemp("undisturbed") / "run")).folder)
+
+
 @pytest.fixture
 def cfg(manifest, tmp_path):
     return tiny(manifest, tmp_path / "run")

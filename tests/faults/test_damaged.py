@@ -109,7 +109,7 @@ def test_digests_of_all_kinds_of_tensors():
     ],
     ids=["half", "empty", "bit", "kind"],
 )
-def test_the_checkpoint_before_takes_its_place_with_a_word(copy, tmp_path, manifest, damage, capfd):
+def test_the_checkpoint_before_takes_its_place_with_a_word(copy, undisturbed, damage, capfd):
     cfg, path = copy
     damage(path)
     before = path.read_bytes()
@@ -120,8 +120,7 @@ def test_the_checkpoint_before_takes_its_place_with_a_word(copy, tmp_path, manif
     said = capfd.readouterr().err
     assert "warning:" in said and "taken is step-00000002.pt; kept as step-00000004.pt.damaged" in said
     assert path.with_name(path.name + ".damaged").read_bytes() == before
-    whole = train(tiny(manifest, tmp_path / "whole"))
-    assert rows(result.folder) == rows(whole.folder) and result.step == 12
+    assert rows(result.folder) == undisturbed and result.step == len(undisturbed) == 12
 
 
 def test_with_no_sound_checkpoint_the_error_says_so(copy):

@@ -101,7 +101,7 @@ def test_capacity_changes_no_loss_gradient_or_weight(case, truncate, monkeypatch
     options, batches = CASES[case]
     options = {**options, "truncate": truncate}
     exact = trained(make(monkeypatch, options, double=True), batches)
-    for room in ROOMS:
+    for room in ROOMS if case == "every term" else ROOMS[-1:]:
         near(trained(make(monkeypatch, options, room, double=True), batches), exact, 1e-9)
 
 
@@ -150,9 +150,15 @@ def spoil_outputs(monkeypatch, step):
     monkeypatch.setattr(TrainStep, "_context", features)
 
 
-@pytest.mark.parametrize("double", [False, True])
-@pytest.mark.parametrize("spoil", [spoil_inputs, spoil_outputs])
-@pytest.mark.parametrize("case", ["every term", "variants"])
+@pytest.mark.parametrize(
+    ("case", "spoil", "double"),  # every pair of them
+    [
+        ("every term", spoil_inputs, True),
+        ("every term", spoil_outputs, False),
+        ("variants", spoil_inputs, False),
+        ("variants", spoil_outputs, True),
+    ],
+)
 def test_what_filler_holds_reaches_no_weight(case, spoil, double, monkeypatch):
     options, batches = CASES[case]
     clean = trained(make(monkeypatch, options, 2.0, double), batches)

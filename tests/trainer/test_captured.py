@@ -84,10 +84,12 @@ def test_replayed_steps_are_the_steps(case):
     sections = {**sections, "optimization": {**OPTIMIZATION, **sections.get("optimization", {})}}
     plain, ours = make(**sections), make(captured.Whole, **sections)
     with ops.use_backend("eager"):
-        theirs, mine = run(plain, 10, data), run(ours, 10, data)
+        steps = 10 if case in ("every term", "two lengths") else 7
+        theirs, mine = run(plain, steps, data), run(ours, steps, data)
     assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
     same(ours, plain)
-    assert 1 <= len(ours.captured.graphs.captured) <= 6  # each of 10 steps but the first of its kind is a replay
+    graphs = ours.captured.graphs  # each step but the first of its kind is a replay, the second that of a new graph
+    assert steps > graphs.replays > len(graphs.captured) >= 1
 
 
 def recipes():
