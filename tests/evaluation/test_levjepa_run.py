@@ -9,6 +9,7 @@ import torch
 from tests.evaluation.cases import tiny_encoder
 from vjepa_fast import config, ops, trainer
 from vjepa_fast.cli import main
+from vjepa_fast.data import load_manifest
 from vjepa_fast.data.synthetic import FewShot, render_suite
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.evaluation import ClipSet, extract_features, random_encoder
@@ -102,6 +103,15 @@ def test_a_readout_reads_the_class_token_and_choosing_has_it_among_the_candidate
     assert main([*common, str(tmp_path / "auto.json"), "--readout", "auto"]) == 0
     rows = json.loads((tmp_path / "auto.json").read_text())["rows"]
     assert all(any("/cls/" in c["name"] for c in r["chosen"]["candidates"]) for r in rows)
+
+
+def test_features_of_videos_by_the_class_token(suites, run_folder):
+    encoder, manifest = load_encoder(run_folder), suites[0]["val"]
+    bank = extract_features(encoder, load_manifest(manifest), pooling="cls")
+    found = encoder.features(manifest, pooling="cls", clips=1, max_bad=0.0)
+    np.testing.assert_allclose(found.x, bank.x, atol=1e-5)
+    with pytest.raises(ConfigError, match="has no class token"):
+        tiny_encoder().features(manifest, pooling="cls")
 
 
 def test_an_encoder_without_class_token_refuses_that_pooling(run_folder):

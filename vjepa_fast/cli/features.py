@@ -52,10 +52,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--config", help="recipe or YAML, for weights that do not say what they are")
     parser.add_argument(
         "--pooling",
-        choices=(*arguments.POOLINGS, "none"),
+        choices=(*arguments.POOLINGS, "cls", "none"),
         default="mean",
-        help="mean over all tokens (default), mean and std, per time step, with differences over time (tdiff, sal), or "
-        "none: every token",
+        help="mean over all tokens (default), mean and std, per time step, with differences over time (tdiff, sal), "
+        "cls: the class token, where there is one, or none: every token",
     )
     parser.add_argument(
         "--level", type=levels, default="last", metavar="last|all|N,N", help="encoder levels, from 0 (default: last)"

@@ -136,7 +136,8 @@ def poolings_of(encoder: VisionTransformer) -> list[tuple[str, str]]:
     return found if getattr(encoder, "cls_token", None) is None else [*found, ("last", CLS)]
 
 
-def _check_wanted(encoder: VisionTransformer, wanted: Sequence[tuple[str, str]]) -> None:
+def check_wanted(encoder: VisionTransformer, wanted: Sequence[tuple[str, str]]) -> None:
+    """ConfigError for a (level, pooling) pair that there is not, or that this encoder has not."""
     for level, pooling in wanted:
         check_choice("pooling", pooling, (*POOLINGS, CLS))
         check_choice("level", level, LEVELS)
@@ -207,13 +208,18 @@ def encode_views(
     device: torch.device,
     batch_size: int,
     level: str = "last",
+    summary: bool = False,
 ) -> tuple[Tensor, tuple[int, int, int]]:
     """``each(tokens, grid)`` of uint8 views ``[B, V, 3, F, H, W]`` on the CPU, ``[B, V, ...]``, and the grid; at most
-    ``batch_size`` views at once.
+    ``batch_size`` views at once. ``summary``: of the class token ``[B, E]`` in place of the tokens.
     """
     out, grid = [], (0, 0, 0)
     for part in views.flatten(0, 1).split(batch_size):
-        z, grid = encode(encoder, part.to(device, non_blocking=True), level=level)
+        part = part.to(device, non_blocking=True)
+        if summary:
+            z, grid = encoder.summary(_normalised(encoder, part), None), encoder.grid(part.shape)
+        else:
+            z, grid = encode(encoder, part, level=level)
         out.append(each(z, grid).cpu())
     return torch.cat(out).unflatten(0, views.shape[:2]), grid
 
@@ -289,7 +295,7 @@ def extract_poolings(
     `extract_features`.
     """
     check_choice("images", images, IMAGES)
-    _check_wanted(encoder, wanted)
+    check_wanted(encoder, wanted)
     device, dtype = place_of(encoder, device, dtype)
     view = clip_view(encoder, num_frames, crop_size, frame_step, spread=spread, short=short, geometry=geometry)
     keys, paths, found = {}, {}, {}

@@ -24,7 +24,16 @@ from vjepa_fast.errors import ConfigError, DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import normalisation
 from vjepa_fast.evaluation.extract.clips import clip_view
-from vjepa_fast.evaluation.extract.features import IMAGES, POOLINGS, encode_views, frozen, place_of, pool_tokens
+from vjepa_fast.evaluation.extract.features import (
+    CLS,
+    IMAGES,
+    POOLINGS,
+    check_wanted,
+    encode_views,
+    frozen,
+    place_of,
+    pool_tokens,
+)
 from vjepa_fast.evaluation.extract.shards import check_memory
 from vjepa_fast.evaluation.extract.tokens import STORAGE, stored_as
 from vjepa_fast.models.interop import hash_weights
@@ -32,7 +41,7 @@ from vjepa_fast.models.interop import hash_weights
 if TYPE_CHECKING:
     from vjepa_fast.models.vit import VisionTransformer
 
-WAYS = (*POOLINGS, "none")
+WAYS = (*POOLINGS, CLS, "none")
 CLIPS = ("mean", "keep")
 FORMAT = "vjepa_fast.features/1"
 _HINT = "free space or choose another place with --out"
@@ -131,7 +140,8 @@ def video_features(
         encoder: of ``load_encoder``; it is in eval mode meanwhile, and stays on ``device``.
         videos: a video or image, a folder, a manifest, .tar shards, or several of these.
         pooling: as `pool_tokens`: "mean", "meanstd", "tdiff" and "sal" give ``[n, d]``; "time" (over space) gives
-            ``[n, T, D]``; "none" every token, ``[n, T, H, W, D]``.
+            ``[n, T, D]``; "none" every token, ``[n, T, H, W, D]``; "cls" the class token of encoders that have one,
+            ``[n, E]``.
         level: "last", "all", or numbers of the encoder's levels from 0 (the L-th is the last); several stand side by
             side, D = levels * E.
         clips: of a video, spread over its time; 1 is the middle one.
@@ -165,9 +175,13 @@ def video_features(
     frames, crop = rest.pop("num_frames"), rest.pop("crop_size")
     bad = BadSamples([manifest], max_bad, "the accepted share (--max-bad)")
     deepest = numbers == [encoder.levels - 1]
+    if pooling == CLS:
+        check_wanted(encoder, [("last" if deepest else "all", CLS)])
 
     def pooled(z: Tensor, grid: tuple[int, int, int]) -> Tensor:
         z = z.float()
+        if pooling == CLS:
+            return z
         if not deepest:
             z = z.unflatten(-1, (encoder.levels, -1))[..., numbers, :].flatten(-2)
         if pooling == "none":
@@ -184,7 +198,8 @@ def video_features(
         for clip, _, index in batches:
             clip = clip[:, :, :, :1] if single else clip
             depth = "last" if deepest else "all"
-            x, grid = encode_views(encoder, clip, pooled, device=device, batch_size=batch_size, level=depth)
+            how = {"device": device, "batch_size": batch_size, "level": depth, "summary": pooling == CLS}
+            x, grid = encode_views(encoder, clip, pooled, **how)
             x = stored_as(x.mean(1) if over_clips == "mean" else x, STORAGE[storage], manifest.path)
             if not parts:
                 hint = "pool them, name fewer videos, or store bfloat16"
