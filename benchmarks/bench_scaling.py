@@ -169,6 +169,8 @@ def table(found: dict[str, Any]) -> str:
         sent = sent if r["processes"] > 1 else ["-"] * 3
         cells = [r["parallel"], str(r["processes"]), str(r["accumulate"]), f"{r['ms']:.0f}", *sent]
         lines.append("| " + " | ".join([*cells, f"{r['held_mb']:.1f} MB", f"{r['largest_difference']:.1e}"]) + " |")
+    machine = f"{found['cores']} cores, load {found['load_before']} before"
+    lines += ["", f"Medians of {found['steps'] - 1} steps; {machine}; torch {found['torch']}."]
     return "\n".join(lines) + "\n"
 
 

@@ -58,6 +58,32 @@ world.close()
 """
 
 
+# three steps; notes how many gradients there are when a bucket of DDP is sent
+SENT = """
+import json, sys
+import torch
+import torch.distributed as dist
+torch.set_num_threads(1)
+from tests.trainer.conftest import batch
+from vjepa_fast import config
+from vjepa_fast.trainer.distributed import Distributed
+from vjepa_fast.trainer.step import TrainStep
+world = Distributed.from_env("cpu")
+step, made, sent = TrainStep(config.load(sys.argv[1]), world=world), [], []
+for p in step.params:
+    p.register_post_accumulate_grad_hook(made.append)
+def send(_, bucket):
+    sent.append(len(made))
+    return dist.all_reduce(bucket.buffer().div_(2), async_op=True).get_future().then(lambda x: x.value()[0])
+step.gradients.ddp.register_comm_hook(None, send)
+for i in range(3):
+    made.clear(), sent.clear()
+    step([batch(i, size=1, first=2 * i + world.rank, seed=world.rank)], i)
+json.dump({"sent": sent, "made": len(made)}, open(sys.argv[2], "w"))
+world.close()
+"""
+
+
 def micro_batches(rank):
     image = {"frames": (1,), "modality": "image"} if rank == 0 else {}
     return [batch(0, seed=rank, first=3 * rank), batch(1, seed=rank, first=6 + 3 * rank, **image)]
@@ -125,6 +151,15 @@ def test_gradients_are_those_of_the_single_processes_averaged(quantum, tmp_path)
     assert [r["graphs"] > 0 for r in ranks] == [quantum > 0] * 2
     assert ranks[0]["stop"] and ranks[1]["stop"]  # asked of the second alone
     assert all(torch.equal(x, y) for x, y in zip(ranks[0]["weights"], ranks[1]["weights"]))
+
+
+def test_gradients_are_sent_while_others_are_still_computed(tmp_path):
+    """DDP's first bucket has 1 MB, and from the third step on it holds what the backward pass computes first."""
+    model = {"embed_dim": 192, "num_heads": 3, "pred_embed_dim": 96, "pred_num_heads": 3, "levels": 2}
+    _, codes, errors, outs = launch(config(tmp_path / "x", model=model), tmp_path, "sent", SENT)
+    assert codes == [0, 0], errors
+    found = json.loads(outs[0].read_text())
+    assert len(found["sent"]) >= 2 and found["sent"][0] < found["made"] / 2, found
 
 
 def test_an_error_of_one_process_is_raised_in_all(monkeypatch):
