@@ -4,9 +4,9 @@
 
 For each setting of `SETTINGS` one run goes through, and ``--runs`` are killed with SIGKILL at random moments (half of
 them as soon as a checkpoint is being written) ``--kills`` times each, then go on to their end; of two ranks both are
-killed. Then checkpoints are mutated at random (mutations.py) and read. With ``--runs 0`` or ``--mutations 0`` that part
-is left out, and what the results file has of it stays. Exit code 1 where a row, a weight or a moment differs, or a
-mutated checkpoint gives anything but a clear error.
+killed. Then checkpoints are mutated at random (mutations.py) and read. Results are written after each setting. With
+``--runs 0`` or ``--mutations 0`` that part is left out, and what the results file has of it stays. Exit code 1 where a
+row, a weight or a moment differs, or a mutated checkpoint gives anything but a clear error.
 """
 
 from __future__ import annotations
@@ -204,19 +204,19 @@ def main() -> int:
             "images": render_suite("objects", place / "images", splits=splits, **options)["train"],
         }
         (place / "runs").mkdir()
-        if args.runs:
-            settings = {
-                name: killed(name, data, place / "runs", random.Random(f"{args.seed} {name}"), args.runs, args.kills)
-                for name in args.only.split(",")
-            }
+        settings: dict[str, dict[str, int]] = {}
+        for name in args.only.split(",") if args.runs else ():
+            rng = random.Random(f"{args.seed} {name}")
+            settings[name] = killed(name, data, place / "runs", rng, args.runs, args.kills)
             total = {key: sum(counts[key] for counts in settings.values()) for key in COUNTS}
             found["kills"] = {**about, **total, "settings": settings}
+            write_json(out, found)
             wrong = wrong or total["runs_that_differ"] > 0
         if args.mutations:
             outcomes, strange = mutations(args.mutations, data, place)
             found["mutations"] = {**about, "mutations": args.mutations, "outcomes": outcomes, "strange": strange}
             wrong = wrong or bool(strange)
-        write_json(out, found)
+            write_json(out, found)
         print(json.dumps(found))
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -200,6 +200,23 @@ def test_auto_keeps_to_the_memory_that_is_free(tmp_path, monkeypatch, free, back
     assert any("runtime.async_save: auto leaves it off" in text for text in said) is not background
 
 
+@pytest.mark.parametrize("choice", ["auto", True])
+def test_where_memory_for_the_copy_runs_out_auto_does_without(tmp_path, monkeypatch, choice):
+    def none(self, state):
+        raise MemoryError("no pinned memory")
+
+    monkeypatch.setattr(saving.Copies, "of", none)
+    s, said = saver(tmp_path, choice), []
+    s.say = said.append
+    if choice is True:
+        with pytest.raises(MemoryError):
+            s.save(2, state(2))
+        return
+    s.save(2, state(2))
+    assert checkpoint.load(tmp_path)["step"] == 2 and s.background is False
+    assert "no memory for a copy of the state (no pinned memory)" in said[0] and "saved step-00000002.pt" in said[1]
+
+
 def test_free_memory_is_that_of_the_machine_or_of_its_group(tmp_path):
     assert hardware._limit(tmp_path) is None
     (tmp_path / "memory.max").write_text("1000\n")

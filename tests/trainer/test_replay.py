@@ -12,7 +12,7 @@ from vjepa_fast.cli import main
 from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import CheckpointError, TrainingError
 from vjepa_fast.models import digests
-from vjepa_fast.trainer import bundle, checkpoint, replay, train
+from vjepa_fast.trainer import bundle, checkpoint, replay, run_folder, train
 from vjepa_fast.trainer import trainer as loop
 from vjepa_fast.trainer.step import TrainStep
 
@@ -233,3 +233,19 @@ def test_what_is_no_bundle_is_one_line(nan_weight, tmp_path, capsys):
         err = capsys.readouterr().err
         assert err.startswith("error: ") and words in err and err.count("\n") == 1
     assert digests.ENTRY in content and checkpoint.latest(nan_weight.parent) is not None
+
+
+def test_a_run_that_starts_anew_takes_it_aside(tmp_path):
+    for name in ("failure.json", "failure-00000012.pt", "failure-00000012.rank1.pt", "metrics.jsonl", "mine.txt"):
+        (tmp_path / name).write_text("")
+    run_folder.set_aside(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "previous-1"]
+    assert len(list((tmp_path / "previous-1").iterdir())) == 4
+
+
+def test_the_failure_is_the_news_where_no_bundle_can_be_written(manifest, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(bundle, "_batches", lambda *args: 1 / 0)
+    path = failing(settings(tmp_path / "run", manifest), planted, 2)
+    assert (
+        not path.exists() and "warning: no failure-00000002.pt was written: division by zero" in capfd.readouterr().err
+    )

@@ -26,7 +26,7 @@ from torch import Tensor
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.loader import ClipGroup, ClipLoader
-from vjepa_fast.errors import CheckpointError, UserError
+from vjepa_fast.errors import CheckpointError
 from vjepa_fast.files import atomic_file, first_line
 from vjepa_fast.masks.drawn import DrawnMasks
 from vjepa_fast.models import digests
@@ -57,8 +57,8 @@ def write_bundle(trainer: Trainer, error: NonFiniteError) -> Path | None:
         content = _content(trainer, error)
         with atomic_file(path, "wb", checkpoint.FREE, parents=False) as f:
             torch.save({**content, digests.ENTRY: digests.digests_of(content)}, f)
-    except UserError as problem:
-        trainer.saver.say(f"warning: no bundle was written: {problem}")
+    except Exception as problem:
+        trainer.saver.say(f"warning: no {path.name} was written: {first_line(problem)}")
         return None
     trainer.saver.say(f"`vjepa-fast replay {path}` makes step {error.step} again and names where it fails")
     return path

@@ -130,7 +130,7 @@ def list_bad(folder: Path, loaders: Sequence[ClipLoader], world: Distributed, li
 
 def set_aside(folder: Path) -> None:
     """Move an earlier run's files to the first free ``previous-N/`` of the folder."""
-    present = [folder / name for name in RUN_FILES if (folder / name).exists()]
+    present = [folder / name for name in RUN_FILES if (folder / name).exists()] + sorted(folder.glob("failure-*.pt"))
     if not present:
         return
     n = 1

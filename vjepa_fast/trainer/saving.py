@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.config.schema import RuntimeConfig
+from vjepa_fast.files import first_line
 from vjepa_fast.metrics import hardware
 from vjepa_fast.trainer import checkpoint
 from vjepa_fast.trainer.distributed import Distributed
@@ -143,7 +144,7 @@ class Saver:
 
     def __init__(self, folder: Path, world: Distributed, lock: RunLock, run: RuntimeConfig, path: Path | None = None):
         self.folder, self.world, self.lock, self.path = folder, world, lock, path
-        self.keep, self.background = run.keep_checkpoints, run.async_save
+        self.keep, self.background, self.auto = run.keep_checkpoints, run.async_save, run.async_save == "auto"
         self.say: Callable[[str], None] = lambda text: None
         self.waited = 0.0
         self.copies = Copies()
@@ -163,8 +164,7 @@ class Saver:
         if state is not None:
             try:
                 self.lock.check()
-                behind = self._behind(state)
-                content = self.copies.of(state) if behind else state
+                content, behind = self._content(state)
                 self.job = _Job(self.folder, step, self.keep, content, self.copies.wait)
                 if behind:
                     self.job.start()
@@ -176,6 +176,19 @@ class Saver:
         in_flight = self.job is not None and self.job.is_alive()
         if wait or not self.world.gather(in_flight)[0]:
             self.settle(error)
+
+    def _content(self, state: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+        """(what to write, whether in the background): a copy, or where ``auto`` finds no memory for it the state."""
+        if not self._behind(state):
+            return state, False
+        try:
+            return self.copies.of(state), True
+        except (RuntimeError, MemoryError) as error:  # pinned memory has limits of its own
+            if not self.auto:
+                raise
+            self.background, self.copies = False, Copies()
+            self.say(f"runtime.async_save: auto leaves it off: no memory for a copy of the state ({first_line(error)})")
+            return state, False
 
     def _behind(self, state: Mapping[str, Any]) -> bool:
         """Whether saves are in the background; ``auto`` is decided at the first."""
