@@ -8,7 +8,7 @@ DOCS   := $(VENV)/.docs
 WORKERS = $(shell $(PY) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
 
-.PHONY: help install test faults demo bench gpu-check lint docs clean
+.PHONY: help install test faults demo bench gpu-check lint audit docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,8 +31,9 @@ install: $(STAMP)  ## create .venv, build and install the package
 test: install  ## run the tests (ARGS="-k name" passes on to pytest)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
-faults: install  ## 50 kills of runs in five settings, 500 damaged checkpoints (tests/faults/results.json)
+faults: install  ## 50 kills of runs, 500 damaged checkpoints, 1,000 damaged recipes, lists and caches (tests/faults/*.json)
 	OMP_NUM_THREADS=1 $(PY) tests/faults/kill.py $(ARGS)
+	OMP_NUM_THREADS=1 $(PY) tests/faults/fuzz.py
 
 demo: install  ## videos, pretraining, evaluation, report in runs/demo
 	$(VENV)/bin/vjepa-fast demo $(ARGS)
@@ -48,6 +49,12 @@ lint: install  ## style, formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) -m pyright --pythonpath $(PY) -p pyright-strict.json
+
+audit: install  ## what is installed against the list of known vulnerabilities (needs a network)
+	@$(PY) -m pip install -q --disable-pip-version-check pip-audit || \
+	  { echo "error: pip-audit cannot be installed; is there a network?" >&2; exit 1; }
+	@$(PY) -m pip_audit --local --skip-editable --progress-spinner off || \
+	  { echo "error: a package above has a known vulnerability, or the list could not be reached (is there a network?)" >&2; exit 1; }
 
 $(DOCS): $(STAMP)
 	$(PY) -m pip install -q --disable-pip-version-check -e '.[docs]'

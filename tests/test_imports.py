@@ -34,11 +34,12 @@ INSIDE = {
         "_latent_kernels _latent_powers",
         "latent",
     ),
-    "config": ("fields given", "schema", "checks length", "convert evaluations", "fair", "load", "recipes"),
+    "config": ("fields given text", "schema", "checks length", "convert evaluations", "fair", "load", "recipes"),
     "layers": ("attention channels fp8", "linear packed", "block"),
     "metrics": ("flops geometry hardware profile", "collapse"),
     "models": (
         "digests ema names parts rope",
+        "limits",
         "weights",
         "vit",
         "describe predictor timm_names reading",

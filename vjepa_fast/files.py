@@ -157,14 +157,56 @@ def read_rows(path: str | Path) -> tuple[list[tuple[bytes, dict[str, Any]]], lis
     damaged: list[int] = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict):
             rows.append((line + b"\n", row))
         else:
             damaged.append(number)
     return rows, damaged
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. ValueError where it is none, or nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("lists or objects nested too deeply") from None
+
+
+def read_json(path: str | Path, remedy: str = "remove it, what can be made again is made again") -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: it cannot be read or is no JSON; one line with ``remedy``.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({first_line(error)}); {remedy}") from None
+
+
+def check_stored(path: str | Path) -> None:
+    """Look at the directory of a zip file whose entries should be stored as they are, and at nothing else of it.
+
+    Raises:
+        zipfile.BadZipFile: it is none, or its entries are compressed, or larger than the file: what one reads of it may
+            then be of any size.
+        OSError: it cannot be read.
+    """
+    import zipfile
+
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    size = os.path.getsize(path)
+    packed = next((e for e in entries if e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size), None)
+    if packed is not None:
+        raise zipfile.BadZipFile(f"{packed.filename[:80]} is compressed; it would take {packed.file_size} bytes")
+    if (claimed := sum(entry.file_size for entry in entries)) > size:
+        raise zipfile.BadZipFile(f"its entries claim {claimed} bytes, the file has {size}")
 
 
 def _remove(path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import UserError
+from vjepa_fast.files import parse_json
 
 BEAT = 15.0  # seconds between touches of a lock
 STALE = 180.0  # seconds without a touch after which a lock is taken over
@@ -114,7 +115,7 @@ class Lock:
 
     def _read(self, path: Path) -> dict[str, Any]:
         try:
-            found = json.loads(path.read_text())
+            found = parse_json(path.read_text())
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

@@ -28,7 +28,7 @@ from vjepa_fast.data.synthetic import (
     render_suite,
 )
 from vjepa_fast.data.synthetic.suites import COLOURS
-from vjepa_fast.errors import ConfigError, DataError
+from vjepa_fast.errors import ConfigError, DataError, UserError
 
 
 def clips(suite, label, number=1, size=64, frames=16, seed=0):
@@ -349,6 +349,23 @@ def test_killed_rendering_leaves_no_process_and_is_completed(tmp_path):
     assert not left
     paths = render_suite("dive", tmp_path / "dive", splits={"train": 5}, size=32, frames=4)
     assert all(len(read_clip(p, 4)) == 4 for p in load_manifest(paths["train"]).paths)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_worker_is_one_line_and_the_same_call_goes_on(tmp_path):
+    def kill(done, total):
+        for pid in children(os.getpid()):
+            if "spawn_main" in command(pid):
+                os.kill(pid, signal.SIGKILL)
+
+    how = {"splits": {"train": 200}, "size": 32, "frames": 4, "workers": 2}
+    with pytest.raises(UserError, match="dive: a worker process was killed, .*the same command goes on") as error:
+        render_suite("dive", tmp_path / "dive", **how, on_progress=kill)
+    assert "\n" not in str(error.value) and not (tmp_path / "dive" / "train.csv").exists()
+    left = sorted((tmp_path / "dive" / "train").glob("[!.]*.mp4"))
+    assert 0 < len(left) < 200 and all(len(read_clip(str(p), 4)) == 4 for p in left)
+    manifest = load_manifest(render_suite("dive", tmp_path / "dive", **how)["train"])
+    assert len(manifest) == 200
 
 
 def children(pid: int) -> list[int]:

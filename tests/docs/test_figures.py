@@ -85,6 +85,16 @@ def test_saving():
         assert f"| {words} | {seconds:.2f} | {100 * share[name]:.0f} % | {every[name]} |" in page
 
 
+def test_fuzz():
+    found = json.loads((ROOT / "tests" / "faults" / "fuzz.json").read_text(encoding="utf-8"))
+    page = " ".join((ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").split())
+    assert f"`{found['command']}` wrote `tests/faults/fuzz.json`" in page
+    for kind, words in (("configs", "recipes"), ("manifests", "manifests"), ("caches", "caches")):
+        counts = found[kind]
+        assert f"of {sum(counts.values())} {words} {counts['read']} were read and {counts['refused']} refused" in page
+        assert not any(counts[what] for what in ("traceback", "hang", "unclear", "changed"))
+
+
 def study_rows():
     with open(ROOT / "benchmarks" / "results" / "study_synthetic" / "report.csv", encoding="utf-8", newline="") as f:
         return [row for row in csv.DictReader(f) if row["comparison"] == "mixed minus single"]

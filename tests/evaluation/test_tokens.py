@@ -57,12 +57,33 @@ def test_a_cache_of_another_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"other settings \(data\)"):
         open_tokens(folder, source=clip_set(seed=3))
     index = json.loads((folder / "index.json").read_text())
+    del index["sha256"]  # as of before 0.2
     index["key"]["encoder"] = "0" * 64
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match="another checkpoint"):
         extract_tokens(encoder, clips, cache_dir=tmp_path)
     with pytest.raises(CheckpointError, match="no finished token cache"):
         open_tokens(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["labels", "grid", "file", "other"])
+def test_a_changed_index_is_noticed(tmp_path, change):
+    clips, encoder = clip_set(), Toy()
+    right = extract_tokens(encoder, clips, cache_dir=tmp_path)
+    folder = next(tmp_path.iterdir())
+    index = json.loads((folder / "index.json").read_text())
+    if change == "labels":
+        index["shards"][0]["labels"][0] += 1
+    elif change == "grid":
+        index["grid"][0] += 1
+    elif change == "file":
+        del index["sha256"]
+        index["shards"][0]["file"] = "../00000.safetensors"
+    (folder / "index.json").write_text(json.dumps(index) if change != "other" else "[" * 100_000)
+    with pytest.raises(CheckpointError, match="no finished token cache"):
+        open_tokens(folder)
+    again = extract_tokens(encoder, clips, cache_dir=tmp_path)  # made anew
+    assert np.array_equal(again.y, right.y) and torch.equal(again.rows([0]), right.rows([0]))
 
 
 def test_a_stopped_extraction_goes_on(tmp_path, monkeypatch):

@@ -232,17 +232,35 @@ def test_a_folder_that_may_not_be_written_is_one_line(cfg, tmp_path):
     tmp_path.chmod(0o700)
 
 
-@pytest.mark.parametrize("name", ["BrokenProcessPool", "SafetensorError", "MemoryError"])
-def test_what_the_machine_does_is_one_line(monkeypatch, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("BrokenProcessPool", "x\ny"),
+        ("SafetensorError", "x\ny"),
+        ("MemoryError", ""),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
+        ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 1 GiB"),
+    ],
+)
+def test_what_the_machine_does_is_one_line(monkeypatch, capsys, name, text):
     kind = type(name, (Exception,), {})
 
     def fail(argv):
-        raise kind("x\ny")
+        raise kind(text)
 
     monkeypatch.setattr("vjepa_fast.cli._run", fail)
     assert main(["train"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def fail(argv):
+        raise RuntimeError("x")
+
+    monkeypatch.setattr("vjepa_fast.cli._run", fail)
+    with pytest.raises(RuntimeError):
+        main(["train"])
 
 
 IMPORTS = """

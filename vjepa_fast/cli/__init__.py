@@ -18,7 +18,7 @@ import pkgutil
 import sys
 
 from vjepa_fast.cli._interrupt import leave_imports_at_once
-from vjepa_fast.errors import UserError
+from vjepa_fast.errors import UserError, printable
 from vjepa_fast.registry import suggestion
 
 _ORDER = ("demo", "train", "show", "features", "probe", "fewshot", "geometry", "export", "study")
@@ -41,12 +41,15 @@ _USER_ERRNO = {
     errno.ENAMETOOLONG,
 }
 
+_LONGEST_ERROR = 2000  # characters
+
 # What is no defect either, by the name of its class.
 _OF_THE_MACHINE = {
     "BrokenProcessPool": "a worker process was killed, perhaps for want of memory; use fewer workers, or start again",
     "MemoryError": "out of memory; use fewer workers or smaller batches",
     "SafetensorError": "a safetensors file is damaged ({}); remove it, what can be made again is made again",
 }
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class _Usage(UserError):
@@ -81,9 +84,12 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(f"{where}{error.strerror}")
     except Exception as error:
-        if type(error).__name__ not in _OF_THE_MACHINE:  # their modules are not imported for it
+        name = type(error).__name__  # their modules are not imported for it
+        if any(words in str(error) for words in _NO_MEMORY):  # torch's allocator raises RuntimeError
+            name = "MemoryError"
+        if name not in _OF_THE_MACHINE:
             raise
-        return _fail(_OF_THE_MACHINE[type(error).__name__].format(error))
+        return _fail(_OF_THE_MACHINE[name].format(error))
 
 
 def _run(argv: list[str]) -> int:
@@ -119,16 +125,25 @@ def _top_parser() -> _Parser:
 
 
 def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    """Print the error on one line, of what it quotes from files only what can be shown."""
+    text = " ".join(message.split())
+    text = text if len(text) <= _LONGEST_ERROR else f"{text[: _LONGEST_ERROR - 200]} ... {text[-200:]}"
+    print(f"error: {printable(text)}", file=sys.stderr)
     return 2
 
 
 def _log_to_stderr() -> None:
     import logging
 
+    class _Shown(logging.Formatter):
+        """Messages without the control characters of names in them."""
+
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record), keep="\n\t")
+
     log = logging.getLogger("vjepa_fast")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Shown("%(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

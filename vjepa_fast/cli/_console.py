@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vjepa_fast.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -17,6 +19,11 @@ def plain(text: object) -> str:
     from rich.markup import escape
 
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)))
+
+
+def say(text: object) -> None:
+    """Print a line in which names from files stand, without their control characters."""
+    print(printable(text))
 
 
 def table_console(width: int = 140, least: int = 0) -> Console:

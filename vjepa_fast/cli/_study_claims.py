@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import writable_file
-from vjepa_fast.cli._console import plain, table_console
+from vjepa_fast.cli._console import plain, say, table_console
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,12 +80,12 @@ def _print(entries: Sequence[dict], rounding: str) -> None:
         table.add_row(plain(e["id"]), plain(e["statement"]), *found)
     table_console(160, least=120).print(table)
     for e in entries:
-        print(f"{e['id']:>2}  {e['status']}: {e['arithmetic']}")
+        say(f"{e['id']:>2}  {e['status']}: {e['arithmetic']}")
         if e["other_reading"]:
             other = e["other_reading"]
-            print(f"    {other['reading']}: {other['status']}, {value_text(other['computed'])}")
+            say(f"    {other['reading']}: {other['status']}, {value_text(other['computed'])}")
         for note in e["notes"]:
-            print(f"    note: {note}")
+            say(f"    note: {note}")
     print(f"\n{rounding}")
     counts = {s: sum(e["status"] == s for e in entries) for s in dict.fromkeys(e["status"] for e in entries)}
     print(", ".join(f"{n} {status}" for status, n in counts.items()))

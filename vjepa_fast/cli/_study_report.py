@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from vjepa_fast.cli._console import say
 from vjepa_fast.errors import UserError
 
 HELP = "tables and plots of a study: HTML, Markdown, CSV, LaTeX, JSON"
@@ -39,9 +40,9 @@ def run(args: Namespace) -> int:
     made, written = write_study_report(args.folder, paths or None, partial=args.partial, margin=args.margin / 100)
     print(made["headline"])
     for line in made["barred_lines"] + made["answer_lines"]:
-        print(f"  {line}")
+        say(f"  {line}")
     if made["missing"]:
-        print(f"incomplete: {len(made['missing'])} cells are missing: {made['missing_text']}")
+        say(f"incomplete: {len(made['missing'])} cells are missing: {made['missing_text']}")
     if made["study"].plan.get("suite") == "paper":
         from vjepa_fast.study.paper import write_paper_table
 

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import POOLINGS, add_overrides, names, positive, positive_real
+from vjepa_fast.cli._console import say
 
 if TYPE_CHECKING:
     from vjepa_fast.study.run.plan import Grid, StudyPlan
@@ -248,7 +249,7 @@ def _dry_run(study: StudyPlan) -> int:
     missing = {job["key"] for job in jobs}
     for job in study.jobs:
         state = "to do" if job["key"] in missing else "done"
-        print(f"{state:<6}  {job['key']:<44} {'' if job['kind'] == 'random' else job['settings']['steps'] + ' steps'}")
+        say(f"{state:<6}  {job['key']:<44} {'' if job['kind'] == 'random' else job['settings']['steps'] + ' steps'}")
     print(f"{len(study.jobs)} runs, {len(missing)} to do")
     return 0
 
@@ -318,6 +319,6 @@ class _Display:
             f"{self.study.folder}"
         )
         for key in failed:
-            print(f"  failed: {key}")
+            say(f"  failed: {key}")
         if done + len(failed) < self.total:
             print(f"{self.total - done - len(failed)} are left; the same command goes on with them")

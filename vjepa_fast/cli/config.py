@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_overrides
+from vjepa_fast.cli._console import say
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     loss = f"objectives: {', '.join(cfg.objectives)}" if cfg.method == "vjepa" else f"method: {cfg.method}"
     print(f"{args.config}: usable; parameters: {counts}; {loss}")
     for text in trainer.check_data(cfg):
-        print(f"note: {text}")
+        say(f"note: {text}")
     return 0
 
 

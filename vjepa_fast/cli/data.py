@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vjepa_fast.cli._arguments import writable_file
+from vjepa_fast.cli._console import say
 from vjepa_fast.cli._data_show import add_show
 from vjepa_fast.cli._data_survey import add_survey, print_survey
 
@@ -31,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--seed", type=int, default=0, help="of the split (default %(default)s)")
     check = commands.add_parser("check", help="read a clip of every sample and list those that cannot be read")
     check.add_argument("manifest", help="manifest to check")
+    check.add_argument("--root", metavar="DIR", help="as data.root: paths start from it and may not lead out of it")
     check.add_argument("--frames", type=int, default=16, help="frames per clip (default %(default)s)")
     check.add_argument("--frame-step", type=int, help="frames from one to the next (default 1)")
     check.add_argument("--fps", type=int, help="frames per second to read at, in place of --frame-step")
@@ -61,9 +64,9 @@ def _manifest(args: argparse.Namespace) -> int:
     options = ("out", "val_fraction", "test_fraction", "absolute", "seed")
     written = scan_folder(args.dir, **{k: getattr(args, k) for k in options})
     for part, facts in written.items():
-        print(f"{part}: {facts['samples']} samples of {facts['classes']} classes, {facts['path']}")
+        say(f"{part}: {facts['samples']} samples of {facts['classes']} classes, {facts['path']}")
     first = written.get("train", next(reversed(written.values())))
-    print(f"check it:  vjepa-fast data check {first['path']}")
+    say(f"check it:  vjepa-fast data check {first['path']}")
     return 0
 
 
@@ -71,11 +74,13 @@ def _check(args: argparse.Namespace) -> int:
     from vjepa_fast.data.manifests.check import check_manifest, keep_indices
     from vjepa_fast.data.manifests.clean import write_clean
     from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.data.manifests.root import Root
     from vjepa_fast.data.media import ReadOptions
     from vjepa_fast.data.sampling import Sampling
     from vjepa_fast.errors import DataError
 
-    manifest = load_manifest(args.manifest)
+    root = None if args.root is None else Root(os.path.abspath(args.root))
+    manifest = load_manifest(args.manifest, root)
     with _progress(len(manifest)) as on_progress:
         bad = check_manifest(
             manifest,
@@ -88,13 +93,13 @@ def _check(args: argparse.Namespace) -> int:
             on_progress=on_progress,
         )
     for _, reason in bad:
-        print(f"bad: {_printable(reason)}")
-    print(
+        say(f"bad: {reason}")
+    say(
         f"{manifest.path}: {len(manifest)} {manifest.kind} samples of {len(set(manifest.labels.tolist()))} classes, "
         f"{len(bad)} unreadable"
     )
     for note in keep_indices(manifest):
-        print(f"note: {note}")
+        say(f"note: {note}")
     print_survey(args, manifest, [path for path, _ in bad])
     if args.write_clean is not None:
         kept = write_clean(manifest, [path for path, _ in bad], args.write_clean)
@@ -106,11 +111,6 @@ def _check(args: argparse.Namespace) -> int:
             "repair them, or leave them out: --write-clean OUT"
         )
     return 0
-
-
-def _printable(text: str) -> str:
-    """A text with file names that are not UTF-8, their bytes as escapes."""
-    return text.encode(errors="backslashreplace").decode()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_device, device_of, positive, positive_real
 from vjepa_fast.cli._console import plain, table_console
+from vjepa_fast.files import parse_json
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -86,12 +86,12 @@ class _Display:
 
     def event(self, kind: str, name: str) -> None:
         if kind == "start":
-            self.bars[name] = self.progress.add_task(name, total=None, note="")
+            self.bars[name] = self.progress.add_task(plain(name), total=None, note="")
         elif kind == "done":
             self.progress.remove_task(self.bars.pop(name))
         if kind != "start":
             what = "done" if kind == "done" else "kept from before"
-            self.console.print(f"[dim]{time.time() - self.start:5.0f} s[/dim]  {name} {what}", highlight=False)
+            self.console.print(f"[dim]{time.time() - self.start:5.0f} s[/dim]  {plain(name)} {what}", highlight=False)
 
     def tick(self, running: set) -> None:
         for name in running & set(self.bars):
@@ -102,7 +102,7 @@ class _Display:
         """The last row of a run's metrics: its step and loss."""
         run = Path(self.folder) / "runs" / name.removeprefix("train-")
         try:
-            row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+            row = parse_json((run / "metrics.jsonl").read_text().splitlines()[-1])
             self.progress.update(
                 self.bars[name],
                 completed=row["step"],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
 from vjepa_fast.cli import _fewshot_tune
+from vjepa_fast.cli._console import say
 from vjepa_fast.files import write_text
 
 if TYPE_CHECKING:
@@ -140,10 +141,10 @@ def run(args: Namespace) -> int:
     for label, choice in choices.items():
         print(f"{label}: {choice.text}")
     for note in dict.fromkeys(note for choice in choices.values() for note in choice.notes):
-        print(f"readout: {note}")
+        say(f"readout: {note}")
     print(f"Protocol {protocol.text}.")
     for note in dict.fromkeys(note for result in tuned.values() for note in result.notes):
-        print(f"{args.method}: {note}")
+        say(f"{args.method}: {note}")
     for leak in leaks.values():
         print(leak.statement)
     if args.json:

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
+from vjepa_fast.cli._console import say
 
 if TYPE_CHECKING:
     from vjepa_fast.data.prepare import CopyForm, Report
@@ -139,7 +140,7 @@ def _rate(text: str) -> Fraction:
 def _print(report: Report) -> None:
     for part, facts in report.parts.items():
         lost = ", ".join(f"{facts[what]} {what}" for what in ("missing", "bad") if facts[what])
-        print(
+        say(
             f"{part}: {facts['samples']} samples of {facts['classes']} classes{f' ({lost})' if lost else ''}, "
             f"{facts['manifest']}"
         )
@@ -148,12 +149,12 @@ def _print(report: Report) -> None:
         f"{report.files} files found, {report.missing} missing, {report.bad} bad; {report.classes} classes"
         + (f"; {report.hours:.2f} h of video" if report.hours else "")
     )
-    print(f"files: {'; '.join(codecs[:4])}{f'; {len(codecs) - 4} other forms' if len(codecs) > 4 else ''}")
+    say(f"files: {'; '.join(codecs[:4])}{f'; {len(codecs) - 4} other forms' if len(codecs) > 4 else ''}")
     if report.copied_bytes:
         print(f"copies: {report.copied_bytes / 1e9:.2f} GB")
     if report.missing or report.bad:
-        print(f"reasons: {os.path.join(report.out, 'quarantine.jsonl')}")
+        say(f"reasons: {os.path.join(report.out, 'quarantine.jsonl')}")
     for note in report.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     first = next(iter(report.parts.values()))["manifest"]
-    print(f"train on it:  vjepa-fast train RECIPE --set data.datasets=[{first}]")
+    say(f"train on it:  vjepa-fast train RECIPE --set data.datasets=[{first}]")

@@ -151,9 +151,21 @@ def _scalar(kind: Any, value: Any) -> Any:
     """The value as a bool, int, float or str; None where it is something else."""
     if kind is float:
         return number(value)
-    if kind is str and type(value) is int:  # folder: 2024
-        return str(value)
+    if kind is str:
+        return _text(value)
     return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
+
+
+def _text(value: object) -> str | None:
+    """Text that can be a file's name; a number as its digits (``folder: 2024``)."""
+    text = str(value) if type(value) is int and abs(value) < 2**64 else value
+    if not isinstance(text, str) or "\0" in text:
+        return None
+    try:
+        text.encode(errors="surrogateescape")  # names that are not UTF-8 keep their bytes
+    except UnicodeEncodeError:
+        return None
+    return text
 
 
 def _union(kind: Any, value: Any, path: str) -> Any:

@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 from vjepa_fast.config.convert import named, number, read, unknown_key
+from vjepa_fast.config.fields import quoted
 from vjepa_fast.config.schema import Config, MaskConfig
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.registry import registry_of
@@ -184,7 +185,7 @@ class _Translation:
         app = self.values["app"]
         if app not in APPS:
             why = f"; it {_OTHER_APPS[app]}" if app in _OTHER_APPS else ""
-            raise ConfigError(f"app: {app!r} is not read, only {' and '.join(APPS)} are{why}")
+            raise ConfigError(f"app: {quoted(app)} is not read, only {' and '.join(APPS)} are{why}")
         accepted = ("app", "folder", "compat", *_SECTIONS, *_NO_EFFECT[""])
         for key in self.values:
             if key not in accepted:
@@ -209,7 +210,7 @@ class _Translation:
                 self.idle.append(f"{section}.{key}")
             elif key in off:
                 if value not in off[key]:
-                    raise ConfigError(f"{section}.{key}: {value!r} is not supported; only {off[key][0]!r} is")
+                    raise ConfigError(f"{section}.{key}: {quoted(value)} is not supported; only {off[key][0]!r} is")
                 self.idle.append(f"{section}.{key}")
             elif key not in used:
                 raise unknown_key(section, key, (*used, *off, *idle))
@@ -227,7 +228,7 @@ class _Translation:
     def _flag(self, section: str, key: str, default: bool) -> bool:
         value = self._get(section, key, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"{section}.{key}: expected true or false, got {value!r}")
+            raise ConfigError(f"{section}.{key}: expected true or false, got {quoted(value)}")
         return value
 
     def _value(self, section: str, key: str, default: float) -> float:
@@ -235,7 +236,7 @@ class _Translation:
         value = default if value is None else value
         parsed = None if isinstance(value, bool) else number(value)
         if parsed is None:
-            raise ConfigError(f"{section}.{key}: expected a number, got {value!r}")
+            raise ConfigError(f"{section}.{key}: expected a number, got {quoted(value)}")
         return parsed
 
     def _same(self, section: str) -> dict[str, Any]:
@@ -274,7 +275,7 @@ class _Translation:
         dtype = self._get("meta", "dtype")
         accepted = ("bfloat16", "float16", "float32")
         if not isinstance(dtype, str) or dtype.lower() not in accepted:
-            raise ConfigError(f"meta.dtype: {dtype!r} is not supported; accepted: {', '.join(accepted)}")
+            raise ConfigError(f"meta.dtype: {quoted(dtype)} is not supported; accepted: {', '.join(accepted)}")
         return dtype.lower()
 
     def _model(self) -> dict[str, Any]:
@@ -294,7 +295,7 @@ class _Translation:
             raise ConfigError(f"{section}: missing; expected a list of masks")
         for i, spec in enumerate(specs):
             if not isinstance(spec, dict):
-                raise ConfigError(f"{section}.{i}: expected a section of keys, got {spec!r}")
+                raise ConfigError(f"{section}.{i}: expected a section of keys, got {quoted(spec)}")
             for key in spec:
                 if key not in _MASK_KEYS:
                     raise unknown_key(f"{section}.{i}", key, _MASK_KEYS)

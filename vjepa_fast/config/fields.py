@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _REFUSAL, _LATER = "refusal", "later"
+MOST = 2**53  # integers up to it are floats too
 
 
 def constrained(default: Any, refusal: Callable[[Any], str | None]) -> Any:
@@ -62,8 +63,12 @@ def number(
     high: float = math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    most: float | None = None,
 ) -> Any:
-    """A number, or a list of at least one, each with ``low <= x <= high`` and ``above < x < below``."""
+    """A number, or a list of at least one, each with ``low <= x <= high`` and ``above < x < below``.
+
+    ``most``: of a number without ``high``, what no one asks for; of integers `MOST` where it is not given.
+    """
     bottom, top = max(low, above), min(high, below)
     if math.isinf(bottom) or math.isinf(top):
         bounds = (("at least", low), ("greater than", above), ("at most", high), ("less than", below))
@@ -77,8 +82,11 @@ def number(
     def refusal(x: Any) -> str | None:
         if isinstance(x, (tuple, list)) and not x:
             return "must not be empty"
-        if all(map(inside, x if isinstance(x, (tuple, list)) else (x,))):
-            return None
+        values = x if isinstance(x, (tuple, list)) else (x,)
+        if all(map(inside, values)):
+            limits = [MOST if most is None and isinstance(v, int) else most or math.inf for v in values]
+            over = [(v, limit) for v, limit in zip(values, limits) if math.isinf(min(high, below)) and abs(v) > limit]
+            return f"must be at most {_bound(over[0][1])}, got {show(over[0][0])}" if over else None
         return f"must be {words or 'finite'}, got {show(x)}"
 
     return constrained(default, refusal)
@@ -95,7 +103,7 @@ def choice(default: Any, *accepted: str | bool | None) -> Any:
     def refusal(x: Any) -> str | None:
         if x in accepted:
             return None
-        return f"unknown value {x!r}; accepted: {', '.join(names)}{suggestion(str(x), names)}"
+        return f"unknown value {quoted(x)}; accepted: {', '.join(names)}{suggestion(str(x), names)}"
 
     return constrained(default, refusal)
 
@@ -112,7 +120,7 @@ def registered(kind: str, *builtin: str) -> Any:
         if x in builtin:
             return None
         names = list(dict.fromkeys([*builtin, *registry_of(kind)]))
-        return None if x in names else f"unknown {kind} {x!r}; accepted: {', '.join(names)}{suggestion(x, names)}"
+        return None if x in names else f"unknown {kind} {quoted(x)}; accepted: {', '.join(names)}{suggestion(x, names)}"
 
     return constrained(builtin[0], refusal)
 
@@ -212,5 +220,13 @@ def show(value: object) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
-    text = " ".join(repr(list(value) if isinstance(value, tuple) else value).split())
+    return quoted(list(value) if isinstance(value, tuple) else value)
+
+
+def quoted(value: object) -> str:
+    """The ``repr`` of a value on one line, at most 60 characters of it."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -5,23 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-import functools
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vjepa_fast.config import evaluations, fair
 from vjepa_fast.config.checks import check
 from vjepa_fast.config.convert import from_dict, named, read, to_dict, unknown_key
+from vjepa_fast.config.fields import show
 from vjepa_fast.config.given import blamed, flag_of
 from vjepa_fast.config.schema import Config
+from vjepa_fast.config.text import LARGEST, parse
 from vjepa_fast.errors import ConfigError
 
-if TYPE_CHECKING:
-    import yaml
-
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+_LONGEST_CHAIN = 16  # files that are the base of one another
 
 
 def load(path_or_recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -110,6 +108,8 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path_id = path.resolve()
     if path_id in seen:
         raise ConfigError(f"{path}: base: the file is its own base")
+    if len(seen) == _LONGEST_CHAIN:
+        raise ConfigError(f"{path}: base: more than {_LONGEST_CHAIN} files are the base of one another")
     values = _read_yaml(path)
     if evaluations.is_evaluation(values):
         raise ConfigError(f"{path}: {evaluations.answer(values)}")
@@ -120,7 +120,7 @@ def _read_merged(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         from_dict(values, source=str(path), checked=False)
         return values
     if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected a file or recipe name, got {base!r}")
+        raise ConfigError(f"{path}: base: expected a file or recipe name, got {show(base)}")
     below = _read_merged(_resolve(base, beside=path.parent), (*seen, path_id))
     return _merge_file(below, values, str(path))
 
@@ -156,7 +156,7 @@ def _override(config: Config, text: str) -> Config:
     key = key.strip()
     if not equals or not key:
         raise ConfigError("expected section.key=value, such as optimization.lr=3e-4")
-    value = _parse(value_text)
+    value = parse(value_text)
     values = to_dict(config)
     parts = key.split(".")
     if parts[0] == "objectives" and len(parts) == 2 and value is None:
@@ -189,47 +189,15 @@ def _place(values: dict[str, Any], parts: list[str], value: object) -> None:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. ``3e-4`` is a number, a repeated key is refused."""
+    """The mapping in a YAML file, as `text.parse` reads it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(LARGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     with named(str(path)):
-        values = _parse(text)
+        values = parse(text)
         if not isinstance(values, dict):
             found = "the file is empty" if values is None else "the file holds something else"
             raise ConfigError(f"expected a YAML mapping of sections; {found}")
     return values
-
-
-def _parse(text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.load(text, Loader=_loader())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
-
-
-@functools.cache
-def _loader() -> type[yaml.SafeLoader]:
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """SafeLoader with decimal exponents as in YAML 1.2, and without silently repeated keys."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode, deep: bool = True) -> dict[Any, Any]:
-        keys = [loader.construct_object(k, deep=True) for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if isinstance(key, (dict, list)) or keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is given twice or is no text", node.start_mark
-                )
-        loader.flatten_mapping(node)
-        return loader.construct_mapping(node, deep=deep)
-
-    Loader.add_constructor("tag:yaml.org,2002:map", mapping)
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-    return Loader

@@ -20,6 +20,7 @@ from vjepa_fast.config.fields import (
     interval,
     later,
     number,
+    quoted,
     ramp,
     registered,
 )
@@ -36,24 +37,26 @@ class DataConfig:
     datasets_weights: tuple[float, ...] | None = checked(  # sampling weights; None: by number of samples
         None, "at least 0 and not all 0", lambda x: all(w >= 0 for w in x) and sum(x) > 0
     )
-    dataset_fpcs: tuple[int, ...] = number((16,), low=1)  # frames per clip of each dataset, or one value for all
-    batch_size: int = number(8, low=1)  # clips per process and step
-    crop_size: int = number(224, low=1)
-    patch_size: int = number(16, low=1)
-    tubelet_size: int = number(2, low=1)
-    fps: int | None = number(None, low=1)  # at most one of fps, frame_sample_rate, duration
-    frame_sample_rate: int | None = number(None, low=1)  # step between frames; 1 if none of the three is given
-    duration: float | None = number(None, above=0)  # seconds that a clip spans
-    num_workers: int = number(0, low=0)
+    dataset_fpcs: tuple[int, ...] = number((16,), low=1, most=100_000)  # frames of a clip: of each dataset, or of all
+    batch_size: int = number(8, low=1, most=1_000_000)  # clips per process and step
+    crop_size: int = number(224, low=1, most=10_000)
+    patch_size: int = number(16, low=1, most=10_000)
+    tubelet_size: int = number(2, low=1, most=10_000)
+    fps: int | None = number(None, low=1, most=1_000_000)  # at most one of fps, frame_sample_rate, duration
+    frame_sample_rate: int | None = number(None, low=1, most=1_000_000)  # step of frames; 1 if none of the 3 is given
+    duration: float | None = number(None, above=0, most=1e9)  # seconds that a clip spans
+    num_workers: int = number(0, low=0, most=1000)
     pin_mem: bool = True
     max_bad_fraction: float = number(0.05, low=0, high=1)  # unreadable share of the samples above which a run stops
-    cache_mb: int = number(0, low=0)  # memory for decoded source clips kept between epochs (small videos); 0: none
+    cache_mb: int = number(0, low=0, most=1_000_000_000)  # memory for decoded videos, kept between epochs
     decoder: str = later(registered("decoder", "auto", "pyav"))
     corrupt: str = later(choice("refuse", "refuse", "keep"))  # frames that are damaged or painted over by the decoder
     deinterlace: bool = later(flag(False))  # of interlaced frames, fill the second field from the first
-    max_pixels: int = later(number(64_000_000, low=1))  # of one picture; a larger one is a bad sample, not decoded
-    max_seconds: float = later(number(120.0, above=0))  # for reading one sample; a slower one is a bad sample
-    max_clip_mb: int = later(number(2000, low=1))  # of one decoded clip at full size; a larger one is a bad sample
+    root: str | None = later(filled(None))  # folder that relative paths of manifests start from; null: the manifest's
+    root_confine: bool = later(flag(True))  # with root: refuse manifests that name a file outside of it
+    max_pixels: int = later(number(64_000_000, low=1, most=10**12))  # of a picture; a larger one is a bad sample
+    max_seconds: float = later(number(120.0, above=0, most=1e9))  # for reading one sample; a slower one is a bad sample
+    max_clip_mb: int = later(number(2000, low=1, most=1_000_000_000))  # of a decoded clip; likewise
     # of img_data: the share of a step's batches that are images, as published; None: each batch is of both
     rank_ratio: float | None = later(number(None, above=0, below=1))
 
@@ -78,12 +81,12 @@ class MaskConfig:
     temporal_scale: tuple[float, float] = interval((1.0, 1.0), high=1)  # share of the T time steps of a block
     aspect_ratio: tuple[float, float] = interval((0.75, 1.5))  # height / width
     max_temporal_keep: float = number(1.0, above=0, high=1)  # share of the time steps, from the first, with context
-    max_keep: int | None = number(None, low=1)  # context tokens at most
+    max_keep: int | None = number(None, low=1, most=10**9)  # context tokens at most
     full_complement: bool = False  # predict everything that is not context after truncation
     pred_full_complement: bool = False  # context is everything that is not predicted after truncation
     inv_block: bool = False  # swap context and prediction
     motion_guided: bool = False  # origins follow the saliency
-    motion_guided_strength: float = number(2.0, low=0)  # exponent of a block's mean saliency
+    motion_guided_strength: float = number(2.0, low=0, most=1e6)  # exponent of a block's mean saliency
     motion_guided_random_rate: float = number(0.1, low=0, high=1)  # share of uniform origins
 
 
@@ -91,8 +94,9 @@ class MaskConfig:
 class MasksConfig:
     """The masks drawn of each clip, and how those of a batch get one length."""
 
-    specs: tuple[MaskConfig, ...] = filled(
-        (MaskConfig(), MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7))), "must name at least one mask"
+    specs: tuple[MaskConfig, ...] = constrained(
+        (MaskConfig(), MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7))),
+        lambda x: None if 0 < len(x) <= 64 else f"must name at least one mask and at most 64, got {len(x)}",
     )
     truncate: str = choice("batch", *TRUNCATE)
     saliency: str = choice("trilinear", "trilinear", "area")
@@ -105,14 +109,14 @@ class ModelConfig:
     """Encoder and predictor."""
 
     model_name: str = "vit_base"
-    embed_dim: int | None = number(None, low=1)  # these three replace the named size
-    depth: int | None = number(None, low=1)
-    num_heads: int | None = number(None, low=1)
-    levels: int = number(4, low=1)  # encoder depths whose outputs are concatenated
-    pred_embed_dim: int = number(256, low=1)
-    pred_depth: int = number(8, low=1)
-    pred_num_heads: int = number(8, low=1)
-    num_mask_tokens: int | None = number(None, low=1)  # None: one per mask; under published, masks x datasets
+    embed_dim: int | None = number(None, low=1, most=100_000)  # these three replace the named size
+    depth: int | None = number(None, low=1, most=1000)
+    num_heads: int | None = number(None, low=1, most=10_000)
+    levels: int = number(4, low=1, most=1000)  # encoder depths whose outputs are concatenated
+    pred_embed_dim: int = number(256, low=1, most=100_000)
+    pred_depth: int = number(8, low=1, most=1000)
+    pred_num_heads: int = number(8, low=1, most=10_000)
+    num_mask_tokens: int | None = number(None, low=1, most=100_000)  # None: one per mask (published: and dataset)
     mask_token_index: str | None = choice(None, "mask", "zero")  # one per mask, or token 0 for all (None: published)
     use_rope: bool = True
     interpolate_rope: bool = True
@@ -160,8 +164,8 @@ class LevjepaConfig:
     that of the local views, the aspect ratio that of all.
     """
 
-    local_views: int = number(10, low=1)  # of each clip
-    local_crop: int = number(96, low=1)  # pixels of their side
+    local_views: int = number(10, low=1, most=1000)  # of each clip
+    local_crop: int = number(96, low=1, most=10_000)  # pixels of their side
     local_scale: tuple[float, float] = interval((0.02, 0.4), high=1)  # their share of the frame's area
     jitter: float = number(0.8, low=0, high=1)  # probability that a local view's colours change by the next four
     brightness: float = number(0.4, low=0, high=1)  # factors from 1 - x to 1 + x
@@ -171,11 +175,11 @@ class LevjepaConfig:
     grey: float = number(0.2, low=0, high=1)  # probability that a local view loses its colours
     attention: str = choice("block_causal", "full", "block_causal")  # block_causal: no time step sees a later one
     drop: float = number(0.95, low=0, below=1)  # share of the patch tokens that is left out in training
-    proj_hidden: int = number(2048, low=1)  # width of the projector's hidden layer
-    proj_dim: int = number(256, low=2)  # channels of an embedding
+    proj_hidden: int = number(2048, low=1, most=1_000_000)  # width of the projector's hidden layer
+    proj_dim: int = number(256, low=2, most=1_000_000)  # channels of an embedding
     sigreg: float = number(0.02, low=0)  # weight of SIGReg
-    num_slices: int = number(1024, low=1)  # directions of SIGReg
-    knots: int = number(17, low=2)  # points of its integral
+    num_slices: int = number(1024, low=1, most=1_000_000)  # directions of SIGReg
+    knots: int = number(17, low=2, most=100_000)  # points of its integral
     average: float = number(0.9999, low=0, below=1)  # momentum of the average of the weights, for evaluation only
     average_every: int = number(32, low=1)  # optimiser steps between its updates
 
@@ -193,9 +197,9 @@ class InitConfig:
 class OptimizationConfig:
     """Length of the run, schedules and optimiser."""
 
-    epochs: int = number(100, low=1)
-    ipe: int = number(300, low=0)  # iterations per epoch; 0: one pass over data.datasets
-    ipe_scale: float = number(1.0, above=0)
+    epochs: int = number(100, low=1, most=10**9)
+    ipe: int = number(300, low=0, most=10**9)  # iterations per epoch; 0: one pass over data.datasets
+    ipe_scale: float = number(1.0, above=0, most=1e9)
     lr: float = number(6e-4, low=0)
     start_lr: float = number(1e-4, low=0)
     final_lr: float = number(6e-4, low=0)
@@ -204,9 +208,9 @@ class OptimizationConfig:
     final_weight_decay: float = number(0.04, low=0)
     betas: tuple[float, float] = number((0.9, 0.999), low=0, below=1)
     eps: float = number(1e-8, above=0)
-    accumulate: int = number(1, low=1)  # micro-batches per optimiser step
+    accumulate: int = number(1, low=1, most=1_000_000)  # micro-batches per optimiser step
     # clips of data per optimiser step of all processes: accumulate follows from it and their number; 0: not given
-    global_batch: int = later(number(0, low=0))
+    global_batch: int = later(number(0, low=0, most=1_000_000_000))
     clip_grad: float | None = number(None, above=0)  # maximum gradient norm
     on_nonfinite: str = later(choice("stop", "stop", "skip"))  # steps whose loss or gradients are not finite
     max_skips: int = later(number(10, low=1))  # under skip, steps in a row after which the run stops all the same
@@ -219,7 +223,7 @@ def _device(default: str) -> Any:
     def refusal(x: str) -> str | None:
         if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", x):
             return None
-        return f"unknown value {x!r}; accepted: auto, cpu, cuda, cuda:N, mps"
+        return f"unknown value {quoted(x)}; accepted: auto, cpu, cuda, cuda:N, mps"
 
     return constrained(default, refusal)
 
@@ -248,10 +252,10 @@ class RuntimeConfig:
         "auto", "auto", "float32", "bfloat16", "float16"
     )  # auto on a CPU: the faster one, by a measurement
     fp8: bool = False  # forward products of the blocks' linear layers in e4m3 (changes the maths)
-    threads: int = number(0, low=0)  # CPU threads; 0: torch's choice
+    threads: int = number(0, low=0, most=1000)  # CPU threads; 0: torch's choice
     log_every: int = number(10, low=1)  # steps
     save_every: int = number(500, low=1)  # steps
-    keep_checkpoints: int = number(2, low=1)
+    keep_checkpoints: int = number(2, low=1, most=1_000_000)
     # checkpoints are written while training goes on, from a copy in memory; auto: where half the free memory holds it
     async_save: bool | str = later(choice("auto", True, False, "auto"))
     monitor_every: int = number(100, low=1)  # steps between collapse monitors
@@ -260,7 +264,7 @@ class RuntimeConfig:
     # of several processes: seconds of silence, or without a step while others wait, after which one counts as gone
     timeout: float = later(number(600.0, above=0))
     attention: str = registered("attention backend", "auto", "sdpa", "varlen", "xformers")
-    pad_to_multiple: int = number(0, low=0)  # the former name of capacity_quantum; 0: not given
+    pad_to_multiple: int = number(0, low=0, most=1_000_000)  # the former name of capacity_quantum; 0: not given
     # tokens; masks get room for a multiple of so many, so that shapes repeat. 0: room for their tokens, no more
     capacity_quantum: int | str = later(
         checked("auto", "auto or a number of tokens, at least 0", lambda x: x == "auto" or (x != str(x) and x >= 0))

@@ -18,6 +18,7 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.data.bad_samples import BadSamples
 from vjepa_fast.data.decoders import Facts, Request, Video, choose_decoder
 from vjepa_fast.data.manifests.manifest import load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.media import ReadOptions, read_bytes
 from vjepa_fast.data.mixing import MixedSampler
 from vjepa_fast.data.sampling import Sampling
@@ -125,7 +126,7 @@ class ClipLoader:
         self._before = 0
         regular = self.sample_at(start_step // max(1, len(self.share.own)))
         self._before = 0 if start_sample is None else start_sample - regular
-        self.manifests = [load_manifest(path) for path in data.datasets]
+        self.manifests = [load_manifest(path, Root.of(data)) for path in data.datasets]
         for manifest in self.manifests:
             if img and manifest.kind != "image":
                 raise DataError(f"{manifest.path}: lists videos, {self.section} is for images")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from vjepa_fast.files import write_text
+from vjepa_fast.files import parse_json, write_text
 
 PHASES = ("data", "copy", "masks", "target", "context", "predictor", "losses", "backward", "optimiser", "ema", "graph")
 WHOLE, AHEAD = "step/all", ("copy", "masks")  # what may be done for the next step outside of any
@@ -290,6 +289,6 @@ class StepProfiler:
         path = self.folder / "trace.json"
         done.export_chrome_trace(str(path))
         with open(path, encoding="utf-8") as f:
-            text = table(analyse(json.load(f)))
+            text = table(analyse(parse_json(f.read())))
         write_text(self.folder / "table.txt", text)
         print(f"{text}\n{path}", flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import CheckpointError
+from vjepa_fast.files import parse_json
 from vjepa_fast.layers.block import Block
 from vjepa_fast.models.vit import VisionTransformer
 
@@ -75,7 +76,7 @@ def description(file: Path, hf_config: Mapping[str, Any] | None) -> tuple[dict[s
         if text is None:
             return None
         try:
-            found = json.loads(text)
+            found = parse_json(text)
         except ValueError:
             found = None
     try:

@@ -5,7 +5,6 @@ Files are read with ``weights_only=True`` or as safetensors only: a checkpoint n
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from vjepa_fast.errors import CheckpointError
+from vjepa_fast.files import parse_json
+from vjepa_fast.models import limits
 from vjepa_fast.models.digests import verify
 
 State = dict[str, Tensor]
@@ -71,9 +72,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        if start[:2] == b"PK":
+            limits.check_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK")
-    except MemoryError:
+        limits.check_content(content, path)
+    except CheckpointError:
         raise
+    except MemoryError:
+        raise CheckpointError(f"{path}: takes more memory than there is") from None
     except Exception as error:  # torch raises many kinds: unpickling, zip, EOF, key and runtime errors
         raise CheckpointError(f"{path}: {_why_unreadable(error)}") from error
     if not isinstance(content, dict):
@@ -246,7 +252,7 @@ def _hf_config(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        config = json.loads(file.read_text())
+        config = parse_json(file.read_bytes())
     except ValueError as error:
         raise CheckpointError(f"{file}: not JSON: {error}") from error
     return config if isinstance(config, dict) else None
@@ -257,10 +263,13 @@ def _parts(folder: Path) -> list[Path]:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             try:
-                names = json.loads((folder / index).read_text())["weight_map"].values()
-            except (ValueError, KeyError, AttributeError) as error:
+                names = sorted(set(parse_json((folder / index).read_bytes())["weight_map"].values()))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise CheckpointError(f"{folder / index}: not an index of weights ({error})") from error
-            return [folder / name for name in sorted(set(names))]
+            for name in names:
+                if not isinstance(name, str) or os.path.basename(name) != name:
+                    raise CheckpointError(f"{folder / index}: {str(name)[:80]!r} is no file beside it")
+            return [folder / name for name in names]
     for names in ("model.safetensors", "pytorch_model.bin"):
         if (folder / names).is_file():
             return [folder / names]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from vjepa_fast import files
 from vjepa_fast.errors import UserError
+from vjepa_fast.files import parse_json
 from vjepa_fast.ops import _capture
 
 _log = logging.getLogger("vjepa_fast")
@@ -81,7 +81,7 @@ def _known() -> dict[str, str]:
 
 def _read() -> dict[str, str]:
     try:
-        table = json.loads(path().read_text(encoding="utf-8"))
+        table = parse_json(path().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return {str(k): str(v) for k, v in table.items()} if isinstance(table, dict) else {}

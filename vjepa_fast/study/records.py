@@ -14,7 +14,6 @@ be allowed (``partial``), and are then listed.
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import numpy as np
 
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation import Row
-from vjepa_fast.files import atomic_file, read_rows
+from vjepa_fast.files import atomic_file, parse_json, read_rows
 
 FORMAT = 1
 BASELINE, RANDOM = "baseline", "random_init"
@@ -222,7 +221,7 @@ def _reason(path: Path) -> str:
 
 def _read(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: not found; is this the folder of `vjepa-fast study run`?") from None
     except (OSError, ValueError) as error:

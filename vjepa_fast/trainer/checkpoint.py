@@ -24,7 +24,7 @@ import torch
 
 from vjepa_fast.errors import CheckpointError, TrainingError
 from vjepa_fast.files import atomic_file, first_line
-from vjepa_fast.models import digests
+from vjepa_fast.models import digests, limits
 from vjepa_fast.models.digests import DamagedError
 from vjepa_fast.trainer import contents
 
@@ -131,9 +131,17 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+        with open(path, "rb") as file:
+            zipped = file.read(2) == b"PK"
+        if zipped:
+            limits.check_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        limits.check_content(content, path)
+        return content
+    except DamagedError:
         raise
+    except MemoryError:
+        raise CheckpointError(f"{path}: takes more memory than there is") from None
     except PermissionError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:  # zip, pickle and torch each have their own

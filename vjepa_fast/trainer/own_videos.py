@@ -17,7 +17,7 @@ from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.data.prepare import Request, prepare
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.files import write_json, write_text
+from vjepa_fast.files import parse_json, write_json, write_text
 from vjepa_fast.trainer.sizes import cores
 
 MARK = "own_videos.json"  # beside the manifest: whose videos these are, and the pace
@@ -62,7 +62,7 @@ class Prepared:
 def made_from(out: Path) -> str | None:
     """The folder whose videos are prepared in ``out``; None if nothing is."""
     try:
-        return json.loads((out / MARK).read_text(encoding="utf-8"))["videos"]
+        return parse_json((out / MARK).read_text(encoding="utf-8"))["videos"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -141,6 +141,6 @@ def _checked(path: str, frames: int, pace: dict[str, int], on_progress: Progress
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

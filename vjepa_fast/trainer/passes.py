@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.manifests.manifest import load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.trainer.distributed import Distributed
 
@@ -24,7 +25,7 @@ def resolve(cfg: Config) -> Config:
     cfg = micro_batches(cfg, Distributed.world_from_env())
     if cfg.optimization.ipe or not cfg.data.datasets:
         return cfg
-    samples = sum(len(load_manifest(path)) for path in cfg.data.datasets)
+    samples = sum(len(load_manifest(path, Root.of(cfg.data))) for path in cfg.data.datasets)
     batch = cfg.data.batch_size * Distributed.world_from_env() * cfg.optimization.accumulate
     if samples < batch:
         raise ConfigError(

@@ -21,6 +21,7 @@ from vjepa_fast.config.length import length
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.loader import ClipLoader
 from vjepa_fast.errors import UserError
+from vjepa_fast.files import parse_json
 from vjepa_fast.trainer import precision
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.methods import METHODS
@@ -70,7 +71,7 @@ class Choice:
 
 def read_sizes(path: Path = TABLE) -> list[Size]:
     """The table, from the smallest to the largest."""
-    return [Size(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [Size(**row) for row in parse_json(path.read_text(encoding="utf-8"))]
 
 
 def choose(

@@ -22,6 +22,7 @@ import numpy as np
 
 from vjepa_fast.data.decoders.api import DECODERS, BatchDecoder, Facts, Request, VideoInfo
 from vjepa_fast.data.decoders.ffmpeg import open_film
+from vjepa_fast.data.decoders.image import open_image
 from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.decoders.plain import why_not_plain
@@ -145,7 +146,6 @@ class DaliBatches(BatchDecoder):
             )
 
     def _image(self, path: str) -> Facts | str:
-        from PIL import Image
 
         check_file(path)
         if not _found("nvidia.nvimgcodec"):
@@ -153,7 +153,7 @@ class DaliBatches(BatchDecoder):
         if suffix_of(path) not in (".jpg", ".jpeg", ".jfif"):
             return "no JPEG"
         try:
-            with open_file(path) as file, Image.open(file) as image:
+            with open_file(path) as file, open_image(file) as image:
                 upright = image.getexif().get(0x0112, 1) == 1
                 form, mode, (width, height) = image.format, image.mode, image.size
         except Exception as error:  # the usual way says what is wrong

@@ -6,6 +6,8 @@ whatever the file's own time stamps are worth.
 
 from __future__ import annotations
 
+import errno
+import functools
 import io
 import time
 import zlib
@@ -25,6 +27,13 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
+# Formats of files that name other files, addresses or devices: with one, a list of videos would reach further.
+_ELSEWHERE = frozenset({
+    "concat", "concatf", "hls", "dash", "webm_dash_manifest", "imf", "image2", "vobsub", "sdp", "rtsp", "rtp", "sap",
+    "lavfi", "libcdio", "tty", "alsa", "oss", "pulse", "jack", "sndio", "fbdev", "kmsgrab", "x11grab", "xcbgrab",
+    "v4l2", "video4linux2", "dshow", "vfwcap", "gdigrab", "avfoundation", "decklink", "iec61883", "openal", "bktr",
+    "android_camera",
+})  # fmt: skip
 END = (-1, None)  # in place of (number, packet): no more come
 _SEARCH = 64  # packets read after a seek in search of a key packet that the index knows
 
@@ -180,7 +189,9 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
     if is_image_path(path):
         raise _image(path)
     try:
-        with av.open(_opened(path), metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)) as container:
+        with av.open(
+            _opened(path), options=_settings(), metadata_errors="ignore", timeout=min(options.max_seconds, 1e6)
+        ) as container:
             stream = _best(path, container)
             yield Film(path, container, stream, options)
     except MemoryError:
@@ -188,7 +199,17 @@ def open_film(path: str, options: ReadOptions) -> Iterator[Film]:
     except ExitError:
         raise _slow(path, options) from None
     except FFmpegError as error:
-        raise DataError(f"{path}: unreadable or truncated video ({one_line(error)})") from None
+        why = "of a kind that names other files, or damaged" if error.errno == errno.EINVAL else one_line(error)
+        raise DataError(f"{path}: unreadable or truncated video ({why})") from None
+
+
+@functools.cache
+def _settings() -> dict[str, str]:
+    """Settings by which FFmpeg opens nothing but the file itself."""
+    import av
+
+    names = {part for name in av.formats_available for part in name.split(",")} - _ELSEWHERE
+    return {"format_whitelist": ",".join(sorted(names)), "protocol_whitelist": "file,subfile"}
 
 
 def _opened(path: str) -> str | io.BytesIO:

@@ -12,7 +12,22 @@ from vjepa_fast.data.members import open_file
 from vjepa_fast.errors import DataError
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from PIL.Image import Image
+
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM")
+
+
+def open_image(source: str | BinaryIO) -> Image:
+    """Open an image of one of the kinds that the suffixes mean; errors are Pillow's.
+
+    Pillow alone goes by the content and takes any other kind too: of one it runs Ghostscript.
+    """
+    from PIL import Image
+
+    Image.init()
+    return Image.open(source, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 def read_image(path: str | os.PathLike[str], options: ReadOptions | None = None) -> np.ndarray:
@@ -28,7 +43,7 @@ def read_image(path: str | os.PathLike[str], options: ReadOptions | None = None)
     path, options = os.fspath(path), options or ReadOptions()
     check_file(path)
     try:
-        with open_file(path) as file, Image.open(file) as image:
+        with open_file(path) as file, open_image(file) as image:
             options.check_size(path, *image.size)
             return _rgb(ImageOps.exif_transpose(image))
     except DataError:

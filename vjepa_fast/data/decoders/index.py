@@ -13,8 +13,11 @@ from functools import cached_property
 
 import numpy as np
 
+from vjepa_fast.files import parse_json
+
 FROM_START = -1  # the seek point that is the beginning of the file
 
+_LARGEST = 512 * 2**20  # bytes that a packed index may unpack to: some 40 million frames
 _FORMAT = 1  # of packed indices; another number: they are made anew
 _NTSC = 1000 / 1001
 
@@ -119,8 +122,12 @@ class FrameIndex:
     def unpack(cls, packed: bytes) -> FrameIndex:
         """The index that `pack` wrote; ValueError if these bytes are of something else or another version."""
         try:
-            head, body = zlib.decompress(packed).split(b"\n", 1)
-            version, n, k, g, *facts = json.loads(head)
+            unpacker = zlib.decompressobj()
+            content = unpacker.decompress(packed, _LARGEST)
+            if not unpacker.eof:
+                raise ValueError("too large, or cut short")
+            head, body = content.split(b"\n", 1)
+            version, n, k, g, *facts = parse_json(head)
             if version != _FORMAT or len(facts) != len(_FACTS):
                 raise ValueError("another version")
             shape = (("<i4", n), ("<i8", n), ("<i8", k), ("<i8", k), ("<i8", k), ("<i4", k), ("<u4", k), ("<i4", g))

@@ -20,7 +20,7 @@ from vjepa_fast.data.decoders.index import FrameIndex
 from vjepa_fast.data.decoders.scan import scan
 from vjepa_fast.data.media import ReadOptions, check_file
 from vjepa_fast.data.members import stat_of as _stamp
-from vjepa_fast.files import atomic_file
+from vjepa_fast.files import atomic_file, check_stored
 
 _PACKED = 128_000_000  # bytes of packed indices in memory; one of 300 frames takes some 300
 _READY = 2_000_000  # frames in unpacked indices, of some 30 bytes each
@@ -158,6 +158,7 @@ class _Stored:
         self.key, self.begin = np.zeros(0, np.uint64), np.zeros(1, np.int64)
         self.data = np.zeros(0, np.uint8)
         try:
+            check_stored(file)
             with np.load(file, allow_pickle=False) as columns:
                 key, begin, data = columns["key"], columns["begin"], columns["data"]
         except Exception:  # missing or damaged in whichever way: the indices are made anew

@@ -25,7 +25,7 @@ from vjepa_fast.data.decoders.api import Video, VideoInfo
 from vjepa_fast.data.media import ReadOptions, check_file, one_line
 from vjepa_fast.data.members import member_of
 from vjepa_fast.errors import DataError
-from vjepa_fast.files import atomic_path
+from vjepa_fast.files import atomic_path, parse_json
 
 CODINGS = ("jpeg", "raw")
 _MAGIC = b"VJROWS01"
@@ -96,8 +96,10 @@ class RowVideo(Video):
                 raise DataError(f"{path}: is no row store; write it anew with vjepa-fast prepare --convert rows")
             count, begin, info = 0, None, None
             try:
-                head = json.loads(file.read(length))
+                head = parse_json(file.read(length))
                 count, self._raw = int(head["frames"]), head["coding"] == "raw"
+                if 8 * count > os.path.getsize(path):
+                    raise ValueError("more frames than there can be")
                 begin = np.frombuffer(file.read(8 * (count + 1)), "<u8")
                 info = VideoInfo(
                     frames=count,
@@ -142,8 +144,8 @@ class RowVideo(Video):
         try:
             if self._raw:
                 return np.asarray(row).reshape(shape)
-            with Image.open(io.BytesIO(row.tobytes())) as image:
-                picture = np.asarray(image.convert("RGB"))
+            with Image.open(io.BytesIO(row.tobytes()), formats=("JPEG",)) as image:
+                picture = np.asarray(image.convert("RGB")) if image.size == (shape[1], shape[0]) else None
         except (OSError, ValueError, SyntaxError):
             picture = None
         if picture is None or picture.shape != shape:

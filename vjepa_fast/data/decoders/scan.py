@@ -13,6 +13,7 @@ from vjepa_fast.data.decoders.ffmpeg import Film, SeekError, open_film
 from vjepa_fast.data.decoders.index import FROM_START, FrameIndex, even_out, rate_of
 from vjepa_fast.data.decoders.picture import turn_of
 from vjepa_fast.data.media import ReadOptions
+from vjepa_fast.data.members import stat_of
 from vjepa_fast.errors import DataError
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class _Packets:
         self.lost = 0
         listed = film.stream.index_entries
         if film.container.format.name.startswith("mov") and len(listed) > len(pts):
+            if len(listed) > (size_of := max(1, stat_of(film.path)[0])):
+                raise DataError(f"{film.path}: damaged video, lists {len(listed)} frames in {size_of} bytes")
             self.lost = max(0, sum(entry.size > 0 for entry in listed) - len(pts))
 
     def order(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.data.decoders.index_cache import INDICES
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.manifests.shards import lists_shards, read_shards
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path, one_line, suffix_of
 from vjepa_fast.data.members import is_url, names_shards, stat_of
@@ -50,19 +51,28 @@ class Manifest:
         return digest.hexdigest()
 
 
-def load_manifest(path: str | os.PathLike[str]) -> Manifest:
+def load_manifest(path: str | os.PathLike[str], root: Root | None = None) -> Manifest:
     """Read a manifest, or .tar shards (see `read_shards`).
 
     Lines are ``<path> <label>``; ``::``, a tab or a comma separate as well, paths may hold blanks. A path in double
     quotes is taken as it is, with ``""`` for a quote. File names that are not UTF-8 keep their bytes. Relative paths
-    are relative to the manifest's folder; if the first one is not there, to the working directory.
+    are relative to ``root`` if there is one, else to the manifest's folder; if the first one is not there, to the
+    working directory.
 
     Raises:
-        DataError: missing or empty file, or a line that is not a path and a non-negative integer, or has more columns.
+        DataError: missing or empty file, or a line that is not a path and a non-negative integer, or has more columns;
+            or a file outside of ``root`` where that is refused.
     """
+    manifest = _read(path, root)
+    if root is not None:
+        root.check(manifest.paths, manifest.path)
+    return manifest
+
+
+def _read(path: str | os.PathLike[str], root: Root | None) -> Manifest:
     file = Path(path)
     if names_shards(str(path)):
-        return _of_shards(str(path))
+        return _of_shards(str(path), root)
     if file.is_dir():
         raise DataError(f"{file}: is a folder, not a manifest; make one with: vjepa-fast data manifest {file}")
     try:
@@ -74,7 +84,7 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
     if b"\0" in content:
         raise DataError(f"{file}: cannot read the manifest (it is not text)")
     if lists_shards(content):
-        return _of_shards(str(file))
+        return _of_shards(str(file), root)
     lines = re.split(r"\r\n|\r|\n", content.decode(errors="surrogateescape"))
     paths, labels = [], []
     for number, line in enumerate(lines, start=1):
@@ -84,12 +94,12 @@ def load_manifest(path: str | os.PathLike[str]) -> Manifest:
             labels.append(label)
     if not paths:
         raise DataError(f"{file}: the manifest is empty; it needs one '<path> <label>' line per sample")
-    base = _base(file, paths[0])
+    base = _base(file, paths[0]) if root is None else root.folder
     return _manifest(str(file), [p if os.path.isabs(p) else os.path.join(base, p) for p in paths], labels)
 
 
-def _of_shards(entry: str) -> Manifest:
-    return _manifest(entry, *read_shards(entry))
+def _of_shards(entry: str, root: Root | None) -> Manifest:
+    return _manifest(entry, *read_shards(entry, root))
 
 
 def _manifest(path: str, paths: list[str], labels: list[int]) -> Manifest:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import logging
+import math
 import os
 import re
 import tarfile
@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from vjepa_fast.data.manifests.pipes import PREFIX, spooled
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, one_line, suffix_of
 from vjepa_fast.data.members import Member, is_url, names_shards, remote
 from vjepa_fast.errors import DataError, UserError
-from vjepa_fast.files import write_json
+from vjepa_fast.files import parse_json, write_json
 
 LABELS = (".cls", ".json")
 _LARGEST_LABEL_FILE = 1_000_000  # bytes
+_MOST = 1_000_000  # shards of an entry
 _THREADS = 8
 _MANY = 20  # shards without an index from which on a run says that it makes them
 _REMOTE = "~/.cache/vjepa_fast/shards"
@@ -38,17 +40,20 @@ Stamp = list[int | str]
 Sample = tuple[str, int, int, int, str]  # name, offset, size, label, flaw; as `Member`
 
 
-def read_shards(entry: str) -> tuple[list[str], list[int]]:
+def read_shards(entry: str, root: Root | None = None) -> tuple[list[str], list[int]]:
     """Paths (of members) and labels of all samples of an entry of ``data.datasets``, in the order of the shards.
 
     ``entry`` is a .tar file, a pattern (``{000000..000099}``, ``{a,b}``, ``*``), a URL, a command (``pipe:...``,
-    `pipes.spooled`), or a text file of such lines, commands excepted. Samples without a label, and what cannot be read
-    of a shard, are listed with their flaw; where no sample has a label, all get 0, which is enough for pretraining.
+    `pipes.spooled`), or a text file of such lines, commands and URLs excepted. Samples without a label, and what
+    cannot be read of a shard, are listed with their flaw; where no sample has a label, all get 0, which is enough for
+    pretraining. ``root``: where they may lie.
 
     Raises:
         DataError: a shard is missing, or there is none, or a command that writes one fails.
     """
     shards = _shards(entry)
+    if root is not None:
+        root.check(shards, entry)
     missing = [shard for shard in shards if not is_url(shard) and not os.path.isfile(shard)]
     if missing:
         raise DataError(f"{entry}: {len(missing)} of {len(shards)} shards are missing, the first: {missing[0]}")
@@ -77,13 +82,15 @@ def _shards(entry: str) -> list[str]:
     if not names_shards(entry):
         lines = Path(entry).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         inside = [line.strip() for line in lines if line.strip()]
-        if command := next((line for line in inside if line.startswith(PREFIX)), None):
+        if command := next((line for line in inside if line.startswith(PREFIX) or is_url(line)), None):
+            what = "commands are not run from a file" if command.startswith(PREFIX) else "a file fetches nothing"
             raise DataError(
-                f"{entry}: {command}: commands are not run from a file; name them in data.datasets themselves, or name "
-                "the shards (a path, or a URL that fsspec opens)"
+                f"{entry}: {command[:200]}: {what}; name it in data.datasets itself, or copy the shards here"
             )
+        if other := next((line for line in inside if not names_shards(line)), None):
+            raise DataError(f"{entry}: {other[:200]!r} names no .tar shard, as its first line does")
         folder = os.path.dirname(os.path.abspath(entry))
-        return list(chain.from_iterable(_shards(x if is_url(x) else os.path.join(folder, x)) for x in inside))
+        return list(chain.from_iterable(_shards(os.path.join(folder, x)) for x in inside))
     shards = _expanded(entry)
     if not is_url(entry):
         shards = [os.path.abspath(shard) for shard in shards]
@@ -98,7 +105,7 @@ def _expanded(text: str, words: bool = True) -> list[str]:
     """``a{0..2}b{x,y}`` in full; spans of numbers alone without ``words``. DataError if there is too much of it."""
     pieces: list[list[str]] = []
     for number, piece in enumerate(re.split(r"\{([^{}]*)\}", text)):
-        span = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", piece)
+        span = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", piece)
         if number % 2 == 0:
             pieces.append([piece])
         elif span is None:
@@ -108,6 +115,8 @@ def _expanded(text: str, words: bool = True) -> list[str]:
             if not 0 <= last - first < 1_000_000:
                 raise DataError(f"{text}: {{{piece}}} must count up, to a million shards at most")
             pieces.append([str(i).zfill(len(span[1])) for i in range(first, last + 1)])
+    if (count := math.prod(map(len, pieces))) > _MOST:
+        raise DataError(f"{text[:200]}: stands for {count} shards; at most {_MOST} are read")
     return ["".join(parts) for parts in product(*pieces)]
 
 
@@ -151,7 +160,7 @@ def _kept_beside(url: str, stamp: Stamp) -> list[Sample] | None:
 
 
 def _parsed(content: bytes, stamp: Stamp) -> list[Sample]:
-    known = json.loads(content)
+    known = parse_json(content)
     if known["format"] != _FORMAT or known["stamp"][: len(stamp)] != stamp:
         raise ValueError("of another shard")
     return [(str(n), int(o), int(s), int(y), str(f)) for n, o, s, y, f in known["samples"]]
@@ -224,7 +233,7 @@ def _sample(parts: dict[str, tuple[tarfile.TarInfo, bytes]]) -> list[Sample]:
 def _label(suffix: str, content: bytes) -> int | None:
     """A whole number from 0 on: the text of a .cls file; of a .json file the value, or what it has as label."""
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = parse_json(content.decode("utf-8-sig"))
     except ValueError:
         return None
     if suffix == ".json" and isinstance(value, dict):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vjepa_fast.data.decoders import FrameIndex, choose_decoder, read_image
+from vjepa_fast.data.decoders.image import open_image
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.decoders.rows import is_rows
 from vjepa_fast.data.media import ReadOptions, check_file, is_image_path, one_line
@@ -85,10 +86,8 @@ def inspect(path: str, full: bool = False, options: ReadOptions | None = None) -
 
 def _header(path: str, options: ReadOptions) -> tuple[str, int, int]:
     """(codec, width, height) of an image."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             codec, (width, height) = (image.format or "image").lower(), image.size
     except Exception as error:  # Pillow raises all sorts on damaged data
         raise DataError(f"{path}: is not a readable image ({one_line(error)})") from None

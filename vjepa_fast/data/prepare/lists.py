@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import parse_json
 from vjepa_fast.registry import suggestion
 
 
@@ -53,7 +54,7 @@ def read_table(path: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str
 def read_json(path: Path, kind: type) -> Any:
     """The content of a JSON file, a dict or list as ``kind`` says. DataError: it cannot be read or is another."""
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: is not JSON ({error.msg}); download it anew") from None
     except RecursionError:

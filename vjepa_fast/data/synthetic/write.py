@@ -18,6 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ import numpy as np
 from vjepa_fast.data.decoders.rows import write_rows
 from vjepa_fast.data.processes import pool_of
 from vjepa_fast.data.synthetic.api import SUITES, Suite, render_clip
-from vjepa_fast.errors import ConfigError, DataError
-from vjepa_fast.files import atomic_path, write_json, write_text
+from vjepa_fast.errors import ConfigError, DataError, UserError
+from vjepa_fast.files import atomic_path, parse_json, write_json, write_text
 from vjepa_fast.registry import suggestion
 
 FORMAT = 2  # to be raised when the same parameters give other clips
@@ -76,7 +77,7 @@ def render_suite(
     Raises:
         ConfigError: no suite or form of that name.
         DataError: odd size, folder not writable, or one that holds another rendering.
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or a worker process was killed.
     """
     suite = SUITES.get_named(name, "suite") if isinstance(name, str) else name
     _check(suite, splits, size, frames, fps)
@@ -92,6 +93,11 @@ def render_suite(
         job = partial(_render_chunk, suite, folder, size, frames, fps, seed, form)
         _render_all(job, folder, splits, workers, on_progress or (lambda done, total: None))
         write_json(folder / "classes.json", list(suite.classes), _HINT)
+    except BrokenProcessPool:
+        raise UserError(
+            f"{folder}: a worker process was killed, perhaps for want of memory; what is rendered is kept, the same "
+            "command goes on; use fewer workers"
+        ) from None
     except OSError as error:
         raise DataError(f"{folder}: cannot write the suite ({error.strerror or error}); {_HINT}") from None
     return {split: str(folder / f"{split}.csv") for split, count in splits.items() if count}
@@ -117,7 +123,7 @@ def _claim(folder: Path, parameters: dict[str, Any]) -> None:
     path = folder / "suite.json"
     if path.exists():
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
         except ValueError:
             found = {}
         found = found if isinstance(found, dict) else {}

@@ -27,6 +27,7 @@ from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.cache import HINT, cache_key, cache_stem, normalisation, refuse_other
 from vjepa_fast.evaluation.extract.clips import Source, clip_batches, clip_view, is_still
+from vjepa_fast.files import parse_json
 from vjepa_fast.models.vit import VisionTransformer
 
 if TYPE_CHECKING:
@@ -356,9 +357,11 @@ def load_cache(path: Path, key: dict, name: str) -> Features | None:
     if not (path.is_file() and meta.is_file()):
         return None
     try:
-        stored = json.loads(meta.read_text())
+        stored = parse_json(meta.read_bytes())
         held = stored["key"]
     except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(held, dict):
         return None
     refuse_other(path, held, {**dict.fromkeys(held), **key})
     blob = path.read_bytes()

@@ -22,6 +22,7 @@ from torch import Tensor
 from vjepa_fast import files
 from vjepa_fast.errors import CheckpointError, DataError, UserError
 from vjepa_fast.evaluation.extract.cache import HINT, file_hash, refuse_other
+from vjepa_fast.files import parse_json
 
 SHARD_BYTES = 256 * 2**20
 MAX_BAD = 0.05  # share of unreadable samples
@@ -58,10 +59,30 @@ class Shard:
 def read_index(folder: Path) -> dict[str, Any] | None:
     """What ``index.json`` holds; None where it is missing or damaged."""
     try:
-        index = json.loads((folder / "index.json").read_text())
-        return index if isinstance(index["key"], dict) and isinstance(index["shards"], list) else None
+        index = parse_json((folder / "index.json").read_bytes())
+        return index if _is_index(index) and index.get("sha256", _sum(index)) == _sum(index) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_index(index: Any) -> bool:
+    """Whether a value has the form of ``index.json``; KeyError or TypeError where it has another."""
+    shards = index["shards"]
+    return (
+        isinstance(index["key"], dict)
+        and isinstance(index["complete"], bool)
+        and {"grid", "dim"} <= index.keys()
+        and all(os.path.basename(shard["file"]) == shard["file"] for shard in shards)
+        and all(isinstance(shard["sha256"], str) for shard in shards)
+        and all(len(shard["labels"]) == shard["rows"] > 0 and shard["bytes"] > 0 for shard in shards)
+        and all(isinstance(shard["until"], int) for shard in shards)
+    )
+
+
+def _sum(index: dict[str, Any]) -> str:
+    """SHA-256 (hex) of all but the entry ``sha256``, which indices of before 0.2 do not have."""
+    held = {key: value for key, value in index.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
 def free_bytes(folder: Path) -> int:
@@ -192,4 +213,5 @@ class ShardStore:
         self._save_index(folder)
 
     def _save_index(self, folder: Path) -> None:
+        self.index["sha256"] = _sum(self.index)
         files.write_text(folder / "index.json", json.dumps(self.index), HINT)

@@ -7,7 +7,6 @@ encoder has been trained on are not novel to it, and a few-shot accuracy has to 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from vjepa_fast.data.manifests.manifest import Manifest
 from vjepa_fast.data.members import member_of, read_bytes, stat_of
 from vjepa_fast.errors import DataError
 from vjepa_fast.evaluation.extract.cache import file_hash
+from vjepa_fast.files import parse_json
 
 T = TypeVar("T")
 EXAMPLES = 5  # named per finding
@@ -258,7 +258,7 @@ def class_names(manifest: Manifest) -> dict[int, str]:
         if not file.is_file():
             continue
         try:
-            names = json.loads(file.read_text(encoding="utf-8"))
+            names = parse_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             names = None
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names):

@@ -9,6 +9,7 @@ from typing import Any
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation.fewshot.episodes import sample_episodes
 from vjepa_fast.evaluation.fewshot.protocols import EPISODE_PROTOCOLS, EpisodeProtocol
@@ -142,11 +143,11 @@ def pretraining_manifests(config: Config | None) -> tuple[list[Manifest], list[s
     """
     if config is None:
         return [], ["the checkpoint holds no configuration that names them"]
-    paths = list(config.data.datasets) + (list(config.img_data.datasets) if config.img_data else [])
+    streams = [config.data, *([config.img_data] if config.img_data else [])]
     found, gaps = [], []
-    for path in paths:
+    for path, root in [(path, Root.of(data)) for data in streams for path in data.datasets]:
         try:
-            found.append(load_manifest(path))
+            found.append(load_manifest(path, root))
         except DataError as error:
             gaps.append(f"not checked: the checkpoint names {path}, which cannot be read here ({error})")
     return found, gaps

@@ -6,7 +6,6 @@ backend that was taken and the milliseconds of all that were timed.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.files import first_line, write_json
+from vjepa_fast.files import first_line, parse_json, write_json
 
 _log = logging.getLogger("vjepa_fast")
 _FORMAT = "vjepa-fast attention 1"
@@ -57,7 +56,7 @@ class Table:
 
     def _read(self) -> dict[str, dict[str, Row]]:
         try:
-            found = json.loads(path().read_text(encoding="utf-8"))
+            found = parse_json(path().read_text(encoding="utf-8"))
             rows = found["environments"]
             if found["format"] != _FORMAT or not all(_fits(row) for table in rows.values() for row in table.values()):
                 raise ValueError("it is of another format")

@@ -36,7 +36,7 @@ class ActionConditioned(Objective):
     }
 
     target_dim: int = number(3, low=1, high=3)
-    hidden_dim: int = number(256, low=1)
+    hidden_dim: int = number(256, low=1, most=1_000_000)
     channels: str = choice("all", "all", "dynamics")
     app_ratio: float = number(0.5, above=0.0, below=1.0)
 

@@ -85,7 +85,7 @@ class Hamiltonian(Objective):
     }
 
     dt: float = number(0.1, above=0.0)
-    hidden_dim: int = number(256, low=1)
+    hidden_dim: int = number(256, low=1, most=1_000_000)
     loss_exp: float = number(1.0, low=1.0)
 
     def build_head(self, ctx: TermContext, generator: torch.Generator) -> nn.Module:

@@ -42,7 +42,7 @@ class LatentDynamics(Objective):
         "hard_scope": "optimization.hw_scope",
     }
 
-    hidden_dim: int = number(256, low=1)
+    hidden_dim: int = number(256, low=1, most=1_000_000)
     channels: str = choice("all", "all", "dynamics")
     app_ratio: float = number(0.5, above=0.0, below=1.0)
     hard_weighting: float | None = number(None, low=0.0)

@@ -30,7 +30,7 @@ class Sigreg(Objective):
     gradient_to = "z"
     published = {"coeff": "optimization.sigreg_coeff", "num_slices": "optimization.sigreg_num_slices"}
 
-    num_slices: int = number(1024, low=1)
+    num_slices: int = number(1024, low=1, most=1_000_000)
 
     def draw(self, state: LatentState, ctx: TermContext, device: torch.device) -> Tensor:
         """Normal numbers [D, num_slices], float32: a function of (seed, step) and the kind of device.

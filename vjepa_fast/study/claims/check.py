@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from vjepa_fast.study.claims.evaluate import NAMES, Claim, Outcome, evaluate, load_claims, tolerance
 from vjepa_fast.study.claims.published import SAME_SEED, Delta, Published, load_published
+from vjepa_fast.study.pages import plain_markdown
 
 TOLERANCE_TEXT = (
     "Rounding: one difference must equal the claimed one to two decimals; the ends of a range hold up to half a unit "
@@ -153,5 +154,5 @@ def markdown_table(entries: Sequence[dict]) -> str:
         if other:
             arithmetic += f"; {other['reading']}: {other['status']}, {value_text(other['computed'])}"
         cells = (str(e["id"]), e["statement"], e["status"], computed, arithmetic, e["placement"], same_seed_text(e))
-        lines.append("| " + " | ".join(c.replace("*", "\\*").replace("|", "\\|") for c in cells) + " |")
+        lines.append("| " + " | ".join(plain_markdown(c) for c in cells) + " |")
     return "\n".join(lines)

@@ -6,7 +6,6 @@ Nothing is adjusted to make a claim hold; where its words allow a second reading
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import parse_json
 from vjepa_fast.study.claims.published import BASELINES, DATA, Delta, Published
 
 CONFIRMED, CONTRADICTED, NOT_COMPUTABLE = "confirmed", "contradicted", "not computable"
@@ -88,7 +88,7 @@ def load_claims(path: str | os.PathLike | None = None) -> list[Claim]:
     """The claims of a file (default: the 17 in the package). DataError where the file is something else."""
     path = Path(path or DATA / "claims.json")
     try:
-        return [Claim(**c) for c in json.loads(path.read_text(encoding="utf-8"))["claims"]]
+        return [Claim(**c) for c in parse_json(path.read_text(encoding="utf-8"))["claims"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a file of claims ({error})") from None
 

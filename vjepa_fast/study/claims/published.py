@@ -7,7 +7,6 @@ A run is ``<regime>_4gpu_<method>``; a regime is what was pretrained on: ``mixed
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import parse_json
 
 DATA = Path(__file__).parent / "data"
 BASELINES = {"mixed": "mixed_4gpu_baseline_seed42", "ucf101": "ucf101_4gpu_baseline"}  # what the paper compares with
@@ -167,7 +167,7 @@ def load_published(path: str | os.PathLike | None = None) -> Published:
     """Read and check the published results (default: those in the package). DataError names what is wrong."""
     path = Path(path or DATA / "published_results.json")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         figures = {
             (run, dataset): Figure(run, dataset, float(f["top1"]), int(f["n_train"]), int(f["n_val"]), f["probe"])
             for run, by_dataset in content["runs"].items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.evaluation import Row, against
-from vjepa_fast.files import write_json, write_text
+from vjepa_fast.files import read_json, write_json, write_text
 from vjepa_fast.study import pages
 from vjepa_fast.study.demo import figures
 from vjepa_fast.study.demo.plan import SUITE_TEXT
@@ -164,7 +163,7 @@ def write(demo: Demo, results: Mapping[str, Any], rows: Sequence[Row], seconds: 
         runs.append(RunRecord(run.name, run.objective, run.regime, metrics, settings))
     suites = []
     for name in demo.evaluated:
-        classes = len(json.loads((demo.folder / "suites" / name / "classes.json").read_text()))
+        classes = len(read_json(demo.folder / "suites" / name / "classes.json"))
         train, val, test = (plan.suites[name].get(part, 0) for part in ("train", "val", "test"))
         chance = next(r.chance for r in rows if r.suite == name)
         suites.append(SuiteRecord(name, SUITE_TEXT[name], train, val, test, classes, chance))

@@ -15,7 +15,6 @@ Accuracies are fractions; ``difference`` is paired by test sample. ``benchmarks/
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import parse_json
 
 ROW_KEYS = (
     "suite",
@@ -88,7 +88,7 @@ def load_committed(path: str | os.PathLike | None = None) -> dict | None:
     if not found_at:
         return None
     try:
-        found = json.loads(found_at[0].read_text())
+        found = parse_json(found_at[0].read_text())
         missing = sorted({key for row in found["rows"] for key in ROW_KEYS if key not in row})
         if found.get("format") == 1 and found["rows"] and not missing:
             return found

@@ -18,7 +18,7 @@ import numpy as np
 
 from vjepa_fast.data.synthetic import SUITES, suite_values
 from vjepa_fast.errors import UserError
-from vjepa_fast.files import write_json
+from vjepa_fast.files import parse_json, write_json
 from vjepa_fast.study.instrument.clips import rendered
 from vjepa_fast.study.instrument.limits import verdict
 from vjepa_fast.study.instrument.read import POOLING, How, suite_rows
@@ -228,7 +228,7 @@ def run_check(
 def read_check(path: str | Path) -> dict:
     """A finished check. Raises UserError where there is none, or it is not of this format."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = parse_json(Path(path).read_text(encoding="utf-8"))
         if found["format"] != FORMAT or not isinstance(found["suites"], dict):
             raise KeyError("format")
         return found
@@ -240,7 +240,7 @@ def read_check(path: str | Path) -> dict:
 
 def _record(path: Path, identity: dict) -> dict | None:
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         return found if found["identity"] == json.loads(json.dumps(identity)) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

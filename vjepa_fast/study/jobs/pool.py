@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import UserError
-from vjepa_fast.files import write_json
+from vjepa_fast.files import parse_json, write_json
 from vjepa_fast.study.jobs import workers
 
 FORMAT = 2  # raise it when tasks compute other results from the same arguments
@@ -138,7 +138,7 @@ def _key(task: Task, results: dict, keys: dict) -> str:
 
 def _kept(folder: Path, task: Task, key: str) -> tuple | None:
     try:
-        stored = json.loads((folder / "tasks" / f"{task.name}.json").read_text())
+        stored = parse_json((folder / "tasks" / f"{task.name}.json").read_text())
         return (stored["result"],) if stored["key"] == key and task.check(stored["result"]) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

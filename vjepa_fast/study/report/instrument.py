@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vjepa_fast.errors import DataError
+from vjepa_fast.files import parse_json
 from vjepa_fast.study.instrument.check import FILE, FORMAT
 from vjepa_fast.study.records import Study
 
@@ -43,7 +43,7 @@ def read(study: Study) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']}")
         for verdict in found["suites"].values():

@@ -22,7 +22,7 @@ from typing import Any
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import UserError
-from vjepa_fast.files import write_text
+from vjepa_fast.files import parse_json, read_json, write_text
 from vjepa_fast.study.records import FORMAT, read_metrics
 from vjepa_fast.study.run.evaluate import evaluate
 from vjepa_fast.study.run.training import train, train_under_torchrun
@@ -65,7 +65,7 @@ def _hash(value: dict) -> str:
 def read_cell(folder: str | os.PathLike, key: str) -> dict | None:
     """The finished cell of that key; None where there is none or the file is damaged."""
     try:
-        found = json.loads(cell_path(folder, key).read_text())
+        found = parse_json(cell_path(folder, key).read_text())
         return found if found["format"] == FORMAT and found["rows"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -103,7 +103,7 @@ def run(job: Mapping[str, Any]) -> dict:
             students, more = evaluate(job, student, "encoder")
             geometry += more
         cost, curve = of_metrics(cfg, read_metrics(cfg.folder), job["processes"])
-        found_on = json.loads((Path(cfg.folder) / "versions.json").read_text())
+        found_on = read_json(Path(cfg.folder) / "versions.json")
     cell = {
         "format": FORMAT,
         **{k: job[k] for k in ("key", "variant", "regime", "compat", "seed", "kind")},

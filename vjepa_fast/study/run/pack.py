@@ -145,8 +145,12 @@ def _merge(source: Path, folder: Path, name: str) -> dict[str, int]:
 def _extract(archive: Path, place: Path) -> None:
     """Unpack; UserError where the archive cannot be read, or names a place outside of the folder."""
     try:
+        free = shutil.disk_usage(place).free
         with tarfile.open(archive, "r:gz") as tar:
-            tar.extractall(place, filter="data")
+            for member in tar:  # a small archive may hold files of any size
+                if (free := free - member.size) < 0:
+                    raise UserError(f"{archive}: what it holds does not fit the disk of {place}; free space")
+                tar.extract(member, place, filter="data")
     except (OSError, EOFError, tarfile.TarError) as error:
         raise UserError(f"{archive}: is no archive of vjepa-fast study pack, or a damaged one ({error})") from None
     if not (place / "study.json").is_file():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast import __version__
-from vjepa_fast.files import write_json
+from vjepa_fast.files import parse_json, write_json
 
 if TYPE_CHECKING:
     from vjepa_fast.data import Manifest
@@ -52,7 +51,7 @@ def _kept(path: Path, identity: list, make: Callable[[], list[Row]]) -> list[Row
     from vjepa_fast.evaluation import Row
 
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         if found["identity"] == identity:
             return [Row(**{**row, "hits": tuple(row["hits"])}) for row in found["rows"]]
     except (OSError, ValueError, KeyError, TypeError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vjepa_fast.errors import ConfigError, UserError
-from vjepa_fast.files import write_json
+from vjepa_fast.files import parse_json, write_json
 from vjepa_fast.locks import Lock
 from vjepa_fast.study.records import FORMAT, RANDOM, cell_key
 from vjepa_fast.study.run import cells, variants
@@ -199,7 +199,7 @@ def read_plan(folder: str | os.PathLike) -> dict:
     """``study.json`` of a study folder. Raises UserError where there is none, or it is no plan of this format."""
     path = Path(folder) / "study.json"
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text())
         if found["format"] != FORMAT or not isinstance(found["settings"], dict):
             raise KeyError("format")
         return found

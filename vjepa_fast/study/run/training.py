@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from vjepa_fast.config import Config
 from vjepa_fast.errors import TrainingError
-from vjepa_fast.files import write_json, write_text
+from vjepa_fast.files import read_json, write_json, write_text
 
 KEY = "demo_key.json"  # what a folder was made for, so that one of another plan is not taken for a stopped one
 
@@ -78,7 +77,7 @@ def _levjepa_text(cfg: Config) -> dict[str, str]:
 def has_key(folder: str | os.PathLike, key: str | None = None) -> bool:
     """Whether a folder has the note that it was made for ``key``, a plan's (None: any note)."""
     mark = Path(folder) / KEY
-    return mark.is_file() and (key is None or json.loads(mark.read_text()) == key)
+    return mark.is_file() and (key is None or read_json(mark) == key)
 
 
 def leave_key(folder: str | os.PathLike, key: str) -> None:

@@ -5,7 +5,6 @@ Legend: F frames, S crop size, M masks, (T, H, W) the grid of tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import UserError
+from vjepa_fast.files import parse_json
 from vjepa_fast.trainer.building import build_samplers
 from vjepa_fast.trainer.step import IMAGE_GROUPS
 
@@ -168,7 +168,7 @@ def _class_names(manifest: Path) -> list[str]:
     """Names of the labels, where the file that `vjepa-fast data manifest` writes is there."""
     for file in (manifest.with_name(f"{manifest.stem}_classes.json"), manifest.with_name("classes.json")):
         try:
-            names = json.loads(file.read_text(encoding="utf-8"))
+            names = parse_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(names, list):

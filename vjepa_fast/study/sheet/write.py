@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vjepa_fast.errors import UserError
+from vjepa_fast.errors import UserError, printable
 from vjepa_fast.files import write_text
 from vjepa_fast.study import pages
 from vjepa_fast.study.sheet import draw
@@ -35,9 +35,9 @@ def write_sheet(sheet: Sheet, path: str | Path) -> None:
     legend = [(draw.LEGEND[value], colour, amount) for value, (colour, amount) in draw.COVER.items()]
     content = {
         "sheet": sheet,
-        "manifest": _printable(sheet.manifest),
+        "manifest": printable(sheet.manifest),
         "clips": [_clip(clip) for clip in sheet.clips],
-        "bad": [(_printable(bad), _printable(reason)) for bad, reason in sheet.bad],
+        "bad": [(printable(bad), printable(reason)) for bad, reason in sheet.bad],
         "legend": legend,
         "columns": draw.COLUMNS,
     }
@@ -51,16 +51,11 @@ def _clip(clip: ShownClip) -> dict[str, Any]:
         {"name": name, "note": draw.share(clip, i - 1) if i else "", "picture": _uri(frames, side), "n": len(frames)}
         for i, (name, frames) in enumerate(draw.rows(clip))
     ]
-    name = _printable(os.path.basename(clip.path))
-    return {"clip": clip, "file": name, "path": _printable(clip.path), "captions": draw.captions(clip), "rows": rows}
+    name = printable(os.path.basename(clip.path))
+    return {"clip": clip, "file": name, "path": printable(clip.path), "captions": draw.captions(clip), "rows": rows}
 
 
 def _uri(frames: Any, side: int) -> str:
     buffer = io.BytesIO()
     draw.strip(frames, side).save(buffer, "jpeg", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _printable(text: str) -> str:
-    """A text with file names that are not UTF-8, their bytes as escapes."""
-    return text.encode(errors="backslashreplace").decode()

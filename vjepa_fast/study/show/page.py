@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vjepa_fast.errors import printable
 from vjepa_fast.files import write_text
 from vjepa_fast.study import pages
 from vjepa_fast.study.demo import figures
@@ -77,8 +78,3 @@ def _small(frame: np.ndarray) -> np.ndarray:
 
 def _name(path: str) -> str:
     return printable(os.path.basename(path))
-
-
-def printable(text: str) -> str:
-    """A text with file names that are not UTF-8, their bytes as escapes."""
-    return text.encode(errors="backslashreplace").decode()

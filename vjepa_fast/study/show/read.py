@@ -19,6 +19,7 @@ from vjepa_fast import models
 from vjepa_fast.config import DataConfig
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.manifests.manifest import load_manifest, quoted
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, suffix_of
 from vjepa_fast.data.views.evaluation import eval_clip
 from vjepa_fast.errors import DataError, UserError
@@ -136,7 +137,7 @@ def _listed(cfg: Config | None, source: Path, notes: list[str]) -> list[str]:
     found: list[str] = []
     for entry in cfg.data.datasets:
         try:
-            found += load_manifest(entry).paths
+            found += load_manifest(entry, Root.of(cfg.data)).paths
         except UserError as error:
             notes.append(f"not shown: {error}")
     return list(dict.fromkeys(found))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
 from vjepa_fast.data.manifests.manifest import load_manifest
 from vjepa_fast.data.manifests.scan import scan_folder
 from vjepa_fast.data.prepare.api import DATA_SETS, DataSet, Listed, Listing, Request
+from vjepa_fast.files import parse_json
 
 
 @DATA_SETS.register("folder")
@@ -30,7 +30,7 @@ class Folder(DataSet):
                 test_fraction=request.test_fraction,
             )
             manifests = {part: load_manifest(facts["path"]) for part, facts in written.items()}
-            names = json.loads((Path(scratch) / "train_classes.json").read_text(encoding="utf-8"))
+            names = parse_json((Path(scratch) / "train_classes.json").read_text(encoding="utf-8"))
         parts = {
             part: [Listed(Path(p).name, int(y), str(Path(p).parent), p) for p, y in zip(m.paths, m.labels, strict=True)]
             for part, m in manifests.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,7 +15,7 @@ from vjepa_fast.data.prepare.api import DATA_SETS, DataSet, Listed, Listing, Req
 from vjepa_fast.data.prepare.find import MEDIA_SUFFIXES, visible
 from vjepa_fast.data.prepare.lists import Classes, order_classes, whole
 from vjepa_fast.errors import DataError
-from vjepa_fast.files import atomic_path, first_line
+from vjepa_fast.files import atomic_path, first_line, parse_json
 
 _PARTS = ("train", "val", "test")
 _LABELS = (".cls", ".json", ".txt")  # the first with a label counts: a text may be a caption
@@ -76,7 +75,7 @@ def _unpack(shard: Path, folder: Path) -> Iterator[tuple[str, str, str | None, s
     labels: dict[str, dict[str, str]] = {}  # key -> suffix of its file -> label
     problem = ""
     try:
-        with tarfile.open(shard) as archive:
+        with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 if not member.isfile() or os.path.basename(member.name).startswith("."):
                     continue
@@ -117,7 +116,7 @@ def _label(content: bytes, suffix: str) -> str:
     text = content.decode("utf-8-sig", errors="replace").strip()
     if suffix == ".json":
         try:
-            facts = json.loads(text)
+            facts = parse_json(text)
         except ValueError:
             return ""
         value = (
