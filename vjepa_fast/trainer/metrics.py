@@ -82,7 +82,6 @@ class Metrics:
         self.since = time.perf_counter()
         self.sinks = list(sinks)
         self.skips = None if max_skips is None else Skips(max_skips)
-        self.writer = None
         if world.main:
             self.last_row = truncate_rows(self.path, resume_step)
 
@@ -236,9 +235,12 @@ class Metrics:
         )
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Close the sinks. What goes wrong is said: what ended the run is the news."""
         for sink in self.sinks:
-            sink.close()
+            try:
+                sink.close()
+            except OSError as error:
+                _log.warning("%s cannot be closed: %s", type(sink).__name__, error)
 
 
 def _read(values: dict[str, Tensor]) -> dict[str, float]:

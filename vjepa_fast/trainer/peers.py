@@ -115,11 +115,17 @@ class Watch:
         self.answered = time.monotonic()
         self.stopped, self.leaving = threading.Event(), False
         self.period = min(BEAT, timeout / 5)
+        self._asked = range(world) if rank == 0 else (0,)
 
     def start(self) -> None:
         """Begin to give signs, and to look for those of the others."""
         global _current
         _current, profile.mark = self, self.mark
+        with suppress(RuntimeError):  # who ends before its first beat has a name; all come here together
+            self._say()
+            self.store.wait([str(rank) for rank in self._asked], timedelta(seconds=5 * self.period))
+            for rank in self._asked:
+                self._hear(rank)
         for work in (self._talk, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
@@ -151,11 +157,10 @@ class Watch:
         self.store.set(str(self.rank), json.dumps(asdict(self.own)))
 
     def _talk(self) -> None:
-        asked = range(self.world) if self.rank == 0 else (0,)
         while not self.stopped.wait(self.period):
             try:
                 self._say()
-                for rank in asked:
+                for rank in self._asked:
                     self._hear(rank)
                 if self.store.check(["verdict"]):
                     self.found = self.found or self.store.get("verdict").decode()

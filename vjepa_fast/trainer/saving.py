@@ -6,6 +6,7 @@ trains: at its next look, its next save, or its end.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import time
@@ -115,7 +116,8 @@ class _Job(threading.Thread):
         try:
             self.ready()
             path = checkpoint.save(self.folder, self.content, self.keep, self._look)
-            self.size = path.stat().st_size
+            with contextlib.suppress(OSError):  # moved away meanwhile: the lock says so at its next look
+                self.size = path.stat().st_size
         except Exception as error:
             self.error = error
         self.seconds = time.perf_counter() - self.began
