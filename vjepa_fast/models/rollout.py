@@ -42,7 +42,7 @@ def attention_rollout(encoder: VisionTransformer, clip: Tensor) -> Tensor:
     seen: list[tuple[nn.Module, Tensor, Any]] = []
 
     def keep(block: nn.Module, args: tuple[Any, ...]) -> None:
-        x, rope, lengths = (*args, None)[:3]
+        x, rope, lengths = args
         seen.append((block, rotated(block, x, rope), lengths))
 
     hooks = [block.register_forward_pre_hook(keep) for block in encoder.blocks]

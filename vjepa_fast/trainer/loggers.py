@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -213,7 +213,7 @@ def _kept_id(folder: Path, name: str, make: Callable[[], str]) -> str:
 
 
 @contextlib.contextmanager
-def _started(name: str, hint: str) -> Iterator[None]:
+def _started(name: str, hint: str) -> Generator[None]:
     """What goes wrong in a foreign library when it is started, as one line."""
     try:
         yield

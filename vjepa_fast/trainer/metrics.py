@@ -156,7 +156,7 @@ class Metrics:
             hint = "free space and start again, training resumes from the last checkpoint"
             append_line(self.path, json.dumps(row), hint)
             for sink in self.sinks:
-                sink.log(row["step"], flatten(row))
+                sink.log(p.steps[-1], flatten(row))
         return row
 
     def state_dict(self) -> dict[str, Any]:
