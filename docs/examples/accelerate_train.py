@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -42,8 +41,9 @@ def train(cfg: config.Config, cpu: bool = False) -> list[float]:
         optimizer.step()
         optimizer.zero_grad()
         jepa.follow(step)
-        together: Any = accelerator.reduce(loss.detach(), "mean")
-        losses.append(together.item())
+        mean = accelerator.reduce(loss.detach(), "mean")
+        assert isinstance(mean, torch.Tensor)
+        losses.append(mean.item())
         accelerator.print(f"step {step}: loss {losses[-1]:.4f}")
     Path(cfg.folder).mkdir(parents=True, exist_ok=True)
     weights = {"target_encoder": to_fair(jepa.target_encoder.state_dict())}

@@ -63,8 +63,8 @@ class Jepa(nn.Module):
             h_normalized=False,  # the losses normalise it as they read it
             z=[z],
             z_pred=[z_pred],
-            masks_enc=[list(enc)],
-            masks_pred=[list(pred)],
+            masks_enc=[[*enc]],
+            masks_pred=[[*pred]],
             step=step,
             total_steps=self.schedules.total_steps,
             epoch=self.schedules.epoch(step),

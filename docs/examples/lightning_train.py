@@ -45,7 +45,9 @@ class LightningJepa(lightning.LightningModule):
     def on_train_batch_start(self, batch, batch_idx):
         """Learning rate and weight decay are functions of the step."""
         schedules, step = self.model.schedules, self.global_step
-        set_schedule(self.trainer.optimizers[0], schedules.lr(step), schedules.weight_decay(step))
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        set_schedule(optimizer, schedules.lr(step), schedules.weight_decay(step))
 
     def training_step(self, batch, batch_idx):
         """The loss of a batch."""

@@ -58,6 +58,8 @@ def test_a_run_is_the_same_with_and_without_it_and_when_resumed(cfg, tmp_path):
     plain = train(cfg)
     probed = train(watched(cfg, tmp_path / "probed"), probe=noisy)
     same_checkpoints(plain.checkpoint, probed.checkpoint)
+    states = [checkpoint.load(result.checkpoint)["rng"]["cpu"] for result in (plain, probed)]
+    assert torch.equal(*states)
     assert without(rows(probed.folder)) == rows(plain.folder)
     read = {r["step"]: r["monitors"]["probe_knn"] for r in rows(probed.folder) if "probe_knn" in r["monitors"]}
     assert list(read) == [2, 4, 6, 8, 10, 12] and all(0 <= accuracy <= 1 for accuracy in read.values())
