@@ -12,14 +12,14 @@ from vjepa_fast.data.members import open_file
 from vjepa_fast.errors import DataError
 
 if TYPE_CHECKING:
-    from typing import BinaryIO
+    from typing import IO
 
     from PIL.Image import Image
 
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "PPM")
 
 
-def open_image(source: str | BinaryIO) -> Image:
+def open_image(source: str | IO[bytes]) -> Image:
     """Open an image of one of the kinds that the suffixes mean; errors are Pillow's.
 
     Pillow alone goes by the content and takes any other kind too: of one it runs Ghostscript.
