@@ -210,8 +210,8 @@ def attempt(kind: str, number: int, folder: Path) -> tuple[str, str]:
 
 def run(kind: str, numbers: range, folder: Path) -> tuple[dict[str, int], list[str]]:
     """(how many cases ended how, those that should not have)."""
-    counts = dict.fromkeys(("read", "refused", "traceback", "hang", "unclear", "changed"), 0)
-    bad = []
+    counts: dict[str, int] = dict.fromkeys(("read", "refused", "traceback", "hang", "unclear", "changed"), 0)
+    bad: list[str] = []
     for number in numbers:
         place = folder / kind / str(number)
         place.mkdir(parents=True)

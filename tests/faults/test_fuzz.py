@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vjepa_fast import config
+from vjepa_fast.errors import UserError
 from vjepa_fast.evaluation.extract import features
 from vjepa_fast.files import parse_json
 
@@ -30,9 +30,9 @@ def test_what_should_not_be_is_noticed(tmp_path, monkeypatch):
         raise IndexError("no such thing")
 
     def long(_):
-        raise config.ConfigError("a\nb")
+        raise UserError("a\nb")
 
-    monkeypatch.setattr(fuzz, "SECONDS", 0.2)
+    monkeypatch.setattr(fuzz, "SECONDS", 0.5)
     for load, outcome in ((endless, "hang"), (fails, "traceback"), (long, "unclear")):
         monkeypatch.setattr(fuzz.config, "load", load)
         assert fuzz.attempt("configs", 0, tmp_path)[0] == outcome
