@@ -34,7 +34,7 @@ HOSTILE = {
     "epochs": ("optimization: {epochs: 100000000000000000000}", "optimization.epochs: must be at most 1000000000"),
     "log_every": ("runtime: {log_every: 100000000000000000000}", "runtime.log_every: must be at most 9007199254740992"),
     "fpcs": ("data: {dataset_fpcs: [16, 1000000000000]}", "data.dataset_fpcs: must be at most 100000, got 1000000"),
-    "masks": ("masks: {specs: [" + "{}, " * 100 + "]}", "masks.specs: must name at least one mask and at most 64"),
+    "masks": ("masks: {specs: [" + "{}, " * 300 + "]}", "masks.specs: must name at least one mask and at most 256"),
     "python": ("folder: !!python/object/apply:os.system [id]", "could not determine a constructor"),
 }
 

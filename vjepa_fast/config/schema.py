@@ -94,7 +94,7 @@ class MasksConfig:
 
     specs: tuple[MaskConfig, ...] = constrained(
         (MaskConfig(), MaskConfig(num_blocks=2, spatial_scale=(0.7, 0.7))),
-        lambda x: None if 0 < len(x) <= 64 else f"must name at least one mask and at most 64, got {len(x)}",
+        lambda x: None if 0 < len(x) <= 256 else f"must name at least one mask and at most 256, got {len(x)}",
     )
     truncate: str = choice("batch", *TRUNCATE)
     saliency: str = choice("trilinear", "trilinear", "area")
