@@ -103,7 +103,7 @@ def transcript(results: dict[str, Any], longest: int = 24) -> str:
     real = f"{counts['real']} real films, " if counts["real"] else ""
     head = (
         f"{real}{counts['written']} written ones of odd kinds and {counts['broken']} files that are no films, on "
-        f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}:\n\n```text\n"
+        f"{machine['device']}, threads: {machine['threads']}, torch {machine['torch']}:\n\n```text\n"
     )
     out = []
     for entry in results["commands"]:
