@@ -201,8 +201,8 @@ def main() -> int:
         for world, parallel in ((1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")):
             rows.append(launched(world, parallel, args.steps, Path(folder)))
             print({k: v for k, v in rows[-1].items() if k != "losses"}, flush=True)
+    alone = rows[0]["losses"]
     for row in rows:
-        alone = rows[0]["losses"]
         row["largest_difference"] = max(abs(a - b) / a for a, b in zip(alone, row.pop("losses")))
     found = {
         "command": "python benchmarks/bench_scaling.py",

@@ -129,7 +129,7 @@ def test_two_processes_equal_one_with_twice_the_batch(cfg, tmp_path):
 def test_gradients_are_those_of_the_single_processes_averaged(quantum, tmp_path):
     """With micro-batches, a gradient that one process has and the other has not, and one that neither has."""
     objectives = {"pred": {}, "hamiltonian": {"hidden_dim": 8}}
-    cfg = config(objectives=objectives, runtime={"capacity_quantum": quantum})
+    cfg = config(objectives=objectives, runtime={"capacity_quantum": quantum}, optimization={"accumulate": 2})
     _, codes, errors, outs = launch(cfg, tmp_path, "step", STEP)
     assert codes == [0, 0], errors
     ranks = [torch.load(path) for path in outs]

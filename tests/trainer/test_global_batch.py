@@ -32,7 +32,8 @@ for sampler in {step.sampler, step.img_sampler}:
         enc, pred = found.wait()
         for b in range(len(clip)):
             key = keys["step"], keys["group"], keys["first_sample"] + b
-            drawn.append((key, [m[b].tolist() if m.ndim == 2 and len(m) == len(clip) else None for m in enc + pred]))
+            drawn.append((key, [m[b].tolist() if getattr(m, "ndim", 0) == 2 and len(m) == len(clip) else None
+                                  for m in (*enc, *pred)]))
         return found
     sampler.draw = draw
 rows = []

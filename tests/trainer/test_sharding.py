@@ -46,6 +46,7 @@ def cfg(tmp_path):
     # an epsilon as of SGD: Adam's own blows the rounding of tiny gradients up to whole steps
     return small(
         tmp_path,
+        data={"batch_size": 1},
         optimization={"epochs": 2, "ipe": 4, "global_batch": 4, "eps": 1e-3, "clip_grad": 0.5},
         runtime={"save_every": 4},
     )

@@ -30,6 +30,7 @@ VARIABLES = {  # ours -> what reads it
     "VJEPA_FAST_BACKEND": "forces the backend of every op",
     "VJEPA_FAST_BUILD": "read by setup.py only",
     "VJEPA_FAST_DEBUG": "1 checks token indices on every device, which waits for it",
+    "VJEPA_FAST_REPOSITORY": "read by setup.py only",
     "VJEPA_FAST_PLUGINS": "modules that are imported to register what they add",
 }
 THEIRS = ("TRITON_INTERPRET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTORCH_CUDA_ALLOC_CONF", "XDG_CACHE_HOME")

@@ -195,7 +195,10 @@ class Metrics:
             hint = "free space and start again, training resumes from the last checkpoint"
             append_line(self.path, json.dumps(row), hint)
             for sink in self.sinks:
-                sink.log(p.steps[-1], flatten(row))
+                try:
+                    sink.log(p.steps[-1], flatten(row))
+                except OSError as error:  # of a folder that is moved, which the lock says at its next look
+                    _log.warning("%s cannot be written: %s", type(sink).__name__, error)
         return row
 
     def _together(self, p: Pending) -> tuple[float, Work]:

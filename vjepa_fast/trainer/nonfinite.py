@@ -39,7 +39,12 @@ class Guard:
 
     def __init__(self, cfg: OptimizationConfig, world: Distributed):
         self.cfg, self.world = cfg, world
-        self.failed = False
+        self._sound: Tensor | None = None  # bool [], of all steps so far
+
+    @property
+    def failed(self) -> bool:
+        """As above; reads it."""
+        return self._sound is not None and not bool(self._sound)
 
     def go(self, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
         """As `finite`; None where nobody looks."""
@@ -50,8 +55,9 @@ class Guard:
             seen += [x.detach().reshape(-1)[0] for x in losses]
         if not seen or any(x.device.type != "cpu" for x in seen):
             return None
-        self.failed = self.failed or not all(bool(torch.isfinite(x)) for x in seen)
-        return torch.tensor(not self.failed, device="cpu")
+        sound = torch.isfinite(torch.stack([x.detach().float() for x in seen])).all()
+        self._sound = sound if self._sound is None else self._sound & sound
+        return self._sound
 
 
 class NonFiniteError(TrainingError):
