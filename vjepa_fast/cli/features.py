@@ -129,7 +129,7 @@ def run(args: Namespace) -> int:
             on_progress=lambda done, total: show("encoding", done, total),
             **how,
         )
-    found.encoder.update(path=os.path.abspath(args.encoder), which=args.which or "as trained")
+    found.encoder.update(path=os.path.abspath(args.encoder), which=encoder.loaded_as)
     found.save(args.out)
     shape = ", ".join(map(str, found.x.shape))
     lost = f", {len(found.skipped)} left out" if found.skipped else ""

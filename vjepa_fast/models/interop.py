@@ -146,7 +146,8 @@ def load_encoder(
             readings: the message names the argument that decides. Nothing is loaded in part.
     """
     file, content, hf_config = open_weights(path)
-    state, hf_names = encoder_state(content, which or trained(content), file)
+    which = which or trained(content)
+    state, hf_names = encoder_state(content, which, file)
     arch = {("name" if key == "model_name" else key): value for key, value in arch.items()}
     held = own_config(content) if config is None else config
     exported = description(file, hf_config) if held is None else None
@@ -171,7 +172,7 @@ def load_encoder(
     if text:
         _log.info("%s: %s", file, text)
     encoder.clip_settings = {**settings, "tubelet_size": encoder.tubelet_size, "patch_size": encoder.patch_size}
-    encoder.checkpoint_hash = hash_weights(encoder)
+    encoder.checkpoint_hash, encoder.loaded_as = hash_weights(encoder), which
     return encoder.to(device).eval().requires_grad_(False)
 
 

@@ -87,11 +87,12 @@ class VisionTransformer(nn.Module):
         embed_dim: E. levels: L. num_features: L*E, the width of the output. level_blocks: the blocks of the levels.
         built_grid: the grid (T,H,W) of a clip of the configured size.
         block_causal: no frame (time step of the grid) sees a later one; a class token, which sees all, is seen by none.
-        clip_settings, checkpoint_hash: set by ``interop.load_encoder`` only.
+        clip_settings, checkpoint_hash, loaded_as: set by ``interop.load_encoder`` only.
     """
 
     clip_settings: dict[str, Any]
     checkpoint_hash: str
+    loaded_as: str  # target_encoder or encoder
 
     def __init__(
         self,
