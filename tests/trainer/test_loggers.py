@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import sys
+import time
 from importlib.machinery import ModuleSpec
 from types import ModuleType, SimpleNamespace
 
@@ -208,6 +209,9 @@ def test_wandb_itself_offline(cfg, tmp_path, monkeypatch):
             sink.close()
     assert ids[0] == ids[1]
     files = list((run / "wandb").glob(f"offline-run-*-{ids[0]}/run-{ids[0]}.wandb"))
+    end = time.monotonic() + 30  # its own process writes the end of a run after `finish` has returned
+    while not all(b"terms/pred" in file.read_bytes() for file in files) and time.monotonic() < end:
+        time.sleep(0.05)
     assert files and all(b"terms/pred" in file.read_bytes() for file in files)
 
 

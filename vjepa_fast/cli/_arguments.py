@@ -121,6 +121,19 @@ def add_encoders(parser: ArgumentParser) -> None:
     parser.add_argument("--no-random", action="store_true", help="leave the random-init control out")
 
 
+def add_one_encoder(parser: ArgumentParser) -> None:
+    """Which encoder of a file is read, and what it is where the file does not say: ``--which`` (None: the one that was
+    trained) and ``--config``.
+    """
+    parser.add_argument(
+        "--which",
+        choices=ENCODERS,
+        help="EMA target (default) or student (default of runs with target.mode frozen); files with one encoder hold a "
+        "target_encoder",
+    )
+    parser.add_argument("--config", help="recipe or YAML, for weights that do not say what they are")
+
+
 def add_readout(parser: ArgumentParser, example: str) -> None:
     """``--readout``, checked with `check_readout`."""
     parser.add_argument(
@@ -147,6 +160,16 @@ def add_clips(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=16, help="clips at once (default %(default)s)")
 
 
+def add_images(parser: ArgumentParser) -> None:
+    """How still images are read."""
+    parser.add_argument(
+        "--images",
+        choices=("repeat", "single"),
+        default="repeat",
+        help="still images as standing clips (default) or through the image embedding",
+    )
+
+
 def add_features(parser: ArgumentParser) -> None:
     """What features are taken of the clips, and where they are kept."""
     parser.add_argument(
@@ -157,12 +180,7 @@ def add_features(parser: ArgumentParser) -> None:
         "tdiff and sal: with differences over time; cls: the class token, where there is one",
     )
     parser.add_argument("--level", choices=("last", "all"), default="last", help="last encoder level (default) or all")
-    parser.add_argument(
-        "--images",
-        choices=("repeat", "single"),
-        default="repeat",
-        help="still images as standing clips (default) or through the image embedding",
-    )
+    add_images(parser)
     parser.add_argument("--workers", type=at_least(0), default=0, help="decoding processes (default %(default)s)")
     parser.add_argument("--cache", metavar="DIR", help="folder for features (default: features/ in the run folder)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")

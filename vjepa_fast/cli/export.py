@@ -18,13 +18,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--to", metavar="FORMAT", required=True, help="safetensors, fair, hf, onnx or torch-export")
     parser.add_argument("--out", metavar="PATH", required=True, help="the file, or for hf the folder; must not exist")
-    parser.add_argument(
-        "--which",
-        choices=arguments.ENCODERS,
-        help="EMA target (default) or student (default of runs with target.mode frozen); files with one encoder hold a "
-        "target_encoder",
-    )
-    parser.add_argument("--config", help="recipe or YAML, for weights that do not say what they are")
+    arguments.add_one_encoder(parser)
     parser.add_argument("--num-frames", type=arguments.positive, help="of a clip of the graph; default: as trained")
     parser.add_argument("--crop-size", type=arguments.positive, help="its pixels per side; default: as trained")
 

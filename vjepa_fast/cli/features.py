@@ -43,13 +43,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="a run folder, a .pt or .safetensors file (FAIR's too), or a Hugging Face folder",
     )
     parser.add_argument("--out", metavar="PATH", type=safetensors_file, required=True, help="the .safetensors file")
-    parser.add_argument(
-        "--which",
-        choices=arguments.ENCODERS,
-        help="EMA target (default) or student (default of runs with target.mode frozen); files with one encoder hold a "
-        "target_encoder",
-    )
-    parser.add_argument("--config", help="recipe or YAML, for weights that do not say what they are")
+    arguments.add_one_encoder(parser)
     parser.add_argument(
         "--pooling",
         choices=(*arguments.POOLINGS, "cls", "none"),
@@ -63,22 +57,14 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--clips", type=positive, default=1, help="per video, spread over it (default: the middle one)")
     parser.add_argument("--crops", type=positive, default=1, help="per clip (default: the middle one)")
     parser.add_argument("--keep-clips", action="store_true", help="one row per clip and crop, not their mean")
-    parser.add_argument("--num-frames", type=positive, help="default: as trained")
-    parser.add_argument("--crop-size", type=positive, help="pixels; default: as trained")
-    parser.add_argument("--frame-step", type=positive, help="default: as trained")
+    arguments.add_clips(parser)
     parser.add_argument(
         "--short",
         choices=("refuse", "hold"),
         default="refuse",
         help="videos shorter than a clip: left out (default), or with their last frame held",
     )
-    parser.add_argument(
-        "--images",
-        choices=("repeat", "single"),
-        default="repeat",
-        help="still images as standing clips (default) or through the image embedding",
-    )
-    parser.add_argument("--batch-size", type=positive, default=16, help="clips at once (default %(default)s)")
+    arguments.add_images(parser)
     parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "float16"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import json
 import logging
 import os
 import secrets
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import ConfigError, UserError
-from vjepa_fast.files import first_line, write_json
+from vjepa_fast.files import first_line, parse_json, write_json
 from vjepa_fast.trainer.distributed import Distributed
 
 _log = logging.getLogger("vjepa_fast")
@@ -64,7 +63,8 @@ def open_sinks(cfg: Config, world: Distributed, done: int) -> list[Sink]:
         name, folder = cfg.runtime.logger, Path(cfg.folder)
         try:
             if cfg.runtime.tensorboard or name == "tensorboard":
-                sinks.append(TensorBoard(folder / "tensorboard", done, "tensorboard" if name == "tensorboard" else ""))
+                asked = name if name == "tensorboard" else ""
+                sinks.append(Guarded(TensorBoard(folder / "tensorboard", done, asked), "tensorboard"))
             if name == "wandb":
                 sinks.append(Guarded(Wandb(cfg, folder), name))
             elif name == "mlflow":
@@ -188,11 +188,7 @@ class Guarded:
             call(self.sink)
         except Exception as error:
             self.sink = None
-            _log.warning(
-                "warning: runtime.logger: %s failed (%s); rows from here on are in metrics.jsonl alone",
-                self.name,
-                first_line(error),
-            )
+            _log.warning("%s failed (%s); rows from here on are in metrics.jsonl alone", self.name, first_line(error))
 
 
 def _name(folder: Path) -> str:
@@ -204,7 +200,7 @@ def _kept_id(folder: Path, name: str, make: Callable[[], str]) -> str:
     path = folder / MARK
     known: dict[str, str] = {}
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         known = found if isinstance(found, dict) else {}
     if name not in known:
         known[name] = make()

@@ -195,10 +195,7 @@ class Metrics:
             hint = "free space and start again, training resumes from the last checkpoint"
             append_line(self.path, json.dumps(row), hint)
             for sink in self.sinks:
-                try:
-                    sink.log(p.steps[-1], flatten(row))
-                except OSError as error:  # of a folder that is moved, which the lock says at its next look
-                    _log.warning("%s cannot be written: %s", type(sink).__name__, error)
+                sink.log(p.steps[-1], flatten(row))
         return row
 
     def _together(self, p: Pending) -> tuple[float, Work]:
@@ -238,12 +235,9 @@ class Metrics:
         )
 
     def close(self) -> None:
-        """Close the sinks. What goes wrong is said: what ended the run is the news."""
+        """Close the sinks."""
         for sink in self.sinks:
-            try:
-                sink.close()
-            except OSError as error:
-                _log.warning("%s cannot be closed: %s", type(sink).__name__, error)
+            sink.close()
 
 
 def _read(values: dict[str, Tensor]) -> dict[str, float]:
