@@ -151,7 +151,8 @@ def test_an_update_that_is_not_finite_never_takes_the_place_of_a_sound_checkpoin
     cfg, path = copy
     cfg = replaced(cfg, "runtime", save_every=1, keep_checkpoints=1)
     wild = replaced(cfg, "optimization", lr=1e39, start_lr=1e39, final_lr=1e39)
-    with pytest.raises(TrainingError, match=r"step 5: .*not finite.*lr"):
+    # by the thread that saves step 5, or before it by step 6
+    with pytest.raises(TrainingError, match=r"step [56]: .*not finite.*lr"):
         train(wild)
     assert checkpoint.latest(cfg.folder) == path
     result = train(cfg)

@@ -44,7 +44,7 @@ def test_a_killed_process_is_started_again_and_the_losses_are_the_same(tmp_path)
         [*command, str(tmp_path / "train.py"), str(tmp_path / "killed.yaml")],
         env=env,
         text=True,
-        timeout=900,
+        timeout=300,
         capture_output=True,
     )
     assert done.returncode == 0, done.stderr

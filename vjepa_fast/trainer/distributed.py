@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vjepa_fast.errors import ConfigError, TrainingError
 from vjepa_fast.files import first_line
+from vjepa_fast.trainer import meeting
 from vjepa_fast.trainer.peers import Watch, begin
 
 T = TypeVar("T")
@@ -56,17 +57,21 @@ class Distributed:
         self = cls(_env_int("RANK", 0), world, _env_int("LOCAL_RANK", 0))
         if world > 1:
             self.owns_group = not dist.is_initialized()
-            if self.owns_group:
-                self._join("nccl" if device_type == "cuda" else "gloo", timeout)
+            store = self._join("nccl" if device_type == "cuda" else "gloo", timeout)
             group = dist.new_group(backend="gloo")
             self.control = group if isinstance(group, dist.ProcessGroup) else None
-            self.watch = begin(self.rank, world, timeout)
+            self.watch = begin(self.rank, world, timeout, store)
         return self
 
-    def _join(self, backend: str, timeout: float) -> None:
+    def _join(self, backend: str, timeout: float) -> dist.Store | None:  # pyright: ignore[reportPrivateImportUsage]
         """Wait for the others; a collective itself waits longer than the watch, which knows more."""
+        wait = 2 * timeout + 60
         try:
-            dist.init_process_group(backend, timeout=timedelta(seconds=2 * timeout + 60))
+            store = meeting.store(self.rank, self.world, wait)
+            if self.owns_group:
+                known = {"store": store, "rank": self.rank, "world_size": self.world} if store else {}
+                dist.init_process_group(backend, timeout=timedelta(seconds=wait), **known)
+            return store
         except (dist.DistStoreError, dist.DistNetworkError, ValueError) as error:
             where = ", ".join(f"{k}={os.environ.get(k)}" for k in ("MASTER_ADDR", "MASTER_PORT"))
             raise TrainingError(

@@ -275,14 +275,14 @@ def _of_a_connection(error: Exception) -> bool:
     return isinstance(error, kinds) or (isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words))
 
 
-def begin(rank: int, world: int, timeout: float) -> Watch | None:
-    """A watch that is started, over the store that the environment names; None where it names none."""
+def begin(rank: int, world: int, timeout: float, store: dist.Store | None = None) -> Watch | None:  # pyright: ignore[reportPrivateImportUsage]
+    """A watch that is started, over ``store``, else the one that the environment names; None where it names none."""
     host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
-    if not host or not port.isdigit():
-        return None
-    wait = timedelta(seconds=timeout)
-    store = dist.TCPStore(host, int(port), is_master=False, timeout=wait, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
-    run = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    watch = Watch(rank, world, timeout, dist.PrefixStore(f"vjepa_fast/peers/{run}", store))  # pyright: ignore[reportPrivateImportUsage]
+    if store is None:
+        if not host or not port.isdigit():
+            return None
+        wait = timedelta(seconds=timeout)
+        store = dist.TCPStore(host, int(port), is_master=False, timeout=wait, wait_for_workers=False)  # pyright: ignore[reportPrivateImportUsage]
+    watch = Watch(rank, world, timeout, dist.PrefixStore("vjepa_fast/peers", store))  # pyright: ignore[reportPrivateImportUsage]
     watch.start()
     return watch
