@@ -10,10 +10,11 @@ from typing import Any
 from vjepa_fast.errors import CheckpointError
 from vjepa_fast.files import parse_json
 from vjepa_fast.layers.block import Block
-from vjepa_fast.models.vit import VisionTransformer
+from vjepa_fast.models.vit import SIZES, VisionTransformer
 
 KEY = "vjepa_fast"  # in the metadata of a safetensors file
 HF_TYPE = "vjepa21"  # model_type of a config.json
+TIMM = "vjepa_fast_"  # architecture of a config.json of timm begins so
 SETTINGS = ("crop_size", "num_frames", "frame_step", "fps", "duration")
 
 
@@ -60,7 +61,8 @@ def metadata(encoder: VisionTransformer) -> dict[str, str]:
 
 
 def description(file: Path, hf_config: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """(architecture, clip settings) that stand beside the weights in ``file``: what this package has exported.
+    """(architecture, clip settings) that stand beside the weights in ``file``: what this package has exported, or timm
+    has written of one of its models.
 
     Args:
         file: of weights, or a folder of several.
@@ -69,6 +71,8 @@ def description(file: Path, hf_config: Mapping[str, Any] | None) -> tuple[dict[s
     Raises:
         CheckpointError: a description that cannot be used.
     """
+    if hf_config is not None and str(hf_config.get("architecture")).startswith(TIMM):
+        return _of_timm(file, str(hf_config["architecture"]), hf_config.get("model_args"))
     if hf_config is not None and hf_config.get("model_type") == HF_TYPE:
         found, where = {"architecture": hf_config, "clip_settings": hf_config.get("clip_settings")}, "config.json"
     else:
@@ -96,6 +100,36 @@ _ARGUMENTS = (
     *("levels", "use_rope", "interpolate_rope", "rope_variant", "use_silu", "wide_silu", "uniform_power"),
     *("modality_embedding", "img_temporal_dim_size", "cls_token", "block_causal", "mean", "std"),
 )
+
+
+def _of_timm(file: Path, name: str, given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of ``timm.models.save_for_hf``: the model's name and what ``timm.create_model`` was given."""
+    size, given = name.removeprefix(TIMM).removesuffix("_patch16_224"), {} if given is None else given
+    if size not in SIZES or not isinstance(given, dict):
+        raise CheckpointError(f"{file}: config.json: there is no encoder {name!r} with arguments {given!r}")
+    chosen = {key: value for key, value in given.items() if key in _ARGUMENTS}
+    if unknown := [key for key in given if key not in (*_ARGUMENTS, *_OF_TIMM)]:
+        raise CheckpointError(
+            f"{file}: config.json: {name} has no argument {unknown[0]!r}; `load_encoder` cannot build it"
+        )
+    if chosen.get("img_temporal_dim_size") == 0:  # as `TimmEncoder` has it
+        chosen["img_temporal_dim_size"] = None
+    img_size = chosen.get("img_size")
+    if isinstance(img_size, list):
+        chosen["img_size"] = tuple(img_size)
+    side = img_size[0] if isinstance(img_size, list) else img_size
+    known = {"crop_size": side, "num_frames": chosen.get("num_frames")}
+    return {"name": size, **chosen}, {key: known.get(key) for key in SETTINGS}
+
+
+_OF_TIMM = (
+    "num_classes",
+    "global_pool",
+    "drop_rate",
+    "in_chans",
+    "init",
+    "use_activation_checkpointing",
+)  # no matter here
 
 
 def _metadata(file: Path) -> dict[str, str]:
