@@ -1,4 +1,4 @@
-"""Writes the folder ``timm_vit``: what timm saves of one of its ``vjepa_fast_...`` models, and ``timm_vit.safetensors``.
+"""Writes the folder ``timm_vit``, what timm saves of a ``vjepa_fast_...`` model of its, and ``timm_vit.safetensors``.
 
 Run once, by hand, from the root of the checkout: ``python tests/goldens/timm_vit.py``
 

@@ -1,4 +1,4 @@
-"""What timm has saved of one of its ``vjepa_fast_...`` models (tests/goldens/timm_vit.py); needs no timm but where it says."""
+"""What timm has saved of one of its ``vjepa_fast_...`` models (tests/goldens/timm_vit.py)."""
 
 import json
 import shutil
