@@ -13,12 +13,22 @@ def result(name):
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_the_demo():
-    found = result("demo")
+def verdicts(found):
+    """How many pretrained rows stand above random init, below it, neither."""
     gaps = [r["difference"] for r in found["rows"] if r["kind"] == "pretrained" and r["difference"]]
     above, below = sum(g["low"] > 0 for g in gaps), sum(g["high"] < 0 for g in gaps)
-    counts = f"{above} stand above random init, {below or 'none'} below, {len(gaps) - above - below} neither"
-    assert f"Of {len(gaps)} comparisons {counts}." in README
+    return above, below, len(gaps) - above - below
+
+
+def test_the_demo():
+    found, again = result("demo"), result("demo_again")
+    above, below, neither = verdicts(found)
+    counts = f"{above} stand above random init, {below or 'none'} below, {neither} neither"
+    assert f"Of {above + below + neither} comparisons {counts}." in README
+    above, below, neither = verdicts(again)
+    (headline,) = [r for r in again["rows"] if (r["label"], r["probe"]) == ("fwm_hw_ld single", "5-shot")]
+    counts = f"{above} stand above, {below} below, {neither} neither"
+    assert f"{counts}, and the headline at {100 * headline['accuracy']:.1f} (" in README
     five = {r["label"]: r for r in found["rows"] if (r["suite"], r["probe"]) == ("fewshot", "5-shot")}
     single, mixed, random = (five[name] for name in ("fwm_hw_ld single", "fwm_hw_ld mixed", "random init"))
     gap = single["difference"]
