@@ -124,6 +124,10 @@ def test_report_states_which_rows_beat_random_init(tmp_path, material, rows):
     html = page.write_report(tmp_path / "r.html", **material).read_text()
     above = len(said["above"])
     assert f"{above} of 10 pretrained rows stand above random init beyond the 95 % interval" in " ".join(html.split())
+    parts = ["Accuracy of each encoder", "stand above random init", '<section id="accuracy">', "<tbody>", "Row by row"]
+    places = [html.index(part) for part in parts]
+    assert places == sorted(places)  # the picture, a sentence, the table, the list
+    assert all(name in html[places[-1] :] for name, _ in [*said["above"], *said["below"]])
     level = [r for r in rows if r.kind == "random" or r.verdict == "level"]
     html = page.write_report(tmp_path / "s.html", **{**material, "rows": level}).read_text()
     assert "No pretrained row stands above its random-init control" in html
