@@ -10,14 +10,16 @@ import functools
 import importlib
 import json
 import math
+import os
 
 import pytest
+import torch
 import yaml
 
-from vjepa_fast import cli, config
+from vjepa_fast import cli, config, trainer
 from vjepa_fast.errors import ConfigError
 from vjepa_fast.objectives import OBJECTIVES
-from vjepa_fast.trainer import check
+from vjepa_fast.trainer import check, preflight
 from vjepa_fast.trainer.trainer import Trainer, TrainResult
 
 VALUES = (-1, 0, 0.5, "nonsense", None, True, math.nan, [])
@@ -30,7 +32,7 @@ def base(folder):
     for name, kind in (("clips", "mp4"), ("stills", "png")):
         (folder / f"{name}.csv").write_text(f"a.{kind} 0\nb.{kind} 1\n")
     data = {"crop_size": 16, "patch_size": 8, "batch_size": 1}
-    model = {"embed_dim": 12, "depth": 2, "num_heads": 2, "levels": 2}
+    model = {"embed_dim": 12, "depth": 1, "num_heads": 2, "levels": 1}
     return {
         "data": {"datasets": [str(folder / "clips.csv")], "dataset_fpcs": [4], **data},
         "img_data": {"datasets": [str(folder / "stills.csv")], "dataset_fpcs": [1], **data},
@@ -58,15 +60,45 @@ def keys(section, path=""):
             yield from (f"{where}.{name}.{f.name}" for name in value for f in dataclasses.fields(OBJECTIVES[name]))
 
 
+def once(ask):
+    """``ask`` that answers the question it was asked last as it did then, be it by an error."""
+    last = [None, None]
+
+    def asked(*question):
+        if last[0] != repr(question):
+            try:
+                last[1] = ask(*question)
+            except ConfigError as error:
+                last[1] = error
+            last[0] = repr(question)
+        if isinstance(last[1], ConfigError):
+            raise ConfigError(*last[1].args)
+        return last[1]
+
+    return asked
+
+
 @pytest.fixture
 def outcome(tmp_path, monkeypatch, capsys):
-    """``outcome(command, ...)``: exit code, error and notes of a command about the base with one value changed."""
+    """``outcome(command, ...)``: exit code, error and notes of a command about the base with one value changed.
+
+    What all three commands ask in the same words is answered once: what a file with its overrides says, and whether
+    that can be trained. Weights are left as they come, and nothing is synced to the disk.
+    """
     loading = importlib.import_module("vjepa_fast.config.load")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vjepa_fast.trainer.run_folder.git_commit", lambda: "unknown")
     monkeypatch.setattr(Trainer, "run", lambda self, *args: TrainResult(self.folder, 0, {}, None))
     read = functools.cache(loading._read_yaml)
     monkeypatch.setattr(loading, "_read_yaml", lambda path: copy.deepcopy(read(path)))
+    monkeypatch.setattr(config, "load", once(config.load))
+    judged = once(preflight.check)
+    monkeypatch.setattr(preflight, "check", judged)
+    monkeypatch.setattr(trainer, "check", judged)
+    monkeypatch.setattr("vjepa_fast.layers.block.init_weights", lambda module: None)
+    for name in ("trunc_normal_", "kaiming_uniform_", "uniform_", "normal_"):
+        monkeypatch.setattr(torch.nn.init, name, lambda weights, *args, **kwargs: weights)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
     path = tmp_path / "base.yaml"
     path.write_text(yaml.safe_dump(base(tmp_path)))
 
