@@ -26,7 +26,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.ops._inputs import GRID, SPECS  # noqa: E402
 from vjepa_fast import ops  # noqa: E402
-from vjepa_fast.bench import results, timing  # noqa: E402
+from vjepa_fast.bench import errors, results, timing  # noqa: E402
 from vjepa_fast.layers.attention import BACKENDS, Backend, Call, DeviceSegments, attend  # noqa: E402
 from vjepa_fast.models.rope import rope_table  # noqa: E402
 
@@ -112,7 +112,7 @@ def rows_of(shape: Shape, mode: str, repeats: int, budget_s: float) -> list[dict
                     raise ArithmeticError(f"not the result of {next(iter(fns))}")
             fns[name] = functions(shape, BACKENDS[name], mode)
         except Exception as error:
-            failed[name] = results.error_text(error)
+            failed[name] = errors.error_text(error)
     taken = timing.times(fns, x.device, repeats, budget_s, failed=failed)
     what = {"op": "attention", "dtype": str(x.dtype).removeprefix("torch."), "mode": mode, "shape": shape.name}
     found_rows = []

@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from benchmarks.ops import CASES, ON_GPU, Case, Inputs  # noqa: E402
 from benchmarks.ops._inputs import record  # noqa: E402
-from vjepa_fast.bench import memory, results, timing  # noqa: E402
+from vjepa_fast.bench import errors, memory, results, timing  # noqa: E402
 
 PROVIDERS = ("reference", "eager", "compiled", "fused")
 WAYS = ("triton", "quack", "torch", "inductor")  # that some ops have beside; only measured where asked for
@@ -49,7 +49,7 @@ def functions(case: Case, mode: str, providers: Iterable[str], failed: dict[str,
         except Exception as error:
             if failed is None:
                 raise
-            failed[name] = results.error_text(error)
+            failed[name] = errors.error_text(error)
             continue
         if fn is not None:
             found[name] = in_mode(fn, case, mode)
@@ -113,7 +113,7 @@ def check(case: Case, fns: Functions) -> dict[str, str]:
             elif (off := _difference(want, result, case.atol)) is not None:
                 failed[name] = f"differs from {first} by {off:.3g} of the largest value"
         except Exception as error:
-            failed[name] = results.error_text(error)
+            failed[name] = errors.error_text(error)
     return failed
 
 
@@ -142,7 +142,7 @@ def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float)
         case = CASES[name](inputs)
     except Exception as error:
         what.update(shape="", mode="forward", peak_bytes=None, clock=None, **where)
-        return [results.row([], None, provider=p, error=results.error_text(error), **what) for p in providers]
+        return [results.row([], None, provider=p, error=errors.error_text(error), **what) for p in providers]
     for mode in modes(case):
         failed: dict[str, str] = {}
         fns = functions(case, mode, providers, failed)
@@ -159,7 +159,7 @@ def measure(name: str, inputs: Inputs, providers, repeats: int, budget_s: float)
                 try:
                     peak = memory.peak_bytes(fns[provider], at)
                 except Exception as error:
-                    failed[provider] = results.error_text(error)
+                    failed[provider] = errors.error_text(error)
             rows.append(
                 results.row(
                     taken.get(provider, []),

@@ -61,7 +61,7 @@ INSIDE = {
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
     "export": ("remote", "plain", "api", "formats"),
     "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet", "show"),
-    "bench": ("cases memory results trace", "process providers timing", "batches", "step"),
+    "bench": ("cases errors memory results trace", "process providers timing", "batches", "step"),
 }
 REFERENCE_USERS = {"bench/providers.py"}
 REFERENCE_MAY_IMPORT = {"torch", "numpy"}

@@ -14,8 +14,22 @@ from vjepa_fast.study.records import load_study  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def study():
-    return load_study(ROOT / "benchmarks" / "results" / "study_synthetic")
+def made():
+    """The study, and the blocks of the page, which are made once: all figures of the report are in them."""
+    study = load_study(ROOT / "benchmarks" / "results" / "study_synthetic")
+    return study, study_page.blocks(study)
+
+
+@pytest.fixture
+def study(made, monkeypatch):
+    study, blocks = made
+
+    def known(asked):
+        assert asked is study
+        return blocks
+
+    monkeypatch.setattr(study_page, "blocks", known)
+    return study
 
 
 def test_page_is_what_the_command_writes(study):

@@ -6,10 +6,14 @@ The interpreter skips the binding and specialisation of arguments and the compil
 signatures that were written down by hand. Here an op is called as a training step calls it, forward and backward, on
 CPU tensors: Triton binds the arguments, specialises on their values, compiles for sm_90 and hands them to the launcher,
 which is ours: it compares them with the compiled signature instead of launching. Results are never written.
+
+The first build of every kernel is compiled to PTX, the others to Triton's own language, where all that depends on the
+launch is decided; what follows takes nine tenths of the time, and ``benchmarks/aot.py`` does it for every variant.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -68,6 +72,32 @@ class Launcher:
         for axis, size in enumerate((x, y, z)):
             assert type(size) is int and 0 < size <= _MOST[axis], f"{name}: grid {(x, y, z)}"
         _launched.append((name, id(self)))
+
+
+class Backend(CUDABackend):
+    """Triton's own, less what `main` leaves out."""
+
+    whole: set[str] = set()  # kernels of which a build was compiled to the end
+
+    def add_stages(self, stages, options, language):
+        """Decide after the first stage whether the others follow."""
+        super().add_stages(stages, options, language)
+        follow = {name: stages[name] for name in ("ttgir", "llir", "ptx")}
+        short = False
+
+        def first(module, metadata):
+            nonlocal short
+            name = module.get_entry_func_name()
+            short = name in Backend.whole and not module.get_tensordesc_metadata()
+            Backend.whole.add(name)
+            metadata.update(name=name, shared=0, tmem_size=0, tensordesc_meta=[])
+            return module
+
+        ttir = stages["ttir"]
+        stages["ttir"] = lambda module, metadata: first(ttir(module, metadata), metadata)
+        for name, stage in follow.items():
+            stages[name] = lambda module, metadata, stage=stage: module if short else stage(module, metadata)
+        stages["cubin"] = lambda *_: b""  # ptxas is for benchmarks/aot.py
 
 
 class Driver:
@@ -307,7 +337,8 @@ def main(names) -> None:
     from vjepa_fast.ops import _backend
 
     triton.runtime.driver.set_active(Driver())
-    CUDABackend.make_cubin = lambda *_: b""  # ptxas is for benchmarks/aot.py, and takes most of the time
+    backends = triton.backends.backends
+    backends["nvidia"] = dataclasses.replace(backends["nvidia"], compiler=Backend)
     _backend._reasons = lambda *call: []  # CPU tensors will do
     with ops.use_backend("triton"):
         for name in names or CASES:

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from vjepa_fast.bench.results import error_text
+from vjepa_fast.bench.errors import error_text
 
 
 class TimeLimitError(Exception):

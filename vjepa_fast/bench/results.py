@@ -54,12 +54,6 @@ def row(ms: Sequence[float], floor_bytes: int | None, *, error: str | None = Non
     }
 
 
-def error_text(error: BaseException) -> str:
-    """The kind of an error and the first line of what it says, 300 characters at most."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
 def write(path: str | Path, rows: Sequence[dict]) -> None:
     """Write the rows as JSON, a line each."""
     write_text(path, "[\n" + ",\n".join(json.dumps(r) for r in rows) + "\n]\n")

@@ -16,10 +16,11 @@ import torch
 from vjepa_fast.bench import trace
 from vjepa_fast.bench.batches import Batches
 from vjepa_fast.bench.cases import LIMITED, PUBLIC, Case
+from vjepa_fast.bench.errors import error_text
 from vjepa_fast.bench.memory import free, start_peak
 from vjepa_fast.bench.process import TimeLimitError, isolated
 from vjepa_fast.bench.providers import Provider
-from vjepa_fast.bench.results import describe, error_text
+from vjepa_fast.bench.results import describe
 from vjepa_fast.config import Config
 from vjepa_fast.metrics import hardware, profile
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import torch
 
-from vjepa_fast.bench.results import error_text
+from vjepa_fast.bench.errors import error_text
 
 
 def times(

@@ -231,15 +231,15 @@ def _read(path: Path) -> dict:
     return found
 
 
-def _not_finite(value, where: str = "") -> str | None:
+def _not_finite(value) -> str | None:
     """The place of the first number that is NaN or infinite."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return where
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in items:
-        place = _not_finite(item, f"{where}.{key}" if isinstance(value, dict) else f"{where}[{key}]")
-        if place:
-            return place
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ""
+    named = isinstance(value, dict)
+    for key, item in value.items() if named else enumerate(value):
+        place = _not_finite(item) if isinstance(item, (float, dict, list)) else None
+        if place is not None:
+            return f".{key}{place}" if named else f"[{key}]{place}"
     return None
 
 

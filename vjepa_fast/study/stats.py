@@ -154,7 +154,7 @@ def bootstrap(
         raise ValueError(f"need differences [seeds, samples] with at least one value, got shape {d.shape}")
     seeds_RS, samples_RN = _draws(*d.shape, resamples, seed)
     totals_RS = samples_RN @ np.where(known, d, 0).T
-    counts_RS = samples_RN @ known.T.astype(np.float64)
+    counts_RS = np.full_like(totals_RS, d.shape[1]) if known.all() else samples_RN @ known.T.astype(np.float64)
     total, count = (seeds_RS * totals_RS).sum(1), (seeds_RS * counts_RS).sum(1)
     means = total[count > 0] / count[count > 0]
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
