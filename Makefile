@@ -4,7 +4,6 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 DOCS   := $(VENV)/.docs
-# Without bytecode every process of the tests compiles all modules anew: a third of the time of each start.
 # Test processes: one more than cores, since some tests wait, and 4 at most, since each takes 1 to 2 GB.
 WORKERS = $(shell $(PY) -c "import os; print(min(4, (os.cpu_count() or 1) + 1))")
 BUILD  := pyproject.toml setup.py MANIFEST.in $(wildcard csrc/*)
@@ -29,6 +28,7 @@ $(STAMP): $(BUILD) | $(PY)
 install: $(STAMP)  ## create .venv, build and install the package
 	@$(PY) -c 'from vjepa_fast.ops import _cpp; print(_cpp.status())'
 
+# Without bytecode every process of the tests would compile all modules anew.
 test: install  ## run the tests (ARGS="-k name" passes on to pytest)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
 
