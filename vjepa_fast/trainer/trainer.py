@@ -19,7 +19,18 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import TrainingError
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
+from vjepa_fast.trainer import (
+    banner,
+    checkpoint,
+    passes,
+    precision,
+    preflight,
+    restore,
+    run_folder,
+    spikes,
+    starting,
+    warm,
+)
 from vjepa_fast.trainer.bundle import write_bundle
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.loggers import open_sinks
@@ -102,7 +113,7 @@ class Trainer:
             sinks=open_sinks(cfg, self.world, self.done),
             device=self.device,
             peak=peak.flops,
-            max_skips=cfg.optimization.max_skips if cfg.optimization.on_nonfinite == "skip" else None,
+            **spikes.limits(cfg.optimization),
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
