@@ -100,6 +100,34 @@ def follow_the_rule(step, factor, planted, steps=STEPS, data=batch):
     return found
 
 
+@pytest.mark.parametrize("window", [1, 2, 5, 12])
+def test_many_losses(window):
+    """Of 400, some of them far off, not finite, or of a step whose gradients are not."""
+    drawn, count = np.random.default_rng(window), 400
+    losses = np.float32(1 + 0.1 * drawn.standard_normal(count) + 2.0 * (drawn.random(count) < 0.15))
+    losses[drawn.random(count) < 0.05] = math.nan
+    cfg = configs.schema.OptimizationConfig(spike_std=1.5, spike_window=window, spike_after_epoch=1)
+    ours, rule, spiked = spikes.Spikes(cfg), Rule(1.5, window, 1), []
+    for i, loss in enumerate(losses):
+        overflow = drawn.random() < 0.05
+        ours.begin(i // 3)  # the first that can be one is step 6
+        go = ours.decide(torch.tensor(loss), torch.tensor(math.inf if overflow else 1.0))
+        spiked.append(rule(math.nan if overflow else float(loss), i // 3)[0])
+        assert (bool(go), float(ours.last[0]), float(ours.last[2])) == (not spiked[-1], spiked[-1], rule.total)
+        assert kept(ours) == rule.kept
+    assert 20 < rule.total < 380 and len(rule.kept) == window
+
+
+def test_no_spike_before_more_than_half_of_the_window_is_there():
+    cfg = configs.schema.OptimizationConfig(spike_std=1.0, spike_window=9, spike_after_epoch=-1)
+    for number, is_spike in ((4, False), (5, True)):
+        ours = spikes.Spikes(cfg)
+        ours.begin(0)
+        for i in range(number):
+            assert ours.decide(torch.tensor(1.0 - 0.01 * i), None)
+        assert bool(ours.decide(torch.tensor(9.0), None)) != is_spike
+
+
 def two(i):
     return [batch(i), batch(i, first=3)]
 

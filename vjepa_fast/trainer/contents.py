@@ -101,7 +101,8 @@ def _spikes(value: Any) -> bool:
         and losses.ndim == 1
         and len(losses) > 0
         and bool(torch.isfinite(losses).all())
-        and all(_dense(n) and n.dtype == torch.int64 and n.ndim == 0 and int(n) >= 0 for n in counts)
+        and all(isinstance(n, Tensor) and _dense(n) and n.dtype == torch.int64 and n.ndim == 0 for n in counts)
+        and all(int(n) >= 0 for n in counts if isinstance(n, Tensor))
     )
 
 
