@@ -1,7 +1,7 @@
 """Metrics without a wait per step: values stay on the device and are read once per log interval.
 
 Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), and
-``failure.json`` when a loss was not finite. TensorBoard and others get the rows as ``loggers.Sink``.
+``failure.json`` when a loss was not finite or one spike too many. TensorBoard and others get the rows as ``loggers.Sink``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import TrainingError, UserError
 from vjepa_fast.files import append_line, read_rows, write_bytes, write_json
 from vjepa_fast.metrics import hardware
@@ -269,6 +270,14 @@ class Metrics:
         """Close the sinks."""
         for sink in self.sinks:
             sink.close()
+
+
+def limits(cfg: OptimizationConfig) -> dict[str, int | None]:
+    """``max_skips`` and ``max_spikes`` of `Metrics`; None for what is no reason to skip a step."""
+    return {
+        "max_skips": cfg.max_skips if cfg.on_nonfinite == "skip" else None,
+        "max_spikes": cfg.max_spikes if cfg.spike_std is not None else None,
+    }
 
 
 def _read(values: dict[str, Tensor]) -> dict[str, float]:

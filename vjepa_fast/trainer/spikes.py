@@ -95,14 +95,6 @@ class Spikes:
         self.total.fill_(int(state["total"]))
 
 
-def limits(cfg: OptimizationConfig) -> dict[str, int | None]:
-    """``max_skips`` and ``max_spikes`` of `metrics.Metrics`; None for what is no reason to skip a step."""
-    return {
-        "max_skips": cfg.max_skips if cfg.on_nonfinite == "skip" else None,
-        "max_spikes": cfg.max_spikes if cfg.spike_std is not None else None,
-    }
-
-
 def first_over(seen: Tensor, limit: int) -> int | None:
     """The first row of [n, 3], `Spikes.last` of each step, that is of more spikes in all than ``limit``."""
     over = ((seen[:, 0] > 0) & (seen[:, 2] > limit)).nonzero()

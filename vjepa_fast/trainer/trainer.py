@@ -19,23 +19,12 @@ from vjepa_fast.config.schema import Config
 from vjepa_fast.errors import TrainingError
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.profile import StepProfiler
-from vjepa_fast.trainer import (
-    banner,
-    checkpoint,
-    passes,
-    precision,
-    preflight,
-    restore,
-    run_folder,
-    spikes,
-    starting,
-    warm,
-)
+from vjepa_fast.trainer import banner, checkpoint, passes, precision, preflight, restore, run_folder, starting, warm
 from vjepa_fast.trainer.bundle import write_bundle
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.loggers import open_sinks
 from vjepa_fast.trainer.methods import METHODS
-from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.metrics import Metrics, limits
 from vjepa_fast.trainer.nonfinite import NonFiniteError
 from vjepa_fast.trainer.peers import mark, together
 from vjepa_fast.trainer.prefetch import Prefetcher
@@ -113,7 +102,7 @@ class Trainer:
             sinks=open_sinks(cfg, self.world, self.done),
             device=self.device,
             peak=peak.flops,
-            **spikes.limits(cfg.optimization),
+            **limits(cfg.optimization),
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
