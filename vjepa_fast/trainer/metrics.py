@@ -1,7 +1,8 @@
 """Metrics without a wait per step: values stay on the device and are read once per log interval.
 
 Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), and
-``failure.json`` when a loss was not finite or one spike too many. TensorBoard and others get the rows as ``loggers.Sink``.
+``failure.json`` when a loss was not finite or one spike too many. TensorBoard and others get the rows as
+``loggers.Sink``.
 """
 
 from __future__ import annotations
