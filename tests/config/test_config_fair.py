@@ -249,3 +249,21 @@ def test_bad_mask_is_refused_by_its_published_name(refused):
     assert ": mask.1.num_blocks: expected an integer, got 'two'" in refused(values)
     del values["mask"][1]["num_blocks"]
     assert "mask.1.num_blocks: missing" in refused(values)
+
+
+def test_the_loss_regulation_is_the_skipping_of_spikes(read, refused, caplog):
+    values = published(RUNS[0])
+    values["optimization"] |= {"loss_reg_std_mult": 4, "loss_reg_num_tracking_steps": 200, "loss_reg_min_epoch": 7}
+    with caplog.at_level(logging.WARNING, "vjepa_fast"):
+        found = read(values).optimization
+    assert (found.spike_std, found.spike_window, found.spike_after_epoch, found.max_spikes) == (4.0, 200, 7, 10)
+    assert "optimization.loss_reg" not in caplog.text
+    del values["optimization"]["loss_reg_num_tracking_steps"], values["optimization"]["loss_reg_min_epoch"]
+    found = read(values).optimization
+    assert (found.spike_std, found.spike_window, found.spike_after_epoch) == (4.0, 300, 50)
+    values["optimization"] |= {"loss_reg_num_tracking_steps": "many"}
+    assert "optimization.loss_reg_num_tracking_steps: " in refused(values)
+    values["optimization"] |= {"loss_reg_std_mult": None, "loss_reg_num_tracking_steps": 200}
+    with caplog.at_level(logging.WARNING, "vjepa_fast"):
+        assert read(values).optimization.spike_std is None
+    assert "optimization.loss_reg_std_mult, optimization.loss_reg_num_tracking_steps" in caplog.text

@@ -113,6 +113,8 @@ def _conflicts(config: Config) -> Iterator[str]:
             yield f"runtime.dtype: float16 is not supported with {other}; use bfloat16 or float32"
     if config.method == "levjepa" and config.optimization.on_nonfinite == "skip":
         yield "optimization.on_nonfinite: skip is not supported under method: levjepa, whose projector keeps statistics"
+    if config.method == "levjepa" and config.optimization.spike_std is not None:
+        yield "optimization.spike_std: is not supported under method: levjepa, whose projector keeps statistics"
     untruncated = any(m is not None and m.truncate == "none" for m in (config.masks, config.img_masks))
     if config.runtime.compile is True and untruncated:
         yield (

@@ -38,12 +38,18 @@ _SAME = {
     ),
     "img_data": ("datasets", "datasets_weights", "dataset_fpcs", "batch_size", "crop_size", "num_workers"),
 }  # fmt: skip
+# Those of the loss regulation, as keys of our section optimization, and what applies when they are absent.
+_SPIKES: dict[str, tuple[str, Any]] = {
+    "loss_reg_std_mult": ("spike_std", None),
+    "loss_reg_num_tracking_steps": ("spike_window", 300),
+    "loss_reg_min_epoch": ("spike_after_epoch", 50),
+}
 # Keys read by the code below.
 _READ = {
     "loss": ("predict_all",),
     "meta": ("dtype", "seed", "load_checkpoint", "read_checkpoint", "pretrain_checkpoint", "load_predictor"),
     "model": ("use_pred_silu", "levels_predictor", "compile_model"),
-    "optimization": ("ema", "disable_ema", "is_anneal", "anneal_ckpt"),
+    "optimization": ("ema", "disable_ema", "is_anneal", "anneal_ckpt", *_SPIKES),
     "img_data": ("rank_ratio",),
 }
 # What applies when a key is absent, where that is not our own default.
@@ -73,7 +79,7 @@ _NO_EFFECT = {
     "data": ("dataset_type", "persistent_workers"),
     "meta": ("eval_freq", "save_every_freq", "use_sdpa", "sync_gc", "skip_batches"),
     "loss": ("gram_HighRes", "gram_ckpt", "gram_loss_weight"),
-    "optimization": ("resume_anneal", "loss_reg_num_tracking_steps", "loss_reg_min_epoch"),
+    "optimization": ("resume_anneal",),
     "img_data": ("dataset_type", "persistent_workers", "pin_mem"),
 }
 # Without effect at these values; another value would change the result and is refused.
@@ -85,7 +91,7 @@ _OFF = {
         "n_registers_predictor": (0,), "vit_conv": (False,), "use_mask_tokens": (True,), "init_type": ("default",),
         "local_window": ([-1, -1, -1],), "pred_local_window": ([-1, -1, -1],)
     },
-    "optimization": {"use_radamw": (False,), "loss_reg_std_mult": (None,)},
+    "optimization": {"use_radamw": (False,)},
 }  # fmt: skip
 # What the V-JEPA 2 app does not have, and its models' values for it.
 _V2_IDLE = ("img_data", "img_mask")
@@ -251,6 +257,10 @@ class _Translation:
             out["ipe"] = 0  # one pass over the data, there as here
         if self._flag("optimization", "is_anneal", False):
             out["schedule"] = "linear"
+        if self._get("optimization", "loss_reg_std_mult") is not None:
+            out |= {ours: self._get("optimization", key, absent) for key, (ours, absent) in _SPIKES.items()}
+        else:
+            self.idle += [f"optimization.{key}" for key in _SPIKES if key in self.values["optimization"]]
         return out
 
     def _init(self) -> dict[str, Any]:
@@ -381,6 +391,7 @@ def _published_names(message: str) -> str:
         ("seed", "meta.seed"),
         ("target.ema", "optimization.ema"),
         ("model.levels", "model.levels_predictor"),
+        *((f"optimization.{ours}", f"optimization.{key}") for key, (ours, _) in _SPIKES.items()),
     ):
         if message.startswith(ours):
             return theirs + message.removeprefix(ours)

@@ -214,6 +214,11 @@ class OptimizationConfig:
     clip_grad: float | None = number(None, above=0)  # maximum gradient norm
     on_nonfinite: str = later(choice("stop", "stop", "skip"))  # steps whose loss or gradients are not finite
     max_skips: int = later(number(10, low=1))  # under skip, steps in a row after which the run stops all the same
+    # skip a step whose loss is more than so many standard deviations above the mean of those before; None: off
+    spike_std: float | None = later(number(None, low=0))
+    spike_window: int = later(number(300, low=1, most=1_000_000))  # losses that count for it, of the last steps
+    spike_after_epoch: int = later(number(50, low=-1, most=10**9))  # from 0; only later epochs have such steps
+    max_spikes: int = later(number(10, low=0))  # such steps in all after which the run stops
     # of the learning rate after warmup; linear: from lr at step 0 to final_lr, no warmup (the published cooldown)
     schedule: str = later(choice("cosine", "cosine", "linear"))
     name: str = choice("adamw", "adamw", "muon")  # muon: for the matrices of the blocks; changes the maths

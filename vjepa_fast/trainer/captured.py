@@ -26,7 +26,7 @@ from vjepa_fast.metrics.profile import phase
 from vjepa_fast.objectives.plan import ObjectivePlan
 from vjepa_fast.ops import _check
 from vjepa_fast.ops.block_masks import BlockMasks
-from vjepa_fast.trainer import nonfinite, optim
+from vjepa_fast.trainer import optim
 from vjepa_fast.trainer.graphs import Captured, Graphs
 from vjepa_fast.trainer.prefetch import Staged
 
@@ -251,8 +251,9 @@ class Whole(_Steps):
             raise RuntimeError("parameters get their first gradient in it")
         numbers = inputs.numbers[rows : rows + 4 * len(buckets)].view(-1, 4)
         scale = optim.clip_scale(norm, step.cfg.optimization.clip_grad)
-        go = nonfinite.finite(step.cfg.optimization, step.world, [out.total], norm)
-        step.optimizer.work(buckets, average=step.average, momentum=0.0, scale=scale, numbers=numbers, go=go)
+        go = step.guard.on_device([out.total], norm)
+        given: dict[str, Any] = {"numbers": numbers, "go": go, "follow": step.follow}
+        step.optimizer.work(buckets, average=step.average, momentum=0.0, scale=scale, **given)
         return Values(row(out.total, out.terms, norm), used, tuple(len(b.params) for b in buckets))
 
 

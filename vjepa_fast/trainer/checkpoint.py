@@ -10,6 +10,7 @@
                                          of each stream that it begins at, whatever the batches before held
     rng                                  torch generators
     metrics                              values of steps that are not yet in metrics.jsonl
+    spikes                               under optimization.spike_std the losses that the next is compared with
     config, versions                     plain dicts
     digests                              of all of the above (`models.digests`); absent from those of before 0.2
 """

@@ -82,6 +82,27 @@ def _rows(value: Any) -> bool:
         and isinstance(monitors, Mapping)
         and all(v.numel() == 1 for v in monitors.values())
         and _count(value.get("skipped", 0))
+        and ("spikes" not in value or _seen(value["spikes"], len(steps)))
+    )
+
+
+def _seen(value: Any, steps: int) -> bool:
+    return _dense(value) and value.is_floating_point() and tuple(value.shape) == (steps, 3)
+
+
+def _spikes(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    losses, *counts = (value.get(k) for k in ("losses", "count", "total"))
+    return (
+        _dense(losses)
+        and isinstance(losses, Tensor)
+        and losses.is_floating_point()
+        and losses.ndim == 1
+        and len(losses) > 0
+        and bool(torch.isfinite(losses).all())
+        and all(isinstance(n, Tensor) and _dense(n) and n.dtype == torch.int64 and n.ndim == 0 for n in counts)
+        and all(int(n) >= 0 for n in counts if isinstance(n, Tensor))
     )
 
 
@@ -109,6 +130,7 @@ KINDS: dict[str, tuple[Check, str]] = {
     "config": (_config, "a configuration"),
     "versions": (_texts, "texts by name"),
 }
+OPTIONAL: dict[str, tuple[Check, str]] = {"spikes": (_spikes, "losses that are finite, and counts")}
 
 
 def check(data: Mapping[str, Any], path: object) -> None:
@@ -117,6 +139,6 @@ def check(data: Mapping[str, Any], path: object) -> None:
     Raises:
         DamagedError: names the first entry that cannot be used, and what it should hold.
     """
-    for name, (fits, what) in KINDS.items():
+    for name, (fits, what) in {**KINDS, **{k: v for k, v in OPTIONAL.items() if k in data}}.items():
         if not fits(data[name]):
             raise DamagedError(f"{path}: {name}: expected {what}; the file is damaged, take an earlier checkpoint")

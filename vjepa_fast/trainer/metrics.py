@@ -1,7 +1,8 @@
 """Metrics without a wait per step: values stay on the device and are read once per log interval.
 
 Files of a run folder written here: ``metrics.jsonl`` (one row per log interval, the mean over its steps), and
-``failure.json`` when a loss was not finite. TensorBoard and others get the rows as ``loggers.Sink``.
+``failure.json`` when a loss was not finite or one spike too many. TensorBoard and others get the rows as
+``loggers.Sink``.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vjepa_fast.errors import UserError
+from vjepa_fast.config.schema import OptimizationConfig
+from vjepa_fast.errors import TrainingError, UserError
 from vjepa_fast.files import append_line, read_rows, write_bytes, write_json
 from vjepa_fast.metrics import hardware
 from vjepa_fast.metrics.flops import Work
-from vjepa_fast.trainer import peers
+from vjepa_fast.trainer import peers, spikes
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.loggers import Sink
 from vjepa_fast.trainer.nonfinite import NonFiniteError, Skips
@@ -40,6 +42,7 @@ class Pending:
     values: list[Tensor] = field(default_factory=list[Tensor])
     steps: list[int] = field(default_factory=list[int])
     paths: list[list[str]] = field(default_factory=list[list[str]])
+    spikes: list[Tensor] = field(default_factory=list[Tensor])  # `StepOutput.spike`, where the run skips those
     terms: list[str] = field(default_factory=list[str])
     monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     clips: int = 0
@@ -59,6 +62,7 @@ class Metrics:
         device: whose memory the rows report.
         peak: FLOP/s per process, for MFU; None: not known.
         max_skips: steps that are not finite were skipped, and so many in a row are no error; None: each is an error.
+        max_spikes: steps were skipped for their loss, and so many in all are no error; None: none was.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class Metrics:
         device: torch.device | str = "cpu",
         peak: float | None = None,
         max_skips: int | None = None,
+        max_spikes: int | None = None,
     ):
         self.folder, self.world, self.ipe = folder, world, ipe
         self.device, self.peak = torch.device(device), peak
@@ -81,7 +86,7 @@ class Metrics:
         self.data_wait = self.save_wait = 0.0  # seconds of the interval
         self.since = time.perf_counter()
         self.sinks = list(sinks)
-        self.skips = None if max_skips is None else Skips(max_skips)
+        self.skips, self.max_spikes = None if max_skips is None else Skips(max_skips), max_spikes
         if world.main:
             self.last_row = truncate_rows(self.path, resume_step)
 
@@ -98,6 +103,8 @@ class Metrics:
         elif p.terms != list(out.terms):
             raise AssertionError("a plan reports the same terms at every step")
         p.values.append(torch.stack([v.float().reshape(()) for v in (out.loss, *out.terms.values(), out.grad_norm)]))
+        if out.spike is not None:
+            p.spikes.append(out.spike)
         p.steps.append(step)
         p.paths.append(out.paths)
         p.monitors.update(out.monitors)
@@ -109,31 +116,49 @@ class Metrics:
         """The pending values ``[n, 2 + terms]`` on the CPU (the one wait), averaged over processes and checked.
 
         Raises:
-            TrainingError: one of them is not finite, and the step was not skipped, or too many in a row were; names the
-                first such step, its terms and its samples.
+            TrainingError: one of them is not finite, and the step was not skipped, or too many in a row were, or too
+                many in all for their loss; names the first such step, its terms and its samples.
         """
         peers.mark("log")
         values = self.world.mean(torch.stack(self.pending.values)).cpu()
-        bad = ~torch.isfinite(values)
+        bad, many = ~torch.isfinite(values), None
         if self.skips is not None:
             skipped = self.skips.of(values)
-            if (row := self.skips.too_many(skipped)) is not None:
-                self._fail(values, row, too_many=True)
+            many = self.skips.too_many(skipped)
             bad &= ~skipped[:, None]
-        if bad.any():
-            self._fail(values, int(bad.any(dim=1).nonzero()[0]))
+        over = None if self.max_spikes is None else spikes.first_over(self._seen(), self.max_spikes)
+        first = int(bad.any(dim=1).nonzero()[0]) if bad.any() else None
+        if found := [(row, n) for n, row in enumerate((many, first, over)) if row is not None]:
+            row, reason = min(found)
+            if reason == 2:
+                self._fail_of_spikes(values, row)
+            self._fail(values, row, too_many=reason == 0)
         return values
+
+    def _seen(self) -> Tensor:
+        """`Spikes.last` of the pending steps: [n, 3] on the CPU."""
+        return torch.stack(self.pending.spikes).double().cpu()
+
+    def _fail_of_spikes(self, values: Tensor, row: int) -> None:
+        step, loss, seen = self.pending.steps[row], float(values[row, 0]), self._seen()[row]
+        named = self._named(step, {"loss": str(loss), "bound": str(float(seen[1]))}, row)
+        remedy = "lower optimization.lr, check these samples, or raise optimization.spike_std"
+        raise TrainingError(f"{spikes.text(step, loss, seen)} ({self.max_spikes}); samples: {named}; {remedy}")
+
+    def _named(self, step: int, found: Mapping[str, str], row: int) -> str:
+        """The samples of a step that ends the run, of all processes; they are in failure.json then."""
+        paths = [path for part in self.world.gather(self.pending.paths[row]) for path in part]
+        if self.world.main:
+            with contextlib.suppress(UserError):  # the loss is the news, not the disk
+                report = {"step": step, "values": dict(found), "samples": paths}
+                write_json(self.folder / "failure.json", report, parents=False)
+        return ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else "")
 
     def _fail(self, values: Tensor, row: int, *, too_many: bool = False) -> None:
         p, step = self.pending, self.pending.steps[row]
         names = ["loss", *p.terms, "grad_norm"]
         found = {n: str(v) for n, v in zip(names, values[row].tolist()) if not math.isfinite(v)}
-        paths = [path for part in self.world.gather(p.paths[row]) for path in part]
-        named = ", ".join(paths[:MAX_NAMED]) + (f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else "")
-        if self.world.main:
-            with contextlib.suppress(UserError):  # the loss is the news, not the disk
-                report = {"step": step, "values": found, "samples": paths}
-                write_json(self.folder / "failure.json", report, parents=False)
+        named = self._named(step, found, row)
         where = self.world.gather(not bool(torch.isfinite(p.values[row][:-1]).all()))  # the norm is that of all
         terms = ", ".join(f"{k}={v}" for k, v in found.items())
         limit = self.skips.limit if self.skips is not None else 0
@@ -158,13 +183,18 @@ class Metrics:
         p = self.pending
         values = self.read().double()
         own: dict[str, Any] = {}
+        skipped = spiked = torch.zeros(len(values), dtype=torch.bool)
         if self.skips is not None:
             skipped = self.skips.of(values)
-            if skipped.all():
-                return {}
-            values, own["skipped"] = values[~skipped], int(skipped.sum())
+            own["skipped"] = int(skipped.sum())
+        if self.max_spikes is not None:
+            spiked = self._seen()[:, 0] > 0
+            own["spikes"] = int(spiked.sum())
+        if (left_out := skipped | spiked).all():
+            return {}
+        if self.skips is not None:
             self.skips.before = self.skips.after(skipped)
-        mean = values.mean(dim=0).tolist()
+        mean = values[~left_out].mean(dim=0).tolist()
         clips, work = self._together(p)
         elapsed = max(time.perf_counter() - self.since, 1e-9)
         memory = hardware.peak_memory(self.device)
@@ -210,26 +240,29 @@ class Metrics:
             TrainingError: one of them is not finite, so there is nothing worth saving.
         """
         p = self.pending
-        if not p.values:
-            none = {"steps": [], "terms": [], "values": torch.zeros(0, 0), "monitors": {}}
-            return none if self.skips is None else {**none, "skipped": self.skips.before}
-        return {
+        state: dict[str, Any] = {
             "steps": list(p.steps),
             "terms": list(p.terms),
-            "values": self.read(),
+            "values": self.read() if p.values else torch.zeros(0, 0),
             "monitors": {k: torch.tensor(v) for k, v in _read(p.monitors).items()},
-            **({} if self.skips is None else {"skipped": self.skips.before}),
         }
+        if self.skips is not None:
+            state["skipped"] = self.skips.before
+        if self.max_spikes is not None:
+            state["spikes"] = self._seen() if p.values else torch.zeros(0, 3, dtype=torch.float64)
+        return state
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Take over what `state_dict` returned."""
         n = len(state["steps"])
+        seen: Tensor = state.get("spikes", torch.zeros(n, 3))
         if self.skips is not None:
             self.skips.before = int(state.get("skipped", 0))
         self.pending = Pending(
             values=list(state["values"].to(device)),
             steps=list(state["steps"]),
             paths=[[] for _ in range(n)],
+            spikes=[] if self.max_spikes is None else list(seen.to(device, spikes.dtype_on(device))),
             terms=list(state["terms"]),
             monitors={k: v.to(device) for k, v in state["monitors"].items()},
         )
@@ -238,6 +271,14 @@ class Metrics:
         """Close the sinks."""
         for sink in self.sinks:
             sink.close()
+
+
+def limits(cfg: OptimizationConfig) -> dict[str, int | None]:
+    """``max_skips`` and ``max_spikes`` of `Metrics`; None for what is no reason to skip a step."""
+    return {
+        "max_skips": cfg.max_skips if cfg.on_nonfinite == "skip" else None,
+        "max_spikes": cfg.max_spikes if cfg.spike_std is not None else None,
+    }
 
 
 def _read(values: dict[str, Tensor]) -> dict[str, float]:

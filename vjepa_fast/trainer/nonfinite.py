@@ -1,4 +1,6 @@
-"""Steps whose loss or gradients are not finite: ``optimization.on_nonfinite`` stops the run or skips the step."""
+"""Steps whose loss or gradients are not finite: ``optimization.on_nonfinite`` stops the run or skips the step. `Guard`
+decides for them, and for loss spikes (`spikes`), before each update.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +12,7 @@ from torch import Tensor
 from vjepa_fast.config.schema import OptimizationConfig
 from vjepa_fast.errors import TrainingError
 from vjepa_fast.trainer.distributed import Distributed
-
-
-def finite(cfg: OptimizationConfig, world: Distributed, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
-    """Whether a step may change weights: bool [] on the device, the same in all processes, and nobody waits for it.
-
-    Args:
-        cfg: None is returned, and nothing computed, unless it asks for a skip.
-        world: the processes; each has losses of its own, gradients are the same in all.
-        losses: of the step's batches, each [] or [n] with the loss first.
-        norm: of the gradients []; None: it is looked at elsewhere.
-    """
-    if cfg.on_nonfinite != "skip":
-        return None
-    loss = world.mean(torch.stack([x.detach().reshape(-1)[0].float() for x in losses]).mean())
-    return torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
+from vjepa_fast.trainer.spikes import Spikes
 
 
 class Guard:
@@ -32,13 +20,21 @@ class Guard:
 
     Under ``on_nonfinite: skip`` they may not where loss or gradients are not finite. Under ``stop`` the run ends when
     that is read; on a CPU, where looking costs nothing, no step from the failed one on changes weights until then.
+    With ``spike_std`` they may not where the loss is a spike.
+
+    Args:
+        cfg: what is looked at.
+        world: the processes; each has losses of its own, gradients are the same in all.
+        device: of the losses.
 
     Attributes:
         failed: a step was not finite, and weights are those before it.
+        spikes: what is known of losses; None without ``spike_std``.
     """
 
-    def __init__(self, cfg: OptimizationConfig, world: Distributed):
+    def __init__(self, cfg: OptimizationConfig, world: Distributed, device: torch.device | str = "cpu"):
         self.cfg, self.world = cfg, world
+        self.spikes = None if cfg.spike_std is None else Spikes(cfg, device)
         self._sound: Tensor | None = None  # bool [], of all steps so far
         self.looks = True  # on a CPU
 
@@ -48,9 +44,32 @@ class Guard:
         return self._sound is not None and not bool(self._sound)
 
     def go(self, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
-        """As `finite`; None where nobody looks."""
+        """As `on_device`, and on a CPU under ``stop`` whether all steps so far were finite; None where nobody looks."""
+        sound, decided = self._looked(losses, norm), self.on_device(losses, norm)
+        return decided if sound is None else sound if decided is None else sound & decided
+
+    def on_device(self, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
+        """Whether a step may change weights: bool [] on the device, the same in all processes, and nobody waits for it.
+
+        None is returned, and nothing computed, unless steps can be skipped.
+
+        Args:
+            losses: of the step's batches, each [] or [n] with the loss first.
+            norm: of the gradients []; None: it is looked at elsewhere.
+        """
+        skips = self.cfg.on_nonfinite == "skip"
+        if not skips and self.spikes is None:
+            return None
+        loss = self.world.mean(torch.stack([x.detach().reshape(-1)[0].float() for x in losses]).mean())
+        go = None if self.spikes is None else self.spikes.decide(loss, norm)
+        if not skips:
+            return go
+        finite = torch.isfinite(loss) if norm is None else torch.isfinite(loss) & torch.isfinite(norm)
+        return finite if go is None else finite & go
+
+    def _looked(self, losses: Sequence[Tensor], norm: Tensor | None) -> Tensor | None:
         if self.cfg.on_nonfinite == "skip":
-            return finite(self.cfg, self.world, losses, norm)
+            return None
         seen = [] if norm is None else [norm]  # the same in all processes; a loss is not
         if self.world.world == 1:
             seen += [x.detach().reshape(-1)[0] for x in losses]

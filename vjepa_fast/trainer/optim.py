@@ -110,11 +110,12 @@ class AdamW(torch.optim.AdamW):
         scale: Tensor | None = None,
         on_device: bool = False,
         go: Tensor | None = None,
+        follow: Tensor | None = None,
     ) -> None:
         """One step over all parameters that have a gradient, multiplied by ``scale`` (0-d) first.
 
         ``average``: its target moves by ``1 - momentum`` towards the new parameters, those without gradient included.
-        ``on_device``: the numbers of the step are put there and read there, see `work`. ``go``: see `work`.
+        ``on_device``: the numbers of the step are put there and read there, see `work`. ``go``, ``follow``: see `work`.
         """
         if closure is not None:
             raise ValueError("AdamW.step: a closure is not supported")
@@ -124,7 +125,8 @@ class AdamW(torch.optim.AdamW):
             rows = torch.tensor([b.rule(momentum).changing for b in buckets], dtype=torch.float64, device="cpu")
             numbers = _capture.constant(rows, buckets[0].params[0].device)
         self.count(buckets)
-        self.work(buckets, average=average, momentum=momentum, scale=scale, numbers=numbers, go=go)
+        given: dict[str, Any] = {"numbers": numbers, "go": go, "follow": follow}
+        self.work(buckets, average=average, momentum=momentum, scale=scale, **given)
 
     @property
     def counted(self) -> list[Tensor]:
@@ -161,6 +163,7 @@ class AdamW(torch.optim.AdamW):
         scale: Tensor | None,
         numbers: Tensor | None,
         go: Tensor | None = None,
+        follow: Tensor | None = None,
     ) -> None:
         """What the device does in a step.
 
@@ -172,6 +175,7 @@ class AdamW(torch.optim.AdamW):
             numbers: float64 [buckets, 4] on the parameters' device, `ops.Rule.changing` of each bucket: with these no
                 other number of the step is read, and the work can be captured. ``momentum`` is then in each row.
             go: bool [] there; where it is false nothing changes.
+            follow: [] there, 1 where ``go`` is false and the average's target moves all the same, else 0.
         """
         targets, lows = (average.pairs, average.lows) if average is not None else ({}, {})
         done: set[Tensor] = set()
@@ -179,17 +183,19 @@ class AdamW(torch.optim.AdamW):
         for bucket, row in zip(buckets, rows):
             grads = [p.grad for p in bucket.params if p.grad is not None]
             first, second = ([self.state[p][key] for p in bucket.params] for key in ("exp_avg", "exp_avg_sq"))
-            follow = [targets.get(p) for p in bucket.params]
-            low = [None if t is None else lows.get(t) for t in follow]
+            behind = [targets.get(p) for p in bucket.params]
+            low = [None if t is None else lows.get(t) for t in behind]
             lists, rule = (bucket.params, grads, first, second), bucket.rule(momentum)
             if is_cut(grads[0]):
-                self._work_on_parts(lists, rule, follow, scale, go)
+                self._work_on_parts(lists, rule, behind, scale, go)
             else:
-                ops.adamw_ema_(*lists, rule, targets=follow, lows=low, scale=scale, numbers=row, go=go)
+                ops.adamw_ema_(*lists, rule, targets=behind, lows=low, scale=scale, numbers=row, go=go)
             done.update(bucket.params)
         if average is not None:
             pace = momentum if numbers is None else 1.0 - numbers[0, 3]
             average.follow(pace if go is None else torch.where(go, pace, 1.0), done)
+            if follow is not None:
+                average.follow(1.0 - (1.0 - pace) * follow)
 
     def _work_on_parts(
         self,
@@ -397,26 +403,31 @@ def update(
     on_device: bool = False,
     factor: float | None = None,
     go: Tensor | None = None,
+    follow: Tensor | None = None,
 ) -> None:
     """Clip gradients of this ``norm`` to the ``limit`` (None: do not), step, and let the average follow.
 
     ``factor``: AdamW multiplies gradients by it first; ``norm`` is that afterwards.
     ``on_device``: AdamW reads the numbers of the step there, as it does in a graph.
     ``go``: bool [] on the device; where it is false nothing changes. On CUDA AdamW does so without a wait, and its
-    count of steps goes on; Muon waits.
+    count of steps goes on; Muon waits. ``follow``: [] there, 1 where the average follows all the same, else 0.
     """
     waits = not isinstance(optimizer, AdamW)
     if go is not None and (waits or go.device.type == "cpu"):
         if not go:
+            if average is not None and follow is not None and follow:
+                weights_change()
+                average.follow(momentum)
             return
-        go = None
+        go = follow = None
     weights_change()
     scale = clip_scale(norm, limit)
     if factor is not None:
         scale = torch.full_like(norm, factor) if scale is None else scale * factor
     if isinstance(optimizer, AdamW):
         with phase("optimiser"):  # and the average, in the same pass
-            optimizer.step(average=average, momentum=momentum, scale=scale, on_device=on_device, go=go)
+            given: dict[str, Any] = {"on_device": on_device, "go": go, "follow": follow}
+            optimizer.step(average=average, momentum=momentum, scale=scale, **given)
         return
     with phase("optimiser"):
         if limit is not None:

@@ -151,6 +151,8 @@ def summary(row: dict[str, Any]) -> str:
         parts.append(f"waiting for checkpoints {100 * row['save_wait']:.0f} %")
     if row.get("skipped"):
         parts.append(f"skipped {row['skipped']}")
+    if row.get("spikes"):
+        parts.append(f"spikes skipped {row['spikes']}")
     # levels and halves (rankme/level0) are in the row and in TensorBoard, a line has no room for them
     parts += [f"{k} {v:.2f}" for k, v in row["monitors"].items() if v is not None and "/" not in k]
     return "  ".join(parts)

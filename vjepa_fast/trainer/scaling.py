@@ -56,6 +56,10 @@ class Scaler:
             )
         return torch.zeros_like(norm), None
 
+    def aside(self, norm: Tensor) -> Tensor:
+        """The norm of `down`, of gradients that are dropped whatever they are: the scale stays."""
+        return torch.where(norm.isfinite(), norm / self.scale, 0.0)
+
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.amp.GradScaler`` has it."""
         return {**FRESH, "scale": self.scale, "_growth_tracker": self.good}

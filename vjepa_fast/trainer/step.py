@@ -56,6 +56,7 @@ class StepOutput:
     stop: bool = False  # some process was asked to stop
     work: flops.Work = flops.Work()  # of this process
     monitors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    spike: Tensor | None = None  # `Spikes.last`; None where steps are not skipped for their loss
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -130,7 +131,9 @@ class TrainStep:
         self.optimizer = optim.build_optimizer(modules, cfg.optimization, self.device)
         self.params = optim.parameters(self.optimizer)
         self.scaler = scaling.Scaler() if dtype == torch.float16 else None
-        self.guard = nonfinite.Guard(cfg.optimization, self.world)
+        self.guard = nonfinite.Guard(cfg.optimization, self.world, self.device)
+        # at a spike the published average follows the encoder that did not move
+        self.follow = self.guard.spikes.last[0] if self.guard.spikes and cfg.compat == "published" else None
         self.sampler, self.img_sampler = build_samplers(cfg)
         self.dims = flops.Dims.of(self.encoder, self.predictor)
         self._build_target(cfg)
@@ -188,6 +191,8 @@ class TrainStep:
         micro = list(batches) if isinstance(batches, Sequence) else [batches]
         lr, wd = self.schedules.lr(index), self.schedules.weight_decay(index)
         optim.set_schedule(self.optimizer, lr, wd)
+        if self.guard.spikes is not None:
+            self.guard.spikes.begin(self.schedules.epoch(index))
         momentum, weights = self.schedules.momentum(index), [self.plan.weights(self.at(b, index)) for b in micro]
         made = None
         if isinstance(self.captured, captured.Whole) and not monitor and len(micro) == 1:
@@ -214,23 +219,29 @@ class TrainStep:
             stop=stop,
             work=made.work,
             monitors=made.monitors,
+            spike=None if self.guard.spikes is None else self.guard.spikes.last.clone(),
         )
 
     def _update(self, made: _Made, momentum: float) -> None:
-        """Change the weights by the gradients; not where float16 overflowed, or what is not finite is skipped."""
+        """Change the weights by the gradients; not where float16 overflowed, or the step is skipped."""
         with phase("optimiser"):
             made.norm = optim.gradient_norm(self.params)
         cfg, on_device, factor = self.cfg.optimization, self.captured is not None, None
         go = self.guard.go(made.rows, made.norm if self.scaler is None else None)
         if self.scaler is not None:
-            if go is not None and not go:
+            skipped, follows = go is not None and not go, self.cfg.compat == "published"
+            if not skipped:
+                made.norm, factor = self.scaler.down(made.norm)
+            elif self.guard.spikes is not None:
+                made.norm = self.scaler.aside(made.norm)
+                follows = self.follow is not None and bool(self.follow)
+            else:
                 return
-            made.norm, factor = self.scaler.down(made.norm)
             if factor is None:
-                if self.average and self.cfg.compat == "published":
+                if self.average and follows:
                     self.average.follow(momentum)
                 return
-        given: dict[str, Any] = {"on_device": on_device, "factor": factor, "go": go}
+        given: dict[str, Any] = {"on_device": on_device, "factor": factor, "go": go, "follow": self.follow}
         optim.update(self.optimizer, self.average, momentum, made.norm, cfg.clip_grad, **given)
 
     def _backward_with_room(
@@ -409,7 +420,8 @@ class TrainStep:
         return precision.autocast(self.device, self.dtype, cache)
 
     def state_dict(self) -> dict[str, Any]:
-        """The checkpoint's ``encoder predictor target_encoder heads opt scaler``, under the FAIR names.
+        """The checkpoint's ``encoder predictor target_encoder heads opt scaler``, under the FAIR names, and ``spikes``
+        where the run skips those.
 
         Of weights that are cut over the processes all must call it, and the first gets them whole.
         """
@@ -421,10 +433,12 @@ class TrainStep:
             "opt": self.optimizer.state_dict(),
             "scaler": scaling.FRESH if self.scaler is None else self.scaler.state_dict(),
         }
+        if self.guard.spikes is not None:
+            state["spikes"] = self.guard.spikes.state_dict()
         return sharding.whole(state, keep=self.world.main) if self.sharded else state
 
     def load_state_dict(self, state: Mapping[str, Any], path: object = "checkpoint") -> None:
-        """Take over the entries of `state_dict`; ``scaler`` may be missing.
+        """Take over the entries of `state_dict`; ``scaler`` and ``spikes`` may be missing.
 
         Raises:
             CheckpointError: they belong to another architecture or to other objectives.
@@ -438,6 +452,8 @@ class TrainStep:
         self.params = optim.parameters(self.optimizer)
         if self.scaler is not None:
             self.scaler.load_state_dict(state.get("scaler"))
+        if self.guard.spikes is not None:
+            self.guard.spikes.load_state_dict(state.get("spikes"))
         if self.captured is not None:  # the moments are other tensors now
             self.captured.graphs.clear()
 

@@ -24,7 +24,7 @@ from vjepa_fast.trainer.bundle import write_bundle
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.loggers import open_sinks
 from vjepa_fast.trainer.methods import METHODS
-from vjepa_fast.trainer.metrics import Metrics
+from vjepa_fast.trainer.metrics import Metrics, limits
 from vjepa_fast.trainer.nonfinite import NonFiniteError
 from vjepa_fast.trainer.peers import mark, together
 from vjepa_fast.trainer.prefetch import Prefetcher
@@ -102,7 +102,7 @@ class Trainer:
             sinks=open_sinks(cfg, self.world, self.done),
             device=self.device,
             peak=peak.flops,
-            max_skips=cfg.optimization.max_skips if cfg.optimization.on_nonfinite == "skip" else None,
+            **limits(cfg.optimization),
         )
         if saved is not None:
             self.metrics.load_state_dict(saved["metrics"], self.device)
