@@ -105,7 +105,8 @@ def _serve(connection: socket.socket) -> None:
     import pytest
     import torch
     import torch._dynamo  # every optimiser imports it
-    import torch.distributed
+    import torch.distributed.fsdp
+    import torch.distributed.tensor
 
     import torch.utils.serialization
     import yaml

@@ -25,6 +25,7 @@ from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import truncate_rows
 from vjepa_fast.trainer.writer import RunLock
 
+from tests import forks
 from .conftest import ROOT, replaced, rows, start, tiny, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
@@ -213,9 +214,7 @@ sys.exit(main(["train", sys.argv[1]]))
 def test_a_disk_that_fills_up_ends_with_one_line_and_all_that_was_written(cfg, manifest, tmp_path):
     recipe = tmp_path / "c.yaml"
     recipe.write_text(configs.dump_yaml(cfg))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", FULL, str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    done = forks.run("-c", FULL, str(recipe))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "cannot be written" in last

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from vjepa_fast.models import load_encoder
 from vjepa_fast.trainer import checkpoint, train
 from vjepa_fast.trainer.step import TrainStep
 
+from .. import forks
 from .conftest import config
 
 MASK = schema.MaskConfig()
@@ -188,10 +188,10 @@ trainer.train(cfg, on_log=lambda row: time.sleep(float(sys.argv[2])))
 """
 
 
-def start(cfg, folder, pause=0.0) -> subprocess.Popen:
+def start(cfg, folder, pause=0.0) -> forks.Forked:
     recipe = folder.parent / f"{folder.name}.yaml"
     recipe.write_text(configs.dump_yaml(dataclasses.replace(cfg, folder=str(folder))))
-    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe), str(pause)], stderr=subprocess.PIPE, text=True)
+    return forks.Forked("-c", RUN, str(recipe), str(pause))
 
 
 def wait_for_rows(process, folder, count):
