@@ -19,7 +19,7 @@ from vjepa_fast.study.run.training import leave_key, train
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    made = study(tmp_path_factory.mktemp("study") / "s")
+    made = prepared(study(tmp_path_factory.mktemp("study") / "s"))
     events, failed = events_of(made)
     assert failed == [] and [key for what, key in events if what == "done"] == KEYS
     return made

@@ -70,8 +70,6 @@ def prepared(made: StudyPlan) -> StudyPlan:
 
 def events_of(made: StudyPlan, **more) -> tuple[list, list]:
     events = []
-    if made.missing():
-        prepared(made)
     failed = run_study(
         made,
         launcher="inline",
