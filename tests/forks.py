@@ -28,7 +28,7 @@ class Forked:
 
     def __init__(self, *arguments: str, env: dict[str, str] | None = None):
         self.args = arguments
-        self.stdout, self.stderr = (tempfile.TemporaryFile("w+", errors="replace") for _ in range(2))
+        self.stdout, self.stderr = (tempfile.TemporaryFile("w+", errors="replace") for _ in range(2))  # noqa: SIM115
         mine, theirs = socket.socketpair()
         asked = {"arguments": [str(a) for a in arguments], "env": dict(os.environ if env is None else env)}
         asked["cwd"] = os.getcwd()
@@ -102,14 +102,11 @@ def _connection() -> socket.socket:
 def _serve(connection: socket.socket) -> None:
     import gc
 
-    import pytest
     import torch
     import torch._dynamo  # every optimiser imports it
     import torch.distributed.fsdp
     import torch.distributed.tensor
-
     import torch.utils.serialization
-    import yaml
 
     import vjepa_fast.cli.train
     import vjepa_fast.data.decoders

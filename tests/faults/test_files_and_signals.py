@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
 from tests.trainer.test_checkpoint import state
 from vjepa_fast import config as configs
 from vjepa_fast import files
@@ -25,7 +26,6 @@ from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.metrics import truncate_rows
 from vjepa_fast.trainer.writer import RunLock
 
-from tests import forks
 from .conftest import ROOT, replaced, rows, start, tiny, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")

@@ -28,12 +28,6 @@ MASK = schema.MaskConfig()
 VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait", "save_wait")
 
 
-@pytest.fixture(scope="session")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("motion8")
-    return render_suite("motion8", folder, splits={"train": 16}, size=32, frames=8, seed=0)["train"]
-
-
 @pytest.fixture
 def cfg(manifest, tmp_path):
     return config(tmp_path / "run", data={"datasets": (manifest,)}, runtime={"save_every": 3})
