@@ -189,7 +189,7 @@ def _child(arguments: list[str], env: dict[str, str], cwd: str) -> int:
         print(code, file=sys.stderr)
         code = 1
     with contextlib.suppress(BaseException):
-        threading._shutdown()
+        threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -48,7 +48,7 @@ def launch(cfg, tmp_path, name, script, world=2):
 
 def launch_all(runs, tmp_path, script, timeout=600):
     """`launch` of each (configuration, name, number of processes), one after another."""
-    return [_one(*run, tmp_path, script, timeout) for run in runs]
+    return [_one(cfg, name, world, tmp_path, script, timeout) for cfg, name, world in runs]
 
 
 def _one(cfg, name, world, tmp_path, script, timeout):
