@@ -92,3 +92,9 @@ def test_an_error_shows_no_control_characters(tmp_path, capsys):
     assert main(["config", "show", str(tmp_path / "a\x1b[31m\u202eb.yaml")]) == 2
     said = capsys.readouterr().err
     assert "a\\x1b[31m\\u202eb.yaml" in said
+
+
+def test_what_a_caller_does_to_a_value_is_not_there_when_the_text_is_read_again():
+    first = text.parse("a: &x [1, 2]\nb: *x\n")
+    first["a"].append(3)
+    assert text.parse("a: &x [1, 2]\nb: *x\n") == {"a": [1, 2], "b": [1, 2]}

@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests import forks
 from tests.trainer.conftest import config
 from vjepa_fast import config as configs
 from vjepa_fast.config.schema import Config
@@ -53,19 +52,12 @@ def tiny(manifest, folder, **sections) -> Config:
     return config(folder, data={"datasets": (str(manifest),), "num_workers": 1}, runtime=runtime, **sections)
 
 
-def start(cfg: Config, *options: str, env: dict | None = None) -> subprocess.Popen:
+def start(cfg: Config, *options: str, env: dict | None = None) -> forks.Forked:
     """``vjepa-fast train`` in a process of its own."""
     folder = Path(cfg.folder)
     recipe = folder.parent / f"{folder.name}.yaml"
     recipe.write_text(configs.dump_yaml(cfg))
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "vjepa_fast", "train", str(recipe), *options],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return forks.Forked("-m", "vjepa_fast", "train", str(recipe), *options, env={**os.environ, **(env or {})})
 
 
 def rows(folder) -> list[dict]:

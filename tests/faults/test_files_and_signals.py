@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
 from tests.trainer.test_checkpoint import state
 from vjepa_fast import config as configs
 from vjepa_fast import files
@@ -213,9 +214,7 @@ sys.exit(main(["train", sys.argv[1]]))
 def test_a_disk_that_fills_up_ends_with_one_line_and_all_that_was_written(cfg, manifest, tmp_path):
     recipe = tmp_path / "c.yaml"
     recipe.write_text(configs.dump_yaml(cfg))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", FULL, str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    done = forks.run("-c", FULL, str(recipe))
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "cannot be written" in last

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import forks
 from tests.trainer.test_checkpoint import state
 from vjepa_fast import config as configs
 from vjepa_fast.config import schema
@@ -20,7 +20,7 @@ from vjepa_fast.trainer import checkpoint, saving, train
 from vjepa_fast.trainer.distributed import Distributed
 from vjepa_fast.trainer.writer import RunLock
 
-from .conftest import ROOT, replaced, rows, tiny, wait_for
+from .conftest import replaced, rows, tiny, wait_for
 
 
 def saver(folder, background=True, keep=9) -> saving.Saver:
@@ -252,8 +252,7 @@ sys.exit(main(["train", sys.argv[1]]))
 def test_a_kill_while_the_thread_writes_leaves_the_checkpoint_before(cfg, manifest, tmp_path):
     recipe, folder = tmp_path / "c.yaml", Path(cfg.folder)
     recipe.write_text(configs.dump_yaml(cfg))
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", KILL, str(recipe)], capture_output=True, env=env, timeout=300)
+    done = forks.run("-c", KILL, str(recipe))
     assert done.returncode == -signal.SIGKILL
     half = [name for name in os.listdir(folder / "checkpoints") if name.endswith(".tmp")]
     assert len(half) == 1 and [p.name for p in checkpoint.all_in(folder)] == ["step-00000002.pt"]

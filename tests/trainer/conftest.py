@@ -7,6 +7,7 @@ import torch
 
 from vjepa_fast.config import schema
 from vjepa_fast.data import Batch, ClipGroup
+from vjepa_fast.data.synthetic import render_suite
 
 
 def config(folder="unused", **sections) -> schema.Config:
@@ -52,6 +53,27 @@ def batch(step=0, size=3, frames=(4,), side=32, seed=0, modality="video", first=
             )
         )
     return Batch(groups=groups, step=step)
+
+
+# made once in each test process: fixtures of a file would keep all of its tests in one (tests/conftest.py)
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory):
+    """16 videos."""
+    folder = tmp_path_factory.mktemp("motion8")
+    return render_suite("motion8", folder, splits={"train": 16}, size=32, frames=8, seed=0)["train"]
+
+
+@pytest.fixture(scope="session")
+def half_manifest(tmp_path_factory):
+    """8 videos."""
+    return render_suite("motion8", tmp_path_factory.mktemp("motion8"), splits={"train": 8}, size=32, frames=8)["train"]
+
+
+@pytest.fixture(scope="session")
+def manifests(tmp_path_factory):
+    """48 videos to train with, 16 for validation."""
+    folder = tmp_path_factory.mktemp("motion8")
+    return render_suite("motion8", folder, splits={"train": 48, "val": 16}, size=32, frames=8)
 
 
 @pytest.fixture(autouse=True)

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 from vjepa_fast import config as configs
 
-from .ranks import ROOT, launch, small
+from .. import forks
+from .ranks import launch, small
 
 TRAIN = """
 import os, signal, sys
@@ -24,6 +22,16 @@ def killed(row):
 train(config.load(sys.argv[1]), on_log=killed)
 """
 
+# what the torchrun command does, with forks of this process
+TORCHRUN = """
+import sys
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+config = LaunchConfig(
+    1, 1, 2, run_id="standalone", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=1, start_method="fork"
+)
+elastic_launch(config, lambda: exec(sys.argv[2], {}))()
+"""
+
 
 def losses(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -34,19 +42,8 @@ def test_a_killed_process_is_started_again_and_the_losses_are_the_same(tmp_path)
     cfg = dataclasses.replace(cfg, folder=str(tmp_path / "killed"))
     _, codes, errors, _ = launch(dataclasses.replace(cfg, folder=str(tmp_path / "whole")), tmp_path, "whole", TRAIN)
     assert codes == [0, 0], errors
-    (tmp_path / "train.py").write_text(TRAIN)
     (tmp_path / "killed.yaml").write_text(configs.dump_yaml(cfg))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "--max-restarts", "1"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [*command, str(tmp_path / "train.py"), str(tmp_path / "killed.yaml")],
-        env=env,
-        text=True,
-        timeout=300,
-        capture_output=True,
-    )
+    done = forks.run("-c", TORCHRUN, str(tmp_path / "killed.yaml"), TRAIN)
     assert done.returncode == 0, done.stderr
     assert "resuming" in done.stderr and "at step 3" in done.stderr
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")  # to the bit

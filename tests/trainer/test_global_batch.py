@@ -1,4 +1,4 @@
-"""The same global batch on 1, 2 and 4 processes: the same masks, losses and weights, over 20 steps."""
+"""The same global batch on 1, 2 and 4 processes: the same masks, losses and weights, over 6 steps."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from vjepa_fast.trainer import passes, streams
 
 from .ranks import launch_all, small
 
-STEPS = 20
+STEPS = 6
 # In float64, so that what is left is no rounding: the order of a sum differs, and AdamW's quotient of tiny gradients
 # makes whole steps of that in float32.
 RUN = """
@@ -107,7 +107,7 @@ def test_one_two_and_four_processes_are_the_same_run(variant, cfg, tmp_path):
 
 def test_float32_losses_agree(cfg, tmp_path):
     """As it is trained: with one process fewer roundings are the same, so losses part a little."""
-    a, _, b = (rows for rows, *_ in outcomes(cfg, tmp_path, script=RUN.replace("(torch.float64)", "(torch.float32)")))
+    a, b = (rows for rows, *_ in outcomes(cfg, tmp_path, (1, 4), RUN.replace("(torch.float64)", "(torch.float32)")))
     print(max(abs(x["loss"] - y["loss"]) / x["loss"] for x, y in zip(a, b)))
     torch.testing.assert_close([r["loss"] for r in b], [r["loss"] for r in a], rtol=1e-5, atol=0)
 

@@ -10,7 +10,6 @@ from vjepa_fast import config as configs
 from vjepa_fast import ops
 from vjepa_fast.config import schema
 from vjepa_fast.data import ClipLoader
-from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import CheckpointError, ConfigError
 from vjepa_fast.layers.attention.sdpa import Sdpa
 from vjepa_fast.models import load_encoder
@@ -28,12 +27,6 @@ from .test_train import VOLATILE, rows, same_checkpoints, with_
 OWN = schema.LevjepaConfig(
     local_views=3, local_crop=16, drop=0.5, proj_hidden=16, proj_dim=8, num_slices=16, average_every=2, sigreg=0.1
 )
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("motion8")
-    return render_suite("motion8", folder, splits={"train": 16}, size=32, frames=8, seed=0)["train"]
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.trainer import check, checkpoint, train
 from vjepa_fast.trainer.loggers import MLflow, Wandb
@@ -20,10 +19,9 @@ from vjepa_fast.trainer.metrics import flatten
 from .conftest import config
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("motion8")
-    return render_suite("motion8", folder, splits={"train": 8}, size=32, frames=8)["train"]
+@pytest.fixture
+def manifest(half_manifest):
+    return half_manifest
 
 
 @pytest.fixture

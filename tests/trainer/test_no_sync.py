@@ -10,6 +10,7 @@ optimiser of the meta step is not the fused one. With a GPU the last test makes 
 """
 
 import dataclasses
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -70,12 +71,17 @@ CASES = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
+@functools.cache
+def decide():
+    linear.has_product()
+    TrainStep(config())(batch(), 0)
+
+
+@pytest.fixture(autouse=True)
 def decided_before():
     """What is found out once in a process, such as whether oneDNN serves, is found out before a mode that refuses it:
     the answer is kept for all later tests."""
-    linear.has_product()
-    TrainStep(config())(batch(), 0)
+    decide()
 
 
 class HostWaits(TorchDispatchMode):

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -12,9 +10,10 @@ from vjepa_fast import config as configs
 from vjepa_fast.trainer import peers
 from vjepa_fast.trainer.peers import Seen, Sign, verdict
 
-from .ranks import ROOT, environment, free_port, small
+from .. import forks
+from .ranks import environment, free_port, small
 
-TIMEOUT = 25.0  # seconds; a part of a step takes less, however busy the machine
+TIMEOUT = 10.0  # seconds; a part of a step takes less, however busy the machine
 
 
 def seen(heard=100.0, moved=100.0, **fields):
@@ -82,12 +81,8 @@ def run(tmp_path, **runtime):
     (tmp_path / "run.yaml").write_text(configs.dump_yaml(cfg))
     port, processes = free_port(), []
     for rank in range(2):
-        env = {**os.environ, **environment(rank, 2, port), "OMP_NUM_THREADS": "1"}
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "vjepa_fast", "train", str(tmp_path / "run.yaml")]
-        processes.append(
-            subprocess.Popen(command, env=env, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        )
+        env = {**os.environ, **environment(rank, 2, port)}
+        processes.append(forks.Forked("-m", "vjepa_fast", "train", str(tmp_path / "run.yaml"), env=env))
     rows = tmp_path / "run" / "metrics.jsonl"
     end = time.monotonic() + 200
     while not (rows.exists() and rows.stat().st_size) and time.monotonic() < end:

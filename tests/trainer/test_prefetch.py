@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait")
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    return render_suite("motion8", tmp_path_factory.mktemp("motion8"), splits={"train": 8}, size=32, frames=8)["train"]
+@pytest.fixture
+def manifest(half_manifest):
+    return half_manifest
 
 
 def rows(folder):

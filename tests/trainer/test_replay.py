@@ -19,12 +19,6 @@ from vjepa_fast.trainer.step import TrainStep
 from .conftest import config
 
 
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("motion8")
-    return render_suite("motion8", folder, splits={"train": 16}, size=32, frames=8, seed=0)["train"]
-
-
 def settings(folder, manifest, **sections):
     sections["data"] = {"datasets": (str(manifest),), **sections.get("data", {})}
     return config(folder, **sections)

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,16 +21,11 @@ from vjepa_fast.models import load_encoder
 from vjepa_fast.trainer import checkpoint, train
 from vjepa_fast.trainer.step import TrainStep
 
+from .. import forks
 from .conftest import config
 
 MASK = schema.MaskConfig()
 VOLATILE = ("clips_per_s", "tokens_per_s", "step_flops", "mfu", "peak_memory_mb", "data_wait", "save_wait")
-
-
-@pytest.fixture(scope="session")
-def manifest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("motion8")
-    return render_suite("motion8", folder, splits={"train": 16}, size=32, frames=8, seed=0)["train"]
 
 
 @pytest.fixture
@@ -188,10 +182,10 @@ trainer.train(cfg, on_log=lambda row: time.sleep(float(sys.argv[2])))
 """
 
 
-def start(cfg, folder, pause=0.0) -> subprocess.Popen:
+def start(cfg, folder, pause=0.0) -> forks.Forked:
     recipe = folder.parent / f"{folder.name}.yaml"
     recipe.write_text(configs.dump_yaml(dataclasses.replace(cfg, folder=str(folder))))
-    return subprocess.Popen([sys.executable, "-c", RUN, str(recipe), str(pause)], stderr=subprocess.PIPE, text=True)
+    return forks.Forked("-c", RUN, str(recipe), str(pause))
 
 
 def wait_for_rows(process, folder, count):

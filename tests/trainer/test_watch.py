@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from vjepa_fast import config as configs
-from vjepa_fast.data.synthetic import render_suite
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation import quick_probe, random_encoder
 from vjepa_fast.evaluation.run import quick
@@ -19,12 +18,6 @@ from .conftest import config
 from .test_train import rows, same_checkpoints
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def manifests(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("motion8")
-    return render_suite("motion8", folder, splits={"train": 48, "val": 16}, size=32, frames=8)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ LARGEST = 1_000_000  # characters of a file
 DEEPEST = 32  # sections and lists in one another
 MOST = 50_000  # values; an alias counts as all that it stands for
 LONGEST_NUMBER = 400  # characters of a number or date
+KEPT = 100_000  # characters of a text whose value is kept
 
 
 def parse(text: str) -> Any:
@@ -28,9 +30,17 @@ def parse(text: str) -> Any:
     if len(text) > LARGEST:
         raise ConfigError(f"more than {LARGEST} characters are too many for a configuration")
     try:
-        return yaml.load(text, Loader=_loader())
+        return copy.deepcopy(_kept(text)) if len(text) <= KEPT else yaml.load(text, Loader=_loader())
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+@functools.lru_cache(maxsize=256)
+def _kept(text: str) -> Any:
+    """The value of a text; a study reads the same recipes for each of its runs."""
+    import yaml
+
+    return yaml.load(text, Loader=_loader())
 
 
 @functools.cache

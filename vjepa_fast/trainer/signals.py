@@ -21,6 +21,15 @@ GRACE = 120.0  # seconds that a process without launcher has for its last step a
 GRACE_S = 4.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
 
 
+def _forked() -> None:
+    """The launcher of a process that is forked after this was imported is the one that forked it."""
+    global _LAUNCHER
+    _LAUNCHER = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 _USR1 = (signal.SIGUSR1,) if hasattr(signal, "SIGUSR1") else ()
 
 

@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.run.tiny import KEYS, TINY, events_of, study
+from tests.study.run.tiny import KEYS, TINY, events_of, prepared, study
 from vjepa_fast import config, trainer
 from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
 from vjepa_fast.study.run import cells
 from vjepa_fast.study.run.pack import pack, unpack
 from vjepa_fast.study.run.plan import Grid, read_plan
-from vjepa_fast.study.run.runner import prepare
 from vjepa_fast.study.run.training import leave_key
 
 
@@ -24,8 +23,7 @@ from vjepa_fast.study.run.training import leave_key
 def stopped(tmp_path_factory):
     """A study with its data, one cell, and a run that was stopped after 2 of 4 steps."""
     made = study(tmp_path_factory.mktemp("here") / "s")
-    made.claim()
-    prepare(made, 0, lambda *_: None)
+    prepared(made)
     cells.run(made.jobs[0])
     job = made.jobs[1]
     trainer.train(config.from_dict(job["config"]), max_steps=2, device="cpu")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.run.tiny import KEYS, NAMES, SIZES, SMALL, events_of, study
+from tests.study.run.tiny import KEYS, NAMES, SIZES, SMALL, events_of, prepared, study
 from vjepa_fast import config, trainer
 from vjepa_fast.cli import main
 from vjepa_fast.errors import UserError
@@ -13,14 +13,13 @@ from vjepa_fast.models import load_encoder
 from vjepa_fast.study.jobs.processes import Work, run_processes
 from vjepa_fast.study.run import cells, runner
 from vjepa_fast.study.run.plan import Grid, read_plan
-from vjepa_fast.study.run.runner import prepare
 from vjepa_fast.study.run.suites import Settings
 from vjepa_fast.study.run.training import leave_key, train
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    made = study(tmp_path_factory.mktemp("study") / "s")
+    made = prepared(study(tmp_path_factory.mktemp("study") / "s"))
     events, failed = events_of(made)
     assert failed == [] and [key for what, key in events if what == "done"] == KEYS
     return made
@@ -64,7 +63,7 @@ def test_published_latent_dynamics_under_hard_weighting_train_nothing(tmp_path):
 
     names = ("fwm_hw", "fwm_hw_ld")
     made = study(tmp_path, grid=Grid(names, ("single",), (0,), published=names))
-    prepare(made, 0, lambda *_: None)
+    prepared(made)
     found = {}
     for job in made.jobs[1:]:
         path = train(job["config"], job["config_hash"], "cpu")["checkpoint"]
@@ -166,8 +165,7 @@ def good(job: dict) -> dict:
 def test_processes_of_their_own(tmp_path):
     """A real worker process per run: one leaves a cell, one cannot find its data and leaves an error."""
     made = study(tmp_path / "s", grid=Grid(("baseline",), ("single",), (0,)))
-    made.claim()
-    prepare(made, 0, lambda *_: None)
+    prepared(made)
     for path in (made.folder / "suites" / "motion8").glob("*.csv"):
         path.unlink()
     events = []

@@ -1,7 +1,14 @@
 """A study so small that whole runs of it take seconds."""
 
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
 from vjepa_fast.study.run.plan import Grid, StudyPlan
-from vjepa_fast.study.run.runner import run_study
+from vjepa_fast.study.run.runner import prepare, run_study
 from vjepa_fast.study.run.suites import Settings
 
 SIZES = {
@@ -37,6 +44,28 @@ KEYS = [
 
 def study(folder, settings=TINY, grid=GRID, **more) -> StudyPlan:
     return StudyPlan(folder, settings, grid, threads=1, force=True, **more)
+
+
+@functools.cache
+def data() -> Path:
+    """The folder of a study of `TINY` that has its suites and decoded clips; made once in a test process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = study(folder / "s")
+    made.claim()
+    prepare(made, 0, lambda *_: None)
+    return made.folder
+
+
+def prepared(made: StudyPlan) -> StudyPlan:
+    """``made`` with its data, which one of `TINY` has as links to `data`."""
+    made.claim()
+    if made.settings == TINY:
+        for name in ("suites", "cache"):
+            if not (made.folder / name).exists():
+                shutil.copytree(data() / name, made.folder / name, copy_function=os.link)
+    prepare(made, 0, lambda *_: None)
+    return made
 
 
 def events_of(made: StudyPlan, **more) -> tuple[list, list]:
