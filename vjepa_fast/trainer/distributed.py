@@ -69,8 +69,8 @@ class Distributed:
         try:
             store = meeting.store(self.rank, self.world, wait)
             if self.owns_group:
-                known = {"store": store, "rank": self.rank, "world_size": self.world} if store else {}
-                dist.init_process_group(backend, timeout=timedelta(seconds=wait), **known)
+                place = (-1, -1) if store is None else (self.world, self.rank)  # -1: as the environment says
+                dist.init_process_group(backend, None, timedelta(seconds=wait), *place, store)
             return store
         except (dist.DistStoreError, dist.DistNetworkError, ValueError) as error:
             where = ", ".join(f"{k}={os.environ.get(k)}" for k in ("MASTER_ADDR", "MASTER_PORT"))
