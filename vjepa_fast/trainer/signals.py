@@ -15,7 +15,7 @@ import torch
 
 from vjepa_fast.files import first_line
 
-_LAUNCHER = os.getppid()  # where torchrun started this process
+_launcher = os.getppid()  # where torchrun started this process
 LOOK = 1.0  # seconds between looks whether it is there
 GRACE = 120.0  # seconds that a process without launcher has for its last step and checkpoint
 GRACE_S = 4.0  # for the step in hand after SIGINT; then it is given up, and the one before is saved
@@ -23,8 +23,8 @@ GRACE_S = 4.0  # for the step in hand after SIGINT; then it is given up, and the
 
 def _forked() -> None:
     """The launcher of a process that is forked after this was imported is the one that forked it."""
-    global _LAUNCHER
-    _LAUNCHER = os.getppid()
+    global _launcher
+    _launcher = os.getppid()
 
 
 if hasattr(os, "register_at_fork"):
@@ -67,7 +67,7 @@ class StopRequest:
         return self
 
     def _follow_launcher(self) -> None:
-        while os.getppid() == _LAUNCHER:
+        while os.getppid() == _launcher:
             if self.left.wait(LOOK):
                 return
         print("the launcher of this process is gone: stopping", file=sys.stderr, flush=True)
