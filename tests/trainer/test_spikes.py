@@ -18,7 +18,7 @@ from .conftest import batch, config
 from .ranks import launch_all
 from .recorder import capture
 from .test_no_sync import HostTensors, staged
-from .test_nonfinite import differing, everything, manifest, poison, rows  # noqa: F401  # manifest is a fixture
+from .test_nonfinite import differing, everything, poison, rows
 
 STEPS = 30
 # at 7 no epoch for it, at 13 not far enough with 7 in the window; 20 and 21 in a row

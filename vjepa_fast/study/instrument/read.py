@@ -23,6 +23,7 @@ POOLING = "tdiff"  # of probed suites: the probe learns what of it to weigh
 # Poolings of the last level, standardised by base clips, with cosine prototypes. "sal" is not among them: it looks by
 # itself where a clip moves, so that random weights read 63 % of 5-shot episodes with it and little is left to learn.
 CANDIDATES = tuple(Readout("last", pooling, "standard", "cosine") for pooling in ("tdiff", "time", "meanstd", "mean"))
+OF_CLASS_TOKEN = Readout("last", "cls", "standard", "cosine")  # a candidate too, of an encoder that has one
 OF_PIXELS = (Readout("input", "pixels", "standard", "cosine"),)
 
 
@@ -67,6 +68,8 @@ def suite_rows(
         return probe_rows(label, kind, suite, *of, probes=how.probes, seed=how.seed)
     given = Readout("last", how.pooling, "centre", "cosine")
     candidates = OF_PIXELS if isinstance(encoder, str) else CANDIDATES
+    if getattr(encoder, "cls_token", None) is not None:
+        candidates = (*candidates, OF_CLASS_TOKEN)
     if "val" in parts:
         choice = choose(encoder, parts["train"], parts["val"], candidates=candidates, seed=how.seed, **where)
     else:
