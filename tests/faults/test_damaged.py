@@ -168,7 +168,17 @@ def test_a_checkpoint_of_before_that_is_not_finite_is_passed_over(copy, capfd):
     assert "is not finite" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("seed", [*range(20), 37, 50, 63, 130])
+@pytest.mark.parametrize("key", ["lr", "betas", "eps", "weight_decay", "WD_exclude"])
+def test_a_setting_of_the_optimiser_that_is_missing_is_named(copy, key):
+    cfg, path = copy
+    content = torch.load(path, weights_only=True)
+    del content["opt"]["param_groups"][3][key], content["digests"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=f"optimiser state does not fit this recipe .param_groups: no {key}"):
+        train(cfg, fallback=False)
+
+
+@pytest.mark.parametrize("seed", [*range(20), 37, 50, 63, 130, 307])
 def test_nothing_but_clear_errors_from_mutated_checkpoints(copy, seed):
     cfg, path = copy
     what = mutated(path, seed)

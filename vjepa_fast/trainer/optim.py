@@ -325,6 +325,9 @@ def _cut(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, A
     return {**state, "state": found}
 
 
+_READ = ("lr", "betas", "eps", "weight_decay", "WD_exclude")  # by every step, of each group
+
+
 def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """ValueError where moments have another shape than their parameters, or settings are of another kind."""
     for own, group in zip(optimizer.param_groups, state["param_groups"]):
@@ -342,6 +345,8 @@ def _check_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
                 if name == "step" and (value is None or torch.as_tensor(value).numel() != 1):
                     raise ValueError(f"step of parameter {n} is {value}, not a count")
     for own, group in zip(optimizer.param_groups, state["param_groups"]):
+        if lost := [key for key in _READ if key in own and key not in group]:
+            raise ValueError(f"param_groups: no {lost[0]}")
         for key, value in own.items():
             if key in group and key != "params" and _kind(group[key]) != _kind(value):
                 raise ValueError(f"param_groups: {key} is {group[key]!r}, here {value!r}")
