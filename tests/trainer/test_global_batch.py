@@ -1,4 +1,4 @@
-"""The same global batch on 1, 2 and 4 processes: the same masks, losses and weights, over 6 steps."""
+"""The same global batch on 1, 2 and 4 processes: the same masks, losses and weights, over 20 steps."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from vjepa_fast.trainer import passes, streams
 
 from .ranks import launch_all, small
 
-STEPS = 6
+STEPS = 20
 # In float64, so that what is left is no rounding: the order of a sum differs, and AdamW's quotient of tiny gradients
 # makes whole steps of that in float32.
 RUN = """

@@ -13,7 +13,7 @@ from vjepa_fast.trainer.peers import Seen, Sign, verdict
 from .. import forks
 from .ranks import environment, free_port, small
 
-TIMEOUT = 10.0  # seconds; a part of a step takes less, however busy the machine
+TIMEOUT = 15.0  # seconds; a part of a step takes less, however busy the machine
 
 
 def seen(heard=100.0, moved=100.0, **fields):

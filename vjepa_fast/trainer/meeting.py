@@ -1,6 +1,6 @@
 """The store of a run's processes under ``torchrun``, apart from what processes before a restart left in it.
 
-torchrun's agent has one store for all its restarts, and torch 2.11 to 2.14 gives it to each process group as it is: who
+torchrun's agent has one store for all its restarts, and torch 2.14 gives it to each process group as it is: who
 comes first reads the addresses of processes that are dead, and waits for them until the timeout (pytorch#135712). The
 count of restarts tells nothing apart either, as each node has its own. So processes that begin make up names, and agree
 on a list of them: `meet`.
@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 PLACE = "vjepa_fast/meeting"
-POLL = 0.02  # seconds
+POLL = 0.02  # seconds, of few processes; the store answers all of them
 
 
 def store(rank: int, world: int, timeout: float) -> dist.Store | None:  # pyright: ignore[reportPrivateImportUsage]
@@ -59,7 +59,7 @@ def meet(place: dist.Store, rank: int, world: int, timeout: float) -> str:  # py
                 place.set("held", key)
             if _read(place, "held") == key:
                 return f"vjepa_fast/{key}"
-        time.sleep(POLL)
+        time.sleep(POLL * (1 + world / 16))
     gone = f"not all of {world} processes came within {timeout:.0f} s"
     raise dist.DistStoreError(gone)
 
