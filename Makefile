@@ -28,9 +28,9 @@ $(STAMP): $(BUILD) | $(PY)
 install: $(STAMP)  ## create .venv, build and install the package
 	@$(PY) -c 'from vjepa_fast.ops import _cpp; print(_cpp.status())'
 
-# Without bytecode every process of the tests would compile all modules anew.
+# Without bytecode every process of the tests would compile all modules anew. A test that hangs fails by name.
 test: install  ## run the tests (ARGS="-k name" passes on to pytest)
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup $(ARGS)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup --timeout 900 $(ARGS)
 
 faults: install  ## 50 kills of runs, 500 damaged checkpoints, 1,000 damaged recipes, lists and caches (tests/faults/*.json)
 	OMP_NUM_THREADS=1 $(PY) tests/faults/kill.py $(ARGS)

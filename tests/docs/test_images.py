@@ -1,17 +1,14 @@
 """Every picture of the pages is what its name says, and a browser draws it."""
 
 import re
-import shutil
-import subprocess
 from xml.etree import ElementTree
 
-import pytest
 from PIL import Image
 
+from tests import browser
 from tests.docs import pages
 
 SUFFIXES = (".svg", ".png", ".jpg", ".gif")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def shown():
@@ -42,9 +39,8 @@ def not_drawn(paths, folder):
     script += "[...document.images].filter(i => !i.naturalWidth).map(i => i.alt).join(' ') + '.' }"
     page = folder / "page.html"
     page.write_text(f"<body>{images}<script>{script}</script></body>")
-    options = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}", "--dump-dom")
-    done = subprocess.run([BROWSER, *options, page.as_uri()], capture_output=True, text=True, timeout=120, check=True)
-    return re.search(r"not drawn: (.*)\.", done.stdout)[1].split()
+    said, _ = browser.browse(page.as_uri(), "--dump-dom", folder=folder)
+    return re.search(r"not drawn: (.*)\.", said)[1].split()
 
 
 def test_pictures_are_what_their_names_say():
@@ -58,10 +54,10 @@ def test_a_picture_that_is_none_is_seen(tmp_path):
     wrong.write_bytes(b"\x89PNG\r\n\x1a\nand no more")
     html.write_text("<html></html>")
     assert all(map(fault, (uri, wrong, html)))
-    if BROWSER:
+    if not browser.fault():
         assert not_drawn([uri, wrong, html], tmp_path) == ["uri.svg", "wrong.png", "page.svg"]
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser on PATH; the files are parsed in the tests above")
 def test_a_browser_draws_them(tmp_path):
+    browser.needed()
     assert not_drawn(shown(), tmp_path) == []

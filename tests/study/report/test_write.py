@@ -5,13 +5,13 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from tests import browser
 from tests.study.fake_study import add_instrument, make_study
 from vjepa_fast.cli import main
 from vjepa_fast.errors import DataError
@@ -23,7 +23,6 @@ from vjepa_fast.study.report.write import write_study_report
 
 VARIANTS = ("baseline", "ld", "fwm_hw", "fwm_hw_ld", "kinematic")
 OUTCOMES = (("fewshot", "1-shot"), ("motion8", "linear"), ("objects", "linear"))
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 SECTIONS = (
     "answer",
@@ -114,29 +113,18 @@ def test_html_is_whole_and_self_contained(html):
     assert "nan" not in re.sub(r"<[^>]*>", " ", html).lower().split() and "None" not in re.sub(r"<[^>]*>", "", html)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH; the page is parsed in the test above")
 def test_html_opens_in_chromium_without_console_errors(made, tmp_path):
+    browser.needed()
+
     def lines(path):
-        done = subprocess.run(
-            [
-                BROWSER,
-                "--headless",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--enable-logging=stderr",
-                "--v=0",
-                f"--user-data-dir={tmp_path / 'profile'}",
-                f"--screenshot={tmp_path / 'page.png'}",
-                "--window-size=1280,2000",
-                path.as_uri(),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            cwd=tmp_path,
+        options = (
+            "--enable-logging=stderr",
+            "--v=0",
+            f"--screenshot={tmp_path / 'page.png'}",
+            "--window-size=1280,2000",
         )
-        assert done.returncode == 0
-        return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+        _, said = browser.browse(path.as_uri(), *options, folder=tmp_path)
+        return [line for line in said.splitlines() if "CONSOLE" in line]
 
     broken = tmp_path / "broken.html"
     broken.write_text('<script>console.error("seen")</script>')
