@@ -38,17 +38,25 @@ RESULTS = Path(__file__).parent / "results" / "scaling.json"
 BEGIN, END = "<!-- scaling bench -->\n", "<!-- end of scaling bench -->"
 BATCH, SIDE, FRAMES, GLOBAL = 1, 48, 8, 4
 COLLECTIVES = ("gloo:all_reduce", "gloo:reduce_scatter", "gloo:_reduce_scatter_base", "nccl:all_reduce")
+SIZES = {  # embed_dim, depth, num_heads of the encoder and of the predictor
+    "small": ((192, 4, 3), (96, 2, 3)),
+    "large": ((384, 12, 6), (192, 4, 6)),
+}
+WAYS = (
+    ("small", 1, "ddp"), ("small", 2, "ddp"), ("small", 4, "ddp"), ("small", 2, "fsdp"), ("small", 4, "fsdp"),
+    ("large", 1, "ddp"), ("large", 2, "ddp"), ("large", 2, "fsdp"),
+)  # fmt: skip
 Span = tuple[float, float]
 
 
-def configuration(world: int, parallel: str) -> schema.Config:
-    """A small ViT whose gradients fill several of DDP's buckets."""
+def configuration(world: int, parallel: str, size: str) -> schema.Config:
+    """A small ViT, or one whose gradients fill several of DDP's buckets."""
+    names = ("embed_dim", "depth", "num_heads")
+    encoder, predictor = (dict(zip(names, numbers)) for numbers in SIZES[size])
     return schema.Config(
         data=schema.DataConfig(dataset_fpcs=(FRAMES,), batch_size=BATCH, crop_size=SIDE, patch_size=8),
         masks=schema.MasksConfig(specs=(schema.MaskConfig(num_blocks=2, spatial_scale=(0.3, 0.3)),)),
-        model=schema.ModelConfig(
-            embed_dim=192, depth=4, num_heads=3, pred_embed_dim=96, pred_depth=2, pred_num_heads=3, levels=2
-        ),
+        model=schema.ModelConfig(**encoder, **{f"pred_{k}": v for k, v in predictor.items()}, levels=2),
         objectives={"pred": {}, "context": {"warmup": [0, 0]}},
         optimization=schema.OptimizationConfig(epochs=2, ipe=10, accumulate=GLOBAL // world // BATCH),
         runtime=schema.RuntimeConfig(device="cpu", dtype="float32", parallel=parallel, threads=1),
@@ -107,10 +115,10 @@ def overlap(trace: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def work(world: int, parallel: str, steps: int, out: str) -> None:
+def work(world: int, parallel: str, size: str, steps: int, out: str) -> None:
     """One process: time steps, profile one, and write what was found."""
     torch.set_num_threads(1)
-    cfg = configuration(world, parallel)
+    cfg = configuration(world, parallel, size)
     group = Distributed.from_env("cpu") if world > 1 else Distributed()
     step = TrainStep(cfg, world=group)
     losses, times = list[float](), list[float]()
@@ -128,6 +136,8 @@ def work(world: int, parallel: str, steps: int, out: str) -> None:
     state = [x for s in step.optimizer.state.values() for x in s.values() if x.numel() > 1]
     held = [*step.params, *step.target_encoder.parameters(), *state]
     row = {
+        "size": size,
+        "parameters_m": round(sum(p.numel() for p in step.params) / 1e6, 1),
         "processes": world,
         "parallel": parallel if world > 1 else "one process",
         "accumulate": cfg.optimization.accumulate,
@@ -141,14 +151,15 @@ def work(world: int, parallel: str, steps: int, out: str) -> None:
     group.close()
 
 
-def launched(world: int, parallel: str, steps: int, folder: Path) -> dict[str, Any]:
+def launched(size: str, world: int, parallel: str, steps: int, folder: Path) -> dict[str, Any]:
     """The row of one way to run."""
-    out = folder / f"{parallel}{world}.json"
+    out = folder / f"{size}{parallel}{world}.json"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    command = [sys.executable, __file__, "--work", str(out), "--parallel", parallel, "--steps", str(steps)]
+    command = [sys.executable, __file__, "--work", str(out), "--size", size]
+    command += ["--parallel", parallel, "--steps", str(steps)]
     ranks = [
         subprocess.Popen(command, env={**os.environ, **env, "RANK": str(r), "LOCAL_RANK": str(r)}) for r in range(world)
     ]
@@ -161,13 +172,21 @@ def launched(world: int, parallel: str, steps: int, folder: Path) -> dict[str, A
 def table(found: dict[str, Any]) -> str:
     """Recorded results in Markdown."""
     lines = [
-        "| weights | processes | micro-batches | ms a step | collectives | hidden | early | held | loss differs by |"
+        "| parameters | weights | processes | micro-batches | ms a step | collectives | hidden | early | held | "
+        "loss differs by |"
     ]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for r in found["rows"]:
         sent = [str(r["collectives"]), f"{100 * r['hidden']:.0f} %", str(r["began_before_the_last_operator"])]
         sent = sent if r["processes"] > 1 else ["-"] * 3
-        cells = [r["parallel"], str(r["processes"]), str(r["accumulate"]), f"{r['ms']:.0f}", *sent]
+        cells = [
+            f"{r['parameters_m']:.1f} M",
+            r["parallel"],
+            str(r["processes"]),
+            str(r["accumulate"]),
+            f"{r['ms']:.0f}",
+            *sent,
+        ]
         lines.append("| " + " | ".join([*cells, f"{r['held_mb']:.1f} MB", f"{r['largest_difference']:.1e}"]) + " |")
     machine = f"{found['cores']} cores, load {found['load_before']} before"
     lines += ["", f"Medians of {found['steps'] - 1} steps; {machine}; torch {found['torch']}."]
@@ -187,6 +206,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8, help="steps of a run (default %(default)s)")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--parallel", default="ddp", help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="small", help=argparse.SUPPRESS)
     parser.add_argument("--page", metavar="PATH", type=Path, help="write the recorded results into this page")
     args = parser.parse_args()
     if args.page:
@@ -194,16 +214,16 @@ def main() -> int:
         write_text(args.page, page(args.page.read_text(encoding="utf-8"), found))
         return 0
     if args.work:
-        work(int(os.environ["WORLD_SIZE"]), args.parallel, args.steps, args.work)
+        work(int(os.environ["WORLD_SIZE"]), args.parallel, args.size, args.steps, args.work)
         return 0
     load, rows = os.getloadavg()[0], list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as folder:
-        for world, parallel in ((1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")):
-            rows.append(launched(world, parallel, args.steps, Path(folder)))
+        for size, world, parallel in WAYS:
+            rows.append(launched(size, world, parallel, args.steps, Path(folder)))
             print({k: v for k, v in rows[-1].items() if k != "losses"}, flush=True)
-    alone = rows[0]["losses"]
+    alone = {row["size"]: row["losses"] for row in rows if row["processes"] == 1}
     for row in rows:
-        row["largest_difference"] = max(abs(a - b) / a for a, b in zip(alone, row.pop("losses")))
+        row["largest_difference"] = max(abs(a - b) / a for a, b in zip(alone[row["size"]], row.pop("losses")))
     found = {
         "command": "python benchmarks/bench_scaling.py",
         "steps": args.steps,
@@ -211,9 +231,9 @@ def main() -> int:
         "cores": os.cpu_count(),
         "load_before": round(load, 1),
         "torch": torch.__version__,
-        "rows": [{k: v for k, v in row.items() if k != "losses"} for row in rows],
+        "rows": rows,
     }
-    print(json.dumps({row["parallel"] + str(row["processes"]): row["largest_difference"] for row in rows}))
+    print(*(f"{r['size']} {r['parallel']} {r['processes']}: {r['largest_difference']:.1e}" for r in rows), sep="\n")
     if args.json:
         write_json(args.json, found)
     return 0
