@@ -51,12 +51,19 @@ Span = tuple[float, float]
 
 def configuration(world: int, parallel: str, size: str) -> schema.Config:
     """A small ViT, or one whose gradients fill several of DDP's buckets."""
-    names = ("embed_dim", "depth", "num_heads")
-    encoder, predictor = (dict(zip(names, numbers)) for numbers in SIZES[size])
+    (width, depth, heads), (pred_width, pred_depth, pred_heads) = SIZES[size]
     return schema.Config(
         data=schema.DataConfig(dataset_fpcs=(FRAMES,), batch_size=BATCH, crop_size=SIDE, patch_size=8),
         masks=schema.MasksConfig(specs=(schema.MaskConfig(num_blocks=2, spatial_scale=(0.3, 0.3)),)),
-        model=schema.ModelConfig(**encoder, **{f"pred_{k}": v for k, v in predictor.items()}, levels=2),
+        model=schema.ModelConfig(
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            pred_embed_dim=pred_width,
+            pred_depth=pred_depth,
+            pred_num_heads=pred_heads,
+            levels=2,
+        ),
         objectives={"pred": {}, "context": {"warmup": [0, 0]}},
         optimization=schema.OptimizationConfig(epochs=2, ipe=10, accumulate=GLOBAL // world // BATCH),
         runtime=schema.RuntimeConfig(device="cpu", dtype="float32", parallel=parallel, threads=1),
@@ -179,14 +186,8 @@ def table(found: dict[str, Any]) -> str:
     for r in found["rows"]:
         sent = [str(r["collectives"]), f"{100 * r['hidden']:.0f} %", str(r["began_before_the_last_operator"])]
         sent = sent if r["processes"] > 1 else ["-"] * 3
-        cells = [
-            f"{r['parameters_m']:.1f} M",
-            r["parallel"],
-            str(r["processes"]),
-            str(r["accumulate"]),
-            f"{r['ms']:.0f}",
-            *sent,
-        ]
+        cells = [f"{r['parameters_m']:.1f} M", r["parallel"], str(r["processes"]), str(r["accumulate"])]
+        cells += [f"{r['ms']:.0f}", *sent]
         lines.append("| " + " | ".join([*cells, f"{r['held_mb']:.1f} MB", f"{r['largest_difference']:.1e}"]) + " |")
     machine = f"{found['cores']} cores, load {found['load_before']} before"
     lines += ["", f"Medians of {found['steps'] - 1} steps; {machine}; torch {found['torch']}."]

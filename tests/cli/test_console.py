@@ -1,8 +1,12 @@
 """What comes from a file is shown as it is: no markup, no control characters."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
-from vjepa_fast.cli._console import counting, new_table, plain, table_console
+from vjepa_fast import cli
+from vjepa_fast.cli._console import counting, new_table, plain, say, table_console
 
 HOSTILE = ["[red]x", "[/x]", "\x1b[31mred\x1b[0m", "a\rb", "x\udcffy", "\\[bold]"]
 
@@ -18,3 +22,22 @@ def test_names_are_shown_as_they_are(text, capsys):
     out = "".join(capsys.readouterr())
     assert "\x1b" not in out and "\r" not in out
     assert "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text) in out
+
+
+@pytest.mark.parametrize("err", [False, True])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_lines_are_lines(text, err, capsys):
+    say(text, f"a\n{text}", err=err)
+    lines = capsys.readouterr()[err].split("\n")
+    assert len(lines) == 3 and all(line.isprintable() for line in lines)
+
+
+def test_commands_print_by_no_other_way():
+    """`say`, tables with `plain` texts, or the two lines of `main` itself."""
+    found = {
+        f"{path.name}:{node.lineno}"
+        for path in Path(cli.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert sorted(place.split(":")[0] for place in found) == ["__init__.py", "__init__.py", "_console.py"], found

@@ -160,6 +160,13 @@ def add_clips(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=16, help="clips at once (default %(default)s)")
 
 
+def add_root(parser: ArgumentParser) -> None:
+    """Where the paths of manifests start from."""
+    parser.add_argument(
+        "--root", metavar="DIR", help="as data.root: paths in manifests start from it and may not lead out of it"
+    )
+
+
 def add_images(parser: ArgumentParser) -> None:
     """How still images are read."""
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -21,9 +22,10 @@ def plain(text: object) -> str:
     return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)))
 
 
-def say(text: object) -> None:
-    """Print a line in which names from files stand, without their control characters."""
-    print(printable(text))
+def say(*lines: object, err: bool = False) -> None:
+    """Print lines in which names from files may stand, without their control characters; ``err``: to stderr."""
+    for line in lines:
+        print(printable(line), file=sys.stderr if err else None, flush=True)
 
 
 def table_console(width: int = 140, least: int = 0) -> Console:
@@ -76,7 +78,7 @@ def counting() -> Iterator[Callable[[str, int, int], None]]:
         if progress.disable and now - said > 60 and done > first:
             said = now
             minutes = (total - done) / rate / 60
-            print(f"{what}: {done} of {total}, {rate:.1f}/s, about {minutes:.0f} min left", file=sys.stderr)
+            say(f"{what}: {done} of {total}, {rate:.1f}/s, about {minutes:.0f} min left", err=True)
 
     console = Console(stderr=True)
     with Progress(

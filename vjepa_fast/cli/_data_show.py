@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from vjepa_fast.cli._arguments import add_overrides, at_least, positive, writable_file
+from vjepa_fast.cli._console import say
 
 
 def add_show(commands: Any) -> None:
@@ -38,5 +39,5 @@ def _show(args: argparse.Namespace) -> int:
     cfg = config.load(args.recipe, [*first, *args.overrides])
     sheet = read_sheet(cfg, args.manifest, clips=args.clips, step=args.step)
     write_sheet(sheet, args.out)
-    print(f"{args.out}: {len(sheet.clips)} clips of step {args.step}, {len(sheet.bad)} unreadable")
+    say(f"{args.out}: {len(sheet.clips)} clips of step {args.step}, {len(sheet.bad)} unreadable")
     return 0

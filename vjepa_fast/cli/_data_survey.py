@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vjepa_fast.cli._console import new_table, plain, table_console
+from vjepa_fast.cli._console import new_table, plain, say, table_console
 
 if TYPE_CHECKING:
     from vjepa_fast.data.manifests.manifest import Manifest
@@ -55,10 +55,10 @@ def _print_speed(args: argparse.Namespace, manifest: Manifest) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for speed in speeds(manifest, data, args.speed):
         if speed.why:
-            print(f"{speed.decoder}: not measured: {speed.why}")
+            say(f"{speed.decoder}: not measured: {speed.why}")
             continue
         hours = len(manifest) / speed.clips_per_s / cores / 3600
-        print(
+        say(
             f"{speed.decoder}: {speed.clips_per_s:.1f} clips/s in one thread; "
             f"to read {len(manifest)} samples takes at least {_time(hours)} on the {cores} CPU cores here"
         )

@@ -7,6 +7,8 @@ from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vjepa_fast.cli._console import say
+
 if TYPE_CHECKING:
     from vjepa_fast.ops._builds import Built
 
@@ -44,13 +46,13 @@ def warm(source: Sequence[str], arch: int | None) -> int:
             raise UserError("doctor --warm: torch finds no CUDA device here; --arch sm_90 compiles for one elsewhere")
         arch = warming.capability(torch.device("cuda"))
     dtype = torch.float32 if cfg.runtime.dtype == "float32" else torch.bfloat16
-    print(f"kernels of {source[0] if source else 'the defaults'} for sm_{arch}, {str(dtype).removeprefix('torch.')}")
+    say(f"kernels of {source[0] if source else 'the defaults'} for sm_{arch}, {str(dtype).removeprefix('torch.')}")
     summary = warming.Warming(cfg, dtype, arch, on_kernel=_line).finish()
-    print(summary, flush=True)
+    say(summary)
     return 1 if summary.error or summary.failed else 0
 
 
 def _line(kernel: str, builds: list[Built]) -> None:
     compiled, failed = sum(not b.found and not b.error for b in builds), [b.error for b in builds if b.error]
     state = f"{len(builds)} builds, {compiled} compiled, {sum(b.seconds for b in builds):.1f} s"
-    print(f"  {kernel:<30}{state}{'; failed: ' + failed[0] if failed else ''}", flush=True)
+    say(f"  {kernel:<30}{state}{'; failed: ' + failed[0] if failed else ''}")

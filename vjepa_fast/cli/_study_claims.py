@@ -86,9 +86,9 @@ def _print(entries: Sequence[dict], rounding: str) -> None:
             say(f"    {other['reading']}: {other['status']}, {value_text(other['computed'])}")
         for note in e["notes"]:
             say(f"    note: {note}")
-    print(f"\n{rounding}")
+    say("", rounding)
     counts = {s: sum(e["status"] == s for e in entries) for s in dict.fromkeys(e["status"] for e in entries)}
-    print(", ".join(f"{n} {status}" for status, n in counts.items()))
+    say(", ".join(f"{n} {status}" for status, n in counts.items()))
 
 
 def _print_study(entries: Sequence[dict], how: Sequence[str]) -> None:
@@ -98,4 +98,4 @@ def _print_study(entries: Sequence[dict], how: Sequence[str]) -> None:
             mode, arithmetic = plain(found["compat"]), plain(found["arithmetic"])
             table.add_row(plain(e["id"]), plain(e["statement"]), mode, _colour(found["status"]), arithmetic)
     table_console(160, least=120).print(table)
-    print("\n".join(how))
+    say(*how)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from vjepa_fast.cli._arguments import positive_real
+from vjepa_fast.cli._console import say
 
 HELP = "put a study in one archive of limited size, to go on with it elsewhere"
 
@@ -22,7 +23,7 @@ def run(args: Namespace) -> int:
     from vjepa_fast.study.run.pack import pack
 
     packed = pack(args.folder, args.out, data=args.data, most=args.mb)
-    print(f"{packed.path}: {packed.megabytes:.1f} MB, {packed.cells} cells, {len(packed.stopped)} stopped runs")
+    say(f"{packed.path}: {packed.megabytes:.1f} MB, {packed.cells} cells, {len(packed.stopped)} stopped runs")
     if packed.left_out:
-        print(f"over {args.mb:g} MB, will start anew: {', '.join(packed.left_out)}")
+        say(f"over {args.mb:g} MB, will start anew: {', '.join(packed.left_out)}")
     return 0

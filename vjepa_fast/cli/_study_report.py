@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
         raise UserError(f"--margin {args.margin:g}: expected percentage points above 0 and below 100, such as 2")
     paths = {kind: getattr(args, kind) for kind in FILES if getattr(args, kind)}
     made, written = write_study_report(args.folder, paths or None, partial=args.partial, margin=args.margin / 100)
-    print(made["headline"])
+    say(made["headline"])
     for line in made["barred_lines"] + made["answer_lines"]:
         say(f"  {line}")
     if made["missing"]:
@@ -48,5 +48,5 @@ def run(args: Namespace) -> int:
 
         written = [*written, write_paper_table(args.folder, args.partial)]
     for path in written:
-        print(f"written: {path}")
+        say(f"written: {path}")
     return 0

@@ -245,12 +245,12 @@ def _pairs(option: str, texts: list[str], numbers: bool = False) -> dict:
 def _dry_run(study: StudyPlan) -> int:
     jobs = study.missing()
     for line in study.suite.cost_lines(jobs):
-        print(line)
+        say(line)
     missing = {job["key"] for job in jobs}
     for job in study.jobs:
         state = "to do" if job["key"] in missing else "done"
         say(f"{state:<6}  {job['key']:<44} {'' if job['kind'] == 'random' else job['settings']['steps'] + ' steps'}")
-    print(f"{len(study.jobs)} runs, {len(missing)} to do")
+    say(f"{len(study.jobs)} runs, {len(missing)} to do")
     return 0
 
 
@@ -266,7 +266,7 @@ class _Display:
     def event(self, what: str, job: dict | str) -> None:
         if isinstance(job, str):
             if what == "cost":
-                print(job, flush=True)
+                say(job)
             elif not job.endswith((": start", ": kept")):
                 self.say(job)
             return
@@ -293,7 +293,7 @@ class _Display:
             self.say(f"{key}: FAILED: {path.read_text().strip().splitlines()[-1]} ({path})")
 
     def say(self, text: str) -> None:
-        print(f"[{self.finished:>3}/{self.total}] {time.time() - self.start:6.0f} s  {text}", flush=True)
+        say(f"[{self.finished:>3}/{self.total}] {time.time() - self.start:6.0f} s  {text}")
 
     def accuracies(self, key: str) -> str:
         from vjepa_fast.study.run.cells import read_cell
@@ -314,11 +314,11 @@ class _Display:
     def close(self, failed: list[str]) -> None:
         done = self.total - len(self.study.missing())
         kept = f" ({self.kept} not by this command)" if self.kept else ""
-        print(
+        say(
             f"{done} of {self.total} runs done{kept}, {len(failed)} failed, {time.time() - self.start:.0f} s: "
             f"{self.study.folder}"
         )
         for key in failed:
             say(f"  failed: {key}")
         if done + len(failed) < self.total:
-            print(f"{self.total - done - len(failed)} are left; the same command goes on with them")
+            say(f"{self.total - done - len(failed)} are left; the same command goes on with them")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from vjepa_fast.cli._console import say
+
 HELP = "merge archives of `study pack` into a study's folder"
 
 
@@ -18,5 +20,5 @@ def run(args: Namespace) -> int:
     from vjepa_fast.study.run.pack import unpack
 
     found = unpack(args.archives, args.folder)
-    print(f"{args.folder}: {found['cells']} new cells, {found['stopped']} stopped runs to go on with")
+    say(f"{args.folder}: {found['cells']} new cells, {found['stopped']} stopped runs to go on with")
     return 0

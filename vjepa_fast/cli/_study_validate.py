@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from vjepa_fast.cli._arguments import names, positive
+from vjepa_fast.cli._console import say
 
 HELP = "instrument check: what labels, random weights and raw pixels reach on each suite"
 
@@ -45,24 +46,24 @@ def run(args: Namespace) -> int:
     suite = Synthetic(settings, folder)
     asked = args.suite or (suite.names if settings.evaluate else Synthetic.evaluated)
     chosen = [name for name in Synthetic.evaluated if name in asked]
-    found = run_check(folder, chosen, suite.setting(), lambda text: print(text, flush=True))
+    found = run_check(folder, chosen, suite.setting(), say)
     path = Path(args.out) if args.out else folder / FILE
     write_json(path, found, "choose another place with --out")
     _table(found)
-    print(path)
+    say(path)
     return 0 if all(entry["passed"] for entry in found["suites"].values()) else 1
 
 
 def _table(found: dict) -> None:
     for name, entry in found["suites"].items():
         rows = [row for row in found["rows"] if row["suite"] == name]
-        print(f"\n{name}: {'passed' if entry['passed'] else 'FAILED'} ({entry['seconds']:.0f} CPU seconds)")
+        say("", f"{name}: {'passed' if entry['passed'] else 'FAILED'} ({entry['seconds']:.0f} CPU seconds)")
         for outcome in dict.fromkeys(row["outcome"] for row in rows):
             figures = [
                 f"{row['encoder']} {100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
                 for row in rows
                 if row["outcome"] == outcome
             ]
-            print(f"  {outcome:<7} {'  '.join(figures)}")
+            say(f"  {outcome:<7} {'  '.join(figures)}")
         for text in (*entry["reasons"], *entry["notes"]):
-            print(f"  {text}")
+            say(f"  {text}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import positive_real
+from vjepa_fast.cli._console import say
 
 if TYPE_CHECKING:
     from vjepa_fast.config import Config
@@ -106,4 +106,4 @@ def _hours(hours: float) -> str:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    say(text, err=True)

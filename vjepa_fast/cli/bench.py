@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vjepa_fast.bench.cases import LIMITED, ONE_PER_KIND, PROVIDERS, PUBLIC, RECIPE, SHAPES
 from vjepa_fast.cli._arguments import names, positive, some_names, writable_file
+from vjepa_fast.cli._console import say
 
 HELP = "time a whole training step against the published algorithm"
 
@@ -159,7 +160,7 @@ def run(args: Namespace) -> int:
         memory=not args.no_memory,
         on_rows=keep,
     ):
-        print(table(case), flush=True)
+        say(*table(case).split("\n"))
     wrong = [row for row in rows if row["error"]]
     nothing = all(row["error"] for row in rows if row["provider"] != "public")
     told = [

@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
     with blamed(args.config, args.overrides):
         checked = trainer.check(cfg)
     if args.action == "show":
-        print(config.dump_yaml(cfg), end="")
+        say(*config.dump_yaml(cfg).rstrip("\n").split("\n"))
         return 0
     sizes = {"encoder": checked.encoder, "predictor": checked.predictor, "heads": checked.heads}
     counts = ", ".join(f"{name} {_millions(module)}" for name, module in sizes.items() if module is not None)
     loss = f"objectives: {', '.join(cfg.objectives)}" if cfg.method == "vjepa" else f"method: {cfg.method}"
-    print(f"{args.config}: usable; parameters: {counts}; {loss}")
+    say(f"{args.config}: usable; parameters: {counts}; {loss}")
     for text in trainer.check_data(cfg):
         say(f"note: {text}")
     return 0
@@ -59,16 +59,16 @@ def _list(names_only: bool) -> None:
     from vjepa_fast.registry import KINDS, registry_of
 
     if names_only:
-        print("\n".join(list_recipes()))
+        say(*list_recipes())
         return
     found = all_recipes()
     width = max(len(recipe.name) for recipe in found)
     for recipe in found:
         own = f" (own data: {recipe.own})" if recipe.own else ""
-        print(f"{'*' if recipe.own else ' '} {recipe.name:<{width}}  {recipe.what}{own}")
-    print(f"* {'':<{width}}  suits own data, by --videos DIR or --set data.datasets=[MANIFEST]\n")
+        say(f"{'*' if recipe.own else ' '} {recipe.name:<{width}}  {recipe.what}{own}")
+    say(f"* {'':<{width}}  suits own data, by --videos DIR or --set data.datasets=[MANIFEST]", "")
     for kind in KINDS:
-        print(f"{kind}: {', '.join(sorted(registry_of(kind)))}")
+        say(f"{kind}: {', '.join(sorted(registry_of(kind)))}")
 
 
 def _millions(module: nn.Module) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vjepa_fast.cli._arguments import writable_file
+from vjepa_fast.cli._arguments import add_root, writable_file
 from vjepa_fast.cli._console import say
 from vjepa_fast.cli._data_show import add_show
 from vjepa_fast.cli._data_survey import add_survey, print_survey
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     make.add_argument("--seed", type=int, default=0, help="of the split (default %(default)s)")
     check = commands.add_parser("check", help="read a clip of every sample and list those that cannot be read")
     check.add_argument("manifest", help="manifest to check")
-    check.add_argument("--root", metavar="DIR", help="as data.root: paths start from it and may not lead out of it")
+    add_root(check)
     check.add_argument("--frames", type=int, default=16, help="frames per clip (default %(default)s)")
     check.add_argument("--frame-step", type=int, help="frames from one to the next (default 1)")
     check.add_argument("--fps", type=int, help="frames per second to read at, in place of --frame-step")
@@ -79,8 +78,7 @@ def _check(args: argparse.Namespace) -> int:
     from vjepa_fast.data.sampling import Sampling
     from vjepa_fast.errors import DataError
 
-    root = None if args.root is None else Root(os.path.abspath(args.root))
-    manifest = load_manifest(args.manifest, root)
+    manifest = load_manifest(args.manifest, Root.given(args.root))
     with _progress(len(manifest)) as on_progress:
         bad = check_manifest(
             manifest,
@@ -103,7 +101,7 @@ def _check(args: argparse.Namespace) -> int:
     print_survey(args, manifest, [path for path, _ in bad])
     if args.write_clean is not None:
         kept = write_clean(manifest, [path for path, _ in bad], args.write_clean)
-        print(f"{args.write_clean}: {kept} samples that can be read")
+        say(f"{args.write_clean}: {kept} samples that can be read")
         return 0
     if bad:
         raise DataError(
@@ -130,7 +128,7 @@ def _progress(total: int) -> Iterator[Callable[[float], None]]:
         now = time.monotonic()
         if progress.disable and now - said > 60 and done:
             said, left = now, (now - begin) * (total - done) / done / 60
-            print(f"{done:.1f} of {total} samples, about {left:.0f} min left", file=sys.stderr)
+            say(f"{done:.1f} of {total} samples, about {left:.0f} min left", err=True)
 
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("reading", total=total)

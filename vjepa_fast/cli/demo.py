@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_device, device_of, positive, positive_real
-from vjepa_fast.cli._console import plain, table_console
+from vjepa_fast.cli._console import plain, say, table_console
 from vjepa_fast.files import parse_json
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
         rows, report = run_demo(args.folder, plan, workers=args.workers, on_event=display.event, on_tick=display.tick)
     _table(rows)
     _verdict(rows)
-    print(f"report: {report}   ({time.time() - start:.0f} s)")
+    say(f"report: {report}   ({time.time() - start:.0f} s)")
     return 0
 
 
@@ -155,9 +155,9 @@ def _verdict(rows: Sequence[Row]) -> None:
     from vjepa_fast.study.demo.page import statement
 
     said = statement(rows)
-    print(
+    say(
         f"{len(said['above'])} of {said['compared']} pretrained rows stand above random init beyond the 95 % interval, "
         f"{len(said['below'])} below, {said['level']} cannot be told from it."
     )
     for name, d in said["above"]:
-        print(f"  above: {name}: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})")
+        say(f"  above: {name}: {100 * d['value']:+.1f} points ({100 * d['low']:+.1f} to {100 * d['high']:+.1f})")

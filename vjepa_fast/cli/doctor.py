@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vjepa_fast.cli._arguments import add_json
+from vjepa_fast.cli._console import say
 from vjepa_fast.cli._doctor_warm import compute_capability, warm
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from vjepa_fast.files import write_json
 
     report = examine()
-    print("\n".join(text(report)[1:]))
+    say(*text(report)[1:])
     if args.json:
         write_json(args.json, report)
     return 0

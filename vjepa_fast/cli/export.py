@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from vjepa_fast.cli import _arguments as arguments
+from vjepa_fast.cli._console import say
 
 HELP = "write an encoder for other programs (safetensors, FAIR, Hugging Face, ONNX, torch.export), and compare"
 
@@ -35,8 +36,8 @@ def run(args: Namespace) -> int:
     done = export_encoder(encoder, args.to, args.out, which=args.which or "target_encoder")
     clips = " and ".join(f"[{','.join(map(str, shape))}]" for shape in done.clips)
     allowed = f"{done.tolerance:g} of the largest value" if done.tolerance else "none"
-    print(f"{done.path}: {done.what}")
-    print(
+    say(f"{done.path}: {done.what}")
+    say(
         f"read back and compared on {clips}: largest difference {done.difference:.3g} at values up to "
         f"{done.largest:.3g} (allowed: {allowed})"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
 from vjepa_fast.cli import _arguments as arguments
+from vjepa_fast.cli._console import say
 
 HELP = "write features of your videos, by any encoder, as safetensors"
 
@@ -44,6 +45,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="PATH", type=safetensors_file, required=True, help="the .safetensors file")
     arguments.add_one_encoder(parser)
+    arguments.add_root(parser)
     parser.add_argument(
         "--pooling",
         choices=(*arguments.POOLINGS, "cls", "none"),
@@ -103,7 +105,7 @@ def run(args: Namespace) -> int:
     device = arguments.device_of(args.device)
     encoder = load_encoder(args.encoder, args.which, config=args.config)
     names = ("pooling", "level", "clips", "crops", "num_frames", "crop_size", "frame_step", "short", "images")
-    names += ("batch_size", "storage", "workers", "max_bad")
+    names += ("batch_size", "storage", "workers", "max_bad", "root")
     how = {name: getattr(args, name) for name in names}
     with counting() as show:
         found = video_features(
@@ -119,5 +121,5 @@ def run(args: Namespace) -> int:
     found.save(args.out)
     shape = ", ".join(map(str, found.x.shape))
     lost = f", {len(found.skipped)} left out" if found.skipped else ""
-    print(f"{args.out}: features [{shape}] {args.storage} of {len(found)} videos{lost}, {found.settings['pooling']}")
+    say(f"{args.out}: features [{shape}] {args.storage} of {len(found)} videos{lost}, {found.settings['pooling']}")
     return 0

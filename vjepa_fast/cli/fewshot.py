@@ -34,6 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--videos", metavar="DIR", help="--novel, --base and --val are lists (CMN, TRX, HyRSM) of videos below DIR"
     )
+    arguments.add_root(parser)
     parser.add_argument(
         "--split",
         metavar="NAME[:PART]",
@@ -139,14 +140,14 @@ def run(args: Namespace) -> int:
     how = f"readout {args.readout}" if args.readout else _options_text(args.classifier, options)
     print_table(rows, title=f"Few-shot, accuracy in %, {how}")
     for label, choice in choices.items():
-        print(f"{label}: {choice.text}")
+        say(f"{label}: {choice.text}")
     for note in dict.fromkeys(note for choice in choices.values() for note in choice.notes):
         say(f"readout: {note}")
-    print(f"Protocol {protocol.text}.")
+    say(f"Protocol {protocol.text}.")
     for note in dict.fromkeys(note for result in tuned.values() for note in result.notes):
         say(f"{args.method}: {note}")
     for leak in leaks.values():
-        print(leak.statement)
+        say(leak.statement)
     if args.json:
         taken = (*(() if args.readout else ("pooling", "level")), "num_frames", "crop_size", "frame_step", "images")
         content = {
@@ -189,13 +190,15 @@ def _check(args: Namespace) -> None:
 def _manifests(args: Namespace) -> tuple[Manifest, Manifest | None, Manifest | None]:
     """Manifests of the novel, the base and the validation classes (the last two or None)."""
     from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.data.manifests.root import Root
     from vjepa_fast.evaluation.fewshot.splits import manifest_from_list, select_part
 
     if args.videos:
         base, val = (manifest_from_list(path, args.videos)[0] if path else None for path in (args.base, args.val))
         return manifest_from_list(args.novel, args.videos)[0], base, val
-    novel = load_manifest(args.novel)
-    base, val = (load_manifest(path) if path else None for path in (args.base, args.val))
+    root = Root.given(args.root)
+    novel = load_manifest(args.novel, root)
+    base, val = (load_manifest(path, root) if path else None for path in (args.base, args.val))
     if args.split:
         name, _, part = args.split.partition(":")
         tuned, part = args.method != "frozen" or args.readout == "auto", part or "test"
@@ -210,10 +213,11 @@ def _manifests(args: Namespace) -> tuple[Manifest, Manifest | None, Manifest | N
 def _pretrain(args: Namespace, config: Config | None) -> tuple[list[Manifest], list[str]]:
     """(manifests of pretraining, what is not known of them)."""
     from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.data.manifests.root import Root
     from vjepa_fast.evaluation.run.fewshot import pretraining_manifests
 
     if args.pretrain:
-        return [load_manifest(path) for path in args.pretrain], []
+        return [load_manifest(path, Root.given(args.root)) for path in args.pretrain], []
     return pretraining_manifests(config)
 
 

@@ -17,6 +17,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Add the flags."""
     arguments.add_encoders(parser)
     parser.add_argument("--data", metavar="CSV", required=True, help="manifest of the clips")
+    arguments.add_root(parser)
     parser.add_argument(
         "--split",
         choices=("depth", "channel"),
@@ -49,7 +50,7 @@ def run(args: Namespace) -> int:
     from vjepa_fast.evaluation.run.geometry import checkpoint_geometry
 
     settings = ("num_frames", "crop_size", "frame_step", "extra_frames", "batch_size")
-    settings += ("split", "views", "max_clips", "seed")
+    settings += ("split", "views", "max_clips", "seed", "root")
     with Console(stderr=True).status("reading") as status:
         rows = checkpoint_geometry(
             manifest=args.data,

@@ -145,13 +145,13 @@ def _print(report: Report) -> None:
             f"{facts['manifest']}"
         )
     codecs = [f"{number} {codec}" for codec, number in report.codecs.items()]
-    print(
+    say(
         f"{report.files} files found, {report.missing} missing, {report.bad} bad; {report.classes} classes"
         + (f"; {report.hours:.2f} h of video" if report.hours else "")
     )
     say(f"files: {'; '.join(codecs[:4])}{f'; {len(codecs) - 4} other forms' if len(codecs) > 4 else ''}")
     if report.copied_bytes:
-        print(f"copies: {report.copied_bytes / 1e9:.2f} GB")
+        say(f"copies: {report.copied_bytes / 1e9:.2f} GB")
     if report.missing or report.bad:
         say(f"reasons: {os.path.join(report.out, 'quarantine.jsonl')}")
     for note in report.notes:

@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli import _arguments as arguments
-from vjepa_fast.cli._console import new_table, plain, table_console
+from vjepa_fast.cli._console import new_table, plain, say, table_console
 from vjepa_fast.files import write_text
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--fewshot", metavar="CSV", type=manifest, help="manifest of novel classes for few-shot episodes"
     )
+    arguments.add_root(parser)
     parser.add_argument(
         "--probes",
         "--probe",
@@ -115,14 +116,14 @@ def run(args: Namespace) -> int:
     manifests = {k: getattr(args, k) for k in ("train", "val", "test", "fewshot")}
     subject = arguments.subject_of(args)
     with Console(stderr=True).status("reading") as status:
-        rows = probe_checkpoint(**manifests, protocol=protocol, on_progress=status.update, **subject)
+        rows = probe_checkpoint(**manifests, root=args.root, protocol=protocol, on_progress=status.update, **subject)
     print_table(rows)
     for r in rows:
         if "readout" in r.chosen:
-            print(_reading_text(r))
+            say(_reading_text(r))
     leakage = _leakage(args, subject["config"]) if args.fewshot else None
     if leakage:
-        print(leakage.statement)
+        say(leakage.statement)
     if args.json:
         content = {
             "checkpoint": os.path.abspath(args.checkpoint),
@@ -144,12 +145,13 @@ def _reading_text(row: Row) -> str:
 def _leakage(args: Namespace, config: Config | None) -> Leakage:
     """What pretraining has seen of the novel classes, by the data sets that the checkpoint's configuration names."""
     from vjepa_fast.data.manifests.manifest import load_manifest
+    from vjepa_fast.data.manifests.root import Root
     from vjepa_fast.evaluation.fewshot.leakage import find_leakage
     from vjepa_fast.evaluation.run.encoders import checkpoint_config
     from vjepa_fast.evaluation.run.fewshot import pretraining_manifests
 
     pretrain, gaps = pretraining_manifests(config or checkpoint_config(args.checkpoint))
-    return find_leakage(load_manifest(args.fewshot), pretrain, gaps=gaps)
+    return find_leakage(load_manifest(args.fewshot, Root.given(args.root)), pretrain, gaps=gaps)
 
 
 def _check(args: Namespace) -> None:

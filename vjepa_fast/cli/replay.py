@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
+from vjepa_fast.cli._console import say
+
 HELP = "make a failed training step again, in other precisions, and name the module where values stop being finite"
 
 
@@ -25,5 +27,5 @@ def run(args: Namespace) -> int:
     from vjepa_fast.trainer import replay
 
     *_, lines = replay.run(args.bundle, args.dtype, args.device)
-    print("\n".join(lines))
+    say(*lines)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from vjepa_fast.cli._arguments import add_device, at_least, device_of, positive, writable_file
+from vjepa_fast.cli._console import say
 
 HELP = "write a page of a run: curves, masks on your videos, maps of features and attention, nearest clips"
 
@@ -23,8 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read, draw and write; the exit code."""
-    import sys
-
     from vjepa_fast.study.show.page import write_page
     from vjepa_fast.study.show.read import read_shown, refuse_out
 
@@ -35,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
         clips=args.clips,
         among=args.among,
         device=device_of(args.device),
-        say=lambda text: print(text, file=sys.stderr, flush=True),
+        say=lambda text: say(text, err=True),
     )
     write_page(shown, out)
     curves = f"{len(shown.run.metrics)} rows, " if shown.run is not None else ""
-    print(f"{out}: {curves}{len(shown.maps)} clips, {len(shown.near)} with nearest ones")
+    say(f"{out}: {curves}{len(shown.maps)} clips, {len(shown.near)} with nearest ones")
     return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from vjepa_fast.cli._console import say
+
 HELP = "render synthetic suites to .mp4 (or .rows) and .jpg with manifests"
 
 
@@ -56,5 +58,5 @@ def run(args: argparse.Namespace) -> int:
             )
     for name, manifests in written.items():
         for split, path in manifests.items():
-            print(f"{name} {split}: {splits[split]} clips, manifest {path}")
+            say(f"{name} {split}: {splits[split]} clips, manifest {path}")
     return 0

@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from vjepa_fast.cli._arguments import add_overrides, at_least, positive
+from vjepa_fast.cli._console import say
 from vjepa_fast.cli._train_flags import add_short_flags, scaled, short_overrides
 from vjepa_fast.cli._train_videos import RECIPE, add_videos, configured, folder_of
 from vjepa_fast.config.given import Given, blamed, folder_override
@@ -107,9 +108,9 @@ def _train(args: argparse.Namespace, cfg: Config, overrides: list[str]) -> int:
             fallback=not args.no_fallback,
             probe=_probe(cfg),
         )
-    print(f"step {result.step}: {result.folder}")
+    say(f"step {result.step}: {result.folder}")
     if result.checkpoint is not None:
-        print(f"checkpoint: {result.checkpoint}")
+        say(f"checkpoint: {result.checkpoint}")
     return 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image_path, suffix_of
 from vjepa_fast.data.members import names_shards
 from vjepa_fast.data.prepare.find import visible
@@ -26,12 +27,13 @@ class Gathered:
     left_out: int = 0
 
 
-def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> Gathered:
+def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], root: Root | None = None) -> Gathered:
     """All samples of ``sources``, in order.
 
     Args:
         sources: a video or image, a folder (every video in it and below, by name; its images where it has no video), a
             manifest or .tar shards; or several of these.
+        root: the folder that the paths of manifests start from.
 
     Raises:
         DataError: nothing there, a folder without videos or images, or videos beside images.
@@ -48,7 +50,7 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
         elif media and not names_shards(name):
             found = [name]
         else:
-            part = load_manifest(name)
+            part = load_manifest(name, root)
             paths += part.paths
             labels.append(part.labels)
             continue

@@ -7,6 +7,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from vjepa_fast.errors import printable
 from vjepa_fast.metrics.collapse import CollapseWatch
 
 if TYPE_CHECKING:
@@ -84,13 +85,13 @@ class Progress:
     def note(self, text: str) -> None:
         """Show a line of text above the bar."""
         if self.live is not None:
-            self.live.console.print(text, highlight=False, markup=False)
+            self.live.console.print(printable(text, keep="\n"), highlight=False, markup=False)
         elif self.enabled:
             self._print(text)
 
     def _print(self, text: str) -> None:
         self.said = time.perf_counter()
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text, keep="\n"), file=sys.stderr, flush=True)
 
     def _left(self) -> float:
         """Seconds to the end, by the steps after the first, which builds and measures; by that where it is alone."""

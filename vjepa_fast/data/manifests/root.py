@@ -13,15 +13,21 @@ from vjepa_fast.errors import DataError
 
 @dataclass(frozen=True)
 class Root:
-    """A folder; ``confine``: nothing outside of it is read."""
+    """A folder; ``confine``: nothing outside of it is read; ``option``: what it was given by, for messages."""
 
     folder: str
     confine: bool = True
+    option: str = "data.root"
 
     @classmethod
     def of(cls, data: DataConfig) -> Root | None:
         """What a section of a recipe says; None without ``root``."""
         return None if data.root is None else cls(os.path.abspath(os.path.expanduser(data.root)), data.root_confine)
+
+    @classmethod
+    def given(cls, folder: str | None) -> Root | None:
+        """What ``--root`` of a command says; None without it."""
+        return None if folder is None else cls(os.path.abspath(os.path.expanduser(folder)), option="--root")
 
     def check(self, paths: Sequence[str], manifest: str) -> None:
         """Hold the samples of a manifest against the folder, links resolved.
@@ -34,7 +40,7 @@ class Root:
             DataError: there is no such folder; or with ``confine`` one of them lies outside, or behind a URL: names it.
         """
         if not os.path.isdir(self.folder):
-            raise DataError(f"data.root: {self.folder}: no such folder")
+            raise DataError(f"{self.option}: {self.folder}: no such folder")
         if not self.confine:
             return
         root = os.path.realpath(self.folder)
@@ -47,7 +53,7 @@ class Root:
             if name in ("", ".", "..") or os.path.islink(place):
                 place = os.path.realpath(place)
             if is_url(path) or not place.startswith(os.path.join(root, "")):
+                other = "set data.root_confine: false" if self.option == "data.root" else "give a folder that holds it"
                 raise DataError(
-                    f"{manifest}: {path} lies outside of data.root {self.folder}; take it out, or set "
-                    "data.root_confine: false"
+                    f"{manifest}: {path} lies outside of {self.option} {self.folder}; take it out, or {other}"
                 )

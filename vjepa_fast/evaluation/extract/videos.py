@@ -19,6 +19,7 @@ from torch import Tensor
 from vjepa_fast import __version__, files
 from vjepa_fast.data.bad_samples import BadSamples
 from vjepa_fast.data.gather import gather
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.views.evaluation import eval_views
 from vjepa_fast.errors import ConfigError, DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
@@ -130,6 +131,7 @@ def video_features(
     storage: str = "float32",
     workers: int = 0,
     max_bad: float = 0.05,
+    root: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> VideoFeatures:
     """Frozen features of videos, the numbers of `extract_features`.
@@ -154,6 +156,7 @@ def video_features(
         dtype: autocast; bfloat16 on CUDA and float32 elsewhere, unless given.
         storage: dtype of the result: float32, bfloat16 or float16.
         max_bad: share of the videos that may be unreadable; these are left out and listed.
+        root: the folder that the paths of manifests start from and stay in.
         on_progress: told (videos dealt with, videos in all).
 
     Raises:
@@ -167,7 +170,7 @@ def video_features(
     if min(clips, crops, batch_size) < 1:
         raise UserError(f"views: {clips} clips x {crops} crops, {batch_size} at once; all must be at least 1")
     numbers = level_numbers(encoder, level)
-    found = gather(videos)
+    found = gather(videos, Root.given(root))
     manifest = found.manifest
     device, dtype = place_of(encoder, device, dtype)
     view = clip_view(encoder, num_frames, crop_size, frame_step, short=short)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vjepa_fast.config.schema import AugmentConfig
 from vjepa_fast.data.manifests.manifest import load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import ClipSet, clip_settings, clip_view, decode_clips
@@ -151,18 +152,20 @@ def checkpoint_geometry(
     seed: int = 0,
     split: str = "depth",
     batch_size: int = 16,
+    root: str | None = None,
     **how: Any,
 ) -> list[dict]:
     """`geometry_rows` of the encoders in a checkpoint file or run folder, first the random-init control.
 
     ``manifest``: path of a CSV, of which only the chosen clips are read, each with ``extra_frames`` more than the
-    encoder sees. ``how``: fields of `Subject`; nothing is cached.
+    encoder sees. ``root``: the folder its paths start from and stay in. ``how``: fields of `Subject`; nothing is
+    cached.
 
     Raises:
         CheckpointError: as `Subject.encoders`.
         DataError: as `geometry_rows`, or an unreadable manifest.
     """
-    subject, listed = Subject(path, **how), load_manifest(manifest)
+    subject, listed = Subject(path, **how), load_manifest(manifest, Root.given(root))
     encoders = subject.encoders()
     view = clip_view(encoders[0][2], num_frames, crop_size, frame_step)
     frames = view["num_frames"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.evaluation.choices import check_choice
 from vjepa_fast.evaluation.extract.clips import Source, clip_view
@@ -129,13 +130,15 @@ def probe_checkpoint(
     test: str | None = None,
     val: str | None = None,
     fewshot: str | None = None,
+    root: str | None = None,
     protocol: ProbeProtocol = ProbeProtocol(),
     **how: Any,
 ) -> list[Row]:
     """Rows of the encoders in a checkpoint file or run folder, first the random-init control.
 
     ``train``, ``val``, ``test``: manifests of a probe (``val`` None: 20 % of train is held out); ``fewshot``: a
-    manifest of classes for episodes. ``how``: fields of `Subject`.
+    manifest of classes for episodes; ``root``: the folder their paths start from and stay in. ``how``: fields of
+    `Subject`.
 
     Raises:
         UserError: a missing or damaged checkpoint, another architecture, unreadable manifests, too few samples, label
@@ -143,7 +146,7 @@ def probe_checkpoint(
     """
     subject, protocol = Subject(path, **how), protocol.settled()
     given = {"train": train, "val": val, "test": test, "fewshot": fewshot}
-    manifests = protocol.parts({k: load_manifest(v) for k, v in given.items() if v})
+    manifests = protocol.parts({k: load_manifest(v, Root.given(root)) for k, v in given.items() if v})
     probing = {"train", "test"} <= set(manifests)
     if not probing and not fewshot:
         raise UserError("nothing to measure: give --train and --test manifests, or --fewshot")
