@@ -1,5 +1,6 @@
 """A training module in the manner of V-JEPA 2's whose loss is defined in the step, inside the loop, inside ``main``."""
 
+# ruff: noqa: B023 (functions of the loop's variables are what this file is about)
 from __future__ import annotations
 
 import copy

@@ -49,7 +49,9 @@ def script(body, **names):
     """A module without a file. ``body``: what is inside ``main(h, z, masks_pred, loss_exp)``."""
     lines = "\n".join("    " + line for line in body.splitlines())
     found = ModuleType("script")
-    text = "def main(h, z, masks_pred, loss_exp):\n    from torch import gather\n" + lines + "\n    return loss_fn(z, h)"
+    text = (
+        "def main(h, z, masks_pred, loss_exp):\n    from torch import gather\n" + lines + "\n    return loss_fn(z, h)"
+    )
     found.__dict__.update(names)
     exec(compile(text, "<no file>", "exec"), found.__dict__)
     return found
@@ -74,9 +76,7 @@ def inputs(dtype=torch.float32):
     h, z, masks = [], [], []
     for batch, n in ((2, 9), (3, 12)):
         h.append(torch.randn(batch, n, 8, generator=generator).to(dtype))
-        masks.append(
-            [torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(batch)]) for k in (3, 5)]
-        )
+        masks.append([torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(batch)]) for k in (3, 5)])
         z.append([torch.randn(batch, k, 8, generator=generator).to(dtype).requires_grad_() for k in (3, 5)])
     return h, z, masks
 
@@ -226,7 +226,10 @@ def test_other_names(calls):
         ("async " + plain(), "expected a function of .z, h. or "),
         (plain().replace("return", "yield"), "expected a function of .z, h. or "),
         ("w = 2\n" + plain().replace("sum(values)", "w * sum(values)"), "uses w as well, so it is another loss"),
-        (plain() + "\ndef other():\n    def loss_fn(z, h): return 0", r"several functions are named loss_fn .*; rename"),
+        (
+            plain() + "\ndef other():\n    def loss_fn(z, h): return 0",
+            r"several functions are named loss_fn .*; rename",
+        ),
     ],
 )
 def test_losses_that_are_refused(body, words):
@@ -316,3 +319,61 @@ def test_mean_loss_without_gradient():
         got = module.main(h, z, masks, 2.0)
         assert torch.allclose(got, module.main.vjepa_fast_original(h, z, masks, 2.0))
         assert got == losses.mean_loss(z, h, masks, 2.0)
+
+
+# -- V-JEPA 2.1 --------------------------------------------------------------------------------------------------------
+LATER = """def loss_fn(z, h, masks_to_apply, cls_loss, d_weights):
+    values = []
+    for i in range(len(z)):
+        for j in range(len(z[i])):
+            rows, mask = (h[i][:, 1:] if cls_loss else h[i]), masks_to_apply[i][j][..., None]
+            rows = gather(rows, 1, mask.expand(-1, -1, rows.shape[-1]))
+            if cls_loss:
+                rows = cat([h[i][:, :1], rows], 1)
+            error = (z[i][j] - rows).abs() ** loss_exp
+            if d_weights is not None and not cls_loss:
+                error = error / d_weights[i][j][..., None] * SCALE
+            values.append(error.mean() / loss_exp)
+    return sum(values) / len(values)"""
+
+
+def later(scale="1"):
+    body = f"from torch import cat\n{LATER.replace('SCALE', scale)}"
+    main = "def main(loss_exp, *args, **kwargs):\n    from torch import gather\n"
+    main += "".join(f"    {line}\n" for line in body.splitlines()).replace("gather(", "torch.gather(")
+    module = ModuleType("script")
+    text = main.replace("    from torch import gather\n    from torch import cat\n", "").replace(" cat(", " torch.cat(")
+    module.__dict__["torch"] = torch
+    exec(compile(text + "    return loss_fn(*args, **kwargs)", "<no file>", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_class_tokens_and_weights(calls, monkeypatch, p):
+    module, asked = later(), []
+    h, z, masks = inputs()
+    extra = [[torch.cat((x[:, :1] * 0.5, x), 1).detach().requires_grad_() for x in zi] for zi in z]
+    distances = [[torch.rand(m.shape) + 0.5 for m in mi] for mi in masks]
+    vjepa2(module)
+    honest = losses.same_gradients
+    monkeypatch.setattr(losses, "same_gradients", lambda *args: asked.append(args) or honest(*args))
+    kinds = [(z, False, None), (z, False, distances), (extra, True, None), (extra, True, distances)]
+    for z_, cls_loss, d_weights in kinds * 2:
+        targets = [torch.cat((hi[:, :1] * 2, hi), 1) for hi in h] if cls_loss else h
+        given = dict(cls_loss=cls_loss, d_weights=d_weights)
+        flat = [x for zi in z_ for x in zi]
+        wanted = module.main.vjepa_fast_original(p, z_, targets, masks, **given)
+        got = module.main(p, z_, targets, masks, **given)
+        assert torch.allclose(got, wanted, atol=1e-6)
+        for a, b in zip(torch.autograd.grad(got, flat), torch.autograd.grad(wanted, flat)):
+            assert torch.allclose(a, b, rtol=0, atol=1e-6)
+    assert len(asked) == 3 and len(calls) == 4 * (6 + 2)  # of each kind once; weights do not count with a class token
+
+
+def test_weights_are_compared_when_they_first_come():
+    module = later("1.01")
+    vjepa2(module)
+    h, z, masks = inputs()
+    assert module.main(1.0, z, h, masks, False, None) > 0
+    with pytest.raises(UserError, match="computes something else"):
+        module.main(1.0, z, h, masks, False, [[torch.ones(m.shape) for m in mi] for mi in masks])

@@ -43,6 +43,7 @@ def tolerance_of(*tensors: Tensor) -> float:
 
 
 def different(name: str, how: str = "computes something else than the original") -> UserError:
+    """The error to raise."""
     return UserError(f"{name}: vjepa_fast {how}; leave it as it was")
 
 

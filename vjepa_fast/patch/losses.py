@@ -57,7 +57,7 @@ def mean_loss(
 
 
 class Loss:
-    """``mean_loss`` in place of a loss; the first call of each kind (``class_token``, weights) also asks the original."""
+    """``mean_loss`` in place of a loss; the first call of each kind (class token, weights) also asks the original."""
 
     def __init__(self, name: str):
         self._name, self._compared = name, set[tuple[bool, bool]]()
@@ -91,7 +91,9 @@ class Loss:
         self._compared.add(kind)
         return got
 
-    def _compare(self, ours: Callable[..., Tensor], original: Callable[..., Tensor], z: Lists, h: Sequence[Tensor]) -> None:
+    def _compare(
+        self, ours: Callable[..., Tensor], original: Callable[..., Tensor], z: Lists, h: Sequence[Tensor]
+    ) -> None:
         """Value and gradient by z; what h and z hang on is not touched."""
         flat = [x for zi in z for x in zi]
         gradients = not any(x.is_inference() for x in flat)

@@ -25,7 +25,6 @@ _KEYS += ("full_complement", "pred_full_complement", "inv_block")
 _TRIES = 1000
 
 
-
 def collator(original: Callable[..., Any], name: str) -> type:
     """A class of ``original``'s arguments and calls; ``name`` stands in errors."""
     return type("MaskCollator", (_Collator,), {"_original": staticmethod(original), "_name": name})

@@ -1,4 +1,4 @@
-"""A function that is defined inside another one, replaced from outside: by its code, which is a constant of the outer code.
+"""A function that is defined inside another one, replaced from outside: its code is a constant of the outer code.
 
 The outer function stays the same object with the same source lines; its code gets another constant. What stands in for
 the inner function sees the same variables of the outer ones, and can make the original of them.
@@ -19,17 +19,19 @@ Hook = Callable[[tuple[Any, ...], dict[str, Any], FunctionType], Any]
 
 @dataclass(frozen=True)
 class Nested:
-    """``code`` is defined somewhere inside ``owner``."""
+    """``code`` is defined somewhere inside ``owner``, a FunctionType."""
 
-    owner: FunctionType
+    owner: Any  # a field of type FunctionType is a method to type checkers
     code: CodeType
 
     @property
     def where(self) -> str:
+        """For a line of text."""
         return f"{self.code.co_name} in {self.owner.__name__}, line {self.code.co_firstlineno}"
 
     @property
     def parameters(self) -> tuple[str, ...]:
+        """Names of the positional ones."""
         return self.code.co_varnames[: self.code.co_argcount]
 
     @property
@@ -42,7 +44,9 @@ class Nested:
     def replace(self, hook: Hook) -> None:
         """``hook(arguments, variables of the outer functions by name, the original)`` in place of the function."""
         owner, name = self.owner, f"_vjepa_fast_{self.code.co_name}"
-        original = FunctionType(owner.__code__, owner.__globals__, owner.__name__, owner.__defaults__, owner.__closure__)
+        original = FunctionType(
+            owner.__code__, owner.__globals__, owner.__name__, owner.__defaults__, owner.__closure__
+        )
         original.__kwdefaults__ = owner.__kwdefaults__
         inner = self.code
 
