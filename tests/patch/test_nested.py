@@ -255,7 +255,7 @@ def test_patched_twice(module):
     [
         "def step():\n{}\n    return loss_fn\nloss_fn = step()",
         "class Step:\n{}\nloss_fn = Step.loss_fn",
-        "try:\n    pass\nfinally:\n{}",
+        "try:\n    str(h)\nfinally:\n{}",
         "async def step():\n{}\n    return loss_fn\ntry:\n    step().send(None)\nexcept StopIteration as end:\n"
         "    loss_fn = end.value",
         "loss_fn = None\nfor _ in range(2):\n    def step():\n        nonlocal loss_fn\n    {}\n    step()",

@@ -110,6 +110,14 @@ def test_goes_to_workers_that_are_spawned(tmp_path):
     assert done.stdout.strip() == "the same masks", done.stderr
 
 
+def test_a_worker_that_patches_as_well(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fair_style", module)
+    original = module.MaskCollator
+    vjepa2(module)
+    again, given = module.MaskCollator(module.CFGS, **SIZES).__reduce__()
+    assert isinstance(again(*given).reference, original)
+
+
 @pytest.mark.parametrize("name", ["MaskCollator", "apply_masks", "loss_fn"])
 def test_a_difference_is_an_error_at_the_first_batch(module, name):
     class Off(module.MaskGenerator):

@@ -112,7 +112,7 @@ def _loss(original: Callable[..., Any], name: str, masks: str) -> Callable[..., 
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         z, h, chosen, *exponent = given.arguments.values()
-        return checked(lambda z, h: original(z, h, chosen, *exponent), z, h, chosen, *exponent or (1.0,))
+        return checked(lambda z, h: original(z, h, chosen, *exponent), z, h, chosen, exponent[0] if exponent else 1.0)
 
     return loss_fn
 
