@@ -254,6 +254,7 @@ def test_patched_twice(module):
     "around",
     [
         "def step():\n{}\n    return loss_fn\nloss_fn = step()",
+        "def step():\n    from torch import compile\n    @compile(backend='eager')\n{}\n    return loss_fn\nloss_fn = step()",
         "class Step:\n{}\nloss_fn = Step.loss_fn",
         "try:\n    str(h)\nfinally:\n{}",
         "async def step():\n{}\n    return loss_fn\ntry:\n    step().send(None)\nexcept StopIteration as end:\n"

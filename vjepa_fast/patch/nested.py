@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import torch
+
 from vjepa_fast.errors import UserError
 
 Hook = Callable[[tuple[Any, ...], dict[str, Any], FunctionType], Any]
@@ -50,6 +52,7 @@ class Nested:
         original.__kwdefaults__ = owner.__kwdefaults__
         inner = self.code
 
+        @torch.compiler.disable  # a compiled function breaks its graph here, as it has to for the first comparison
         def call(arguments: tuple[Any, ...], cells: FunctionType) -> Any:
             found = FunctionType(inner, owner.__globals__, inner.co_name, None, cells.__closure__)
             return hook(arguments, dict(zip(inner.co_freevars, cells())), found)
@@ -100,8 +103,7 @@ def find(module: ModuleType, name: str) -> Nested | None:
     Raises:
         UserError: there are several.
     """
-    # a body of `finally` is compiled twice, to equal codes
-    found = [Nested(owner, code) for owner in functions(module) for code in set(inside(owner.__code__, name))]
+    found = [Nested(owner, code) for owner in functions(module) for code in inside(owner.__code__, name)]
     if len(found) > 1:
         places = ", ".join(sorted((one.where for one in found), key=lambda text: (len(text), text)))
         raise UserError(f"{module.__name__}: several functions are named {name} ({places}); rename all but one")
