@@ -254,7 +254,6 @@ def test_patched_twice(module):
     "around",
     [
         "def step():\n{}\n    return loss_fn\nloss_fn = step()",
-        "def step():\n    from torch import compile\n    @compile(backend='eager')\n{}\n    return loss_fn\nloss_fn = step()",
         "class Step:\n{}\nloss_fn = Step.loss_fn",
         "try:\n    str(h)\nfinally:\n{}",
         "async def step():\n{}\n    return loss_fn\ntry:\n    step().send(None)\nexcept StopIteration as end:\n"
@@ -271,6 +270,17 @@ def test_wherever_it_is(around, calls):
     wanted = module.main(h, z, masks, 2.0)
     vjepa2(module)
     assert torch.allclose(module.main(h, z, masks, 2.0), wanted) and len(calls) == 8
+
+
+def test_a_compiled_loss(module, calls):
+    text = (HERE / "fair_nested.py").read_text().replace('CALLED.append("loss_fn")', "pass")
+    indent = " " * 16
+    text = text.replace(f"{indent}def loss_fn", f"{indent}@torch.compile(backend='eager')\n{indent}def loss_fn")
+    compiled = ModuleType("compiled")
+    exec(compile(text, "<no file>", "exec"), compiled.__dict__)
+    wanted, _ = compiled.main({})
+    vjepa2(compiled)
+    assert compiled.main({})[0] == pytest.approx(wanted, abs=1e-6) and len(calls) == 4 * 7
 
 
 def test_a_main_with_decorators_and_variables_of_its_own(calls):
