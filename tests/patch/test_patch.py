@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +76,48 @@ def test_goes_to_the_workers_of_a_loader(module):
     assert [len(groups) for groups in loader] == [2] * 4
 
 
+SPAWNED = """
+import multiprocessing, torch
+import fair_style
+from vjepa_fast.patch import vjepa2
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("spawn")  # as the published main does
+    original = fair_style.MaskCollator
+    vjepa2(fair_style)
+    samples = [([torch.zeros(3)], 0, [list(range(n))]) for n in (4, 8, 4, 4)] * 3
+    found = []
+    for which in (original, fair_style.MaskCollator):
+        setattr(fair_style, "MaskCollator", which)  # where the other process will look for it
+        collator = which(fair_style.CFGS, dataset_fpcs=[4, 8], crop_size=32, patch_size=8)
+        collator.step()
+        torch.manual_seed(0)
+        loader = torch.utils.data.DataLoader(samples, batch_size=4, num_workers=1, collate_fn=collator)
+        found.append([[m.tolist() for _, *masks in groups for many in masks for m in many] for groups in loader])
+    assert found[0] == found[1] and len(found[0]) == 3, found
+    assert collator._draws[4][0]._count.value == 3
+    print("the same masks")
+"""
+
+
+def test_goes_to_workers_that_are_spawned(tmp_path):
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    paths = (str(Path(__file__).parent), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", ""))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    done = subprocess.run(
+        [sys.executable, "spawned.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "the same masks", done.stderr
+
+
+def test_a_worker_that_patches_as_well(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fair_style", module)
+    original = module.MaskCollator
+    vjepa2(module)
+    again, given = module.MaskCollator(module.CFGS, **SIZES).__reduce__()
+    assert isinstance(again(*given).reference, original)
+
+
 @pytest.mark.parametrize("name", ["MaskCollator", "apply_masks", "loss_fn"])
 def test_a_difference_is_an_error_at_the_first_batch(module, name):
     class Off(module.MaskGenerator):
@@ -105,7 +150,10 @@ def test_what_cannot_be_patched(module):
     module.MaskGenerator = lambda *args, **kwargs: None
     del module.apply_masks
     said = vjepa2(module, loss="no_such")
-    assert said[1:] == [f"{name}: not an attribute of the module, so it stays" for name in ("apply_masks", "no_such")]
+    assert said[1:] == [
+        "apply_masks: not an attribute of the module, so it stays",
+        "no_such: neither an attribute of the module nor defined inside its functions, so it stays",
+    ]
     with pytest.raises(UserError, match="MaskCollator was patched already; call vjepa2 once"):
         vjepa2(module)
     with pytest.raises(UserError, match="MaskCollator: masks have a key 'motion'"):

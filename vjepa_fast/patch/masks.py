@@ -1,142 +1,41 @@
-"""The parts of this package in other people's training code: `vjepa2` puts them into a module of FAIR's kind.
-
-What is replaced is compared with what it replaces when it is first used; a difference is an error, not a warning.
-"""
+"""The published mask collator with the same masks from the same random numbers, the blocks of all samples at once."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import inspect
-import logging
 import math
 from collections.abc import Callable, Sequence
 from multiprocessing import Value
-from types import ModuleType
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vjepa_fast import ops
 from vjepa_fast.config.schema import MaskConfig
 from vjepa_fast.errors import ConfigError, UserError
 from vjepa_fast.ops.block_masks import Size, masks_of_origins
 
-_log = logging.getLogger("vjepa_fast")
 # Arguments of a mask of FAIR's configuration that the published collator reads, and names of ours.
 _KEYS = ("aspect_ratio", "num_blocks", "spatial_scale", "temporal_scale", "max_temporal_keep", "max_keep")
 _KEYS += ("full_complement", "pred_full_complement", "inv_block")
 _TRIES = 1000
 
 
-def vjepa2(module: ModuleType, *, loss: str = "loss_fn") -> list[str]:
-    """Replace mask collator, mask gathering and loss of a training module in the manner of V-JEPA 2's ``train.py``.
-
-    Call it after the module was imported and before its ``main`` runs. Looked for are, as attributes of the module:
-
-    - ``MaskCollator(cfgs_mask, dataset_fpcs, crop_size, patch_size, tubelet_size)``, called with a list of samples
-      whose last entry is the clips' frame indices: replaced by one that draws the same masks from the same random
-      numbers, all samples at once.
-    - ``apply_masks(x, masks, concat=True)``: gathers without an index as large as the features.
-    - ``loss_fn(z, h, masks_pred, loss_exp)``, lists by group of clips, and of ``z`` and ``masks_pred`` by mask; h
-      [B,N,D], z [B,K,D]: `ops.latent_loss`. A loss defined inside ``main`` cannot be reached from outside.
-
-    Args:
-        module: changed in place.
-        loss: name of the loss function in it.
-
-    Returns:
-        What was replaced, in words, one for each; also told to the logger ``vjepa_fast``.
-
-    Raises:
-        UserError: the module has none of these, or was patched already. Later, from the first call of what was
-            replaced: it says something else than the original.
-    """
-    found = {
-        "MaskCollator": (_collator, "draws the same masks, all samples at once"),
-        "apply_masks": (_gather, "gathers without an index as large as the features"),
-        loss: (_loss, "is ops.latent_loss: gather, distance and mean in one pass"),
-    }
-    there = {name: getattr(module, name) for name in found if callable(getattr(module, name, None))}
-    if not there:
-        raise UserError(
-            f"{module.__name__}: has none of {', '.join(found)}; is it a training module of V-JEPA 2's kind?"
-        )
-    if patched := [name for name, original in there.items() if hasattr(original, "vjepa_fast_original")]:
-        raise UserError(f"{module.__name__}: {patched[0]} was patched already; call vjepa2 once")
-    made = {name: found[name][0](original, f"{module.__name__}.{name}") for name, original in there.items()}
-    for name, replacement in made.items():
-        replacement.vjepa_fast_original = there[name]
-        setattr(module, name, replacement)
-    said = [f"{name} {found[name][1]}; compared with the original at its first use" for name in made]
-    missing = [name for name in found if name not in there]
-    said += [f"{name}: not an attribute of the module, so it stays" for name in missing]
-    for line in said:
-        _log.info("%s: %s", module.__name__, line)
-    return said
-
-
-# -- gathering and loss ------------------------------------------------------------------------------------------------
-def _checked_once(ours: Callable[..., Any], original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``ours``; its first call also asks the original."""
-    asked = False
-
-    @functools.wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal asked
-        got = ours(*args, **kwargs)
-        if not asked:
-            asked = True
-            with torch.no_grad():
-                _same(got, original(*args, **kwargs), name)
-        return got
-
-    return call
-
-
-def _same(got: Any, wanted: Any, name: str) -> None:
-    many = [list(x) if isinstance(x, (list, tuple)) else [x] for x in (got, wanted)]
-    tolerance = 1e-2 if any(x.dtype in (torch.bfloat16, torch.float16) for x in many[0] + many[1]) else 1e-5
-    pairs = list(zip(*many))
-    alike = len(many[0]) == len(many[1]) and all(a.shape == b.shape for a, b in pairs)
-    if not alike or not all(torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance) for a, b in pairs):
-        raise UserError(f"{name}: vjepa_fast computes something else than the original; leave it as it was")
-
-
-def _gather(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    def apply_masks(x: Tensor, masks: Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
-        parts = [x.gather(1, mask.unsqueeze(-1).expand(-1, -1, x.shape[-1])) for mask in masks]
-        return torch.cat(parts) if concat else parts
-
-    return _checked_once(apply_masks, original, name)
-
-
-def _loss(original: Callable[..., Any], name: str) -> Callable[..., Any]:
-    wanted = ["z", "h", "masks_pred"]
-    if list(inspect.signature(original).parameters)[:3] != wanted:
-        raise UserError(f"{name}: expected a function of ({', '.join(wanted)}, loss_exp); use ops.latent_loss in it")
-
-    def loss_fn(
-        z: Sequence[Sequence[Tensor]],
-        h: Sequence[Tensor],
-        masks_pred: Sequence[Sequence[Tensor]],
-        loss_exp: float = 1.0,
-    ) -> Tensor:
-        groups = zip(z, h, masks_pred)
-        values = [
-            ops.latent_loss(zij, hi.detach(), mij, loss_exp=loss_exp)
-            for zi, hi, mi in groups
-            for zij, mij in zip(zi, mi)
-        ]
-        return torch.stack(values).sum() / len(values)
-
-    return _checked_once(loss_fn, original, name)
-
-
-# -- masks -------------------------------------------------------------------------------------------------------------
-def _collator(original: Callable[..., Any], name: str) -> type:
+def collator(original: Callable[..., Any], name: str) -> type:
+    """A class of ``original``'s arguments and calls; ``name`` stands in errors."""
     return type("MaskCollator", (_Collator,), {"_original": staticmethod(original), "_name": name})
+
+
+def _again(where: str, path: str, name: str, given: tuple[Any, Any], draws: Any, compared: bool) -> _Collator:
+    """A collator in a spawned worker, whose modules are imported anew; the numbers of the batches are shared."""
+    found = attrgetter(path)(importlib.import_module(where))
+    made = collator(getattr(found, "vjepa_fast_original", found), name)(*given[0], **given[1])
+    made._draws, made._compared = draws, compared
+    return made
 
 
 class _Collator:
@@ -146,6 +45,7 @@ class _Collator:
     _name: str
 
     def __init__(self, *args: Any, **kwargs: Any):
+        self._given = args, kwargs
         self.reference: Any = self._original(*args, **kwargs)
         given = inspect.signature(self._original).bind(*args, **kwargs)
         given.apply_defaults()
@@ -160,6 +60,13 @@ class _Collator:
         except KeyError as error:
             raise UserError(f"{self._name}: takes no argument {error}, as V-JEPA 2's collator does") from error
         self._compared = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        original = self._original
+        return _again, (
+            *(original.__module__, original.__qualname__, self._name),
+            *(self._given, self._draws, self._compared),
+        )
 
     def step(self) -> None:
         """Leave one batch's block sizes out, as a resumed run does."""
