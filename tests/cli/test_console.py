@@ -32,6 +32,14 @@ def test_lines_are_lines(text, err, capsys):
     assert len(lines) == 3 and all(line.isprintable() for line in lines)
 
 
+@pytest.mark.parametrize(
+    "text", ["10.31\u202fPM", "a\u00a0b", "\u3000", "\u0645\u06cc\u200c\u0634", "\U0001f469\u200d\U0001f52c"]
+)
+def test_blanks_and_joiners_of_names_stay(text, capsys):
+    say(text)
+    assert capsys.readouterr().out == f"{text}\n" and plain(text) == text
+
+
 def test_commands_print_by_no_other_way():
     """`say`, tables with `plain` texts, or the two lines of `main` itself."""
     found = {

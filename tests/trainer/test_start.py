@@ -140,6 +140,31 @@ def test_one_ctrl_c_ends_a_run_whose_steps_are_long(where, tmp_path, tiny_suites
     assert all(torch.equal(x, b["encoder"][k]) for k, x in a["encoder"].items())
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="timers are POSIX")
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_timer_of_others_stays(asked, monkeypatch):
+    came = []
+    monkeypatch.setattr(signals.os, "write", lambda *_: None)
+    before = signal.signal(signal.SIGALRM, lambda *_: came.append(True))
+    old = signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        with signals.StopRequest(impatient=True, grace=0.1) as stop:
+            if asked:
+                signal.raise_signal(signal.SIGINT)
+                with pytest.raises(signals.StepGivenUp), stop.step():
+                    time.sleep(5)
+            else:
+                time.sleep(0.8)
+                assert came
+        until = time.monotonic() + 10
+        while not came and time.monotonic() < until:
+            time.sleep(0.01)
+        assert came
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *old)
+
+
 def test_a_first_step_that_is_given_up_leaves_no_folder(tmp_path, tiny_suites, monkeypatch, capsys):
     monkeypatch.setattr(signals.StopRequest.__init__, "__kwdefaults__", {"impatient": False, "grace": 0.3})
     slow(monkeypatch, 0, 20.0, "before")

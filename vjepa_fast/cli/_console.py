@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vjepa_fast.errors import printable
+from vjepa_fast.errors import printable, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ def plain(text: object) -> str:
     """Text from a file (a name, a reason) for rich: no markup comes of it, and no control characters are in it."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)))
+    return escape("".join(c if shown(c) or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in str(text)))
 
 
 def say(*lines: object, err: bool = False) -> None:

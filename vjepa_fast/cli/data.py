@@ -90,6 +90,8 @@ def _check(args: argparse.Namespace) -> int:
             options=ReadOptions(corrupt=args.corrupt),
             on_progress=on_progress,
         )
+    paths = [path for path, _ in bad]
+    kept = None if args.write_clean is None else write_clean(manifest, paths, args.write_clean)
     for _, reason in bad:
         say(f"bad: {reason}")
     say(
@@ -98,9 +100,8 @@ def _check(args: argparse.Namespace) -> int:
     )
     for note in keep_indices(manifest):
         say(f"note: {note}")
-    print_survey(args, manifest, [path for path, _ in bad])
-    if args.write_clean is not None:
-        kept = write_clean(manifest, [path for path, _ in bad], args.write_clean)
+    print_survey(args, manifest, paths)
+    if kept is not None:
         say(f"{args.write_clean}: {kept} samples that can be read")
         return 0
     if bad:

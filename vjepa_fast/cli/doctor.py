@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     from vjepa_fast.files import write_json
 
     report = examine()
-    say(*text(report)[1:])
     if args.json:
         write_json(args.json, report)
+    say(*text(report)[1:])
     return 0
 
 

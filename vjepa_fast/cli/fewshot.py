@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vjepa_fast.data.manifests.manifest import Manifest
 
 HELP = "few-shot recognition, frozen or fine-tuned, beside random init; reports what pretraining has seen"
+_LISTS = ("novel", "base", "val", "pretrain")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -137,6 +138,21 @@ def run(args: Namespace) -> int:
             trained_on = [base] if val is None else [base, val]
             leaks["leakage_of_base"] = find_leakage(novel, trained_on, content=content, labelled=True)
             rows, tuned = tune_checkpoint(base=base, val=val, method=args.method, tuning=tuning, **common)
+    if args.json:
+        taken = (*(() if args.readout else ("pooling", "level")), "num_frames", "crop_size", "frame_step", "images")
+        content = {
+            "checkpoint": os.path.abspath(args.checkpoint),
+            "protocol": asdict(protocol),
+            "method": args.method,
+            **({} if args.readout else {"classifier": {"name": args.classifier, **options}}),
+            "features": {k: getattr(settings, k) for k in taken},
+            "manifests": {k: getattr(args, k) for k in (*_LISTS, "videos", "split", "root")},
+            **{k: leak.to_dict() for k, leak in leaks.items()},
+            "rows": [r.to_dict() for r in rows],
+            **({"readout": {label: choice.to_dict() for label, choice in choices.items()}} if args.readout else {}),
+            "tuning": {label: result.to_dict() for label, result in tuned.items()},
+        }
+        write_text(args.json, json.dumps(content, indent=1))
     how = f"readout {args.readout}" if args.readout else _options_text(args.classifier, options)
     print_table(rows, title=f"Few-shot, accuracy in %, {how}")
     for label, choice in choices.items():
@@ -147,22 +163,7 @@ def run(args: Namespace) -> int:
     for note in dict.fromkeys(note for result in tuned.values() for note in result.notes):
         say(f"{args.method}: {note}")
     for leak in leaks.values():
-        say(leak.statement)
-    if args.json:
-        taken = (*(() if args.readout else ("pooling", "level")), "num_frames", "crop_size", "frame_step", "images")
-        content = {
-            "checkpoint": os.path.abspath(args.checkpoint),
-            "protocol": asdict(protocol),
-            "method": args.method,
-            **({} if args.readout else {"classifier": {"name": args.classifier, **options}}),
-            "features": {k: getattr(settings, k) for k in taken},
-            "manifests": {k: getattr(args, k) for k in ("novel", "base", "val", "pretrain", "videos", "split")},
-            **{k: leak.to_dict() for k, leak in leaks.items()},
-            "rows": [r.to_dict() for r in rows],
-            **({"readout": {label: choice.to_dict() for label, choice in choices.items()}} if args.readout else {}),
-            "tuning": {label: result.to_dict() for label, result in tuned.items()},
-        }
-        write_text(args.json, json.dumps(content, indent=1))
+        say(*leak.statement.split("\n"))
     return 0
 
 
@@ -183,6 +184,8 @@ def _check(args: Namespace) -> None:
         raise ConfigError(f"--val chooses a readout; leave it out beside --readout {args.readout}")
     if args.readout and args.metric:
         raise ConfigError("--metric: a readout names its classifier; leave it out")
+    if args.videos and args.root:
+        raise ConfigError("--root is where the paths of manifests start; the lists are of videos below --videos")
     if args.videos and args.split:
         raise ConfigError("--videos reads lists, which hold their split already; leave --split out")
 
@@ -213,11 +216,10 @@ def _manifests(args: Namespace) -> tuple[Manifest, Manifest | None, Manifest | N
 def _pretrain(args: Namespace, config: Config | None) -> tuple[list[Manifest], list[str]]:
     """(manifests of pretraining, what is not known of them)."""
     from vjepa_fast.data.manifests.manifest import load_manifest
-    from vjepa_fast.data.manifests.root import Root
     from vjepa_fast.evaluation.run.fewshot import pretraining_manifests
 
     if args.pretrain:
-        return [load_manifest(path, Root.given(args.root)) for path in args.pretrain], []
+        return [load_manifest(path) for path in args.pretrain], []  # of another place than --root
     return pretraining_manifests(config)
 
 

@@ -58,10 +58,10 @@ def run(args: Namespace) -> int:
             **{k: getattr(args, k) for k in settings},
             **arguments.subject_of(args),
         )
-    print_table(rows)
     if args.json:
-        content = {"checkpoint": os.path.abspath(args.checkpoint), "data": args.data, "seed": args.seed, "rows": rows}
-        write_text(args.json, json.dumps(content, indent=1))
+        content = {"checkpoint": os.path.abspath(args.checkpoint), "data": args.data, "root": args.root}
+        write_text(args.json, json.dumps({**content, "seed": args.seed, "rows": rows}, indent=1))
+    print_table(rows)
     return 0
 
 

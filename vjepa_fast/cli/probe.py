@@ -117,22 +117,22 @@ def run(args: Namespace) -> int:
     subject = arguments.subject_of(args)
     with Console(stderr=True).status("reading") as status:
         rows = probe_checkpoint(**manifests, root=args.root, protocol=protocol, on_progress=status.update, **subject)
-    print_table(rows)
-    for r in rows:
-        if "readout" in r.chosen:
-            say(_reading_text(r))
     leakage = _leakage(args, subject["config"]) if args.fewshot else None
-    if leakage:
-        say(leakage.statement)
     if args.json:
         content = {
             "checkpoint": os.path.abspath(args.checkpoint),
             "protocol": {k: v for k, v in asdict(protocol).items() if k != "spread"},  # by the protocol's name
-            "manifests": manifests,
+            "manifests": {**manifests, "root": args.root},
             "rows": [r.to_dict() for r in rows],
             "leakage": leakage.to_dict() if leakage else None,
         }
         write_text(args.json, json.dumps(content, indent=1))
+    print_table(rows)
+    for r in rows:
+        if "readout" in r.chosen:
+            say(_reading_text(r))
+    if leakage:
+        say(*leakage.statement.split("\n"))
     return 0
 
 

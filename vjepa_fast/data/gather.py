@@ -33,10 +33,11 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], r
     Args:
         sources: a video or image, a folder (every video in it and below, by name; its images where it has no video), a
             manifest or .tar shards; or several of these.
-        root: the folder that the paths of manifests start from.
+        root: the folder that the paths of manifests start from, and that nothing lies outside of.
 
     Raises:
-        DataError: nothing there, a folder without videos or images, or videos beside images.
+        DataError: nothing there, a folder without videos or images, videos beside images, or what lies outside of
+            ``root``.
     """
     names = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     paths: list[str] = []
@@ -54,6 +55,8 @@ def gather(sources: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], r
             paths += part.paths
             labels.append(part.labels)
             continue
+        if root is not None:
+            root.check([os.path.abspath(path) for path in found], name)
         paths += found
         labels.append(np.zeros(len(found), np.int64))
         labelled = False

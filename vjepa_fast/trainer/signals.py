@@ -53,6 +53,7 @@ class StopRequest:
     def __init__(self, *, impatient: bool = False, grace: float = GRACE_S, main: bool = True) -> None:
         self.signal: int | None = None
         self.previous: dict[int, Any] = {}  # handlers to put back
+        self.alarm: tuple[float, float] | None = None  # the timer to set again, once ours was set
         self.left = threading.Event()
         self.impatient, self.grace = impatient and hasattr(signal, "SIGALRM"), grace
         self.in_step, self.main = False, main  # of several processes the main one requeues
@@ -62,8 +63,6 @@ class StopRequest:
             self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT, *_USR1)}
             if "TORCHELASTIC_RUN_ID" in os.environ:
                 threading.Thread(target=self._follow_launcher, daemon=True).start()
-            if self.impatient:
-                self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
         return self
 
     def _follow_launcher(self) -> None:
@@ -77,10 +76,12 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         self.left.set()
-        if self.impatient:
+        if self.alarm is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+        if self.alarm is not None and self.alarm[0]:
+            signal.setitimer(signal.ITIMER_REAL, *self.alarm)
 
     @contextmanager
     def step(self) -> Generator[None]:
@@ -123,8 +124,9 @@ class StopRequest:
             os.write(
                 2, b"\nstopping: the step in hand is finished or given up, then saved; Ctrl-C again to stop at once\n"
             )
-            if self.impatient:
-                signal.setitimer(signal.ITIMER_REAL, self.grace, 0.2)
+            if self.impatient:  # until then the process's timer is that of others
+                self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
+                self.alarm = signal.setitimer(signal.ITIMER_REAL, self.grace, 0.2)
 
     def _give_up(self, _number: int, _frame: object) -> None:
         if self.in_step and not _changed.is_set():  # else the timer comes again

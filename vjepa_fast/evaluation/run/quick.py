@@ -13,6 +13,7 @@ from torch import nn
 
 from vjepa_fast.config.schema import Config
 from vjepa_fast.data.manifests.manifest import Manifest, load_manifest
+from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.synthetic import SUITES, render_clip
 from vjepa_fast.evaluation.controls import random_encoder
 from vjepa_fast.evaluation.extract.clips import ClipSet, Source, clip_view, decode_clips, fits_in_memory
@@ -41,7 +42,7 @@ def quick_probe(cfg: Config, device: torch.device) -> Callable[[nn.Module], dict
     if monitor.train is None or monitor.val is None:
         train, val = (_rendered(monitor.suite, monitor.clips, part, encoder) for part in (0, 1))
     else:
-        train, val = _listed(monitor.train, monitor.val, monitor.clips, encoder)
+        train, val = _listed(monitor.train, monitor.val, monitor.clips, encoder, Root.of(cfg.data))
 
     def probe(trained: nn.Module) -> dict[str, float]:
         encoder.load_state_dict(trained.state_dict())
@@ -65,10 +66,10 @@ def _rendered(suite: str, clips: int, part: int, encoder: VisionTransformer) -> 
     return ClipSet(torch.from_numpy(np.stack(out)), np.array(y), f"{suite}-{part}", suite)
 
 
-def _listed(train: str, val: str, clips: int, encoder: VisionTransformer) -> tuple[Source, Source]:
+def _listed(train: str, val: str, clips: int, encoder: VisionTransformer, root: Root | None) -> tuple[Source, Source]:
     """The first samples of every class of two manifests: at most ``clips`` in each, at least four of a class."""
     view = clip_view(encoder, None, None, None)
-    parts = {"train": load_manifest(train), "val": load_manifest(val)}
+    parts = {"train": load_manifest(train, root), "val": load_manifest(val, root)}
     check_apart(parts)
     classes = check_labels(parts["train"].labels, train)
     check_within(parts["val"].labels, val, classes)
