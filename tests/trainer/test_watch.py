@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vjepa_fast import config as configs
+from vjepa_fast.data import load_manifest
 from vjepa_fast.errors import ConfigError, DataError
 from vjepa_fast.evaluation import quick_probe, random_encoder
 from vjepa_fast.evaluation.run import quick
@@ -129,6 +130,15 @@ def test_accuracy_tells_what_an_encoder_sees(cfg, tmp_path, manifests, name, mon
         monkeypatch.setattr(quick, "extract_features", features)
         accuracy = probe(random_encoder(cfg))[f"probe_{name}"]
         assert accuracy == 1 if informed else accuracy < 0.5
+
+
+def test_nothing_outside_of_the_root_of_the_recipe(cfg, tmp_path, manifests):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "val.csv").write_text(f"{load_manifest(manifests['val']).paths[0]} 0\n")
+    cfg = watched(cfg, tmp_path, train=str(tmp_path / "val.csv"), val=str(tmp_path / "val.csv"))
+    root = dataclasses.replace(cfg.data, root=str(tmp_path / "root"))
+    with pytest.raises(DataError, match="lies outside of data.root"):
+        quick_probe(dataclasses.replace(cfg, data=root), CPU)
 
 
 def test_manifests_and_suites_become_few_clips_of_every_class(cfg, tmp_path, manifests, monkeypatch):

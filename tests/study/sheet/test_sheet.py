@@ -13,6 +13,7 @@ from vjepa_fast import config
 from vjepa_fast.cli import main
 from vjepa_fast.data import ClipLoader, load_manifest
 from vjepa_fast.data.synthetic.write import write_video
+from vjepa_fast.errors import DataError
 from vjepa_fast.study.sheet.read import CONTEXT, PREDICTED, read_sheet
 from vjepa_fast.trainer.building import build_samplers
 
@@ -52,6 +53,17 @@ def test_clips_numbers_and_masks_are_those_of_the_step(films):
         for mask, context, predicted in zip(clip.masks.reshape(2, -1), enc, pred, strict=True):
             assert np.nonzero(mask == CONTEXT)[0].tolist() == context[i].tolist()
             assert np.nonzero(mask == PREDICTED)[0].tolist() == predicted[i].tolist()
+
+
+def test_nothing_outside_of_the_root_of_the_recipe(films, tmp_path):
+    (tmp_path / "root").mkdir()
+    (tmp_path / "train.csv").write_text(f"{films / 'a.mp4'} 0\n")
+    cfg = config.load(None, [*SETTINGS, f"data.root={tmp_path / 'root'}"])
+    with pytest.raises(DataError, match="a.mp4 lies outside of data.root"):
+        read_sheet(cfg, str(tmp_path / "train.csv"))
+    cfg = config.load(None, [*SETTINGS, f"data.root={films}", "data.num_workers=1", "data.batch_size=1"])
+    (tmp_path / "train.csv").write_text("a.mp4 0\n")
+    assert len(read_sheet(cfg, str(tmp_path / "train.csv")).clips) == 1
 
 
 def test_page_and_picture(films, tmp_path, capsys):
