@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import pathlib
 import sys
@@ -41,6 +42,12 @@ def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
         "motion8": render_suite("motion8", folder / "motion8", splits=splits, size=64, frames=16),
         "objects": render_suite(objects, folder / "objects", splits=splits, size=64),
     }
+
+
+def pytest_collection_finish() -> None:
+    """What was imported to collect the tests stays; no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
