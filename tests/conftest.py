@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+gc.disable()  # until all is imported
+
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
     from interpreter import use_interpreter
@@ -46,8 +48,8 @@ def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
 
 def pytest_collection_finish() -> None:
     """What was imported to collect the tests stays; no collection of garbage need look at it again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
