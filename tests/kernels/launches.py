@@ -7,9 +7,10 @@ signatures that were written down by hand. Here an op is called as a training st
 CPU tensors: Triton binds the arguments, specialises on their values, compiles for sm_90 and hands them to the launcher,
 which is ours: it compares them with the compiled signature instead of launching. Results are never written.
 
-The first build of a kernel that differs from what ``benchmarks/results/aot.json`` was recorded of, or of another Triton,
-is compiled to PTX, and so is the first build of all; the others to Triton's own language, where all that depends on the
-launch is decided. What follows takes nine tenths of the time, and ``benchmarks/aot.py`` does it for every variant.
+The first build of all is compiled to PTX, and so is the first one of each kernel that differs from what
+``benchmarks/results/aot.json`` was recorded of, or of any under another Triton; the others are compiled to Triton's own
+language, where all that depends on the launch is decided. What follows takes nine tenths of the time, and
+``benchmarks/aot.py`` does it for every variant.
 """
 
 from __future__ import annotations
