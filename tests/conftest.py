@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import pathlib
 import sys
 
 import pytest
 import torch
+
+gc.disable()  # until all is imported
 
 if importlib.util.find_spec("triton") is not None and not torch.cuda.is_available():
     sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -41,6 +44,12 @@ def tiny_suites(tmp_path_factory) -> dict[str, dict[str, str]]:
         "motion8": render_suite("motion8", folder / "motion8", splits=splits, size=64, frames=16),
         "objects": render_suite(objects, folder / "objects", splits=splits, size=64),
     }
+
+
+def pytest_collection_finish() -> None:
+    """What was imported to collect the tests stays; no collection of garbage need look at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests import forks
 from vjepa_fast import cli, ops
 from vjepa_fast.cli import doctor
 from vjepa_fast.layers.attention.table import Table
@@ -194,13 +195,7 @@ ADDED = {"decoder": ["tape"], "mask strategy": ["checkers"]}
 def doctor_with(tmp_path, plugins):
     path = tmp_path / "doctor.json"
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "VJEPA_FAST_PLUGINS": plugins}
-    done = subprocess.run(
-        [sys.executable, "-m", "vjepa_fast", "doctor", "--json", str(path)],
-        text=True,
-        timeout=120,
-        capture_output=True,
-        env=env,
-    )
+    done = forks.run("-m", "vjepa_fast", "doctor", "--json", str(path), env=env, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     return json.loads(path.read_text()), re.sub(r"\s+", " ", done.stdout)
 

@@ -4,6 +4,7 @@ Every key, found by walking the dataclasses and the registered objectives, is se
 range, unknown or empty.
 """
 
+import argparse
 import copy
 import dataclasses
 import functools
@@ -83,7 +84,8 @@ def outcome(tmp_path, monkeypatch, capsys):
     """``outcome(command, ...)``: exit code, error and notes of a command about the base with one value changed.
 
     What all three commands ask in the same words is answered once: what a file with its overrides says, and whether
-    that can be trained. Weights are left as they come, and nothing is synced to the disk.
+    that can be trained. Weights are left as they come, nothing is synced to the disk, C writes the YAML, and texts of
+    parsers are not looked up in other languages.
     """
     loading = importlib.import_module("vjepa_fast.config.load")
     monkeypatch.chdir(tmp_path)
@@ -99,7 +101,10 @@ def outcome(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(f"vjepa_fast.models.{where}.init_weights", lambda *args, **kwargs: None)
     for name in ("trunc_normal_", "kaiming_uniform_", "uniform_", "normal_"):
         monkeypatch.setattr(torch.nn.init, name, lambda weights, *args, **kwargs: weights)
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda weights, *args, **kwargs: weights)
     monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr(yaml, "SafeDumper", getattr(yaml, "CSafeDumper", yaml.SafeDumper))
+    monkeypatch.setattr(argparse, "_", lambda text: text)
     path = tmp_path / "base.yaml"
     path.write_text(yaml.safe_dump(base(tmp_path)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from vjepa_fast.errors import DataError, UserError
 from vjepa_fast.study.jobs import pool
-from vjepa_fast.study.jobs.pool import Task, run_tasks
+from vjepa_fast.study.jobs.pool import Task, run_here, run_tasks
 
 
 def add(path: str, value: int, fail: bool = False) -> int:
@@ -41,8 +41,25 @@ def graph(folder: Path, value: int = 1, fail: bool = False) -> list[Task]:
 def run(folder, tasks, at_once=1):
     events = []
     tell = lambda kind, name: events.append((kind, name))  # noqa: E731
+    if not at_once:
+        return run_here(tasks, folder, on_event=tell), events
     found = run_tasks(tasks, folder, at_once=at_once, threads=1, on_event=tell)
     return found, events
+
+
+def test_in_this_process_and_in_others_alike(tmp_path):
+    last, left, right = graph(tmp_path)
+    with pytest.raises(DataError, match="told to fail"):
+        run(tmp_path, [left, right, graph(tmp_path, fail=True)[0]], at_once=0)
+    found, events = run(tmp_path, [left, right, last], at_once=0)
+    assert found == {"left": 1, "right": 10, "last": 11}
+    assert events == [("kept", "left"), ("kept", "right"), ("start", "last"), ("done", "last")]
+    assert run(tmp_path, [last, left, right]) == (found, [("kept", name) for name in ("left", "right", "last")])
+    _, other, _ = graph(tmp_path, value=2)
+    found, events = run(tmp_path, [other, right, last], at_once=0)
+    assert [e for e in events if e[0] == "done"] == [("done", "left"), ("done", "last")] and found["last"] == 12
+    (tmp_path / "tasks" / "left.json").write_text("{")
+    assert ("done", "left") in run(tmp_path, [other, right, last], at_once=0)[1]
 
 
 def test_order_restart_and_changed_plan(tmp_path):

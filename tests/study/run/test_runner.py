@@ -169,7 +169,7 @@ def test_processes_of_their_own(tmp_path):
     for path in (made.folder / "suites" / "motion8").glob("*.csv"):
         path.unlink()
     events = []
-    jobs = made.missing()
+    jobs = [{**job, "sources": {"motion8": job["sources"]["motion8"]}} for job in made.missing()]
     work = Work(cells.run, cells.done, cells.fail)
     run_processes(work, jobs, [None, None], 1, lambda what, job: events.append((what, job["kind"])), poll=0.05)
     started, ended = [e for e in events if e[0] == "start"], [e for e in events if e[0] != "start"]

@@ -41,6 +41,8 @@ KEYS = [
     "kinematic-single-published-s0",
 ]
 
+place: Path | None = None  # that the test processes of a run have in common
+
 
 def study(folder, settings=TINY, grid=GRID, **more) -> StudyPlan:
     return StudyPlan(folder, settings, grid, threads=1, force=True, **more)
@@ -48,10 +50,13 @@ def study(folder, settings=TINY, grid=GRID, **more) -> StudyPlan:
 
 @functools.cache
 def data() -> Path:
-    """The folder of a study of `TINY` that has its suites and decoded clips; made once in a test process."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    made = study(folder / "s")
+    """The folder of a study of `TINY` that has its suites and decoded clips; the first test process that asks makes
+    them for all.
+    """
+    folder = Path(tempfile.mkdtemp()) if place is None else place
+    if place is None:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = study(folder / "tiny-study")
     made.claim()
     prepare(made, 0, lambda *_: None)
     return made.folder
@@ -61,7 +66,7 @@ def prepared(made: StudyPlan) -> StudyPlan:
     """``made`` with its data, which one of `TINY` has as links to `data`."""
     made.claim()
     if made.settings == TINY:
-        for name in ("suites", "cache"):
+        for name in ("suites", "cache", "tasks"):
             if not (made.folder / name).exists():
                 shutil.copytree(data() / name, made.folder / name, copy_function=os.link)
     prepare(made, 0, lambda *_: None)

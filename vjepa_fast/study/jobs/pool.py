@@ -90,8 +90,7 @@ def run_tasks(
                     for future in done:
                         task = running.pop(future)
                         results[task.name], spent = future.result()
-                        record = {"key": keys[task.name], **spent, "result": results[task.name]}
-                        write_json(folder / "tasks" / f"{task.name}.json", record, indent=None)
+                        _leave(folder, task, keys[task.name], results[task.name], spent)
                         on_event("done", task.name)
                     on_tick({t.name for t in running.values()})
         except BaseException as error:
@@ -108,16 +107,40 @@ def run_tasks(
     return results
 
 
+def run_here(tasks: Sequence[Task], folder: Path, *, on_event: Callable[[str, str], None]) -> dict[str, object]:
+    """`run_tasks` in this process, one task after the other in the order given, which has what a task needs before it.
+
+    Raises what a task raises.
+    """
+    results: dict[str, object] = {}
+    keys: dict[str, str] = {}
+    for task in tasks:
+        keys[task.name] = _key(task, results, keys)
+        if (kept := _kept(folder, task, keys[task.name])) is not None:
+            results[task.name] = kept[0]
+            on_event("kept", task.name)
+            continue
+        on_event("start", task.name)
+        results[task.name], spent = _timed(task.function, task.values(results))
+        _leave(folder, task, keys[task.name], results[task.name], spent)
+        on_event("done", task.name)
+    return results
+
+
 def _children() -> set[BaseProcess]:
     return set(multiprocessing.active_children())
 
 
-def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
+def _timed(function: Callable, arguments: dict) -> tuple[object, dict]:
     wall, cpu = time.perf_counter(), time.process_time()
+    result = function(**arguments)
+    spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
+    return result, {k: round(v, 2) for k, v in spent.items()}
+
+
+def _call(function: Callable, arguments: dict) -> tuple[object, dict]:
     try:
-        result = function(**arguments)
-        spent = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
-        return result, {k: round(v, 2) for k, v in spent.items()}
+        return _timed(function, arguments)
     except SystemExit:  # the trainer was stopped and has saved
         parent = multiprocessing.parent_process()
         if parent is None or not parent.is_alive():
@@ -134,6 +157,10 @@ def _key(task: Task, results: dict, keys: dict) -> str:
     what = task.identity if task.identity is not None else task.values(results)
     value = [FORMAT, task.function.__name__, what, [keys[n] for n in task.needs]]
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _leave(folder: Path, task: Task, key: str, result: object, spent: dict) -> None:
+    write_json(folder / "tasks" / f"{task.name}.json", {"key": key, **spent, "result": result}, indent=None)
 
 
 def _kept(folder: Path, task: Task, key: str) -> tuple | None:

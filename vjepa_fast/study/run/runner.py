@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from vjepa_fast.locks import Lock
-from vjepa_fast.study.jobs.pool import run_tasks
+from vjepa_fast.study.jobs.pool import run_here, run_tasks
 from vjepa_fast.study.jobs.processes import Work, run_processes, run_slurm, terminable
 from vjepa_fast.study.run import cells
 from vjepa_fast.study.run.plan import StudyPlan
@@ -78,8 +78,7 @@ def prepare(study: StudyPlan, workers: int, on_event: Callable[[str, str], None]
         tasks = study.suite.tasks(study.grid.regimes)
         if workers:
             run_tasks(tasks, study.folder, at_once=workers, threads=1, on_event=on_event)
-            return
-        for task in tasks:  # rendering and decoding of what is there is quick
-            task.function(**task.values({}))
+        else:
+            run_here(tasks, study.folder, on_event=on_event)
     finally:
         lock.release()
