@@ -10,6 +10,7 @@ import torch
 from tests import forks
 from vjepa_fast import ops
 from vjepa_fast.ops.block_masks import BlockSpec
+from vjepa_fast.ops.latent import RowCall
 
 NO_OPS = ("use_backend", "backend_report", "current_backend")
 
@@ -25,7 +26,7 @@ def cases():
     spec, rule = BlockSpec(1, (0.2, 0.4), (1.0, 1.0), (1.0, 1.0)), ops.Rule(0.1, 0.0, 0.9, 0.999, 1e-8, 1)
     power = {f"latent_loss {p}": (lambda p=p: ops.latent_loss(z, h, idx, loss_exp=p)) for p in (1.0, 1.5, 2.0)}
     return power | {
-        "latent_loss_token": lambda: ops.latent_loss_token(z, h, idx, ops.latent.RowCall("l1", 1.0)),
+        "latent_loss_token": lambda: ops.latent_loss_token(z, h, idx, RowCall("l1", 1.0)),
         "latent_loss_pair": lambda: ops.latent_loss_pair(z, h, idx, after, before, [STEP()], places=2),
         "latent_loss_column": lambda: ops.latent_loss_column(
             z, h, torch.tensor([[[0, 1]]]), torch.tensor([[[0, 2]]]), SPECTRUM(), torch.ones(4, 2)

@@ -40,8 +40,9 @@ def vjepa2(
       z [B,K,D]. It is an attribute of the module, ``loss_fn(z, h, masks_pred, loss_exp)``, or is defined inside one of
       its functions, at any depth: ``loss_fn(z, h)`` (V-JEPA 2) with ``masks_pred`` and ``loss_exp`` of the functions
       around it, or ``loss_fn(z, h, masks_to_apply, cls_loss, d_weights)`` (V-JEPA 2.1) with ``loss_exp`` of those.
-      The function around it, ``main``, remains the same object, so names that others have for it are patched too;
-      a call of it that is under way is not.
+      Those two may be variables of the module too. Functions of that name that take other arguments or use other
+      variables stay. The function around it, ``main``, remains the same object, so names that others have for it are
+      patched too; a call of it that is under way is not.
 
     Args:
         module: changed in place.
@@ -53,8 +54,9 @@ def vjepa2(
         What was replaced, in words, one for each; also told to the logger ``vjepa_fast``.
 
     Raises:
-        UserError: the module has none of these, was patched already, or has a loss of another kind. Later, from the
-            first call of what was replaced: it says something else than the original.
+        UserError: the module has none of these, was patched already, or all its losses are of another kind, or several
+            inside functions are of a known one; nothing was changed then. Later, from the first call of what was
+            replaced: it says something else than the original.
     """
     for argument, value in (("loss", loss), ("masks", masks), ("loss_exp", loss_exp)):
         if value is not None and (not value.isidentifier() or keyword.iskeyword(value)):

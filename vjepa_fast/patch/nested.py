@@ -164,9 +164,8 @@ def find(module: ModuleType, name: str) -> list[Nested]:
     for owner in functions(module):
         for code in inside(owner.__code__, name):
             owners.setdefault(code, []).append(owner)
-    return sorted(
-        (Nested(tuple(found), code) for code, found in owners.items()), key=lambda one: one.code.co_firstlineno
-    )
+    nested = [Nested(tuple(found), code) for code, found in owners.items()]
+    return sorted(nested, key=lambda one: one.code.co_firstlineno)
 
 
 def _put(code: CodeType, old: CodeType, new: CodeType) -> CodeType:
