@@ -59,7 +59,7 @@ INSIDE = {
     ),
     "masks": ("drawn", "api", "blocks", "motion"),
     "evaluation": ("choices", "intervals tasks extract", "probes", "controls fewshot", "readout", "run"),
-    "patch": ("compare masks nested", "losses", "modules"),
+    "patch": ("compare masks nested", "losses", "forms", "modules"),
     "export": ("remote", "plain", "api", "formats"),
     "study": ("figures pages power records jobs", "instrument", "run", "stats", "demo report claims sheet", "show"),
     "bench": ("cases errors memory results trace", "process providers timing", "batches", "step"),

@@ -8,11 +8,11 @@ import sys
 import traceback
 from functools import wraps
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
+from tests.patch.scripts import inputs, later, plain, script
 from vjepa_fast import ops
 from vjepa_fast.errors import UserError
 from vjepa_fast.patch import losses, vjepa2
@@ -45,47 +45,11 @@ def calls(monkeypatch):
     return found
 
 
-def script(body, **names):
-    """A module without a file. ``body``: what is inside ``main(h, z, masks_pred, loss_exp)``."""
-    lines = "\n".join("    " + line for line in body.splitlines())
-    found = ModuleType("script")
-    text = (
-        "def main(h, z, masks_pred, loss_exp):\n    from torch import gather\n" + lines + "\n    return loss_fn(z, h)"
-    )
-    found.__dict__.update(names)
-    exec(compile(text, "<no file>", "exec"), found.__dict__)
-    return found
-
-
-# A loss on its own, with the masks in the variable M and the exponent in P.
-PLAIN = """def loss_fn(z, h):
-    values = [
-        (a - b.gather(1, m[..., None].expand(-1, -1, b.shape[-1]))).abs().pow(P).mean() / P
-        for x, b, y in zip(z, h, M) for a, m in zip(x, y)
-    ]
-    return sum(values) / len(values)"""
-
-
-def plain(masks="masks_pred", exponent="loss_exp"):
-    return re.sub(r"\bM\b", masks, re.sub(r"\bP\b", exponent, PLAIN))
-
-
-def inputs(dtype=torch.float32):
-    """Two groups of clips, two masks each."""
-    generator = torch.Generator().manual_seed(0)
-    h, z, masks = [], [], []
-    for batch, n in ((2, 9), (3, 12)):
-        h.append(torch.randn(batch, n, 8, generator=generator).to(dtype))
-        masks.append([torch.stack([torch.randperm(n, generator=generator)[:k] for _ in range(batch)]) for k in (3, 5)])
-        z.append([torch.randn(batch, k, 8, generator=generator).to(dtype).requires_grad_() for k in (3, 5)])
-    return h, z, masks
-
-
 @pytest.mark.parametrize("loss_exp", [1.0, 2.0])
 def test_a_whole_run_stays_the_same(module, calls, loss_exp):
     args = dict(epochs=3, ipe=3, loss_exp=loss_exp)
     wanted, weights = module.main(args)
-    before, asked = module.main, len(module.CALLED)
+    before, asked = module.main, module.called.times
     said = vjepa2(module)
     assert [line.split(":")[0].split()[0] for line in said] == ["MaskCollator", "apply_masks", "loss_fn"]
     assert re.match(r"loss_fn in main, line \d+ is ops.latent_loss", said[2])
@@ -94,7 +58,7 @@ def test_a_whole_run_stays_the_same(module, calls, loss_exp):
     assert all(torch.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(mine, weights))
     # two groups of two masks, nine steps; the comparison asks both once more, and the original gathers then alone
     assert len(calls) == 4 * (9 + 1) and calls[0][1:] == (32, module.DIM)
-    assert len(module.CALLED) - asked == 1
+    assert module.called.times - asked == 1
     assert module.main is before and module.main(args)[0] == got  # others' names for it are patched too
 
 
@@ -206,9 +170,9 @@ def test_what_does_not_fit_the_op():
 
 def test_other_names(calls):
     module = script("chosen, power = masks_pred, loss_exp\n" + plain("chosen", "power"))
-    with pytest.raises(UserError, match="uses no variable masks_pred of the functions around it; .* give it as masks="):
+    with pytest.raises(UserError, match="uses no variable masks_pred of the functions .* give it as masks="):
         vjepa2(module)
-    with pytest.raises(UserError, match="uses no variable loss_exp of the functions around it; .* give it as loss_exp"):
+    with pytest.raises(UserError, match="uses no variable loss_exp of the functions .* give it as loss_exp"):
         vjepa2(module, masks="chosen")
     vjepa2(module, masks="chosen", loss_exp="power")
     h, z, masks = inputs()
@@ -227,8 +191,8 @@ def test_other_names(calls):
         (plain().replace("return", "yield"), "expected a function of .z, h. or "),
         ("w = 2\n" + plain().replace("sum(values)", "w * sum(values)"), "uses w as well, so it is another loss"),
         (
-            plain() + "\ndef other():\n    def loss_fn(z, h): return 0",
-            r"several functions are named loss_fn .*; rename",
+            plain() + "\ndef other():\n    def loss_fn(z, h): return masks_pred * loss_exp",
+            r"several functions are named loss_fn .loss_fn in main, line 3, loss_fn in main, line 10.; rename",
         ),
     ],
 )
@@ -272,15 +236,25 @@ def test_wherever_it_is(around, calls):
     assert torch.allclose(module.main(h, z, masks, 2.0), wanted) and len(calls) == 8
 
 
-def test_a_compiled_loss(module, calls):
-    text = (HERE / "fair_nested.py").read_text().replace('CALLED.append("loss_fn")', "pass")
-    indent = " " * 16
-    text = text.replace(f"{indent}def loss_fn", f"{indent}@torch.compile(backend='eager')\n{indent}def loss_fn")
-    compiled = ModuleType("compiled")
-    exec(compile(text, "<no file>", "exec"), compiled.__dict__)
-    wanted, _ = compiled.main({})
-    vjepa2(compiled)
-    assert compiled.main({})[0] == pytest.approx(wanted, abs=1e-6) and len(calls) == 4 * 7
+def test_a_compiled_loss(monkeypatch):
+    traced, honest = [], ops.latent_loss
+
+    def latent_loss(*args, **kwargs):
+        traced.append(torch.compiler.is_compiling())
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(ops, "latent_loss", latent_loss)
+    torch._dynamo.reset()
+    module = script("@compiled\n" + plain(), compiled=torch.compile(backend="eager"))
+    original = script(plain())
+    vjepa2(module)
+    h, z, masks = inputs()
+    for p in (1.0, 2.0):
+        for shift in range(2):
+            chosen = [[m.roll(shift, 1) for m in mi] for mi in masks]
+            assert torch.allclose(module.main(h, z, chosen, p), original.main(h, z, chosen, p))
+    # the graph ends before it: neither the comparison nor what was compared already is traced
+    assert traced == [False] * 4 * (4 + 1)
 
 
 def test_a_main_with_decorators_and_variables_of_its_own(calls):
@@ -333,32 +307,6 @@ def test_mean_loss_without_gradient():
 
 
 # -- V-JEPA 2.1 --------------------------------------------------------------------------------------------------------
-LATER = """def loss_fn(z, h, masks_to_apply, cls_loss, d_weights):
-    values = []
-    for i in range(len(z)):
-        for j in range(len(z[i])):
-            rows, mask = (h[i][:, 1:] if cls_loss else h[i]), masks_to_apply[i][j][..., None]
-            rows = gather(rows, 1, mask.expand(-1, -1, rows.shape[-1]))
-            if cls_loss:
-                rows = cat([h[i][:, :1], rows], 1)
-            error = (z[i][j] - rows).abs() ** loss_exp
-            if d_weights is not None and not cls_loss:
-                error = error / d_weights[i][j][..., None] * SCALE
-            values.append(error.mean() / loss_exp)
-    return sum(values) / len(values)"""
-
-
-def later(scale="1"):
-    body = f"from torch import cat\n{LATER.replace('SCALE', scale)}"
-    main = "def main(loss_exp, *args, **kwargs):\n    from torch import gather\n"
-    main += "".join(f"    {line}\n" for line in body.splitlines()).replace("gather(", "torch.gather(")
-    module = ModuleType("script")
-    text = main.replace("    from torch import gather\n    from torch import cat\n", "").replace(" cat(", " torch.cat(")
-    module.__dict__["torch"] = torch
-    exec(compile(text + "    return loss_fn(*args, **kwargs)", "<no file>", "exec"), module.__dict__)
-    return module
-
-
 @pytest.mark.parametrize("p", [1.0, 2.0])
 def test_class_tokens_and_weights(calls, monkeypatch, p):
     module, asked = later(), []

@@ -45,11 +45,14 @@ class RowFunction:
         """Whether every kind of kernel has it; others run in a pass of their own."""
         return self.device is not None and self.cpp is not None
 
-    def __call__(self, p: float = 0.0, window: Window | None = None) -> RowCall:
-        """The function with its parameter and channels; see ``RowCall``."""
+    def __post_init__(self) -> None:
+        # here rather than at a call, which torch.compile may trace: what it writes is there after the graph only
         known = _functions.setdefault(self.key, self)
         if known != self and known.formula.__qualname__ != self.formula.__qualname__:
             raise ValueError(f"row function {self.key!r} is defined twice")
+
+    def __call__(self, p: float = 0.0, window: Window | None = None) -> RowCall:
+        """The function with its parameter and channels; see ``RowCall``."""
         return RowCall(self.key, float(p), window)
 
 
@@ -71,12 +74,12 @@ _functions: dict[str, RowFunction] = {}
 
 
 def function(key: str) -> RowFunction:
-    """The row function of that key, which was called before."""
+    """The row function of that key."""
     return _functions[key]
 
 
 def functions() -> tuple[str, ...]:
-    """Keys of all row functions that were called so far."""
+    """Keys of all row functions that were made so far."""
     return tuple(_functions)
 
 
