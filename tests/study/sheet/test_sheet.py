@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,3 +95,19 @@ def test_images_by_the_image_stream_or_repeated(tiny_suites):
         assert clip.frames.shape == (frames, 32, 32, 3) and clip.numbers is None and clip.facts == "image"
         assert clip.masks.shape[1:] == (max(1, frames // 2), 4, 4)
         assert clip.label == load_manifest(manifest).labels[load_manifest(manifest).paths.index(clip.path)]
+
+
+def test_images_are_held_to_the_root_of_their_own_stream(tiny_suites, tmp_path):
+    """The films of a recipe may lie elsewhere."""
+    manifest = tiny_suites["objects"]["train"]
+    whole = tmp_path / "whole.csv"
+    whole.write_text("".join(f"{path} 0\n" for path in load_manifest(manifest).paths))
+    still = {"datasets": ["x"], "dataset_fpcs": [1], "batch_size": 2, "crop_size": 32, "patch_size": 8}
+    for root, fits in ((Path(manifest).parents[1], True), (tmp_path, False)):
+        data = {"crop_size": 32, "patch_size": 8, "root": str(tmp_path)}
+        cfg = config.from_dict({"data": data, "img_data": {**still, "root": str(root)}})
+        if fits:
+            assert len(read_sheet(cfg, str(whole), clips=1).clips) == 1
+        else:
+            with pytest.raises(DataError, match="lies outside of data.root"):
+                read_sheet(cfg, str(whole), clips=1)

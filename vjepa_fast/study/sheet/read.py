@@ -16,7 +16,6 @@ from vjepa_fast.data.decoders import choose_decoder
 from vjepa_fast.data.decoders.index_cache import INDICES
 from vjepa_fast.data.loader import ClipGroup, ClipLoader
 from vjepa_fast.data.manifests.manifest import load_manifest
-from vjepa_fast.data.manifests.root import Root
 from vjepa_fast.data.media import ReadOptions
 from vjepa_fast.data.sampling import Sampling
 from vjepa_fast.errors import UserError
@@ -70,7 +69,7 @@ def read_sheet(cfg: Config, manifest: str, *, clips: int = 8, step: int = 0) -> 
         DataError: the manifest cannot be used, or too many samples cannot be read.
         ConfigError: settings that do not fit one another.
     """
-    listed = load_manifest(manifest, Root.of(cfg.data))
+    listed = load_manifest(manifest)
     img = listed.kind == "image" and cfg.img_data is not None
     section = cfg.img_data if img and cfg.img_data is not None else cfg.data
     data = replace(section, datasets=(manifest,), datasets_weights=None, dataset_fpcs=section.dataset_fpcs[:1])
